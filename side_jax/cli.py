@@ -1,0 +1,116 @@
+"""The command line that all binaries share: flags, one clear sentence for each error, exit codes.
+
+Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read.
+"""
+
+import errno
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from side_jax import pipeline
+from side_jax import workdir as workdirs
+from side_jax.errors import InputError
+from side_jax.stages import report
+
+
+def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -> int:
+    """Parses the command line, runs the stages, prints where the report is; returns the exit code."""
+    _log_to_stderr()
+    try:
+        options = _parse(argv, description, default_stages)
+    except InputError as error:
+        return _fail(error, 2)
+    if options is None:
+        return 0
+    config, workdir, stages = options
+    try:
+        if config is None:
+            config = workdirs.saved_config(workdir)
+        pipeline.run(config, workdir, stages)
+        if "report" in stages:
+            print(report.in_plain_words(config, workdir))
+    except InputError as error:
+        return _fail(error, 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        where = error.filename or workdir
+        return _fail(
+            f"writing {where} failed: {error.strerror}. What was written before is kept; run again after mending it.", 1
+        )
+    except KeyboardInterrupt:
+        return _fail("stopped by the keyboard; run the same command again to go on.", 1)
+    return 0
+
+
+def _log_to_stderr() -> None:
+    """Shows this package's log lines, and of orbax's and JAX's only what matters."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logger = logging.getLogger("side_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"side_jax: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+def _parse(
+    argv: Sequence[str], description: str, default_stages: Sequence[str]
+) -> tuple[ml_collections.ConfigDict | None, Path, list[str]] | None:
+    """(config or None, workdir, stages), or None where only help was asked for."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A config file, such as configs/digits.py; any value is overridden by --config.a.b=VALUE. Without it, the "
+        "config that the workdir was made with.",
+        flag_values=values,
+        sys_argv=list(argv),
+    )
+    flags.DEFINE_string(
+        "workdir", None, "The folder for everything the run writes; made if needed.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "stages",
+        list(default_stages),
+        f"Which stages to run, separated by commas: {', '.join(pipeline.STAGES)}.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("help", False, "Show this and exit.", short_name="h", flag_values=values)
+    if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
+        print(f"{description}\n\nflags:\n{values.get_help(prefix='  ')}")
+        return None
+    try:
+        rest = values(list(argv))[1:]
+    except InputError:
+        raise
+    except Exception as error:  # absl and ml_collections raise many types, and a config file may raise any
+        raise InputError(_reason(error)) from error
+    if rest:
+        raise InputError(f"{rest[0]!r} is no flag; every option begins with --, see --help.")
+    if not values.workdir:
+        raise InputError("--workdir=DIR is missing: the folder for everything the run writes.")
+    return values.config, Path(values.workdir), values.stages
+
+
+def _reason(error: Exception) -> str:
+    """The one line of an error that says what is wrong."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return f"the command line can't be read ({type(error).__name__})."
+    # ml_collections puts the traceback of a failing config file into the message; its last line is the reason.
+    line = lines[-1] if "Traceback" in str(error) else lines[0]
+    return f"the command line can't be read: {line.strip(chr(34))}"

@@ -1,0 +1,1 @@
+"""Images and their split into members and held-out."""

@@ -1,0 +1,105 @@
+"""Noise schedules of a discrete-time DPM, and the time grids that samplers walk on.
+
+Notation (Ho, Jain and Abbeel 2020, "Denoising Diffusion Probabilistic Models"), for t = 0..T-1, larger = noisier.
+Their beta_1 is `betas[0]` here, so index t holds the quantities after t + 1 noising steps:
+
+    alpha_t     = 1 - beta_t                                                                       (1)
+    alpha_bar_t = prod_{s <= t} alpha_s                                                            (2)
+    x_t         = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon,   epsilon ~ N(0, I)       (3)
+
+By convention alpha_bar_{-1} = 1: the clean image.
+"""
+
+import dataclasses
+
+import numpy as np
+
+SCHEDULES = ("linear", "scaled_linear", "cosine")
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Schedule:
+    """A variance-preserving schedule.
+
+    Attributes:
+      betas: float64 [T], the variance added by each step, each in (0, 1).
+
+    """
+
+    betas: np.ndarray
+
+    def __post_init__(self):
+        betas = self.betas
+        if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError("betas must be a non-empty vector with every value strictly between 0 and 1")
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return self.betas.size
+
+    @property
+    def alpha_bar(self) -> np.ndarray:
+        """Equation (2), float64 [T], strictly decreasing."""
+        return np.cumprod(1.0 - self.betas)
+
+
+def make_schedule(name: str, num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Builds a schedule by name.
+
+    Args:
+      name: `linear` (Ho et al. 2020: betas linear from beta_start to beta_end), `scaled_linear` (Rombach et al. 2022:
+        the square roots of the betas are linear) or `cosine` (Nichol and Dhariwal 2021, eq. 17, betas capped at 0.999;
+        beta_start and beta_end are not used).
+      num_timesteps: T, at least 1.
+      beta_start: beta of the first step, in (0, 1).
+      beta_end: beta of the last step, in (0, 1).
+
+    Raises:
+      ValueError: for an unknown name or betas outside (0, 1).
+
+    """
+    if name == "linear":
+        betas = np.linspace(beta_start, beta_end, num_timesteps)
+    elif name == "scaled_linear":
+        betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
+    elif name == "cosine":
+        u = np.arange(num_timesteps + 1) / num_timesteps
+        f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    else:
+        raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
+    return Schedule(betas=betas)
+
+
+def time_grid(num_timesteps: int, num_steps: int, spacing: str = "trailing") -> np.ndarray:
+    """The timesteps at which a sampler calls the denoiser, noisiest first.
+
+    The names are those of Lin et al. 2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2).
+    `trailing` starts at T - 1; `leading` ends at 0; `linspace` does both. All three give the full grid T-1..0 when
+    num_steps = T.
+
+    Args:
+      num_timesteps: T.
+      num_steps: S, from 1 to T.
+      spacing: one of SPACINGS.
+
+    Returns:
+      int32 [S], strictly decreasing, within 0..T-1.
+
+    Raises:
+      ValueError: if num_steps is not in 1..T or the spacing is unknown.
+
+    """
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(f"num_steps must be between 1 and the schedule's {num_timesteps} timesteps, got {num_steps}")
+    if spacing == "trailing":
+        grid = np.round(np.arange(num_steps, 0, -1) * (num_timesteps / num_steps)) - 1
+    elif spacing == "leading":
+        grid = np.arange(num_steps)[::-1] * (num_timesteps // num_steps)
+    elif spacing == "linspace":
+        grid = np.round(np.linspace(num_timesteps - 1, 0, num_steps))
+    else:
+        raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
+    return grid.astype(np.int32)

@@ -1,0 +1,19 @@
+"""Stages synthesize, label, surrogate and extract: attacks the DPM that the workdir holds.
+
+Usage: python -m side_jax.extract --config=configs/digits.py --workdir=runs/digits
+"""
+
+import sys
+
+from side_jax import cli
+
+STAGES = ("synthesize", "label", "surrogate", "extract")
+
+
+def main() -> None:
+    """The console entry point."""
+    sys.exit(cli.main(sys.argv, __doc__, STAGES))
+
+
+if __name__ == "__main__":
+    main()

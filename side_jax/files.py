@@ -1,0 +1,85 @@
+"""Reading files, and writing them so that a kill at any moment leaves the old or the new one, never half of one."""
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from side_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
+    """Opens a temporary neighbour of `path`, which replaces it when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    with open(temporary, mode, **text) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with sorted keys, atomically."""
+    with atomic(path, "w") as file:
+        file.write(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+      InputError: if the file is missing or damaged.
+
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; run the stage that writes it first.") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the stage that writes it again.") from None
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Writes a compressed NPZ, atomically."""
+    with atomic(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads an NPZ without ever unpickling.
+
+    Raises:
+      InputError: if the file is missing or damaged.
+
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; run the stage that writes it first.") from None
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the stage that writes it again.") from None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def array_digest(arrays: Any) -> str:
+    """SHA-256 of the shapes, types and contents of a sequence of arrays."""
+    total = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array)
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

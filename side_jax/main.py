@@ -1,0 +1,19 @@
+"""Runs the whole audit, or the stages named by --stages, in one workdir.
+
+Usage: python -m side_jax.main --config=configs/digits.py --workdir=runs/digits
+"""
+
+import sys
+
+from side_jax import cli, pipeline
+
+STAGES = tuple(pipeline.STAGES)
+
+
+def main() -> None:
+    """The console entry point."""
+    sys.exit(cli.main(sys.argv, __doc__, STAGES))
+
+
+if __name__ == "__main__":
+    main()

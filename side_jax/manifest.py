@@ -1,0 +1,134 @@
+"""What each stage has done, and whether it still holds.
+
+The work of a run is cut into units (`train`, `synthesize`, `label`, `surrogate/side`, `extract/side_10`, ...). A unit's
+fingerprint is a hash of the settings that it depends on and of the fingerprints of the units it reads from, so a
+changed setting reaches exactly what depends on it. A unit owns <workdir>/<unit>/; its manifest.json there says with
+which fingerprint it was begun and whether it is done.
+"""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from side_jax import __version__, files
+from side_jax.settings import Run, Settings
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+# The settings that change how a run is watched or executed, but not what it computes.
+_NOT_PART = {("train", "log_every"), ("train", "checkpoint_every"), ("surrogate", "log_every")} | {
+    ("surrogate", "checkpoint_every"),
+    ("conditional", "log_every"),
+    ("conditional", "checkpoint_every"),
+}
+# What makes the target model; a workdir belongs to one.
+TARGET_SECTIONS = ("seed", "data", "diffusion", "model", "train")
+# Unit: (settings that it depends on, units that it reads).
+_DEPENDENCIES = {
+    "train": (TARGET_SECTIONS, ()),
+    "synthesize": (("sampler", "synthesize"), ("train",)),
+    "label": (("label",), ("synthesize",)),
+    "surrogate/side": (("classifier", "surrogate"), ("label",)),
+    "surrogate/conditional": (("classifier", "conditional"), ("train",)),
+    "extract/unconditional": (("sampler",), ("train",)),
+    "extract/conditional": (("sampler",), ("surrogate/conditional",)),
+    "extract/side": (("sampler",), ("surrogate/side",)),
+}
+
+
+def fingerprint(settings: Settings, unit: str, **more: Any) -> str:
+    """The hash of all that the unit's output depends on; `more` adds what the settings alone do not say."""
+    sections, parents = _DEPENDENCIES[unit]
+    values = dataclasses.asdict(settings)
+    own = {name: values[name] for name in sections}
+    for section, key in _NOT_PART:
+        own.get(section, {}).pop(key, None)
+    above = [fingerprint(settings, parent) for parent in parents]
+    return files.digest({"unit": unit, "format": FORMAT_VERSION, "own": own, "parents": above, "more": more})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One unit of work in a workdir."""
+
+    workdir: Path
+    name: str
+    fingerprint: str
+
+    @property
+    def directory(self) -> Path:
+        """<workdir>/<unit>."""
+        return self.workdir / self.name
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / "manifest.json"
+
+    def _read(self) -> dict[str, Any] | None:
+        return files.read_json(self._path) if self._path.exists() else None
+
+    def done(self) -> bool:
+        """Whether the unit is finished with this very fingerprint."""
+        manifest = self._read()
+        return bool(manifest and manifest["done"] and manifest["fingerprint"] == self.fingerprint)
+
+    def content(self) -> dict[str, Any]:
+        """What `finish` recorded."""
+        return files.read_json(self._path)
+
+    def begin(self) -> bool:
+        """Prepares the directory; returns False, and says so, where there is nothing left to do.
+
+        What an earlier run left with the same fingerprint stays, to be continued. What another fingerprint left is
+        moved to <workdir>/stale/, never deleted.
+        """
+        if self.done():
+            logger.info("%s: up to date, nothing to do.", self.name)
+            return False
+        manifest = self._read()
+        if manifest and manifest["fingerprint"] != self.fingerprint:
+            aside = self.workdir / "stale" / f"{self.name.replace('/', '-')}-{manifest['fingerprint'][:12]}"
+            while aside.exists():
+                aside = aside.with_name(aside.name + "+")
+            aside.parent.mkdir(exist_ok=True)
+            os.rename(self.directory, aside)
+            logger.info("%s: its settings or inputs changed; the old results are now in %s.", self.name, aside)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        files.write_json(self._path, {"unit": self.name, "fingerprint": self.fingerprint, "done": False})
+        return True
+
+    def finish(self, **content: Any) -> None:
+        """Marks the unit as done and records what it has to say."""
+        base = {"unit": self.name, "fingerprint": self.fingerprint, "format": FORMAT_VERSION, "done": True}
+        files.write_json(self._path, base | content)
+
+
+def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
+    """Every attack at every guidance scale, with its unit of work."""
+    found = []
+    for run in settings.extract.runs():
+        more = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
+        found.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **more)))
+    return found
+
+
+def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that scores every extraction run."""
+    parents = [work.fingerprint for _, work in extraction_units(settings, workdir)]
+    more = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": FORMAT_VERSION}
+    return Unit(workdir=workdir, name="evaluate", fingerprint=files.digest(more))
+
+
+def report_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that writes the report."""
+    parent = evaluation_unit(settings, workdir).fingerprint
+    fingerprint = files.digest({"name": settings.name, "parent": parent, "version": __version__})
+    return Unit(workdir=workdir, name="report", fingerprint=fingerprint)
+
+
+def unit(settings: Settings, workdir: Path, name: str, directory: str | None = None, **more: Any) -> Unit:
+    """The unit `name`, which owns <workdir>/<directory or name>."""
+    return Unit(workdir=workdir, name=directory or name, fingerprint=fingerprint(settings, name, **more))

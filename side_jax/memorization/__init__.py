@@ -1,0 +1,1 @@
+"""Measuring memorisation: nearest neighbours, extraction scores, intervals. Pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""Flax modules: the U-Net, the classifiers and the feature extractors."""

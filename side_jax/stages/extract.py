@@ -1,0 +1,39 @@
+"""Stage 5: draws N_G images by every attack at every guidance scale, all from the same starting noise."""
+
+from pathlib import Path
+
+import ml_collections
+
+from side_jax import builders, manifest, sampling
+from side_jax.settings import from_config
+from side_jax.stages import surrogate
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Writes extract/<attack>[_<scale>]/shard_*.npz."""
+    settings = from_config(config)
+    works = manifest.extraction_units(settings, workdir)
+    base = builders.base_key(settings, "extract")
+    loaded: dict[str, tuple[sampling.Generator, dict, int]] = {}  # for each attack, so that a sweep compiles once
+    for run_of, work in works:
+        if not work.begin():
+            continue
+        if run_of.attack not in loaded:
+            dpm = builders.restore_ema(settings, builders.train_unit(settings, workdir), builders.build_unet(settings))
+            params, classifier, classes = {"dpm": dpm.trees["ema"]}, None, 0
+            if run_of.guided:
+                classifier, params["classifier"] = surrogate.load(settings, workdir, run_of.attack)
+                classes = classifier.num_classes
+            loaded[run_of.attack] = builders.build_generator(settings, classifier), params, classes
+        generator, params, classes = loaded[run_of.attack]
+        sampling.write_shards(
+            generator,
+            work.directory,
+            params=params,
+            base=base,
+            num_images=settings.extract.num_images,
+            description=f"extract {run_of.name}",
+            num_classes=classes,
+            scale=run_of.scale,
+        )
+        work.finish(attack=run_of.attack, guidance_scale=run_of.scale, index_range=[0, settings.extract.num_images])

@@ -1,0 +1,154 @@
+"""Stage 7: report/index.html, one self-contained page that says how much came out, beside its control."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import ml_collections
+import numpy as np
+
+from side_jax import builders, files, images, manifest, plots, sampling
+from side_jax.memorization import neighbors
+from side_jax.memorization.metrics import match
+from side_jax.settings import Run, Settings, from_config
+
+TRIPLES_SHOWN = 24
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Writes report/index.html, report/guidance.png and report/matches_<run>.png."""
+    settings = from_config(config)
+    work = manifest.report_unit(settings, workdir)
+    if not work.begin():
+        return
+    results = files.read_json(workdir / "evaluate" / "results.json")
+    headline = [row for row in results["rows"] if row["metric"] == settings.evaluate.metrics[0]]
+    figure = plots.guidance(headline)
+    galleries = []
+    for row in _shown(headline):
+        gallery = _gallery(settings, workdir, row)
+        galleries.append(gallery)
+        with files.atomic(work.directory / f"matches_{gallery['name']}.png") as file:
+            file.write(gallery.pop("png"))
+    with files.atomic(work.directory / "guidance.png") as file:
+        file.write(figure)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("side_jax", "stages"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = percent
+    page = environment.get_template("report.html.j2").render(
+        settings=settings,
+        results=results,
+        sentences=sentences(results, settings),
+        by_metric=[
+            (name, [row for row in results["rows"] if row["metric"] == name]) for name in settings.evaluate.metrics
+        ],
+        figure=images.data_uri(figure),
+        galleries=galleries,
+        samples=images.data_uri((workdir / "synthesize" / "samples.png").read_bytes())
+        if results["surrogate"]
+        else None,
+        config=json.dumps(config.to_dict(), indent=2),
+    )
+    with files.atomic(work.directory / "index.html", "w") as file:
+        file.write(page)
+    work.finish(page="index.html")
+
+
+def percent(rate: float) -> str:
+    """A rate in [0, 1] for people: 0.0254 -> 2.54%."""
+    return f"{100 * rate:.2f}%"
+
+
+def best(rows: list[dict[str, Any]], attack: str) -> dict[str, Any] | None:
+    """The row of an attack's guidance scale with the highest AMS, the smaller scale on ties."""
+    own = [row for row in rows if row["attack"] == attack]
+    return max(own, key=lambda row: (row["ams"], -row["guidance_scale"]), default=None)
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in (best(rows, attack) for attack in ("side", "conditional", "unconditional")) if row]
+
+
+def sentences(results: dict[str, Any], settings: Settings) -> list[str]:
+    """The three most important figures in plain words: what leaks unguided, what SIDE adds, and the control."""
+    rows = [row for row in results["rows"] if row["metric"] == settings.evaluate.metrics[0]]
+    members = results["dataset"]["members"]
+    plain, side, conditional = (best(rows, attack) for attack in ("unconditional", "side", "conditional"))
+    said = []
+    if plain:
+        said.append(
+            f"Sampled as it is, {percent(plain['ams'])} of {plain['n_generated']:,} images match a training image: "
+            f"{plain['unique']} of the {members} members came out."
+        )
+    strongest = max((row for row in (side, conditional, plain) if row), key=lambda row: row["ams"])
+    for row, name in ((side, "SIDE"), (conditional, "the conditional baseline")):
+        if row is None or (row is conditional and side):
+            continue
+        compared = ""
+        if plain and plain["ams"] > 0:
+            times = row["ams"] / plain["ams"]
+            compared = (
+                f", {times:.1f} times the rate" if times > 1 else f", NO more than without it ({times:.2f} times)"
+            )
+        said.append(
+            f"Guided by {name} at its best scale ({row['guidance_scale']:g}), {percent(row['ams'])} match{compared}: "
+            f"{row['unique']} members came out."
+        )
+    if side and conditional:
+        said[-1] += f" The conditional baseline reaches {percent(conditional['ams'])} at its best."
+    low, high = strongest["heldout_ams_ci"]
+    level = f"{100 * settings.evaluate.confidence:g}%"
+    said.append(
+        f"Control: of the same {strongest['n_generated']:,} images, {percent(strongest['heldout_ams'])} match one of "
+        f"{results['dataset']['heldout']} images that the model never saw ({level} interval {percent(low)} to "
+        f"{percent(high)})."
+    )
+    return said
+
+
+def in_plain_words(config: ml_collections.ConfigDict, workdir: Path) -> str:
+    """What the command line prints at its end."""
+    results = files.read_json(workdir / "evaluate" / "results.json")
+    lines = [f"  {i}. {text}" for i, text in enumerate(sentences(results, from_config(config)), start=1)]
+    return "\n".join(["", *lines, f"Report: {workdir / 'report' / 'index.html'}"])
+
+
+def _gallery(settings: Settings, workdir: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """The closest match of each extracted member: generated | nearest member | nearest held-out."""
+    run_of = Run(attack=row["attack"], scale=row["guidance_scale"])
+    made = sampling.read_shards(workdir / "extract" / run_of.name, settings.extract.num_images)["images"]
+    members, heldout, member_ids, heldout_ids = builders.load_split(settings, workdir)
+    pictures, sides = sampling.to_float(made), [sampling.to_float(side.images) for side in (members, heldout)]
+    metric = builders.build_metrics(settings)[:1]
+    scored, control = (match(pictures, side, metric)[0] for side in sides)
+    order = np.argsort(scored.value, kind="stable")
+    first = {}
+    for i in order[scored.matched[order]]:
+        first.setdefault(scored.nearest[i], i)
+    chosen = np.asarray(list(first.values())[:TRIPLES_SHOWN], np.int64)
+    rmse = [neighbors.nearest(pictures[chosen], side, 1)[0][:, 0] for side in sides] if len(chosen) else []
+    triples = np.stack(
+        [made[chosen], members.images[scored.nearest[chosen]], heldout.images[control.nearest[chosen]]], axis=1
+    )
+    cells = [
+        {
+            "index": int(i),
+            "member": int(member_ids[scored.nearest[i]]),
+            "heldout": int(heldout_ids[control.nearest[i]]),
+            "value": float(scored.value[i]),
+            "heldout_value": float(control.value[i]),
+            "rmse": float(rmse[0][j]),
+            "heldout_rmse": float(rmse[1][j]),
+            "picture": images.data_uri(images.png(images.grid(triples[j], columns=3, side=64))),
+        }
+        for j, i in enumerate(chosen)
+    ]
+    flat = triples.reshape((-1, *made.shape[1:])) if len(chosen) else np.full((3, *made.shape[1:]), 255, np.uint8)
+    return {
+        "name": run_of.name,
+        "row": row,
+        "cells": cells,
+        "png": images.png(images.grid(flat, columns=12)),
+    }
