@@ -86,8 +86,8 @@ class Checkpoints:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             if meta["format"] != FORMAT_VERSION or meta["fingerprint"] != fingerprint:
                 raise InputError(
-                    f"the checkpoint {where} was made with other settings or another version (format {meta['format']}); use "
-                    "the config it was made with, or a new --workdir."
+                    f"the checkpoint {where} was made with other settings or another version; "
+                    "use the config it was made with, or a new --workdir."
                 )
             wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
             trees = dict(self._manager.restore(step, args=ocp.args.Composite(**wanted)).items())

@@ -14,8 +14,8 @@ matched image. UMS falls with N_G by construction; compare it at equal N_G only.
     distance_ratio  d1 / d2, the nearest distance over the second nearest                          (5)
 
 (4) is Carlini et al. 2023 ("Extracting Training Data from Diffusion Models", section 5.1), read so that the n
-neighbours are those of the generated image, the nearest included; with alpha = 0.5 it lies in [0, 2]. (5) is the criterion
-d1 / d2 < 1/3 of Yoon et al. 2023 and Gu et al. 2023; it is defined for the nearest reference alone.
+neighbours are those of the generated image, the nearest included; with alpha = 0.5 it lies in [0, 2]. (5) is the
+criterion d1 / d2 < 1/3 of Yoon et al. 2023 and Gu et al. 2023; it is defined for the nearest reference alone.
 """
 
 import dataclasses

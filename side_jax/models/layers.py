@@ -26,7 +26,7 @@ class GroupNorm(nn.Module):
 
 
 def sinusoidal_embedding(t: jax.Array, dim: int, max_period: float = 10_000.0) -> jax.Array:
-    """Sines and cosines of t at geometric frequencies (Vaswani et al. 2017): int32 [b] -> float32 [b, dim], even dim."""
+    """Sines and cosines at geometric frequencies (Vaswani et al. 2017): int32 [b] -> float32 [b, dim]; dim is even."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]

@@ -1,0 +1,80 @@
+"""Classifier guidance against laws that are known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from side_jax.diffusion import guidance, sampler
+from side_jax.diffusion.process import bcast
+from side_jax.diffusion.schedule import make_schedule
+
+STD, MEANS = 0.3, np.asarray([-0.6, 0.6])
+WEIGHTS = np.asarray([0.8, 0.2])
+SHAPE = (1, 1, 1)
+
+
+def mixture(schedule):
+    """Exact (denoise, log p(c | x_t, t)) of a mixture of two Gaussians in one dimension."""
+    alpha_bar = jnp.asarray(schedule.alpha_bar, jnp.float32)
+
+    def joint(x, t):
+        """log p(x_t, c) up to a constant that depends on t alone, [b, 2]."""
+        a = alpha_bar[t][:, None]
+        variance = a * STD**2 + 1 - a
+        z = x.reshape(-1, 1) - jnp.sqrt(a) * jnp.asarray(MEANS, jnp.float32)[None, :]
+        return jnp.log(jnp.asarray(WEIGHTS, jnp.float32))[None, :] - z**2 / (2 * variance)
+
+    def denoise(x, t):
+        score = jax.grad(lambda x: jax.nn.logsumexp(joint(x, t), axis=1).sum())(x)
+        return -bcast(jnp.sqrt(1 - alpha_bar[t]), x) * score
+
+    return denoise, lambda x, t: jax.nn.log_softmax(joint(x, t), axis=1)
+
+
+def draw(scale, label, n=4096, steps=200):
+    schedule = make_schedule("linear", 400, 2.5e-4, 0.05)
+    denoise, log_prob = mixture(schedule)
+    table = sampler.step_table(schedule, steps, clip=False)
+    keys = sampler.sample_keys(jax.random.key(0), jnp.arange(n, dtype=jnp.uint32))
+    gradient = None if scale is None else guidance.classifier_gradient(log_prob, jnp.full((n,), label))
+    scale = None if scale is None else jnp.float32(scale)
+    return np.asarray(sampler.sample(denoise, table, keys, SHAPE, gradient, scale)).ravel()
+
+
+def test_scale_one_draws_from_the_class():
+    """With the exact classifier, s + grad log p(c | x) is the class's own score, so the law is N(mu_c, std^2)."""
+    for label in (0, 1):
+        x = draw(1.0, label)
+        np.testing.assert_allclose(x.mean(), MEANS[label], atol=0.02)
+        np.testing.assert_allclose(x.std(), STD, rtol=0.04)
+
+
+def test_unguided_keeps_the_mixture():
+    x = draw(None, 0)
+    np.testing.assert_allclose((x > 0).mean(), 0.2 * 0.977 + 0.8 * 0.023, atol=0.02)
+
+
+def test_more_guidance_moves_further_from_the_other_class():
+    means = [draw(scale, 1, n=512).mean() for scale in (1.0, 3.0, 10.0)]
+    assert means[0] < means[1] < means[2]
+
+
+def test_scale_zero_is_unguided_bit_for_bit():
+    np.testing.assert_array_equal(draw(0.0, 1, n=64), draw(None, 1, n=64))
+
+
+def test_gradient_is_of_the_target_class():
+    schedule = make_schedule("linear", 100)
+    _, log_prob = mixture(schedule)
+    x, t = jnp.asarray([0.1, -0.2, 0.3]).reshape(3, 1, 1, 1), jnp.asarray([5, 50, 90])
+    labels = jnp.asarray([0, 1, 1])
+    got = guidance.classifier_gradient(log_prob, labels)(x, t)
+    step = 1e-3
+    for i, label in enumerate([0, 1, 1]):
+        up, down = (log_prob(x + jnp.float32(d), t)[i, label] for d in (step, -step))
+        np.testing.assert_allclose(got[i, 0, 0, 0], (up - down) / (2 * step), rtol=0.02, atol=1e-3)
+
+
+def test_guide_is_the_score_form():
+    epsilon, gradient = jnp.float32(0.5) * jnp.ones((1, 2)), jnp.ones((1, 2))
+    np.testing.assert_allclose(guidance.guide(epsilon, gradient, jnp.float32(3.0), jnp.float32(0.2)), 0.5 - 0.6, rtol=1e-6)
