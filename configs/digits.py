@@ -1,8 +1,11 @@
-"""SIDE on scikit-learn's handwritten digits: the default audit, with nothing to download."""
+"""SIDE on scikit-learn's handwritten digits: the default audit, with nothing to download.
+
+python -m side_jax.main --config=configs/digits.py --workdir=runs/digits
+"""
 
 import ml_collections
 
-from side_jax.settings import default_config
+from side_jax.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

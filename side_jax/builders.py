@@ -56,9 +56,9 @@ def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bo
 
 
 def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
-    """A function that makes the module's initial parameters."""
+    """A compiled function that makes the module's initial parameters."""
     x = jnp.zeros((1, *image_shape(settings)), jnp.float32)
-    return lambda: module.init(jax.random.key(seed), x, jnp.zeros((1,), jnp.int32))["params"]
+    return jax.jit(lambda: module.init(jax.random.key(seed), x, jnp.zeros((1,), jnp.int32))["params"])
 
 
 def parameter_count(settings: Settings) -> int:

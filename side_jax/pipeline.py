@@ -8,10 +8,11 @@ import ml_collections
 
 from side_jax import builders, manifest, parallel
 from side_jax import workdir as workdirs
+from side_jax.config import from_config
 from side_jax.data import datasets, split
 from side_jax.errors import InputError
 from side_jax.manifest import Unit
-from side_jax.settings import Settings, from_config
+from side_jax.settings import Settings
 from side_jax.stages import evaluate, extract, label, report, surrogate, synthesize, train
 
 logger = logging.getLogger(__name__)

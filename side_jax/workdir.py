@@ -13,8 +13,9 @@ from typing import Any
 import ml_collections
 
 from side_jax import builders, files, manifest
+from side_jax.config import from_config
 from side_jax.errors import InputError
-from side_jax.settings import Settings, from_config
+from side_jax.settings import Settings
 
 
 @contextlib.contextmanager

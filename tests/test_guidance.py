@@ -77,4 +77,6 @@ def test_gradient_is_of_the_target_class():
 
 def test_guide_is_the_score_form():
     epsilon, gradient = jnp.float32(0.5) * jnp.ones((1, 2)), jnp.ones((1, 2))
-    np.testing.assert_allclose(guidance.guide(epsilon, gradient, jnp.float32(3.0), jnp.float32(0.2)), 0.5 - 0.6, rtol=1e-6)
+    np.testing.assert_allclose(
+        guidance.guide(epsilon, gradient, jnp.float32(3.0), jnp.float32(0.2)), 0.5 - 0.6, rtol=1e-6
+    )

@@ -66,9 +66,17 @@ def _tfds(data: Data) -> Dataset:
     """The train split of a TFDS dataset that is prepared as ArrayRecord, read without TensorFlow."""
     import tensorflow_datasets as tfds
 
+    unreadable = (OSError, ValueError, ImportError, AssertionError, NotImplementedError)
     try:
         source = tfds.data_source(data.tfds_name, split="train", data_dir=data.data_dir or None, download=False)
-    except (OSError, ValueError, ImportError, AssertionError, tfds.core.registered.DatasetNotFoundError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        AssertionError,
+        NotImplementedError,
+        tfds.core.registered.DatasetNotFoundError,
+    ) as error:
         raise InputError(
             f"the TFDS dataset {data.tfds_name!r} (config.data.tfds_name) can't be read: {str(error).splitlines()[0]} "
             f"Prepare it once with `tfds build {data.tfds_name} --file_format=array_record`, and set "

@@ -13,10 +13,11 @@ import ml_collections
 import numpy as np
 
 from side_jax import __version__, builders, files, manifest, sampling
+from side_jax.config import from_config
 from side_jax.diffusion.process import denoising_loss
 from side_jax.memorization.metrics import Matches, match, wilson_interval
 from side_jax.progress import progress
-from side_jax.settings import Settings, from_config
+from side_jax.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import ml_collections
 
 from side_jax import builders, manifest, sampling
-from side_jax.settings import from_config
+from side_jax.config import from_config
 from side_jax.stages import surrogate
 
 

@@ -8,10 +8,11 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from side_jax import builders, files, sampling
+from side_jax.config import from_config
 from side_jax.errors import InputError
 from side_jax.manifest import unit
 from side_jax.models.features import EXTRACTORS
-from side_jax.settings import Label, from_config
+from side_jax.settings import Label
 
 logger = logging.getLogger(__name__)
 

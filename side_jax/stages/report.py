@@ -9,9 +9,10 @@ import ml_collections
 import numpy as np
 
 from side_jax import builders, files, images, manifest, plots, sampling
+from side_jax.config import from_config
 from side_jax.memorization import neighbors
 from side_jax.memorization.metrics import match
-from side_jax.settings import Run, Settings, from_config
+from side_jax.settings import Run, Settings
 
 TRIPLES_SHOWN = 24
 

@@ -12,11 +12,12 @@ import ml_collections
 import numpy as np
 
 from side_jax import builders, checkpoint, files, sampling, training
+from side_jax.config import from_config
 from side_jax.diffusion.process import diffuse
 from side_jax.diffusion.schedule import Schedule
 from side_jax.manifest import Unit, unit
 from side_jax.models.classifier import Classifier
-from side_jax.settings import Fit, Settings, from_config
+from side_jax.settings import Fit, Settings
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import ml_collections
 
 from side_jax import builders, files, images, sampling
+from side_jax.config import from_config
 from side_jax.manifest import unit
-from side_jax.settings import from_config
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -7,9 +7,9 @@ import jax
 import ml_collections
 
 from side_jax import builders, checkpoint, files, sampling, training
+from side_jax.config import from_config
 from side_jax.data import datasets, split
 from side_jax.diffusion.process import denoising_loss
-from side_jax.settings import from_config
 
 logger = logging.getLogger(__name__)
 

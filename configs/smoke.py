@@ -1,0 +1,38 @@
+"""The whole pipeline in about a minute on a laptop's CPU: a check that everything works, not a measurement.
+
+python -m side_jax.main --config=configs/smoke.py --workdir=runs/smoke
+
+A tiny U-Net sees 64 digits for 60 steps and learns nothing worth extracting: expect 0% matches everywhere. Used by CI
+and by the tests, which shrink it further.
+"""
+
+import ml_collections
+
+from side_jax.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Every stage, as small as it goes."""
+    config = default_config()
+    config.name = "smoke"
+    config.data.num_members = 64
+    config.data.num_heldout = 64
+    config.diffusion.num_timesteps = 100
+    config.diffusion.beta_end = 0.2
+    config.model.block_channels = (8, 16)
+    config.model.num_heads = 2
+    config.model.num_groups = 4
+    config.classifier.stage_sizes = (1,)
+    config.classifier.width = 8
+    for fit, steps in ((config.train, 60), (config.surrogate, 40), (config.conditional, 20)):
+        fit.num_steps = steps
+        fit.batch_size = 32
+        fit.log_every = 10
+        fit.checkpoint_every = 10
+    config.sampler.num_steps = 5
+    config.sampler.batch_size = 32
+    config.synthesize.num_images = 128
+    config.label.num_clusters = 4
+    config.extract.num_images = 96
+    config.extract.guidance_scales = (1.0, 10.0)
+    return config

@@ -1,0 +1,63 @@
+"""Every config file loads, validates, and builds its networks' shapes; and what config files promise."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import config_flags
+
+from side_jax import builders
+from side_jax.config import default_config, from_config
+from side_jax.settings import Settings
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+VARIANTS = [*sorted(path.name for path in CONFIGS.glob("*.py")), "celeba.py:128"]
+
+
+def load(variant):
+    from absl import flags
+
+    values = flags.FlagValues()
+    argv = ["test", f"--config={CONFIGS / variant}"]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    values(argv)
+    return values.config
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_config_builds_its_shapes(variant):
+    config = load(variant)
+    assert config.is_locked
+    settings = from_config(config)
+    shape = (2, *builders.image_shape(settings))
+    unet = builders.build_unet(settings)
+    classifier = builders.build_classifier(settings, 10, time_dependent=True)
+
+    def everything(x, t):
+        predicted = unet.apply(unet.init(jax.random.key(0), x, t), x, t)
+        return predicted, classifier.apply(classifier.init(jax.random.key(0), x, t), x, t)
+
+    x, t = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    predicted, log_probs = jax.eval_shape(everything, x, t)
+    assert predicted.shape == shape
+    assert log_probs.shape == (2, 10)
+    assert builders.build_step_table(settings).num_steps == settings.sampler.num_steps
+
+
+def test_celeba_takes_its_resolution():
+    assert load("celeba.py").data.image_size == 64
+    assert load("celeba.py:128").data.image_size == 128
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
+def test_config_is_a_lab_note(path):
+    """Its docstring holds the command that runs it."""
+    assert f"python -m side_jax.main --config=configs/{path.name}" in ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_default_config_round_trips():
+    assert from_config(default_config()) == Settings()
+    assert dataclasses.asdict(from_config(default_config())) == dataclasses.asdict(Settings())

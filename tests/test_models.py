@@ -1,0 +1,139 @@
+"""Networks: shapes, and that no image of a batch influences another."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from side_jax.diffusion.guidance import classifier_gradient
+from side_jax.models.classifier import Classifier
+from side_jax.models.features import pixel_features
+from side_jax.models.layers import sinusoidal_embedding
+from side_jax.models.unet import UNet
+
+
+def randomised(params, seed=0):
+    """Every leaf replaced by noise, so that no layer that starts at zero hides the others."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(
+        tree, [0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+def initial(module, x, t):
+    return jax.jit(module.init)(jax.random.key(0), x, t)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def apply(module, variables, x, t, deterministic=None, rngs=None):
+    extra = {} if deterministic is None else {"deterministic": deterministic}
+    return module.apply(variables, x, t, rngs=rngs, **extra)
+
+
+def make_unet(**changes):
+    options = {"out_channels": 1, "block_channels": (8, 16), "layers_per_block": 1, "attention": (False, True)}
+    options |= {"num_heads": 2, "num_groups": 4, "dropout": 0.0}
+    return UNet(**(options | changes))
+
+
+def inputs(n, size=8, channels=1):
+    return jax.random.normal(jax.random.key(1), (n, size, size, channels)), jnp.arange(n) * 7
+
+
+@pytest.mark.parametrize(("channels", "size", "levels"), [(1, 8, (8,)), (3, 16, (8, 16, 16))])
+def test_unet_predicts_the_shape_it_is_given(channels, size, levels):
+    unet = make_unet(out_channels=channels, block_channels=levels, attention=(False,) * len(levels))
+    x, t = inputs(2, size, channels)
+    params = initial(unet, x, t)
+    out = apply(unet, {"params": randomised(params)}, x, t)
+    assert out.shape == x.shape
+    assert out.dtype == jnp.float32
+
+
+def test_unet_starts_at_zero_and_uses_the_timestep():
+    unet = make_unet()
+    x, t = inputs(3)
+    params = initial(unet, x, t)
+    np.testing.assert_array_equal(apply(unet, {"params": params}, x, t), 0)
+    noisy = randomised(params)
+    assert np.abs(apply(unet, {"params": noisy}, x, t) - apply(unet, {"params": noisy}, x, t + 100)).max() > 1e-3
+
+
+def test_unet_treats_each_image_alone():
+    unet = make_unet()
+    x, t = inputs(6)
+    params = randomised(initial(unet, x, t))
+    whole = np.asarray(apply(unet, {"params": params}, x, t))
+    part = np.asarray(apply(unet, {"params": params}, x[2:4], t[2:4]))
+    np.testing.assert_allclose(part, whole[2:4], rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_acts_in_training_alone():
+    unet = make_unet(dropout=0.5)
+    x, t = inputs(2)
+    params = randomised(initial(unet, x, t))
+
+    def out(deterministic, seed):
+        return apply(unet, {"params": params}, x, t, deterministic, rngs={"dropout": jax.random.key(seed)})
+
+    np.testing.assert_array_equal(out(True, 0), out(True, 1))
+    assert np.abs(out(False, 0) - out(False, 1)).max() > 1e-3
+
+
+@pytest.mark.parametrize("time_dependent", [True, False])
+def test_guidance_gradients_do_not_couple_the_batch(time_dependent):
+    """Shrinking or permuting the batch leaves each image's gradient as it was; BatchNorm in train mode would not."""
+    classifier = Classifier(num_classes=5, stage_sizes=(1, 1), width=8, time_dependent=time_dependent)
+    x, t = inputs(6)
+    labels = jnp.asarray([0, 1, 2, 3, 4, 0])
+    params = randomised(initial(classifier, x, t))
+
+    def gradient(rows):
+        fn = classifier_gradient(lambda x, t: apply(classifier, {"params": params}, x, t), labels[rows])
+        return np.asarray(fn(x[rows], t[rows]))
+
+    whole = gradient(jnp.arange(6))
+    assert np.abs(whole).max() > 1e-3
+    order = jnp.asarray([3, 0, 5, 1, 4, 2])
+    np.testing.assert_allclose(gradient(order), whole[order], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient(jnp.asarray([2])), whole[2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_time_dependent_classifier_looks_at_t():
+    x, t = inputs(4)
+    for time_dependent in (True, False):
+        classifier = Classifier(num_classes=3, stage_sizes=(1,), width=8, time_dependent=time_dependent)
+        params = randomised(initial(classifier, x, t))
+        moved = np.abs(
+            apply(classifier, {"params": params}, x, t) - apply(classifier, {"params": params}, x, t + 300)
+        ).max()
+        assert (moved > 1e-3) == time_dependent
+
+
+def test_classifier_gives_log_probabilities():
+    classifier = Classifier(num_classes=7, stage_sizes=(1, 1, 1), width=4, time_dependent=True, stem_stride=2)
+    x, t = inputs(3, 16, 3)
+    log_probs = apply(classifier, {"params": initial(classifier, x, t)}, x, t)
+    assert log_probs.shape == (3, 7)
+    np.testing.assert_allclose(np.exp(log_probs).sum(1), 1, rtol=1e-5)
+
+
+def test_sinusoidal_embedding_by_hand():
+    got = np.asarray(sinusoidal_embedding(jnp.asarray([0, 3]), 4))
+    np.testing.assert_allclose(got[0], [0, 0, 1, 1])
+    np.testing.assert_allclose(got[1], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)], rtol=1e-5)
+
+
+def test_pixel_features_are_centred_and_of_unit_norm():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    images[3] = 77
+    features = pixel_features(images)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), [1, 1, 1, 0, 1], rtol=1e-5)
+    np.testing.assert_allclose(features.mean(axis=1), 0, atol=1e-6)
+    # A cosine of two features is the correlation of their pixels, whatever their brightness and contrast.
+    expected = np.corrcoef(images[0].ravel(), images[1].ravel())[0, 1]
+    np.testing.assert_allclose(features[0] @ features[1], expected, rtol=1e-4)
