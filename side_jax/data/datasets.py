@@ -66,7 +66,6 @@ def _tfds(data: Data) -> Dataset:
     """The train split of a TFDS dataset that is prepared as ArrayRecord, read without TensorFlow."""
     import tensorflow_datasets as tfds
 
-    unreadable = (OSError, ValueError, ImportError, AssertionError, NotImplementedError)
     try:
         source = tfds.data_source(data.tfds_name, split="train", data_dir=data.data_dir or None, download=False)
     except (
