@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampler.batch_size = 32
     config.synthesize.num_images = 128
     config.label.num_clusters = 4
+    config.label.cohesion_threshold = 0.0  # samples of an untrained model have little in common
     config.extract.num_images = 96
     config.extract.guidance_scales = (1.0, 10.0)
     return config

@@ -58,7 +58,8 @@ def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bo
 def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
     """A compiled function that makes the module's initial parameters."""
     x = jnp.zeros((1, *image_shape(settings)), jnp.float32)
-    return jax.jit(lambda: module.init(jax.random.key(seed), x, jnp.zeros((1,), jnp.int32))["params"])
+    # Compiling the default generator once for each of a network's many leaves takes long on CPU; rbg takes a third.
+    return jax.jit(lambda: module.init(jax.random.key(seed, impl="rbg"), x, jnp.zeros((1,), jnp.int32))["params"])
 
 
 def parameter_count(settings: Settings) -> int:

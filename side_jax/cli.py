@@ -19,6 +19,20 @@ from side_jax import workdir as workdirs
 from side_jax.errors import InputError
 from side_jax.stages import report
 
+_HELP = """{description}
+
+Options:
+  --config=FILE     The settings: a file such as configs/digits.py. Without it, the config the workdir was made with.
+  --config.a.b=X    Overrides one value, such as --config.extract.num_images=4096; side_jax/settings.py lists all.
+  --workdir=DIR     The folder for everything the run writes; made if needed. Running the same command again goes on
+                    where it stopped, and redoes only what depends on a changed setting.
+  --stages=A,B      The stages to run, in their order, of: train, synthesize, label, surrogate, extract, evaluate,
+                    report. By default {stages}.
+  --help            Shows this.
+
+At the end: DIR/report/index.html for people, DIR/evaluate/results.json and matches.csv for programs.
+Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read."""
+
 
 def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -> int:
     """Parses the command line, runs the stages, prints where the report is; returns the exit code."""
@@ -56,10 +70,9 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("side_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-        logger.addHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger.handlers[:] = [handler]
 
 
 def _fail(error: object, code: int) -> int:
@@ -72,29 +85,17 @@ def _parse(
 ) -> tuple[ml_collections.ConfigDict | None, Path, list[str]] | None:
     """(config or None, workdir, stages), or None where only help was asked for."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "A config file, such as configs/digits.py; any value is overridden by --config.a.b=VALUE. Without it, the "
-        "config that the workdir was made with.",
-        flag_values=values,
-        sys_argv=list(argv),
-    )
-    flags.DEFINE_string(
-        "workdir", None, "The folder for everything the run writes; made if needed.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "stages",
-        list(default_stages),
-        f"Which stages to run, separated by commas: {', '.join(pipeline.STAGES)}.",
-        flag_values=values,
-    )
-    flags.DEFINE_bool("help", False, "Show this and exit.", short_name="h", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=list(argv))
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_list("stages", list(default_stages), "", flag_values=values)
     if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
-        print(f"{description}\n\nflags:\n{values.get_help(prefix='  ')}")
+        print(_HELP.format(description=description.strip(), stages=", ".join(default_stages)))
         return None
     try:
         rest = values(list(argv))[1:]
+        config = values.config
+        if config is not None:
+            config.lock()  # a config file that can't be loaded raises only when its config is used
     except InputError:
         raise
     except Exception as error:  # absl and ml_collections raise many types, and a config file may raise any
@@ -103,14 +104,12 @@ def _parse(
         raise InputError(f"{rest[0]!r} is no flag; every option begins with --, see --help.")
     if not values.workdir:
         raise InputError("--workdir=DIR is missing: the folder for everything the run writes.")
-    return values.config, Path(values.workdir), values.stages
+    return config, Path(values.workdir), values.stages
 
 
 def _reason(error: Exception) -> str:
-    """The one line of an error that says what is wrong."""
+    """What an error says, in one line."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if not lines:
-        return f"the command line can't be read ({type(error).__name__})."
-    # ml_collections puts the traceback of a failing config file into the message; its last line is the reason.
-    line = lines[-1] if "Traceback" in str(error) else lines[0]
-    return f"the command line can't be read: {line.strip(chr(34))}"
+    if "Traceback" in str(error):
+        lines = lines[-1:]  # ml_collections puts the traceback of a failing config file into its message
+    return f"the command line can't be read: {' '.join(lines)[:400].strip(chr(34)) or type(error).__name__}"

@@ -1,6 +1,8 @@
 """ConfigDicts, which users and config files write, to validated settings and back; nothing beyond sees a ConfigDict."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -39,14 +41,24 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         if dataclasses.is_dataclass(field.type):
             value = _build(field.type, value, f"{prefix}{name}.")
         elif isinstance(field.default, tuple):
-            value = tuple(value)
-        elif type(field.default) is float and type(value) is int:
-            value = float(value)
-        elif type(value) is not type(field.default):
-            kind = type(field.default).__name__
-            raise InputError(f"config.{prefix}{name} is {value!r}, but it must be of type {kind}.")
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise InputError(f"config.{prefix}{name} is {value!r}, but it must be a tuple.")
+            value = tuple(_typed(item, field.default[0], prefix + name) for item in value)
+        else:
+            value = _typed(value, field.default, prefix + name)
         kwargs[name] = value
     try:
         return cls(**kwargs)
     except InputError as error:
         raise InputError(str(error).replace("config.*.", f"config.{prefix}")) from None
+
+
+def _typed(value: Any, like: Any, key: str) -> Any:
+    """The value, if it is of the type of `like`; a whole number may stand for a float, which must be finite."""
+    if type(like) is float and type(value) is int:
+        value = float(value)
+    if type(value) is not type(like):
+        raise InputError(f"config.{key} holds {value!r}, but it must be of type {type(like).__name__}.")
+    if type(value) is float and not math.isfinite(value):
+        raise InputError(f"config.{key} holds {value!r}, but it must be finite.")
+    return value

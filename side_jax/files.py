@@ -62,7 +62,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run the stage that writes it first.") from None

@@ -106,6 +106,19 @@ class Unit:
         files.write_json(self._path, base | content)
 
 
+def finish_stage(workdir: Path, stage: str, units: list[Unit]) -> None:
+    """Writes <workdir>/<stage>/manifest.json for a stage of several units, all of them done."""
+    whole = Unit(workdir=workdir, name=stage, fingerprint=files.digest([unit.fingerprint for unit in units]))
+    if not whole.done():
+        whole.finish(units=[unit.name for unit in units])
+
+
+def surrogate_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
+    """The classifier of each guided attack that the config asks for."""
+    guided = [attack for attack in settings.extract.attacks if attack != "unconditional"]
+    return {attack: unit(settings, workdir, f"surrogate/{attack}") for attack in sorted(guided)}
+
+
 def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
     """Every attack at every guidance scale, with its unit of work."""
     found = []

@@ -70,13 +70,12 @@ def check_stages(names: Sequence[str]) -> list[str]:
 
 def check_inputs(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
     """Raises InputError where a chosen stage reads what neither is there nor will be made by an earlier one."""
-    attacks = settings.extract.attacks
-    side = "side" in attacks
+    side = settings.extract.needs_surrogate
     units: dict[str, list[Unit]] = {
         "train": [builders.train_unit(settings, workdir)],
         "synthesize": [manifest.unit(settings, workdir, "synthesize")] if side else [],
         "label": [manifest.unit(settings, workdir, "label")] if side else [],
-        "surrogate": [manifest.unit(settings, workdir, f"surrogate/{a}") for a in attacks if a != "unconditional"],
+        "surrogate": list(manifest.surrogate_units(settings, workdir).values()),
         "extract": [work for _, work in manifest.extraction_units(settings, workdir)],
         "evaluate": [manifest.evaluation_unit(settings, workdir)],
         "report": [],

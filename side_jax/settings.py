@@ -205,6 +205,11 @@ class Extract:
             "one or more different numbers of at least 0",
         )
 
+    @property
+    def needs_surrogate(self) -> bool:
+        """Whether SIDE's own chain (synthesize, label, surrogate) is needed."""
+        return "side" in self.attacks
+
     def runs(self) -> list["Run"]:
         """Every attack at every guidance scale; unguided sampling is one run."""
         runs = []

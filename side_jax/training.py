@@ -67,7 +67,7 @@ def train_step(
     params = optax.apply_updates(state["params"], updates)
     d = ema_decay(state["step"], decay)
     ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
-    scalars = {"loss": loss, "gradient_norm": optax.global_norm(grads)} | scalars
+    scalars = {"loss": loss, "gradient_norm": optax.tree.norm(grads)} | scalars
     return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, ema, scalars
 
 

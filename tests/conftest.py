@@ -10,6 +10,7 @@ import pytest
 
 from side_jax.diffusion.schedule import make_schedule
 
+jax.config.update("jax_disable_most_optimizations", True)  # most of the time would go into compiling
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -17,3 +18,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def schedule():
     return make_schedule("linear", 1000)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished tiny run of the whole pipeline; read it, never write to it."""
+    import runs
+
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    assert runs.run(runs.arguments(workdir)) == 0
+    return workdir

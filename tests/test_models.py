@@ -24,7 +24,7 @@ def randomised(params, seed=0):
 
 
 def initial(module, x, t):
-    return jax.jit(module.init)(jax.random.key(0), x, t)["params"]
+    return jax.jit(module.init)(jax.random.key(0, impl="rbg"), x, t)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

@@ -126,7 +126,7 @@ def _target(settings: Settings, workdir: Path, sides: tuple[np.ndarray, np.ndarr
 
 def _surrogate(settings: Settings, workdir: Path) -> dict[str, Any]:
     """What the label stage found, where SIDE ran."""
-    if "side" not in settings.extract.attacks:
+    if not settings.extract.needs_surrogate:
         return {}
     labels = manifest.unit(settings, workdir, "label").content()
     return {name: labels[name] for name in ("clusters", "kept", "cohesion", "dropped_images")} | {

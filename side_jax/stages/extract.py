@@ -37,3 +37,4 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
             scale=run_of.scale,
         )
         work.finish(attack=run_of.attack, guidance_scale=run_of.scale, index_range=[0, settings.extract.num_images])
+    manifest.finish_stage(workdir, "extract", [work for _, work in works])

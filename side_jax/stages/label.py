@@ -74,6 +74,9 @@ def pseudo_labels(features: np.ndarray, label: Label, seed: int) -> dict[str, np
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes label/labels.npz: index, label, features, centroids, cohesion, kept."""
     settings = from_config(config)
+    if not settings.extract.needs_surrogate:
+        logger.info("label: not needed, since config.extract.attacks does not ask for side.")
+        return
     work = unit(settings, workdir, "label")
     if not work.begin():
         return

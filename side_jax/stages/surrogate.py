@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from side_jax import builders, checkpoint, files, sampling, training
+from side_jax import builders, checkpoint, files, manifest, sampling, training
 from side_jax.config import from_config
 from side_jax.diffusion.process import diffuse
 from side_jax.diffusion.schedule import Schedule
@@ -23,18 +23,19 @@ from side_jax.settings import Fit, Settings
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes surrogate/{side,conditional}/checkpoints, for the attacks that the config asks for."""
     settings = from_config(config)
-    if "side" in settings.extract.attacks:
-        work = unit(settings, workdir, "surrogate/side")
-        if work.begin():
+    works = manifest.surrogate_units(settings, workdir)
+    for attack, work in works.items():
+        if not work.begin():
+            continue
+        if attack == "side":
             made = sampling.read_shards(workdir / "synthesize", settings.synthesize.num_images)
             labels = files.read_npz(workdir / "label" / "labels.npz")["label"]
             used = labels >= 0
             _fit(settings, work, made["images"][used], labels[used], int(labels.max()) + 1, settings.surrogate)
-    if "conditional" in settings.extract.attacks:
-        work = unit(settings, workdir, "surrogate/conditional")
-        if work.begin():
+        else:
             members, _, _, _ = builders.load_split(settings, workdir)
             _fit(settings, work, members.images, members.labels, members.num_classes, settings.conditional)
+    manifest.finish_stage(workdir, "surrogate", list(works.values()))
 
 
 def load(settings: Settings, workdir: Path, attack: str) -> tuple[Classifier, dict]:

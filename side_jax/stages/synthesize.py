@@ -1,5 +1,6 @@
 """Stage 2: draws synthetic images from the DPM, without any condition."""
 
+import logging
 from pathlib import Path
 
 import ml_collections
@@ -8,10 +9,15 @@ from side_jax import builders, files, images, sampling
 from side_jax.config import from_config
 from side_jax.manifest import unit
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes synthesize/shard_*.npz and the picture synthesize/samples.png."""
     settings = from_config(config)
+    if not settings.extract.needs_surrogate:
+        logger.info("synthesize: not needed, since config.extract.attacks does not ask for side.")
+        return
     work = unit(settings, workdir, "synthesize")
     if not work.begin():
         return

@@ -1,0 +1,32 @@
+"""Package metadata; the dependencies are in requirements.txt, the tools' settings in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+REQUIREMENTS = [line for line in (HERE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "side_jax" / "__init__.py").read_text(), re.MULTILINE).group(1)
+
+setup(
+    name="side_jax",
+    version=VERSION,
+    description="How much of its training data can be pulled out of an unconditional diffusion model (SIDE, in JAX)",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["side_jax", "side_jax.*"]),
+    package_data={"side_jax.stages": ["*.j2"]},
+    install_requires=REQUIREMENTS,
+    extras_require={"test": ["pytest>=8", "ruff>=0.6"], "tpu": ["jax[tpu]"], "cuda": ["jax[cuda12]"]},
+    entry_points={
+        "console_scripts": [
+            "side-jax = side_jax.main:main",
+            "side-jax-train = side_jax.train:main",
+            "side-jax-extract = side_jax.extract:main",
+            "side-jax-evaluate = side_jax.evaluate:main",
+        ]
+    },
+)

@@ -1,0 +1,53 @@
+"""Run by test_devices.py in a process of its own: makes images 0..63 on however many devices XLA_FLAGS gives.
+
+python tests/device_probe.py OUT.npz
+"""
+
+import sys
+
+import jax
+import numpy as np
+
+from side_jax import builders, sampling
+from side_jax.config import default_config, from_config
+
+
+def noisy(params):
+    """Every leaf replaced by noise: an untrained U-Net predicts zero, which would hide mistakes."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return jax.tree.unflatten(
+        tree, [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+def main():
+    config = default_config()
+    config.model.block_channels = (8, 16)
+    config.model.num_heads = 2
+    config.classifier.stage_sizes = (1,)
+    config.classifier.width = 8
+    config.sampler.num_steps = 6
+    config.sampler.eta = 1.0
+    made = {"devices": np.asarray(jax.local_device_count())}
+    base = jax.random.key(3)
+    for loop in ("scan", "dispatch"):
+        for batch_size in (64, 16):
+            config.sampler.batch_size = batch_size
+            config.sampler.loop = loop
+            settings = from_config(config)
+            classifier = builders.build_classifier(settings, 5, time_dependent=True)
+            params = {
+                "dpm": noisy(builders.init_fn(builders.build_unet(settings), settings, 0)()),
+                "classifier": noisy(builders.init_fn(classifier, settings, 0)()),
+            }
+            generator = builders.build_generator(settings, classifier)
+            labels = sampling.target_labels(base, 64, 5)
+            parts = [np.arange(start, start + batch_size) for start in range(0, 64, batch_size)]
+            images = [generator(params, base, index, labels[index], 2.0) for index in parts]
+            made[f"{loop}_{batch_size}"] = np.concatenate(images)
+    np.savez(sys.argv[1], **made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Helpers for tests that run the real command: the smoke config, shrunk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from side_jax import cli, pipeline
+
+ROOT = Path(__file__).parent.parent
+SMOKE = str(ROOT / "configs" / "smoke.py")
+TINY = {
+    "train.num_steps": 40,
+    "surrogate.num_steps": 30,
+    "conditional.num_steps": 10,
+    "sampler.num_steps": 3,
+    "synthesize.num_images": 128,
+    "extract.num_images": 64,
+    "extract.guidance_scales": "(1.0,10.0)",
+}
+
+
+def arguments(workdir, stages=None, **overrides):
+    """Command-line arguments for a tiny run; overrides use __ for the dots of a key."""
+    values = TINY | {key.replace("__", "."): value for key, value in overrides.items()}
+    argv = [f"--config={SMOKE}", f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in values.items())]
+    return [*argv, f"--stages={stages}"] if stages else argv
+
+
+def run(argv, stages=tuple(pipeline.STAGES)):
+    """Runs the command in this process, all stages by default; returns its exit code."""
+    # ml_collections would run the next config file in the namespace of the last one.
+    sys.modules.pop("config_config", None)
+    # optax's Adam relies on implicit promotion (decay ** count), so only what is ours is tested in strict mode.
+    with jax.numpy_dtype_promotion("standard"):
+        return cli.main(["side_jax", *argv], "test", stages)
+
+
+def start(argv, cache, **options):
+    """Starts the real command in a process of its own, on one device; what it compiles is kept in `cache`."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "side_jax.main", *argv]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)

@@ -1,0 +1,241 @@
+"""Bad input ends in one clear sentence and a non-zero exit, before anything heavy, and nothing written is lost."""
+
+import errno
+import os
+import shutil
+from collections import namedtuple
+
+import pytest
+import runs
+
+from side_jax import sampling, training
+
+
+@pytest.fixture
+def nothing_heavy(monkeypatch):
+    """Training or sampling would be heavy."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something heavy started")
+
+    monkeypatch.setattr(training, "run", refuse)
+    monkeypatch.setattr(sampling, "write_shards", refuse)
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A private copy of a finished tiny run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def refused(capsys, argv, *words, code=1):
+    """Runs the command and checks for one sentence that holds the words."""
+    assert runs.run(argv) == code
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("side_jax: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    for word in words:
+        assert word in lines[0]
+
+
+# Overrides of the config, and what the sentence must name: the value and what it must be.
+VALUES = [
+    ({"extract.num_images": 0}, "extract.num_images is 0", "at least 1"),
+    ({"label.num_clusters": 999}, "label.num_clusters is 999", "synthesize.num_images (128)"),
+    ({"label.num_clusters": 1}, "label.num_clusters is 1", "at least 2"),
+    ({"label.cohesion_threshold": 1.5}, "label.cohesion_threshold is 1.5", "in [-1, 1]"),
+    ({"label.assignment": "discard"}, "label.assignment is 'discard'", "reassign, drop"),
+    ({"label.features": "clip"}, "label.features is 'clip'", "pixels"),
+    ({"data.num_members": 1500, "data.num_heldout": 1500}, "num_heldout = 1500", "297 are left", "lower both"),
+    ({"data.num_heldout": 63}, "data.num_heldout is 63", "equal to data.num_members (64)"),
+    ({"data.name": "mnist"}, "data.name is 'mnist'", "digits, tfds"),
+    ({"data.name": "tfds"}, "data.tfds_name is ''", "TFDS name"),
+    ({"data.channels": 2}, "data.channels is 2", "1 (grey) or 3"),
+    ({"data.channels": 3}, "asks for images of (8, 8, 3)", "set data.image_size and data.channels"),
+    ({"data.image_size": 10, "model.block_channels": (8, 8, 8), "model.attention": (False,) * 3}, "is 10", "by 4"),
+    ({"diffusion.schedule": "sine"}, "diffusion.schedule is 'sine'", "linear, scaled_linear, cosine"),
+    ({"diffusion.beta_end": 1.0}, "diffusion.beta_end is 1.0", "between 0 and 1"),
+    ({"diffusion.num_timesteps": 2}, "sampler.num_steps is 3", "diffusion.num_timesteps (2)"),
+    ({"model.block_channels": (8, 18)}, "model.block_channels is (8, 18)", "model.num_groups (4)"),
+    ({"model.attention": (True,)}, "model.attention is (True,)", "each of the 2 levels"),
+    ({"model.dropout": 1.0}, "model.dropout is 1.0", "below 1"),
+    ({"train.num_steps": 0}, "train.num_steps is 0", "at least 1"),
+    ({"train.learning_rate": -1.0}, "train.learning_rate is -1.0", "above 0"),
+    ({"train.learning_rate": "nan"}, "train.learning_rate holds nan", "finite"),
+    ({"train.batch_size": 128}, "train.batch_size is 128", "data.num_members (64)"),
+    ({"surrogate.batch_size": 30}, "surrogate.batch_size is 30", "8 devices", "try 32"),
+    ({"sampler.batch_size": 12}, "sampler.batch_size is 12", "8 devices", "try 16"),
+    ({"sampler.eta": 2.0}, "sampler.eta is 2.0", "between 0 (DDIM) and 1 (DDPM)"),
+    ({"sampler.loop": "while"}, "sampler.loop is 'while'", "auto, scan, dispatch"),
+    ({"extract.attacks": "('magic',)"}, "extract.attacks is 'magic'", "unconditional, conditional, side"),
+    ({"extract.guidance_scales": (-1.0,)}, "guidance_scales is (-1.0,)", "at least 0"),
+    ({"extract.guidance_scales": (3.0, 3.0)}, "guidance_scales is (3.0, 3.0)", "different"),
+    ({"extract.guidance_scales": "()"}, "guidance_scales is ()", "one or more"),
+    ({"extract.guidance_scales": "('a',)"}, "guidance_scales holds 'a'", "type float"),
+    ({"evaluate.metrics": "('fid',)"}, "evaluate.metrics is 'fid'", "normalized_l2, rmse, distance_ratio"),
+    ({"evaluate.normalized_l2_neighbors": 65}, "neighbors is 65", "data.num_members (64)"),
+    ({"seed": -1}, "seed is -1", "at least 0"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), [(row[0], row[1:]) for row in VALUES], ids=lambda x: str(x)[:50])
+def test_bad_value(tmp_path, capsys, nothing_heavy, overrides, words):
+    workdir = tmp_path / "run"
+    refused(capsys, runs.arguments(workdir, **overrides), *words)
+    assert not (workdir / "config.json").exists()
+
+
+COMMAND_LINES = [
+    (["--config.train.num_stepz=3"], "num_stepz"),
+    (["--config.train.num_steps=many"], "many"),
+    (["--config.train.num_steps=2.5"], "2.5"),
+    (["--colour=red"], "colour"),
+    (["now"], "'now' is no flag"),
+]
+
+
+@pytest.mark.parametrize(("more", "word"), COMMAND_LINES, ids=[row[1] for row in COMMAND_LINES])
+def test_bad_command_line(tmp_path, capsys, nothing_heavy, more, word):
+    refused(capsys, runs.arguments(tmp_path / "run") + more, word, code=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_workdir_flag(capsys, nothing_heavy):
+    refused(capsys, [f"--config={runs.SMOKE}"], "--workdir=DIR is missing", code=2)
+
+
+def test_missing_config_file(tmp_path, capsys, nothing_heavy):
+    refused(capsys, ["--config=configs/nothing.py", f"--workdir={tmp_path}"], "configs/nothing.py", code=2)
+
+
+@pytest.mark.parametrize("text", ["def get_config(: pass", "import nowhere_to_be_found", "x = 1"])
+def test_broken_config_file(tmp_path, capsys, nothing_heavy, text):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    refused(capsys, [f"--config={path}", f"--workdir={tmp_path / 'run'}"], "can't be read", code=2)
+
+
+def test_config_file_with_an_unknown_section(tmp_path, capsys, nothing_heavy):
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "from side_jax.config import default_config\n"
+        "def get_config():\n    c = default_config()\n    c.trane = {'steps': 3}\n    return c\n"
+    )
+    refused(capsys, [f"--config={path}", f"--workdir={tmp_path / 'run'}"], "config.trane is not a setting")
+
+
+def test_no_config_at_all(tmp_path, capsys, nothing_heavy):
+    refused(capsys, [f"--workdir={tmp_path / 'new'}"], "holds no config.json", "--config=FILE")
+
+
+def test_unknown_stage(tmp_path, capsys, nothing_heavy):
+    refused(capsys, runs.arguments(tmp_path / "run", "train,attack"), "'attack'", "choose from train, synthesize")
+
+
+@pytest.mark.parametrize("stages", ["extract", "evaluate,report", "train,extract", "label"])
+def test_stages_without_their_inputs(tmp_path, capsys, nothing_heavy, stages):
+    refused(capsys, runs.arguments(tmp_path / "run", stages), "needs what stage", "run --stages=")
+
+
+def test_workdir_of_another_model(workdir, capsys, nothing_heavy):
+    words = ("another config", "train.num_steps 40 there and 50 here", "seed 0 there and 1 here", "new --workdir")
+    refused(capsys, runs.arguments(workdir, train__num_steps=50, seed=1), *words)
+    assert (workdir / "checkpoints" / "40").exists()
+
+
+def test_workdir_below_a_file(tmp_path, capsys, nothing_heavy):
+    (tmp_path / "file").write_text("")
+    refused(capsys, runs.arguments(tmp_path / "file" / "run"), "can't be written", "Not a directory")
+
+
+def test_workdir_without_permission(workdir, capsys, nothing_heavy, monkeypatch):
+    """As root every folder is writable, so the system's answer is simulated."""
+    monkeypatch.setattr(os, "access", lambda path, mode: "label" not in str(path))
+    refused(capsys, runs.arguments(workdir), "label can't be written", "permissions")
+
+
+def test_disk_too_small(tmp_path, capsys, nothing_heavy, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**20, 2**20))
+    refused(capsys, runs.arguments(tmp_path / "run"), "1 MiB free", "free some")
+
+
+def test_disk_full_in_the_middle(workdir, capsys, monkeypatch):
+    """The sentence says so, what was there stays, and once there is room the same command goes on."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device", "shard")
+
+    argv = runs.arguments(workdir, "extract", extract__guidance_scales="(5.0,)")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        refused(capsys, argv, "No space left on device", "kept")
+    assert (workdir / "extract" / "side_10" / "shard_00000.npz").exists()
+    assert runs.run(argv) == 0
+
+
+def test_no_cluster_above_the_threshold(workdir, capsys, nothing_heavy):
+    refused(capsys, runs.arguments(workdir, label__cohesion_threshold=0.9999), "cohesion_threshold = 0.9999", "lower")
+
+
+def test_training_that_diverges(tmp_path, capsys):
+    argv = runs.arguments(tmp_path / "run", "train", train__learning_rate=1e30, train__gradient_clip=1e30)
+    refused(capsys, argv, "training diverged", "lower the learning_rate")
+
+
+def spoil(folder, change):
+    """Changes the content of every file of a folder that is large enough to hold arrays."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size > 4096:
+            path.write_bytes(change(path.read_bytes()))
+
+
+def flip_the_middle(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes(byte ^ 0x55 for byte in content[middle : middle + 64]) + content[middle + 64 :]
+
+
+def again(workdir):
+    """A command that must restore the DPM."""
+    return runs.arguments(workdir, "extract", extract__guidance_scales="(7.0,)")
+
+
+def test_truncated_checkpoint(workdir, capsys, nothing_heavy):
+    spoil(workdir / "checkpoints" / "40" / "ema", lambda content: content[: len(content) // 2])
+    refused(capsys, again(workdir), "checkpoints/40", "is damaged", "start over")
+
+
+def test_altered_checkpoint(workdir, capsys, nothing_heavy):
+    spoil(workdir / "checkpoints" / "40" / "ema", flip_the_middle)
+    refused(capsys, again(workdir), "checkpoints/40", "delete that folder")
+
+
+def test_exchanged_checkpoint(workdir, capsys, nothing_heavy):
+    """A whole, undamaged EMA of another step is still not the one that meta describes."""
+    shutil.rmtree(workdir / "checkpoints" / "40" / "ema")
+    shutil.copytree(workdir / "checkpoints" / "30" / "ema", workdir / "checkpoints" / "40" / "ema")
+    refused(capsys, again(workdir), "was altered", "its ema no longer match")
+
+
+def test_missing_checkpoint(workdir, capsys, nothing_heavy):
+    shutil.rmtree(workdir / "checkpoints")
+    refused(capsys, again(workdir), "no checkpoint", "run the stage")
+
+
+@pytest.mark.parametrize("name", ["synthesize/shard_00000.npz", "label/labels.npz", "train/split.json"])
+def test_damaged_file(workdir, capsys, nothing_heavy, name):
+    path = workdir / name
+    path.write_bytes(path.read_bytes()[:50])
+    changed = {"synthesize": "label__num_clusters", "label": "surrogate__num_steps", "train": "conditional__num_steps"}
+    refused(capsys, runs.arguments(workdir, **{changed[name.partition("/")[0]]: 5}), name, "is damaged")
+
+
+def test_damaged_config(workdir, capsys, nothing_heavy):
+    (workdir / "config.json").write_text("{")
+    refused(capsys, runs.arguments(workdir), "config.json", "is damaged")
+
+
+def test_missing_shard(workdir, capsys, nothing_heavy):
+    (workdir / "extract" / "side_10" / "shard_00001.npz").unlink()
+    refused(capsys, runs.arguments(workdir, evaluate__rmse_below=0.2), "side_10", "does not hold images 0..63")

@@ -1,0 +1,69 @@
+"""SIGKILL at any moment, then the same command again, gives the results of a run that nothing disturbed."""
+
+import json
+import signal
+import time
+
+import pytest
+import runs
+
+# (unit killed, a file whose appearance says that the unit is in the middle of its work)
+MOMENTS = [
+    ("train", "checkpoints/10/meta"),
+    ("train", "checkpoints/30/meta"),
+    ("synthesize", "synthesize/shard_00001.npz"),
+    ("surrogate/side", "surrogate/side/checkpoints/10/meta"),
+    ("extract/conditional_10", "extract/conditional_10/shard_00000.npz"),
+    ("extract/side_1", "extract/side_1/manifest.json"),
+]
+LONGER = {"train__num_steps": 60, "surrogate__num_steps": 60, "synthesize__num_images": 256, "extract__num_images": 256}
+
+
+def kill_when(process, path, timeout=240):
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        assert process.poll() is None, f"the run ended before it wrote {path}"
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_killed_runs_end_like_undisturbed_ones(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert runs.start(runs.arguments(undisturbed, **LONGER), tmp_path / "cache").wait() == 0
+    for unit, moment in MOMENTS:
+        process = runs.start(runs.arguments(killed, **LONGER), tmp_path / "cache")
+        kill_when(process, killed / moment)
+        manifest = json.loads((killed / unit / "manifest.json").read_text())
+        assert manifest["done"] is False, f"{unit} was done before the kill"
+        assert not (killed / "evaluate" / "results.json").exists()
+    assert runs.start(runs.arguments(killed, **LONGER), tmp_path / "cache").wait() == 0
+    results = [(workdir / "evaluate" / "results.json").read_bytes() for workdir in (undisturbed, killed)]
+    assert results[0] == results[1]
+    matches = [(workdir / "evaluate" / "matches.csv").read_bytes() for workdir in (undisturbed, killed)]
+    assert matches[0] == matches[1]
+    metrics = [(workdir / "train" / "metrics.jsonl").read_text() for workdir in (undisturbed, killed)]
+    assert metrics[0] == metrics[1]
+    assert not list(killed.rglob("*.tmp"))
+
+
+def test_a_run_holds_its_workdir(tmp_path, capsys):
+    process = runs.start(runs.arguments(tmp_path / "run"), tmp_path / "cache")
+    try:
+        while not (tmp_path / "run" / "config.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert runs.run(runs.arguments(tmp_path / "run")) == 1
+        assert "is in use by another run" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("left", ['{"unit": "tr', ""])
+def test_a_manifest_cut_short_is_named(tmp_path, capsys, left):
+    (tmp_path / "run" / "train").mkdir(parents=True)
+    (tmp_path / "run" / "train" / "manifest.json").write_text(left)
+    assert runs.run(runs.arguments(tmp_path / "run")) == 1
+    assert "manifest.json is damaged" in capsys.readouterr().err
