@@ -146,10 +146,8 @@ def _gallery(settings: Settings, workdir: Path, row: dict[str, Any]) -> dict[str
         }
         for j, i in enumerate(chosen)
     ]
-    flat = triples.reshape((-1, *made.shape[1:])) if len(chosen) else np.full((3, *made.shape[1:]), 255, np.uint8)
-    return {
-        "name": run_of.name,
-        "row": row,
-        "cells": cells,
-        "png": images.png(images.grid(flat, columns=12)),
-    }
+    if not len(chosen):
+        triples = np.full((1, 3, *made.shape[1:]), 255, np.uint8)
+    strips = np.stack([np.asarray(images.grid(triple, columns=3)) for triple in triples])
+    strips = strips.reshape((*strips.shape[:3], made.shape[-1]))
+    return {"name": run_of.name, "row": row, "cells": cells, "png": images.png(images.grid(strips, 4, side=1, gap=10))}
