@@ -25,8 +25,8 @@ def table(results: list[dict], metric: str) -> str:
     plain = cells["unconditional", 0.0]
     base, base_unique = (np.mean([row[key] for row in plain]) for key in ("ams", "unique"))
     lines = [
-        "| attack | scale | AMS of each seed, % | mean AMS, % | against unconditional | extracted members | mean | against "
-        "unconditional | held-out AMS, mean (largest), % |",
+        "| attack | scale | AMS of each seed, % | mean AMS, % | against unconditional | extracted members | mean | "
+        "against unconditional | held-out AMS, mean (largest), % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (attack, scale), rows in cells.items():

@@ -14,21 +14,26 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """{(devices, loop, batch size): images 0..63}."""
-    found = {}
+    found, folder, running = {}, tmp_path_factory.mktemp("devices"), {}
     for devices in (1, 8):
-        out = tmp_path_factory.mktemp("devices") / f"{devices}.npz"
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent)}
-        subprocess.run([sys.executable, str(HERE / "device_probe.py"), str(out)], check=True, env=environment)
-        with np.load(out) as archive:
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "PYTHONPATH": str(HERE.parent),
+        }
+        command = [sys.executable, str(HERE / "device_probe.py"), str(folder / f"{devices}.npz")]
+        running[devices] = subprocess.Popen(command, env=environment)
+    for devices, process in running.items():
+        assert process.wait() == 0
+        with np.load(folder / f"{devices}.npz") as archive:
             assert archive["devices"] == devices
             found |= {(devices, name): archive[name] for name in archive.files if name != "devices"}
     return found
 
 
 def test_every_way_gives_the_same_images(made):
-    assert len(made) == 8
-    reference = made[1, "scan_64"].astype(int)
+    assert len(made) == 6
+    reference = made[1, "dispatch_64"].astype(int)
     assert reference.shape == (64, 8, 8, 1)
     assert len({image.tobytes() for image in reference}) == 64
     assert reference.std() > 30
