@@ -76,7 +76,6 @@ class Checkpoints:
 
         Raises:
           InputError: if there is no checkpoint, it is damaged or altered, or it was made with other settings.
-
         """
         step = self.latest_step()
         if step is None:

@@ -21,7 +21,6 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
 
     Raises:
       InputError: naming the key, its value and what it must be.
-
     """
     return _build(Settings, config.to_dict(), "")
 

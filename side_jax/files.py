@@ -38,7 +38,6 @@ def read_json(path: Path) -> Any:
 
     Raises:
       InputError: if the file is missing or damaged.
-
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -59,7 +58,6 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
       InputError: if the file is missing or damaged.
-
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:

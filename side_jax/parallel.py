@@ -53,7 +53,6 @@ def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ..
 
     Returns:
       A function whose batched arguments and result have a leading device axis, see `split` and `merge`.
-
     """
     return jax.pmap(fn, in_axes=tuple(0 if b else None for b in batched), donate_argnums=donate)
 

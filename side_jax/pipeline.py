@@ -33,7 +33,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
 
     Raises:
       InputError: if anything the user gave can't work; all checks come before the first heavy step.
-
     """
     settings = from_config(config)
     chosen = check_stages(stages)
@@ -58,7 +57,6 @@ def check_stages(names: Sequence[str]) -> list[str]:
 
     Raises:
       InputError: for an unknown name, or none at all.
-
     """
     for name in names:
         if name not in STAGES:

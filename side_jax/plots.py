@@ -16,7 +16,6 @@ def guidance(rows: list[dict[str, Any]]) -> bytes:
 
     Args:
       rows: of results.json, all of one metric.
-
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for attack, colour in _COLOURS.items():

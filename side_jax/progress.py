@@ -24,7 +24,6 @@ def progress(items: Iterable[T], *, total: int, description: str, unit: str, don
       description: what is being done.
       unit: what one item is, such as "step".
       done: how many were done earlier, before a restart.
-
     """
     if sys.stderr.isatty():
         with logging_redirect_tqdm(loggers=[logging.getLogger("side_jax")]):

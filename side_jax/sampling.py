@@ -60,7 +60,6 @@ class Generator:
           batch_size: images made together; divisible by the number of local devices.
           loop: "scan", "dispatch" or "auto", see settings.Sampler.
           log_prob: for guided sampling, the classifier, (params, x_t, t) -> log-probabilities.
-
         """
         if loop == "auto":
             loop = "dispatch" if log_prob is not None and jax.default_backend() == "cpu" else "scan"
@@ -103,7 +102,6 @@ class Generator:
           index: global indices, int [n].
           labels: target classes, int32 [n]; not used unguided.
           scale: the guidance scale lambda; not used unguided.
-
         """
         n = len(index)
         pad = self.batch_size - n
@@ -140,7 +138,6 @@ def write_shards(
       description: for the progress bar.
       num_classes: of the classifier whose classes are the targets; 0 where sampling is unguided.
       scale: the guidance scale lambda.
-
     """
     labels = target_labels(base, num_images, num_classes) if num_classes else np.full(num_images, -1, np.int32)
     starts = range(0, num_images, generator.batch_size)
@@ -158,7 +155,6 @@ def read_shards(directory: Path, num_images: int) -> dict[str, np.ndarray]:
 
     Raises:
       InputError: if a shard is missing or damaged.
-
     """
     parts = [files.read_npz(path) for path in sorted(directory.glob("shard_*.npz"))]
     joined = (

@@ -101,7 +101,6 @@ def run(
 
     Raises:
       InputError: if the loss stops being finite, or a checkpoint can't be used.
-
     """
     optimizer = make_optimizer(fit)
     over = parallel.mesh()

@@ -24,7 +24,6 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises:
       InputError: if it can't be written, or another process is using it.
-
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -46,7 +45,6 @@ def saved_config(workdir: Path) -> ml_collections.ConfigDict:
 
     Raises:
       InputError: if there is none.
-
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -61,12 +59,12 @@ def adopt(config: ml_collections.ConfigDict, settings: Settings, workdir: Path) 
 
     Raises:
       InputError: naming what differs.
-
     """
     path = workdir / "config.json"
     if path.exists():
+        saved = files.read_json(path)
         try:
-            before = from_config(ml_collections.ConfigDict(files.read_json(path)))
+            before = from_config(ml_collections.ConfigDict(saved))
         except InputError as error:
             raise InputError(f"--workdir={workdir} was made by another version of side_jax: {error}") from None
         if manifest.fingerprint(before, "train") != manifest.fingerprint(settings, "train"):

@@ -1,6 +1,7 @@
 """Datasets as uint8 arrays in memory, with integer labels."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from PIL import Image
@@ -25,12 +26,12 @@ class Dataset:
         return dataclasses.replace(self, images=self.images[ids], labels=self.labels[ids])
 
 
+@functools.lru_cache(maxsize=1)
 def load(data: Data) -> Dataset:
-    """Loads the dataset that the settings name.
+    """Loads the dataset that the settings name, once in a process: several stages use it.
 
     Raises:
       InputError: if it is not there, or does not have the stated size and channels.
-
     """
     dataset = {"digits": _digits, "tfds": _tfds}[data.name](data)
     shape = (data.image_size, data.image_size, data.channels)

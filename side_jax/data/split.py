@@ -27,7 +27,6 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
 
     Raises:
       InputError: if fewer distinct images are left than the settings ask for.
-
     """
     hashes = image_hashes(dataset.images)
     first = np.asarray(sorted({h: i for i, h in reversed(list(enumerate(hashes)))}.values()))
@@ -55,7 +54,6 @@ def apply_split(dataset: Dataset, path: Path) -> tuple[Dataset, Dataset, np.ndar
 
     Raises:
       InputError: if the file is missing or damaged, or an image is no longer the one that was split.
-
     """
     split = files.read_json(path)
     parts = []

@@ -30,7 +30,6 @@ def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> Callable[[
 
     Returns:
       A function of (x_t, t) whose value has the shape of x_t.
-
     """
 
     def total(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -48,6 +47,5 @@ def guide(epsilon: jax.Array, gradient: jax.Array, scale: jax.Array, sigma: jax.
       gradient: of the log-probability, same shape.
       scale: the guidance scale lambda, a scalar >= 0.
       sigma: sqrt(1 - alpha_bar_t), a scalar.
-
     """
     return epsilon - (scale * sigma) * gradient

@@ -29,7 +29,6 @@ def q_sample(schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array) 
       x0: clean images [b, ...], in [-1, 1].
       t: int32 [b], timesteps in 0..T-1.
       noise: standard normal, the shape of x0.
-
     """
     alpha_bar = schedule.alpha_bar
     signal = jnp.asarray(alpha_bar**0.5, x0.dtype)[t]
@@ -55,7 +54,6 @@ def denoising_loss(
       schedule: the noise schedule.
       x0: clean images [b, h, w, c] in [-1, 1].
       key: a typed PRNG key for the timesteps and the noise.
-
     """
     xt, t, noise = diffuse(schedule, x0, key)
     error = jnp.square(denoise_fn(xt, t) - noise)

@@ -39,7 +39,6 @@ class StepTable:
       next_sigma: float32, sqrt(1 - abar_t' - std^2).
       std: float32, equation (2); all zero for eta = 0.
       clip: whether x0_hat is clipped to [-1, 1].
-
     """
 
     t: np.ndarray
@@ -70,7 +69,6 @@ def step_table(
 
     Raises:
       ValueError: if eta is outside [0, 1] or the grid is impossible.
-
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must be between 0 (DDIM) and 1 (DDPM), got {eta}")
@@ -126,7 +124,6 @@ def sample_step(
 
     Returns:
       x_t', the shape of x.
-
     """
     t = jnp.full(x.shape[:1], jnp.asarray(table.t)[step])
     at = {name: jnp.asarray(getattr(table, name))[step] for name in ("signal", "sigma", "next_signal", "next_sigma")}

@@ -24,7 +24,6 @@ class Schedule:
 
     Attributes:
       betas: float64 [T], the variance added by each step, each in (0, 1).
-
     """
 
     betas: np.ndarray
@@ -58,7 +57,6 @@ def make_schedule(name: str, num_timesteps: int, beta_start: float = 1e-4, beta_
 
     Raises:
       ValueError: for an unknown name or betas outside (0, 1).
-
     """
     if name == "linear":
         betas = np.linspace(beta_start, beta_end, num_timesteps)
@@ -90,7 +88,6 @@ def time_grid(num_timesteps: int, num_steps: int, spacing: str = "trailing") -> 
 
     Raises:
       ValueError: if num_steps is not in 1..T or the spacing is unknown.
-
     """
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(f"num_steps must be between 1 and the schedule's {num_timesteps} timesteps, got {num_steps}")

@@ -35,7 +35,6 @@ class Metric:
       band: [low, high).
       num_neighbors: n of equation (4); not used by the others.
       alpha: of equation (4); not used by the others.
-
     """
 
     name: str
@@ -53,7 +52,6 @@ class Matches:
       nearest: int64 [n], the nearest reference.
       matched: bool [n], whether value is in the band.
       in_band: bool [m], the references in the union of equation (2).
-
     """
 
     value: np.ndarray
@@ -84,7 +82,6 @@ def match(images: np.ndarray, references: np.ndarray, metrics: list[Metric]) -> 
       images: float32 [n, h, w, c] in [-1, 1].
       references: float32 [m, h, w, c] in [-1, 1].
       metrics: what to compute.
-
     """
     k = max(2, *(metric.num_neighbors for metric in metrics))
     distances, index = neighbors.nearest(images, references, k)

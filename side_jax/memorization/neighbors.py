@@ -46,7 +46,6 @@ def nearest(images: np.ndarray, references: np.ndarray, k: int, block: int = 256
 
     Raises:
       ValueError: if k is not in 1..m or the shapes differ.
-
     """
     if images.shape[1:] != references.shape[1:]:
         raise ValueError(f"images {images.shape[1:]} and references {references.shape[1:]} differ in shape")
@@ -72,7 +71,6 @@ def within(
 
     Returns:
       bool [m].
-
     """
     rows, references = _flat(images), jnp.asarray(_flat(references))
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)

@@ -50,7 +50,6 @@ class Classifier(nn.Module):
       time_dependent: condition every block on the timestep; otherwise t is not used.
       num_groups: of GroupNorm, capped to what divides the channels.
       stem_stride: of the first convolution: 1 for small images, 2 for large ones.
-
     """
 
     num_classes: int

@@ -11,7 +11,6 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
 
     Returns:
       float32 [n, h * w * c]; an image of one flat colour, which has no direction, becomes zero.
-
     """
     flat = images.reshape(len(images), -1).astype(np.float32)
     flat = flat - flat.mean(axis=1, keepdims=True)

@@ -59,7 +59,6 @@ class UNet(nn.Module):
       num_groups: of GroupNorm; divides every entry of block_channels.
       dropout: rate in [0, 1).
       dtype: of the computation; parameters and output are float32.
-
     """
 
     out_channels: int

@@ -27,7 +27,6 @@ def cohesion(features: np.ndarray, assigned: np.ndarray, centroids: np.ndarray) 
 
     Returns:
       float32 [K], each in [-1, 1]; -1 for a cluster without images.
-
     """
     directions = centroids / np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
     cosine = (features * directions[assigned]).sum(axis=1)
@@ -50,7 +49,6 @@ def pseudo_labels(features: np.ndarray, label: Label, seed: int) -> dict[str, np
 
     Raises:
       InputError: if fewer than two clusters reach the threshold.
-
     """
     kmeans = KMeans(label.num_clusters, n_init=4, random_state=seed % 2**32).fit(features)
     centroids = kmeans.cluster_centers_.astype(np.float32)
