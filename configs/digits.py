@@ -19,8 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = "digits"
     config.data.num_members = 128
     config.data.num_heldout = 128
-    config.train.num_steps = 1200
-    config.surrogate.num_steps = 6000
+    config.train.num_steps = 1050
+    config.surrogate.num_steps = 8000
     config.surrogate.learning_rate = 2e-3
     config.conditional.num_steps = 500
     return config
