@@ -1,0 +1,64 @@
+"""The batch generator on trivial networks: one compilation for a sweep, padding, and uint8 conversion."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from side_jax import sampling
+from side_jax.diffusion.sampler import step_table
+
+
+def make(schedule, loop, traced):
+    def denoise(params, x, t):
+        traced.append(None)
+        return params["a"] * x
+
+    def log_prob(params, x, t):
+        return jax.nn.log_softmax(x.reshape(len(x), -1)[:, :3] * params["b"])
+
+    table = step_table(schedule, 4)
+    return sampling.Generator(
+        denoise=denoise, log_prob=log_prob, table=table, shape=(2, 2, 1), batch_size=16, loop=loop
+    )
+
+
+PARAMS = {"dpm": {"a": np.float32(0.5)}, "classifier": {"b": np.float32(2.0)}}
+
+
+@pytest.mark.parametrize("loop", ["scan", "dispatch"])
+def test_a_sweep_compiles_once(schedule, loop):
+    traced = []
+    generator = make(schedule, loop, traced)
+    index, base = np.arange(16), jax.random.key(0)
+    first = generator(PARAMS, base, index, np.full(16, 0, np.int32), 0.0)
+    count = len(traced)
+    assert count > 0
+    for scale, label in ((5.0, 1), (50.0, 2)):
+        later = generator(PARAMS, base, index, np.full(16, label, np.int32), scale)
+        assert np.abs(first.astype(int) - later).max() > 0
+    assert len(traced) == count
+
+
+@pytest.mark.parametrize("loop", ["scan", "dispatch"])
+def test_a_part_of_a_batch_is_the_same_images(schedule, loop):
+    generator = make(schedule, loop, [])
+    index, base, labels = np.arange(16), jax.random.key(0), np.arange(16, dtype=np.int32) % 3
+    whole = generator(PARAMS, base, index, labels, 2.0)
+    assert whole.shape == (16, 2, 2, 1)
+    np.testing.assert_array_equal(generator(PARAMS, base, index[3:8], labels[3:8], 2.0), whole[3:8])
+
+
+def test_target_labels_are_uniform_and_belong_to_the_index():
+    base = jax.random.key(1)
+    labels = sampling.target_labels(base, 6000, 6)
+    np.testing.assert_allclose(np.bincount(labels, minlength=6), 1000, rtol=0.12)
+    np.testing.assert_array_equal(sampling.target_labels(base, 100, 6), labels[:100])
+
+
+def test_uint8_round_trip():
+    levels = np.arange(256, dtype=np.uint8)
+    floats = sampling.to_float(levels)
+    assert (floats.min(), floats.max()) == (-1, 1)
+    np.testing.assert_array_equal(sampling.to_uint8(jnp.asarray(floats)), levels)
+    assert sampling.to_uint8(jnp.asarray([-7.0, 7.0])).tolist() == [0, 255]
