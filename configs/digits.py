@@ -2,10 +2,8 @@
 
 python -m side_jax.main --config=configs/digits.py --workdir=runs/digits
 
-docs/results.md holds the numbers to expect. 128 members of 8x8 pixels. Training stops
-where memorisation is partial, so that there is something for guidance to gain: about 2% of the unguided samples match a
-member (normalised L2 below 0.8), and a few hundred steps later many do. The surrogate is trained long, because SIDE's
-gain grew with it wherever we looked.
+docs/results.md holds the numbers to expect. 128 members of 8x8 pixels. Training stops where memorisation is partial, so
+that there is something for guidance to gain: about 2% of the unguided samples match a member (normalised L2 below 0.8).
 """
 
 import ml_collections

@@ -19,11 +19,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 # The settings that change how a run is watched or executed, but not what it computes.
-_NOT_PART = {("train", "log_every"), ("train", "checkpoint_every"), ("surrogate", "log_every")} | {
-    ("surrogate", "checkpoint_every"),
-    ("conditional", "log_every"),
-    ("conditional", "checkpoint_every"),
-}
+_NOT_PART = [(fit, key) for fit in ("train", "surrogate", "conditional") for key in ("log_every", "checkpoint_every")]
 # What makes the target model; a workdir belongs to one.
 TARGET_SECTIONS = ("seed", "data", "diffusion", "model", "train")
 # Unit: (settings that it depends on, units that it reads).
