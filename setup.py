@@ -20,7 +20,13 @@ setup(
     packages=find_packages(include=["side_jax", "side_jax.*"]),
     package_data={"side_jax.stages": ["*.j2"]},
     install_requires=REQUIREMENTS,
-    extras_require={"test": ["pytest>=8", "ruff>=0.6"], "tpu": ["jax[tpu]"], "cuda": ["jax[cuda12]"]},
+    extras_require={
+        "faces": ["scikit-image>=0.22"],
+        "test": ["pytest>=8", "ruff>=0.6", "scikit-image>=0.22", "array_record>=0.8.1"],
+        "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+    },
     entry_points={
         "console_scripts": [
             "side-jax = side_jax.main:main",

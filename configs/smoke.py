@@ -2,8 +2,8 @@
 
 python -m side_jax.main --config=configs/smoke.py --workdir=runs/smoke
 
-A tiny U-Net sees 64 digits for 60 steps and learns nothing worth extracting: expect 0% matches everywhere. Used by CI
-and by the tests, which shrink it further.
+No figure of the paper: a tiny U-Net sees 64 digits for 60 steps and learns nothing worth extracting; expect 0% matches
+everywhere. Used by CI and by the tests, which shrink it further.
 """
 
 import ml_collections
@@ -19,9 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_heldout = 64
     config.diffusion.num_timesteps = 100
     config.diffusion.beta_end = 0.2
-    config.model.block_channels = (8, 16)
-    config.model.num_heads = 2
-    config.model.num_groups = 4
+    config.model.block_out_channels = (8, 16)
+    config.model.norm_num_groups = 4
     config.classifier.stage_sizes = (1,)
     config.classifier.width = 8
     for fit, steps in ((config.train, 60), (config.surrogate, 40), (config.conditional, 20)):

@@ -3,7 +3,8 @@
 #
 #   CONFIG=configs/celeba.py WORKDIR=~/runs/celeba launch/tpu_vm.sh [--config.a.b=VALUE ...]
 #
-# Slices of several hosts are not supported yet: each host would run its own copy of the audit.
+# On a slice of several hosts only training is shared so far: run `python3 -m side_jax.train ... --processes=HOSTS` on all
+# of them, with one WORKDIR that all see, then this on one of them.
 set -euo pipefail
 : "${CONFIG:?set CONFIG to a config file, such as configs/celeba.py}"
 : "${WORKDIR:?set WORKDIR to the folder for the results, on a disk that survives a preemption}"

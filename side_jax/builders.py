@@ -21,7 +21,7 @@ from side_jax.models.unet import UNet
 from side_jax.sampling import Generator
 from side_jax.settings import Settings
 
-_STREAMS = ("train", "synthesize", "label", "surrogate/side", "surrogate/conditional", "extract", "probe")
+_STREAMS = ("train", "synthesize", "label", "surrogate/side", "surrogate/conditional", "extract", "probe", "monitor")
 
 
 def stream_seed(settings: Settings, name: str) -> int:
@@ -42,12 +42,18 @@ def image_shape(settings: Settings) -> tuple[int, int, int]:
 def build_schedule(settings: Settings) -> Schedule:
     """The DPM's noise schedule."""
     d = settings.diffusion
-    return make_schedule(d.schedule, d.num_timesteps, d.beta_start, d.beta_end)
+    if d.trained_betas:
+        return Schedule(betas=np.asarray(d.trained_betas), prediction_type=d.prediction_type)
+    return make_schedule(d.schedule, d.num_timesteps, d.beta_start, d.beta_end, d.prediction_type)
 
 
 def build_unet(settings: Settings) -> UNet:
-    """The target DPM's network."""
-    return UNet(out_channels=settings.data.channels, **dataclasses.asdict(settings.model))
+    """The target DPM's network; a setting of 0 where diffusers has null becomes None."""
+    options = dataclasses.asdict(settings.model)
+    for name in ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim"):
+        options[name] = options[name] or None
+    options["dtype"] = jnp.dtype(options["dtype"])
+    return UNet(out_channels=settings.data.channels, **options)
 
 
 def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bool) -> Classifier:
@@ -71,7 +77,7 @@ def parameter_count(settings: Settings) -> int:
 def build_step_table(settings: Settings) -> sampler.StepTable:
     """The sampler's coefficients."""
     s = settings.sampler
-    return sampler.step_table(build_schedule(settings), s.num_steps, eta=s.eta, spacing=s.spacing)
+    return sampler.step_table(build_schedule(settings), s.num_steps, eta=s.eta, variance=s.variance, spacing=s.spacing)
 
 
 def build_generator(settings: Settings, classifier: Classifier | None = None) -> Generator:
@@ -120,6 +126,17 @@ def restore_ema(settings: Settings, unit_of: Unit, module: Any) -> Restored:
         return store.restore(fingerprint=unit_of.fingerprint, ema=abstract)
 
 
-def load_split(settings: Settings, workdir: Path) -> tuple[datasets.Dataset, datasets.Dataset, np.ndarray, np.ndarray]:
-    """(members, held-out, member ids, held-out ids) as the train stage split them."""
-    return split.apply_split(datasets.load(settings.data), workdir / "train" / "split.json")
+def load_split(
+    settings: Settings, workdir: Path, *, stream: bool = False
+) -> tuple[datasets.Dataset, datasets.Dataset, np.ndarray, np.ndarray]:
+    """(members, held-out, member ids, held-out ids) as the train stage split them.
+
+    Args:
+      settings: of the run.
+      workdir: of the run.
+      stream: whether images that are not in memory may stay streams; else all of them are read now.
+    """
+    *parts, member_ids, heldout_ids = split.apply_split(datasets.load(settings.data), workdir / "train" / "split.json")
+    if not stream:
+        parts = [dataclasses.replace(part, images=np.asarray(part.images)) for part in parts]
+    return *parts, member_ids, heldout_ids

@@ -51,6 +51,10 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
+    def wait(self) -> None:
+        """Waits for the last write."""
+        self._manager.wait_until_finished()
+
     def latest_step(self) -> int | None:
         """The newest complete step; a write cut short by a kill does not count."""
         return self._manager.latest_step()
@@ -106,6 +110,14 @@ class Checkpoints:
                 "meta; delete that folder to go on from an earlier step, or start over."
             )
         return Restored(step=step, trees=trees, meta=meta)
+
+
+def latest_step(directory: Path) -> int | None:
+    """The newest complete step in a folder that may not exist yet."""
+    if not directory.exists():
+        return None
+    with Checkpoints(directory, read_only=True) as store:
+        return store.latest_step()
 
 
 def settings_meta(settings: Any, fingerprint: str) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The command line that all binaries share: flags, one clear sentence for each error, exit codes.
 
-Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read.
+Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read; 143 SIGTERM while training.
 """
 
 import errno
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +15,29 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from side_jax import pipeline
+from side_jax import parallel, pipeline
 from side_jax import workdir as workdirs
-from side_jax.errors import InputError
+from side_jax.errors import InputError, StoppedError
 from side_jax.stages import report
 
 _HELP = """{description}
 
 Options:
   --config=FILE     The settings: a file such as configs/digits.py. Without it, the config the workdir was made with.
-  --config.a.b=X    Overrides one value, such as --config.extract.num_images=4096; side_jax/settings.py lists all.
+  --config.a.b=X    Overrides one value, such as --config.extract.num_images=4096; side_jax/settings/ lists all.
   --workdir=DIR     The folder for everything the run writes; made if needed. Running the same command again goes on
                     where it stopped, and redoes only what depends on a changed setting.
   --stages=A,B      The stages to run, in their order, of: train, synthesize, label, surrogate, extract, evaluate,
                     report. By default {stages}.
+  --processes=N     Joins N processes, each with its devices, to train together (all run the same command and see the
+                    same workdir). TPU and Slurm need no more; elsewhere also give
+  --coordinator=HOST:PORT  of the first process, and
+  --process_id=I    0 to N-1.
   --help            Shows this.
 
 At the end: DIR/report/index.html for people, DIR/evaluate/results.json and matches.csv for programs.
-Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read."""
+Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read, 143 stopped by SIGTERM while training,
+after a checkpoint was saved."""
 
 
 def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -> int:
@@ -43,8 +49,9 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
         return _fail(error, 2)
     if options is None:
         return 0
-    config, workdir, stages = options
+    config, workdir, stages, processes = options
     try:
+        parallel.join(*processes)
         if config is None:
             config = workdirs.saved_config(workdir)
         pipeline.run(config, workdir, stages)
@@ -52,6 +59,8 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
             print(report.in_plain_words(config, workdir))
     except InputError as error:
         return _fail(error, 1)
+    except StoppedError as error:
+        return _fail(error, 128 + signal.SIGTERM)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
@@ -82,12 +91,15 @@ def _fail(error: object, code: int) -> int:
 
 def _parse(
     argv: Sequence[str], description: str, default_stages: Sequence[str]
-) -> tuple[ml_collections.ConfigDict | None, Path, list[str]] | None:
-    """(config or None, workdir, stages), or None where only help was asked for."""
+) -> tuple[ml_collections.ConfigDict | None, Path, list[str], tuple[int, str | None, int | None]] | None:
+    """(config or None, workdir, stages, arguments of parallel.join), or None where only help was asked for."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=list(argv))
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_list("stages", list(default_stages), "", flag_values=values)
+    flags.DEFINE_integer("processes", 1, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("coordinator", None, "", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "", lower_bound=0, flag_values=values)
     if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
         print(_HELP.format(description=description.strip(), stages=", ".join(default_stages)))
         return None
@@ -104,7 +116,9 @@ def _parse(
         raise InputError(f"{rest[0]!r} is no flag; every option begins with --, see --help.")
     if not values.workdir:
         raise InputError("--workdir=DIR is missing: the folder for everything the run writes.")
-    return config, Path(values.workdir), values.stages
+    if values.process_id is not None and values.process_id >= values.processes:
+        raise InputError(f"--process_id={values.process_id} must be below --processes={values.processes}.")
+    return config, Path(values.workdir), values.stages, (values.processes, values.coordinator, values.process_id)
 
 
 def _reason(error: Exception) -> str:

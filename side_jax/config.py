@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+import runpy
+import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -14,6 +17,17 @@ from side_jax.settings import Settings
 def default_config() -> ml_collections.ConfigDict:
     """The ConfigDict of all defaults, for a config file to override."""
     return ml_collections.ConfigDict(dataclasses.asdict(Settings()))
+
+
+def base_config(file: str, name: str, *arguments: str) -> ml_collections.ConfigDict:
+    """The ConfigDict of another config file of the same folder, for a config file that differs from it in little.
+
+    Args:
+      file: __file__ of the config file that asks.
+      name: of the other, such as "celeba.py".
+      *arguments: for its get_config.
+    """
+    return runpy.run_path(str(Path(file).with_name(name)))["get_config"](*arguments)
 
 
 def from_config(config: ml_collections.ConfigDict) -> Settings:
@@ -42,7 +56,8 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         elif isinstance(field.default, tuple):
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise InputError(f"config.{prefix}{name} is {value!r}, but it must be a tuple.")
-            value = tuple(_typed(item, field.default[0], prefix + name) for item in value)
+            like = typing.get_args(field.type)[0]()
+            value = tuple(_typed(item, like, prefix + name) for item in value)
         else:
             value = _typed(value, field.default, prefix + name)
         kwargs[name] = value

@@ -18,10 +18,20 @@ from side_jax.settings import Run, Settings
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-# The settings that change how a run is watched or executed, but not what it computes.
-_NOT_PART = [(fit, key) for fit in ("train", "surrogate", "conditional") for key in ("log_every", "checkpoint_every")]
+# The settings that change how a run is watched or executed, or where it finds things, but not what it computes; that
+# the data are the same wherever they lie, the split file's hashes say.
+_NOT_PART = [
+    *[
+        (fit, key)
+        for fit in ("train", "surrogate", "conditional")
+        for key in ("log_every", "checkpoint_every", "accumulate")
+    ],
+    *[("data", key) for key in ("path", "data_dir", "storage", "memory_limit_mb", "max_corrupt")],
+    ("model", "remat"),
+    ("target", "path"),
+]
 # What makes the target model; a workdir belongs to one.
-TARGET_SECTIONS = ("seed", "data", "diffusion", "model", "train")
+TARGET_SECTIONS = ("seed", "data", "target", "diffusion", "model", "train", "monitor")
 # Unit: (settings that it depends on, units that it reads).
 _DEPENDENCIES = {
     "train": (TARGET_SECTIONS, ()),
@@ -42,6 +52,10 @@ def fingerprint(settings: Settings, unit: str, **more: Any) -> str:
     own = {name: values[name] for name in sections}
     for section, key in _NOT_PART:
         own.get(section, {}).pop(key, None)
+    if unit == "train" and settings.target.path:
+        del own["train"]  # a foreign model was not trained by it
+    if unit == "train" and not settings.monitor.stop_at_rate:
+        del own["monitor"]  # watching alone changes nothing
     above = [fingerprint(settings, parent) for parent in parents]
     return files.digest({"unit": unit, "format": FORMAT_VERSION, "own": own, "parents": above, "more": more})
 

@@ -1,18 +1,59 @@
-"""Devices: a data-parallel mesh for training, and pmap over the local devices for sampling.
+"""Devices and processes: a data-parallel mesh for training, and pmap over the local devices for sampling.
 
-Training uses jit over global arrays (the batch is split over the mesh, parameters are replicated). Sampling uses
-jax.pmap: replicated inputs go in by in_axes=None, per-sample inputs are split on their first axis, and only images
-come out, so nothing has to be replicated or unreplicated by hand.
+Training uses jit over global arrays (the batch is split over the devices of all processes, parameters are replicated).
+Sampling uses jax.pmap: replicated inputs go in by in_axes=None, per-sample inputs are split on their first axis, and
+only images come out, so nothing has to be replicated or unreplicated by hand.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from side_jax.errors import InputError
+
+_barriers = itertools.count()  # a barrier's name may be used once; all processes come to the same ones in one order
+
+
+def join(processes: int, coordinator: str | None, process_id: int | None) -> None:
+    """Joins this process with others, before any computation; on TPU and Slurm JAX finds the others by itself.
+
+    Args:
+      processes: how many there must be in all; 1 joins nothing.
+      coordinator: HOST:PORT of the first process, or None to let JAX find it.
+      process_id: 0..processes-1, or None to let JAX find it.
+
+    Raises:
+      InputError: if another number of processes came together: each would run an audit of its own.
+    """
+    if processes == 1:
+        return
+    try:
+        jax.distributed.initialize(coordinator, processes if coordinator else None, process_id)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--processes={processes} could not be joined ({reason}); see --coordinator.") from None
+    if jax.process_count() != processes:
+        raise InputError(f"--processes={processes} was asked for, but {jax.process_count()} came together.")
+    # Now all are here, so the devices connect at once. Later, one may be busy for longer than a connection waits.
+    multihost_utils.sync_global_devices("joined")
+
+
+def primary() -> bool:
+    """Whether this process is the one that writes what belongs to all."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here, however long one is busy: by JAX's coordination service, not by devices."""
+    if jax.process_count() > 1:
+        every = set(range(jax.process_count()))
+        multihost.sync_global_processes(f"{name} {next(_barriers)}", timeout=24 * 3600, processes=every)
 
 
 def device_count() -> int:
@@ -20,27 +61,48 @@ def device_count() -> int:
     return jax.local_device_count()
 
 
-def check_divisible(key: str, batch_size: int) -> None:
-    """Raises InputError where a batch cannot be split evenly over the local devices."""
-    devices = device_count()
+def check_divisible(key: str, batch_size: int, devices: int) -> None:
+    """Raises InputError where a batch cannot be split evenly over so many devices."""
     if batch_size % devices:
         up = -(-batch_size // devices) * devices
         raise InputError(f"config.{key} is {batch_size}, but it must be divisible by the {devices} devices; try {up}.")
 
 
 def mesh() -> Mesh:
-    """All devices on one axis, `batch`."""
+    """All devices of all processes on one axis, `batch`."""
     return Mesh(np.asarray(jax.devices()), ("batch",))
 
 
-def shard_batch(batch: Any, over: Mesh) -> Any:
-    """Places a host batch (a tree of arrays [b, ...]) on the mesh, split on the first axis."""
-    return jax.device_put(batch, NamedSharding(over, PartitionSpec("batch")))
+def local_rows(batch_size: int, over: Mesh) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, int64, ascending."""
+    held = NamedSharding(over, PartitionSpec("batch")).addressable_devices_indices_map((batch_size,))
+    rows = np.arange(batch_size)
+    return np.unique(np.concatenate([rows[index] for index in held.values()]))
 
 
-def replicate(tree: Any, over: Mesh) -> Any:
-    """Places a tree on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(over, PartitionSpec()))
+def shard_batch(local: Any, rows: np.ndarray, batch_size: int, over: Mesh) -> Any:
+    """Makes global arrays [batch_size, ...], split over the mesh, of which each process gives its own rows.
+
+    Args:
+      local: a tree of host arrays [len(rows), ...].
+      rows: what local_rows says.
+      batch_size: of the global batch.
+      over: the mesh.
+    """
+    sharding, every = NamedSharding(over, PartitionSpec("batch")), np.arange(batch_size)
+
+    def whole(array: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return array[np.searchsorted(rows, every[index[0]])]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
+
+    return jax.tree.map(whole, local)
+
+
+def replicated(make: Callable[[], Any], over: Mesh) -> Any:
+    """Computes what `make` returns on every device of the mesh."""
+    return jax.jit(make, out_shardings=NamedSharding(over, PartitionSpec()))()
 
 
 def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ...] = ()) -> Callable:
@@ -54,7 +116,8 @@ def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ..
     Returns:
       A function whose batched arguments and result have a leading device axis, see `split` and `merge`.
     """
-    return jax.pmap(fn, in_axes=tuple(0 if b else None for b in batched), donate_argnums=donate)
+    in_axes = tuple(0 if b else None for b in batched)
+    return jax.pmap(fn, in_axes=in_axes, donate_argnums=donate, devices=jax.local_devices())
 
 
 def split(batch: Any) -> Any:

@@ -1,12 +1,14 @@
 """The chain of stages: checks everything first, then runs what is asked for and not done yet."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import ml_collections
 
-from side_jax import builders, manifest, parallel
+from side_jax import builders, foreign, manifest, parallel
 from side_jax import workdir as workdirs
 from side_jax.config import from_config
 from side_jax.data import datasets, split
@@ -31,25 +33,44 @@ STAGES = {
 def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] = tuple(STAGES)) -> None:
     """Runs the stages in their order, whatever the order they are named in.
 
+    With several processes, all call this with the same arguments; they share the training, and the first one writes.
+
     Raises:
       InputError: if anything the user gave can't work; all checks come before the first heavy step.
+      StoppedError: if the machine asks the run to stop while it trains.
     """
+    config = foreign.resolve(config)
     settings = from_config(config)
     chosen = check_stages(stages)
-    with workdirs.locked(workdir):
-        workdirs.check_writable(workdir)
-        parallel.check_divisible("sampler.batch_size", settings.sampler.batch_size)
-        for section in ("train", "surrogate", "conditional"):
-            parallel.check_divisible(f"{section}.batch_size", getattr(settings, section).batch_size)
-        check_inputs(settings, workdir, chosen)
-        if "train" in chosen and not builders.train_unit(settings, workdir).done():
-            split.make_split(datasets.load(settings.data), settings.data, settings.seed)
-        builders.parameter_count(settings)
-        workdirs.check_space(settings, workdir)
-        workdirs.adopt(config, settings, workdir)
+    check_devices(settings, chosen)
+    with workdirs.locked(workdir) if parallel.primary() else contextlib.nullcontext():
+        if parallel.primary():
+            workdirs.check_writable(workdir)
+            check_inputs(settings, workdir, chosen)
+            if "train" in chosen and not builders.train_unit(settings, workdir).done():
+                split.make_split(datasets.load(settings.data), settings.data, settings.seed)
+            builders.parameter_count(settings)
+            workdirs.check_space(settings, workdir)
+            workdirs.adopt(config, settings, workdir)
+        parallel.barrier("checked")
         for name in chosen:
             logger.info("stage %s.", name)
             STAGES[name](config, workdir)
+
+
+def check_devices(settings: Settings, chosen: Sequence[str]) -> None:
+    """Raises InputError where a batch can't be split over the devices, or a stage runs on one process only."""
+    if jax.process_count() > 1 and list(chosen) != ["train"]:
+        raise InputError(
+            f"--stages={','.join(chosen)} with {jax.process_count()} processes: so far only train runs on several; run "
+            "the others afterwards on one, with the same --workdir."
+        )
+    parallel.check_divisible("sampler.batch_size", settings.sampler.batch_size, jax.local_device_count())
+    for section in ("train", "surrogate", "conditional"):
+        fit = getattr(settings, section)
+        part = fit.batch_size // fit.accumulate
+        key = f"{section}.batch_size" + (f" / accumulate ({fit.accumulate})" if fit.accumulate > 1 else "")
+        parallel.check_divisible(key, part, jax.device_count())
 
 
 def check_stages(names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+import numpy as np
 
 _COLOURS = {"unconditional": "0.45", "conditional": "tab:orange", "side": "tab:blue"}
 
@@ -42,6 +43,49 @@ def guidance(rows: list[dict[str, Any]]) -> bytes:
         axis.set_xscale("symlog", linthresh=1)
         axis.set_ylim(bottom=0)
         axis.legend()
+    return _png(figure)
+
+
+def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> bytes:
+    """The loss, its profile over timesteps, and what the monitor saw, against the step: a PNG.
+
+    Args:
+      metrics: rows of train/metrics.jsonl.
+      watched: rows of train/monitor.jsonl; may be empty.
+    """
+    figure, axes = plt.subplots(1, 4 if watched else 2, figsize=(14 if watched else 8, 3.2), layout="constrained")
+    step = [row["step"] for row in metrics]
+    axes[0].plot(step, [row["loss"] for row in metrics], color="0.3")
+    axes[0].set_title("loss")
+    profile = np.asarray([row["loss_by_timestep"] for row in metrics], float)
+    for i, values in enumerate(profile.T):
+        axes[1].plot(step, values, color=plt.get_cmap("viridis")(i / len(profile.T)))
+    axes[1].set_title("loss by timestep: dark is least noisy")
+    axes[0].set_yscale("log")
+    axes[1].set_yscale("log")
+    if watched:
+        step = [row["step"] for row in watched]
+        curves = (
+            (axes[2], "copied", "tab:red", "members"),
+            (axes[2], "copied_heldout", "tab:red", "held-out"),
+            (axes[3], "closer", "tab:blue", "samples"),
+        )
+        for axis, key, colour, label in curves:
+            style = "--" if label == "held-out" else "-"
+            axis.plot(step, [100 * row[key] for row in watched], style, color=colour, marker=".", label=label)
+            low, high = ([100 * row[f"{key}_ci"][i] for row in watched] for i in (0, 1))
+            axis.fill_between(step, low, high, color=colour, alpha=0.12)
+        axes[3].axhline(50, color="0.5", linestyle=":", label="chance")
+        axes[2].set_title("samples with d1 / d2 < 1/3, %")
+        axes[3].set_title("closer to a member than to held-out, %")
+        for axis in axes[2:]:
+            axis.legend()
+    for axis in axes:
+        axis.set_xlabel("step")
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     # No software version or date inside the file: the same results give the same bytes.
     figure.savefig(buffer, dpi=110, metadata={"Software": None})

@@ -1,12 +1,12 @@
-"""The one training loop, for the DPM and for both classifiers.
+"""The one training loop, for the DPM and for both classifiers, on all devices of all processes.
 
-Step s uses batch s of a fixed shuffle and the key fold_in(key, s), so a run that was killed and goes on from a
-checkpoint takes exactly the steps that it would have taken. Each step is dispatched from Python: on CPU, gradients of
-convolutions inside an XLA loop are many times slower.
+Step s uses batch s of a fixed shuffle, and its image i the key fold_in(fold_in(key, s), i): a run that was killed and
+goes on from a checkpoint takes exactly the steps that it would have taken, and neither the number of devices and
+processes nor the accumulation of gradients changes them but for rounding. Each step is dispatched from Python: on CPU,
+gradients of convolutions inside an XLA loop are many times slower.
 """
 
 import functools
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tensorboardX import SummaryWriter
 
-from side_jax import files, parallel
+from side_jax import parallel
 from side_jax.checkpoint import Checkpoints
-from side_jax.errors import InputError
+from side_jax.curves import Curves
+from side_jax.errors import InputError, StoppedError
+from side_jax.preemption import Preemption
 from side_jax.progress import progress
 from side_jax.settings import Fit
 
 logger = logging.getLogger(__name__)
 
 Params = Any
-# (params, batch, key) -> (loss, further scalars to log)
-LossFn = Callable[[Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), of one shape; logged as sum / count
+# (params, batch, keys [b], key) -> (mean loss, metrics); keys are for each example, key is for the whole batch
+LossFn = Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+# (step, averaged parameters on the host) -> whether to stop
+WatchFn = Callable[[int, Params], bool]
+_BATCH = 2**31  # folded into the first example's key, this gives the key of what the batch draws together
 
 
 def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
@@ -39,10 +44,24 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> n
     return order[position * batch_size : (position + 1) * batch_size]
 
 
+def learning_rate(fit: Fit) -> optax.Schedule:
+    """The rate of each step: a linear warm-up from 0, then constant, or decaying to 0 at the last step."""
+    rest = fit.num_steps - fit.warmup_steps
+    after = {
+        "constant": lambda: optax.constant_schedule(fit.learning_rate),
+        "linear": lambda: optax.linear_schedule(fit.learning_rate, 0.0, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(fit.learning_rate, rest),
+    }[fit.decay]()
+    if not fit.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, fit.learning_rate, fit.warmup_steps)
+    return optax.join_schedules([warmup, after], [fit.warmup_steps])
+
+
 def make_optimizer(fit: Fit) -> optax.GradientTransformation:
-    """AdamW with gradient clipping and a linear warm-up."""
-    rate = optax.linear_schedule(0.0, fit.learning_rate, fit.warmup_steps) if fit.warmup_steps else fit.learning_rate
-    return optax.chain(optax.clip_by_global_norm(fit.gradient_clip), optax.adamw(rate, weight_decay=fit.weight_decay))
+    """AdamW with gradient clipping, on float32 parameters and moments."""
+    adamw = optax.adamw(learning_rate(fit), weight_decay=fit.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(fit.gradient_clip), adamw)
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
@@ -51,127 +70,219 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
     return jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
 
 
-def train_step(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    decay: float,
-    state: dict,
-    ema: Params,
-    batch: Any,
-    key: Any,
-) -> tuple[dict, Params, dict[str, jax.Array]]:
-    """One optimiser step; returns the new state {params, opt_state, step}, the new EMA and the scalars to log."""
+def gradients(loss_fn: LossFn, state: dict, batch: tuple, key: jax.Array) -> tuple[Params, Metrics]:
+    """The gradient of the mean loss over a batch, and its metrics; the batch's last array is each row's position."""
+    *batch, position = batch
     key = jax.random.fold_in(key, state["step"])
-    (loss, scalars), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch, key)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position)
+    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state["params"], tuple(batch), keys, jax.random.fold_in(keys[0], _BATCH)
+    )
+    return grads, metrics
+
+
+def accumulate(loss_fn: LossFn, sums: Any, state: dict, batch: tuple, key: jax.Array) -> Any:
+    """Adds a part's gradients and metrics to those of the parts before it."""
+    return jax.tree.map(jnp.add, sums, gradients(loss_fn, state, batch, key))
+
+
+def update(
+    optimizer: optax.GradientTransformation, fit: Fit, state: dict, ema: Params, sums: Any
+) -> tuple[dict, Params]:
+    """One optimiser step from the gradients of all parts.
+
+    The state is {params, opt_state, step, totals}; totals holds the metrics since the last multiple of fit.log_every,
+    so that what is logged is the mean of all steps, and a single NaN in between can't be missed.
+    """
+    grads, metrics = sums
+    grads = jax.tree.map(lambda g: g / fit.accumulate, grads)
     updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    d = ema_decay(state["step"], decay)
+    d = ema_decay(state["step"], fit.ema_decay)
     ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
-    scalars = {"loss": loss, "gradient_norm": optax.tree.norm(grads)} | scalars
-    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, ema, scalars
+    metrics = metrics | {"gradient_norm": (optax.tree.norm(grads), jnp.float32(1))}
+    fresh = state["step"] % fit.log_every == 0
+    totals = jax.tree.map(lambda total, new: jnp.where(fresh, new, total + new), state["totals"], metrics)
+    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "totals": totals}, ema
+
+
+class Stepper:
+    """The compiled step; also what the benchmarks time."""
+
+    def __init__(self, loss_fn: LossFn, init_fn: Callable[[], Params], fit: Fit, example: tuple[np.ndarray, ...]):
+        """Prepares the compiled functions.
+
+        Args:
+          loss_fn: see LossFn.
+          init_fn: makes the initial parameters.
+          fit: how to train.
+          example: a batch of any length, for its shapes.
+        """
+        self._fit, self._init_fn, self._loss_fn = fit, init_fn, loss_fn
+        self._over = parallel.mesh()
+        self._part = fit.batch_size // fit.accumulate
+        self._rows = parallel.local_rows(self._part, self._over)
+        self._example = tuple(jax.ShapeDtypeStruct((self._part, *a.shape[1:]), a.dtype) for a in example)
+        self._optimizer = make_optimizer(fit)
+
+        def whole(state, ema, batch, key):
+            return update(self._optimizer, fit, state, ema, gradients(loss_fn, state, batch, key))
+
+        self._whole = jax.jit(whole, donate_argnums=(0, 1))
+        self._first = jax.jit(functools.partial(gradients, loss_fn))
+        self._more = jax.jit(functools.partial(accumulate, loss_fn), donate_argnums=0)
+        self._update = jax.jit(functools.partial(update, self._optimizer, fit), donate_argnums=(0, 1))
+
+    def _make(self) -> dict[str, Any]:
+        params = self._init_fn()
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self._part))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        metrics = jax.eval_shape(self._loss_fn, params, self._example, keys, key)[1]
+        metrics["gradient_norm"] = (jnp.float32(0), jnp.float32(0))
+        state = {"params": params, "opt_state": self._optimizer.init(params), "step": jnp.int32(0)}
+        state["totals"] = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+        return {"state": state, "ema": jax.tree.map(jnp.array, params)}
+
+    def initial(self) -> tuple[dict, Params]:
+        """(state, ema) before the first step, on all devices."""
+        trees = parallel.replicated(self._make, self._over)
+        return trees["state"], trees["ema"]
+
+    def abstract(self) -> dict[str, Any]:
+        """The shapes and shardings of {state, ema}."""
+        return parallel.abstract(self._make, self._over)
+
+    def key(self, seed: int) -> jax.Array:
+        """A typed key on all devices."""
+        return parallel.replicated(lambda: jax.random.key(seed), self._over)
+
+    def load(self, fetch: Callable[[np.ndarray], tuple[np.ndarray, ...]], chosen: np.ndarray) -> list[tuple]:
+        """Places the examples `chosen` on the devices, part by part; each process fetches its own rows alone."""
+        parts = []
+        for start in range(0, len(chosen), self._part):
+            rows = start + self._rows
+            local = (*fetch(chosen[rows]), rows.astype(np.uint32))
+            parts.append(parallel.shard_batch(local, self._rows, self._part, self._over))
+        return parts
+
+    def __call__(self, state: dict, ema: Params, parts: list[tuple], key: jax.Array) -> tuple[dict, Params]:
+        """One optimiser step; the given state and ema are consumed."""
+        if len(parts) == 1:
+            return self._whole(state, ema, parts[0], key)
+        sums = self._first(state, parts[0], key)
+        for part in parts[1:]:
+            sums = self._more(sums, state, part, key)
+        return self._update(state, ema, sums)
 
 
 def run(
     *,
     loss_fn: LossFn,
     init_fn: Callable[[], Params],
-    examples: tuple[np.ndarray, ...],
+    fetch: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+    num_examples: int,
     fit: Fit,
     seed: int,
     directory: Path,
     checkpoints: Path,
     meta: dict[str, Any],
     description: str,
-) -> Params:
-    """Trains, or goes on training, until fit.num_steps.
+    watch: WatchFn | None = None,
+    watch_every: int = 0,
+    loader: Callable[[Callable[[int], Any], range], Any] = map,
+) -> tuple[Params, int]:
+    """Trains, or goes on training, until fit.num_steps or until `watch` says stop.
 
     Args:
-      loss_fn: see LossFn; its batch is a tuple, one array for each of `examples`.
+      loss_fn: see LossFn; its batch is a tuple of what fetch returns.
       init_fn: makes the initial parameters.
-      examples: arrays with a common first axis, of which batches are drawn.
+      fetch: gives the examples of some indices, int64 [k], as a tuple of arrays [k, ...].
+      num_examples: how many there are to choose from.
       fit: how to train.
       seed: of the shuffles and of each step's key.
       directory: for metrics.jsonl and the TensorBoard file.
       checkpoints: where to keep them.
       meta: for each checkpoint; holds `fingerprint`.
       description: for the progress bar.
+      watch: called every watch_every steps, before a checkpoint of that step.
+      watch_every: 0 for never.
+      loader: maps a function over the steps, in order, as `map` does; may run ahead in threads of its own.
 
     Returns:
-      The averaged parameters, on the host.
+      (the averaged parameters, on the host; the last step).
 
     Raises:
       InputError: if the loss stops being finite, or a checkpoint can't be used.
+      StoppedError: on SIGTERM, after a checkpoint is saved.
     """
-    optimizer = make_optimizer(fit)
-    over = parallel.mesh()
-
-    def initial() -> dict[str, Any]:
-        params = init_fn()
-        state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
-        return {"state": state, "ema": jax.tree.map(jnp.array, params)}
-
-    step_fn = jax.jit(functools.partial(train_step, loss_fn, optimizer, fit.ema_decay), donate_argnums=(0, 1))
-    key = parallel.replicate(jax.random.key(seed), over)
-    with Checkpoints(checkpoints) as store:
+    stepper = Stepper(loss_fn, init_fn, fit, fetch(np.zeros(1, np.int64)))
+    key = stepper.key(seed)
+    with Checkpoints(checkpoints) as store, Preemption() as preemption:
         if store.latest_step() is None:
-            trees = parallel.replicate(initial(), over)
+            state, ema = stepper.initial()
         else:
-            trees = store.restore(fingerprint=meta["fingerprint"], **parallel.abstract(initial, over)).trees
-        state, ema = trees["state"], trees["ema"]
-        first = int(state["step"])
+            trees = store.restore(fingerprint=meta["fingerprint"], **stepper.abstract()).trees
+            state, ema = trees["state"], trees["ema"]
+        first = done = checked = int(state["step"])
         if first:
             logger.info("%s: going on from the checkpoint of step %d of %d.", description, first, fit.num_steps)
-        with _Log(directory, first) as log:
-            todo = range(first, fit.num_steps)
-            for step in progress(todo, total=fit.num_steps, description=description, unit="step", done=first):
-                chosen = batch_indices(seed, step, len(examples[0]), fit.batch_size)
-                batch = parallel.shard_batch(tuple(array[chosen] for array in examples), over)
-                state, ema, scalars = step_fn(state, ema, batch, key)
-                last = step + 1 == fit.num_steps
-                if (step + 1) % fit.log_every == 0 or last:
-                    log.write(
-                        step + 1, (step + 1) * fit.batch_size / len(examples[0]), jax.device_get(scalars), fit.log_every
-                    )
-                if (step + 1) % fit.checkpoint_every == 0 or last:
-                    store.save(step + 1, state=state, ema=ema, meta=meta)
-    return jax.device_get(ema)
 
+        def load(step: int) -> list[tuple]:
+            return stepper.load(fetch, batch_indices(seed, step, num_examples, fit.batch_size))
 
-class _Log:
-    """metrics.jsonl and TensorBoard scalars; on a restart, what lies beyond the restored step is dropped first."""
-
-    def __init__(self, directory: Path, first_step: int):
-        path = directory / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= first_step]
-        with files.atomic(path, "w") as file:
-            file.writelines(kept)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by __exit__
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
-
-    def write(self, step: int, epoch: float, scalars: dict[str, Any], interval: int) -> None:
-        row = {name: float(value) for name, value in scalars.items()}
-        if not np.isfinite(row["loss"]):
-            raise InputError(
-                f"training diverged: the loss became {row['loss']} between steps {max(step - interval, 0)} and {step}; "
-                "lower the learning_rate or the gradient_clip of that section."
+        # What watch said at the restored step, before it was killed, it says again.
+        stop = bool(first and watch and first % watch_every == 0 and watch(first, jax.device_get(ema)))
+        todo = range(first, first if stop else fit.num_steps)
+        curves = Curves(
+            directory / "metrics.jsonl",
+            first_step=first,
+            board=directory / "tensorboard",
+            write=parallel.primary(),
+        )
+        with curves:
+            batches = progress(
+                loader(load, todo), total=fit.num_steps, description=description, unit="step", done=first
             )
-        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 3)} | row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            self._board.add_scalar(name, value, step)
+            for done, parts in enumerate(batches, start=first + 1):
+                state, ema = stepper(state, ema, parts, key)
+                stop = bool(watch and done % watch_every == 0 and watch(done, jax.device_get(ema)))
+                last = stop or done == fit.num_steps
+                preempted = preemption.reached(done)
+                save = last or preempted or done % fit.checkpoint_every == 0
+                if save or done % fit.log_every == 0:
+                    row = _means(jax.device_get(state["totals"]), checked, done)
+                    checked = done
+                    if last or done % fit.log_every == 0:
+                        epoch = round(done * fit.batch_size / num_examples, 3)
+                        curves.write({"step": done, "epoch": epoch} | row)
+                if save:
+                    store.save(done, state=state, ema=ema, meta=meta)
+                if preempted and not last:
+                    break
+                if stop:
+                    break
+        store.wait()
+        if preemption.happened and done < fit.num_steps and not stop:
+            raise StoppedError(
+                f"{description}: stopped by SIGTERM after step {done} of {fit.num_steps}, which is saved; run the same "
+                "command again to go on."
+            )
+    return jax.device_get(ema), done
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")  # a line cut short by a kill
+def _means(totals: dict[str, Any], checked: int, step: int) -> dict[str, Any]:
+    """The metrics as numbers, or lists with None where there was nothing to average.
+
+    Raises:
+      InputError: if the loss of any step since `checked` was not finite.
+    """
+    if not np.isfinite(totals["loss"][0]):
+        raise InputError(
+            f"training diverged: the loss became {totals['loss'][0]} between steps {checked} and {step}; "
+            "lower the learning_rate or the gradient_clip of that section."
+        )
+    row = {}
+    for name, (total, count) in totals.items():
+        mean = np.divide(total, count, out=np.full(np.shape(total), np.nan), where=np.asarray(count) > 0)
+        row[name] = [float(v) if np.isfinite(v) else None for v in mean] if mean.ndim else float(mean)
+    return row

@@ -23,8 +23,7 @@ def noisy(params):
 
 def main():
     config = default_config()
-    config.model.block_channels = (8, 16)
-    config.model.num_heads = 2
+    config.model.block_out_channels = (8, 16)
     config.classifier.stage_sizes = (1,)
     config.classifier.width = 8
     config.sampler.num_steps = 6

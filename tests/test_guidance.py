@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from side_jax.diffusion import guidance, sampler
-from side_jax.diffusion.process import bcast
+from side_jax.diffusion.process import bcast, epsilon_and_x0
 from side_jax.diffusion.schedule import make_schedule
 
 STD, MEANS = 0.3, np.asarray([-0.6, 0.6])
@@ -76,7 +76,13 @@ def test_gradient_is_of_the_target_class():
 
 
 def test_guide_is_the_score_form():
-    epsilon, gradient = jnp.float32(0.5) * jnp.ones((1, 2)), jnp.ones((1, 2))
-    np.testing.assert_allclose(
-        guidance.guide(epsilon, gradient, jnp.float32(3.0), jnp.float32(0.2)), 0.5 - 0.6, rtol=1e-6
-    )
+    """epsilon - lambda sigma grad; and the same guided epsilon follows from the guided x0 and v."""
+    signal, sigma, scale = jnp.float32(0.8), jnp.float32(0.6), jnp.float32(3.0)
+    x, epsilon, gradient = (jnp.full((1, 2), jnp.float32(value)) for value in (0.7, 0.5, 1.5))
+    x0 = (x - sigma * epsilon) / signal
+    outputs = {"epsilon": epsilon, "x0": x0, "v": signal * epsilon - sigma * x0}
+    for name, output in outputs.items():
+        guided = guidance.guide(name, output, gradient, scale, signal, sigma)
+        got, clean = epsilon_and_x0(name, guided, x, signal, sigma)
+        np.testing.assert_allclose(got, 0.5 - 3.0 * 0.6 * 1.5, rtol=1e-5)
+        np.testing.assert_allclose(clean, (0.7 - 0.6 * (0.5 - 2.7)) / 0.8, rtol=1e-5)

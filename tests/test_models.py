@@ -34,8 +34,11 @@ def apply(module, variables, x, t, deterministic=None, rngs=None):
 
 
 def make_unet(**changes):
-    options = {"out_channels": 1, "block_channels": (8, 16), "layers_per_block": 1, "attention": (False, True)}
-    options |= {"num_heads": 2, "num_groups": 4, "dropout": 0.0}
+    options = {"out_channels": 1, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    options |= {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
     return UNet(**(options | changes))
 
 
@@ -45,7 +48,13 @@ def inputs(n, size=8, channels=1):
 
 @pytest.mark.parametrize(("channels", "size", "levels"), [(1, 8, (8,)), (3, 16, (8, 16, 16))])
 def test_unet_predicts_the_shape_it_is_given(channels, size, levels):
-    unet = make_unet(out_channels=channels, block_channels=levels, attention=(False,) * len(levels))
+    n = len(levels)
+    unet = make_unet(
+        out_channels=channels,
+        block_out_channels=levels,
+        down_block_types=("DownBlock2D",) * n,
+        up_block_types=("UpBlock2D",) * n,
+    )
     x, t = inputs(2, size, channels)
     params = initial(unet, x, t)
     out = apply(unet, {"params": randomised(params)}, x, t)
@@ -122,9 +131,41 @@ def test_classifier_gives_log_probabilities():
 
 
 def test_sinusoidal_embedding_by_hand():
-    got = np.asarray(sinusoidal_embedding(jnp.asarray([0, 3]), 4))
+    t = jnp.asarray([0, 3])
+    got = np.asarray(sinusoidal_embedding(t, 4))
     np.testing.assert_allclose(got[0], [0, 0, 1, 1])
     np.testing.assert_allclose(got[1], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)], rtol=1e-5)
+    np.testing.assert_array_equal(sinusoidal_embedding(t, 4, flip_sin_to_cos=True)[1], got[1, [2, 3, 0, 1]])
+    shifted = np.asarray(sinusoidal_embedding(t, 4, freq_shift=1.0))  # the original DDPM: the last is 1 / max_period
+    np.testing.assert_allclose(shifted[1], [np.sin(3), np.sin(3e-4), np.cos(3), np.cos(3e-4)], rtol=1e-5)
+
+
+def test_rematerialisation_changes_memory_alone():
+    x, t = inputs(2)
+    params = randomised(initial(make_unet(), x, t))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(unet, params):
+        return jax.grad(lambda p: jnp.square(unet.apply({"params": p}, x, t, False)).mean())(params)
+
+    plain, remat = (gradient(make_unet(remat=remat), params) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, remat)
+    assert "remat" in str(jax.make_jaxpr(lambda p: gradient(make_unet(remat=True), p))(params))
+    assert "remat" not in str(jax.make_jaxpr(lambda p: gradient(make_unet(), p))(params))
+
+
+def test_bfloat16_computes_in_half_and_keeps_its_parameters():
+    """Close to float32, but not it; parameters and output stay float32."""
+    x, t = inputs(4)
+    params = randomised(initial(make_unet(), x, t))
+    with jax.numpy_dtype_promotion("standard"):  # flax's own norms rely on it
+        params_half = initial(make_unet(dtype=jnp.bfloat16), x, t)
+        half = apply(make_unet(dtype=jnp.bfloat16), {"params": params}, x, t)
+    full = np.asarray(apply(make_unet(), {"params": params}, x, t))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params_half)} == {jnp.dtype("float32")}
+    assert half.dtype == jnp.float32
+    error = np.abs(np.asarray(half) - full).max() / np.abs(full).max()
+    assert 1e-5 < error < 0.05
 
 
 def test_pixel_features_are_centred_and_of_unit_norm():

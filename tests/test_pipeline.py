@@ -11,8 +11,10 @@ import pytest
 import runs
 from PIL import Image
 
-from side_jax import training
+from side_jax import builders, training
+from side_jax.config import from_config
 from side_jax.settings import ATTACKS, METRICS
+from side_jax.workdir import saved_config
 
 
 @pytest.fixture
@@ -163,6 +165,18 @@ def test_binaries_share_the_workdir(finished, tmp_path):
     assert runs.run([f"--workdir={workdir}"], evaluate.STAGES) == 0
     ours, theirs = (json.loads((w / "evaluate" / "results.json").read_text()) for w in (workdir, finished))
     assert ours == theirs
+
+
+def test_a_stream_trains_like_memory(finished, tmp_path):
+    """Read for each batch by Grain's threads, or held in memory: the same batches, so the same parameters."""
+    workdir = tmp_path / "run"
+    assert runs.run(runs.arguments(workdir, "train", data__storage="stream")) == 0
+    digests = []
+    for one in (workdir, finished):
+        settings = from_config(saved_config(one))
+        unit = builders.train_unit(settings, one)
+        digests.append(builders.restore_ema(settings, unit, builders.build_unet(settings)).meta["sha256"]["ema"])
+    assert digests[0] == digests[1]
 
 
 def test_help_reads_well(capsys):

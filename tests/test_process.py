@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from side_jax.diffusion.process import bcast, denoising_loss, diffuse, q_sample
+from side_jax.diffusion.process import bcast, denoising_loss, diffuse, epsilon_and_x0, q_sample
+from side_jax.diffusion.schedule import PREDICTIONS, make_schedule
 
 
 def test_q_sample_has_the_closed_form_moments(schedule):
@@ -38,16 +40,62 @@ def test_loss_of_the_exact_denoiser_is_the_irreducible_one(schedule):
         return jnp.sqrt(1 - a) * x / (a * s**2 + 1 - a)
 
     x0 = s * jax.random.normal(jax.random.key(1), (8192, 4, 4, 1))
-    loss = denoising_loss(exact, schedule, x0, jax.random.key(2))
+    loss, t = denoising_loss(exact, schedule, x0, jax.random.split(jax.random.key(2), 8192))
     a = schedule.alpha_bar
-    assert loss.shape == (8192,)
+    assert loss.shape == t.shape == (8192,)
     np.testing.assert_allclose(loss.mean(), (a * s**2 / (a * s**2 + 1 - a)).mean(), rtol=0.03)
 
 
 def test_timesteps_are_uniform_over_the_whole_range(schedule):
-    _, t, _ = diffuse(schedule, jnp.zeros((50_000, 1)), jax.random.key(0))
+    _, t, _ = diffuse(schedule, jnp.zeros((50_000, 1)), jax.random.split(jax.random.key(0), 50_000))
     counts = np.bincount(np.asarray(t) // 100, minlength=10)
     assert counts.shape == (10,)
     np.testing.assert_allclose(counts, 5000, rtol=0.06)
     assert t.min() == 0
     assert t.max() == 999
+
+
+def test_an_images_noise_depends_on_its_key_alone(schedule):
+    x0, keys = jnp.ones((6, 2, 2, 1)), jax.random.split(jax.random.key(0), 6)
+    whole = diffuse(schedule, x0, keys)
+    part = diffuse(schedule, x0[2:4], keys[2:4])
+    for a, b in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(a[2:4], b)
+
+
+def truth(name, signal, sigma):
+    """(x_0, epsilon, x_t, what a perfect network of that kind predicts)."""
+    rng = np.random.default_rng(0)
+    x0, epsilon = rng.uniform(-1, 1, (4, 2, 2, 1)).astype(np.float32), rng.normal(size=(4, 2, 2, 1)).astype(np.float32)
+    x = signal * x0 + sigma * epsilon
+    return x0, epsilon, x, {"epsilon": epsilon, "x0": x0, "v": signal * epsilon - sigma * x0}[name]
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_every_prediction_type_gives_back_epsilon_and_x0(name):
+    for t in (0, 300, 900):
+        alpha_bar = make_schedule("cosine", 1000).alpha_bar[t]
+        signal, sigma = np.float32(alpha_bar**0.5), np.float32((1 - alpha_bar) ** 0.5)
+        x0, epsilon, x, output = truth(name, signal, sigma)
+        got = epsilon_and_x0(name, output, x, signal, sigma)
+        np.testing.assert_allclose(got[0], epsilon, atol=1e-4)
+        np.testing.assert_allclose(got[1], x0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_the_loss_vanishes_for_the_network_that_knows_the_image(name):
+    """With one image in the world, all three targets follow from x_t."""
+    image = 0.4
+    schedule = make_schedule("linear", 1000, prediction_type=name)
+    alpha_bar = jnp.asarray(schedule.alpha_bar, jnp.float32)
+
+    def knows(x, t):
+        signal, sigma = bcast(jnp.sqrt(alpha_bar[t]), x), bcast(jnp.sqrt(1 - alpha_bar[t]), x)
+        epsilon = (x - signal * image) / sigma
+        return {"epsilon": epsilon, "x0": jnp.full_like(x, image), "v": signal * epsilon - sigma * image}[name]
+
+    x0, keys = jnp.full((512, 2, 2, 1), image), jax.random.split(jax.random.key(0), 512)
+    loss, _ = denoising_loss(knows, schedule, x0, keys)
+    np.testing.assert_allclose(loss, 0, atol=1e-5)
+    blind, _ = denoising_loss(lambda x, t: jnp.zeros_like(x), schedule, x0, keys)
+    assert blind.mean() > 0.1

@@ -1,5 +1,7 @@
 """Samplers on Gaussian data, where the denoiser and the law of every x_t are known exactly."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,15 @@ SHAPE = (2, 2, 1)
 
 
 def exact_denoiser(schedule, mean=MEAN, std=STD):
-    """E[epsilon | x_t] for x_0 ~ N(mean, std^2 I)."""
+    """E[epsilon | x_t] for x_0 ~ N(mean, std^2 I), or E[x_0 | x_t] or E[v | x_t], as the schedule says."""
     alpha_bar = jnp.asarray(schedule.alpha_bar, jnp.float32)
 
     def denoise(x, t):
         a = bcast(alpha_bar[t], x)
-        return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * mean) / (a * std**2 + 1 - a)
+        surprise = (x - jnp.sqrt(a) * mean) / (a * std**2 + 1 - a)
+        epsilon, x0 = jnp.sqrt(1 - a) * surprise, mean + jnp.sqrt(a) * std**2 * surprise
+        v = jnp.sqrt(a) * epsilon - jnp.sqrt(1 - a) * x0
+        return {"epsilon": epsilon, "x0": x0, "v": v}[schedule.prediction_type]
 
     return denoise
 
@@ -30,9 +35,11 @@ def draw(schedule, num_steps, n=8192, eta=0.0, seed=0, clip=False, spacing="trai
     return np.asarray(sampler.sample(exact_denoiser(schedule), table, keys, SHAPE))
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_recovers_the_gaussian(eta):
-    images = draw(make_schedule("linear", 1000), 1000, eta=eta)
+@pytest.mark.parametrize(
+    ("eta", "prediction"), [(0.0, "epsilon"), (0.5, "epsilon"), (1.0, "epsilon"), (0.5, "x0"), (0.5, "v")]
+)
+def test_recovers_the_gaussian(eta, prediction):
+    images = draw(make_schedule("linear", 1000, prediction_type=prediction), 1000, eta=eta)
     np.testing.assert_allclose(images.mean(), MEAN, atol=0.01)
     # The small variance of DDPM is a lower bound of the true one, so the standard deviation is a little low.
     np.testing.assert_allclose(images.std(), STD, rtol=0.015)
@@ -108,3 +115,35 @@ def test_clipping_keeps_images_in_range():
 def test_refuses_an_impossible_eta():
     with pytest.raises(ValueError, match="eta must be between 0"):
         sampler.step_table(make_schedule("linear", 10), 5, eta=1.5)
+
+
+def test_the_large_variance_is_an_upper_bound():
+    """Ho et al. 2020, section 3.2: right for x_0 ~ N(0, I), too wide for anything narrower."""
+    schedule = make_schedule("linear", 1000)
+    std = {}
+    for variance in ("small", "large"):
+        table = sampler.step_table(schedule, 50, eta=1.0, variance=variance, clip=False)
+        keys = sampler.sample_keys(jax.random.key(0), jnp.arange(8192, dtype=jnp.uint32))
+        for wide in (1.0, STD):
+            images = sampler.sample(exact_denoiser(schedule, 0.0, wide), table, keys, SHAPE)
+            std[variance, wide] = float(images.std())
+    assert std["large", 1.0] == pytest.approx(1.0, rel=0.01)
+    assert std["small", 1.0] < 0.98
+    assert std["small", STD] < std["large", STD]
+    with pytest.raises(ValueError, match="unknown variance 'huge'"):
+        sampler.step_table(schedule, 5, variance="huge")
+
+
+def test_guidance_acts_on_every_prediction_type_alike():
+    """One guided step from the same x_t is the same, whichever way the exact denoiser puts its prediction."""
+    results = []
+    for prediction in ("epsilon", "x0", "v"):
+        schedule = make_schedule("linear", 100, prediction_type=prediction)
+        table = sampler.step_table(schedule, 10, clip=False)
+        x = jax.random.normal(jax.random.key(0), (4, *SHAPE))
+        keys = sampler.sample_keys(jax.random.key(1), jnp.arange(4, dtype=jnp.uint32))
+        step = functools.partial(sampler.sample_step, exact_denoiser(schedule), table, jnp.int32(4), x, keys)
+        results.append(np.asarray(step(lambda x, t: -x, jnp.float32(3.0))))
+        assert np.abs(results[-1] - np.asarray(step())).max() > 0.1
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-4, atol=1e-5)

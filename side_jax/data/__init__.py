@@ -1,1 +1,1 @@
-"""Images and their split into members and held-out."""
+"""Images, read from where they are, and their split into members and held-out."""

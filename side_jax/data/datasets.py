@@ -1,98 +1,137 @@
-"""Datasets as uint8 arrays in memory, with integer labels."""
+"""The dataset that the settings name: which of its images are used, with which labels, in memory or as a stream."""
 
 import dataclasses
 import functools
+import logging
+import math
 
 import numpy as np
-from PIL import Image
 
+from side_jax.data.images import fit_image
+from side_jax.data.readers import READERS, heldout, joined
+from side_jax.data.storage import Skipped, Stream, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Attributes: images uint8 [n, h, w, c]; labels int32 [n], in 0..num_classes-1; num_classes."""
+    """Images with labels and names; an image's id is its place here, the same in every stage.
 
-    images: np.ndarray
+    Attributes:
+      images: uint8 [n, h, w, c], 0..255; an array, or a Stream that reads the images it is indexed with.
+      labels: int32 [n], in 0..num_classes-1.
+      num_classes: how many labels the whole dataset has.
+      names: n texts that tell an auditor which image it is: a file's path in its folder, or a number in its source.
+      heldout_start: with data.heldout_from, the first id that comes from there; None: any image may be on any side.
+      unreadable: ids of images that turned out damaged when they were read; theirs are black, and never split.
+    """
+
+    images: np.ndarray | Stream
     labels: np.ndarray
     num_classes: int
+    names: tuple[str, ...]
+    heldout_start: int | None = None
+    unreadable: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def take(self, ids: np.ndarray) -> "Dataset":
-        """The images with these ids, in their order."""
-        return dataclasses.replace(self, images=self.images[ids], labels=self.labels[ids])
+        """The images with these ids, in their order; of a stream, none is read."""
+        return dataclasses.replace(
+            self,
+            images=self.images.select(ids) if isinstance(self.images, Stream) else self.images[ids],
+            labels=self.labels[ids],
+            names=tuple(self.names[i] for i in ids),
+            heldout_start=None,
+            unreadable=tuple(np.flatnonzero(np.isin(ids, self.unreadable)).tolist()),
+        )
 
 
 @functools.lru_cache(maxsize=1)
 def load(data: Data) -> Dataset:
     """Loads the dataset that the settings name, once in a process: several stages use it.
 
+    Images of labels with fewer than data.min_per_label images are left out, counted before any is decoded. In memory,
+    all others are decoded now; as a stream, none is.
+
     Raises:
-      InputError: if it is not there, or does not have the stated size and channels.
+      InputError: if it is not there, has fewer images than the settings ask for, does not have the stated size and
+        channels, or has more damaged images than data.max_corrupt.
     """
-    dataset = {"digits": _digits, "tfds": _tfds}[data.name](data)
-    shape = (data.image_size, data.image_size, data.channels)
-    if dataset.images.shape[1:] != shape:
-        raise InputError(
-            f"config.data asks for images of {shape} (height, width, channels), but {data.name} gives "
-            f"{dataset.images.shape[1:]}; set data.image_size and data.channels to that."
+    source = READERS[data.name](data)
+    start = None
+    if data.heldout_from:
+        start, source = len(source.names), joined(source, heldout(data))
+    found, values, counts = np.unique(source.labels, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(counts[values] >= data.min_per_label)
+    if data.min_per_label > 1:
+        logger.info(
+            "data: %d of %d labels have at least %d images (data.min_per_label): %d of %d images are left.",
+            (counts >= data.min_per_label).sum(),
+            len(found),
+            data.min_per_label,
+            len(rows),
+            len(values),
         )
-    return dataset
+    start = None if start is None else int((rows < start).sum())
+    check_enough(data, len(rows), start)
+    kept, labels = np.unique(values[rows], return_inverse=True)
+    names = tuple(source.names[row] for row in rows)
+
+    def read(row: int) -> np.ndarray:
+        return fit_image(source.read(row), data.image_size, data.channels)
+
+    images = Stream(read, rows, names, (data.image_size, data.image_size, data.channels))
+    size, limit = math.prod(images.shape), data.memory_limit_mb * 2**20
+    in_memory = data.storage == "memory" or (data.storage == "auto" and size <= limit)
+    logger.info(
+        "data: %s images of %s, %d labels, %s: %.1f MiB (data.storage = %s, data.memory_limit_mb = %d).",
+        " x ".join(map(str, images.shape)),
+        data.path or data.tfds_name or data.name,
+        len(kept),
+        "decoded into memory" if in_memory else "read for each batch",
+        size / 2**20,
+        data.storage,
+        data.memory_limit_mb,
+    )
+    skipped = Skipped(data.max_corrupt)
+    if in_memory:
+        memory = np.empty(images.shape, np.uint8)
+        scan(images, lambda ids, chunk: memory.__setitem__(ids, chunk), skipped)
+        images = memory
+    return Dataset(
+        images=images,
+        labels=labels.astype(np.int32),
+        num_classes=len(kept),
+        names=names,
+        heldout_start=start,
+        unreadable=tuple(skipped.ids),
+    )
 
 
-def _digits(data: Data) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; its 17 grey levels are spread over 0..255."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Dataset(images=images, labels=digits.target.astype(np.int32), num_classes=10)
-
-
-def fit_image(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Centre-crops to a square and resizes by area (box filter): uint8 [h, w, c] -> uint8 [size, size, channels]."""
-    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    small = picture.resize((size, size), Image.Resampling.BOX, box=box)
-    return np.asarray(small, np.uint8).reshape(size, size, channels)
-
-
-def _tfds(data: Data) -> Dataset:
-    """The train split of a TFDS dataset that is prepared as ArrayRecord, read without TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    try:
-        source = tfds.data_source(data.tfds_name, split="train", data_dir=data.data_dir or None, download=False)
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        AssertionError,
-        NotImplementedError,
-        tfds.core.registered.DatasetNotFoundError,
-    ) as error:
+def check_enough(data: Data, num_images: int, start: int | None = None) -> None:
+    """Raises InputError unless there are images for both sides; from `start` on they are for held-out ones alone."""
+    if start is not None:
+        where = "path" if data.path else "tfds_name"
+        for number, place, there in (
+            ("num_members", where, start),
+            ("num_heldout", "heldout_from", num_images - start),
+        ):
+            if getattr(data, number) > there:
+                raise InputError(
+                    f"config.data.{number} = {getattr(data, number)}, but config.data.{place} = "
+                    f"{getattr(data, place)!r} has only {there} different images; lower num_members and num_heldout "
+                    "to that."
+                )
+        return
+    wanted = data.num_members + data.num_heldout
+    if num_images < wanted:
+        left = max(num_images - data.num_members, 0)
         raise InputError(
-            f"the TFDS dataset {data.tfds_name!r} (config.data.tfds_name) can't be read: {str(error).splitlines()[0]} "
-            f"Prepare it once with `tfds build {data.tfds_name} --file_format=array_record`, and set "
-            "config.data.data_dir where it lies."
-        ) from None
-    needed = min(len(source), data.num_members + data.num_heldout)
-    # The subset is fixed by the dataset's own order; the split shuffles it.
-    rows = [source[i] for i in range(needed)]
-    images = np.stack([fit_image(row["image"], data.image_size, data.channels) for row in rows])
-    labels = np.asarray([_tfds_label(row) for row in rows], np.int32)
-    return Dataset(images=images, labels=labels, num_classes=int(labels.max()) + 1)
-
-
-def _tfds_label(row: dict) -> int:
-    """`label` where the dataset has one; for CelebA's 40 attributes, a class of gender, smile and age (8 classes)."""
-    if "attributes" in row:
-        attributes = row["attributes"]
-        return sum(int(attributes[name]) << bit for bit, name in enumerate(("Male", "Smiling", "Young")))
-    return int(row.get("label", 0))
+            f"config.data.num_members = {data.num_members} and num_heldout = {data.num_heldout} need {wanted} "
+            f"different images, but the dataset has {num_images}: {left} are left to hold out; lower both."
+        )

@@ -1,5 +1,6 @@
 """The split into members (the model trains on them) and held-out images (it never sees them)."""
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -7,50 +8,160 @@ from typing import Any
 import numpy as np
 
 from side_jax import files
-from side_jax.data.datasets import Dataset
+from side_jax.data import duplicates
+from side_jax.data.datasets import Dataset, check_enough
+from side_jax.data.storage import Skipped, Stream, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
 
-
-def image_hashes(images: np.ndarray) -> list[str]:
-    """SHA-256 of each image's pixels: uint8 [n, h, w, c] -> n strings."""
-    return [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images]
+ORDERS = 100  # random orders of the labels that are tried, until one fills both sides
+CANDIDATES = 2048  # held-out candidates that are compared with the members at a time
 
 
+def image_hashes(images: np.ndarray | Stream) -> list[str]:
+    """SHA-256 of each image's pixels, after crop and resize: uint8 [n, h, w, c] -> n strings."""
+    hashes = [""] * len(images)
+
+    def visit(ids: np.ndarray, chunk: np.ndarray) -> None:
+        for i, image in zip(ids, chunk, strict=True):
+            hashes[i] = _hash(image)
+
+    scan(images, visit)
+    return hashes
+
+
+def _hash(image: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
 def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
-    """Draws disjoint members and held-out images at random.
+    """Draws disjoint members and held-out images at random; reads each image once, and the near ones again.
 
-    Of exact duplicates only the first is used, so that no image is on both sides.
+    Damaged images are skipped. Of exact duplicates only the first is used, so that no image is on both sides. With
+    data.split_by = "identity" every label is on one side only: labels in random order make up the members, the
+    others the held-out images, and what is too much is left out. With data.heldout_from, members come from before
+    dataset.heldout_start and held-out images from there on. A held-out candidate whose RMSE to any member is below
+    data.near_duplicate_rmse (pixels in [-1, 1]) is moved out, and the next candidate takes its place.
+
+    The last result is kept, since a run checks the split before it writes it: do not change it.
 
     Returns:
-      {"members": [{"id", "sha256"}, ...], "heldout": [...], "duplicates_left_out": n}; ids index the dataset.
+      {"members": [{"id", "sha256", "name", "label"}, ...], "heldout": [...], "counts": {...}}; ids index the dataset,
+      and both lists have the length that the settings ask for. The counts are images_considered, corrupt_skipped,
+      exact_duplicates_left_out, near_duplicates_moved, near_duplicate_pairs_within_members (such pairs blind criteria
+      that compare the nearest with the second nearest member), member_labels and heldout_labels.
 
     Raises:
-      InputError: if fewer distinct images are left than the settings ask for.
+      InputError: if both sides can't be filled, or more images are damaged than data.max_corrupt.
     """
-    hashes = image_hashes(dataset.images)
-    first = np.asarray(sorted({h: i for i, h in reversed(list(enumerate(hashes)))}.values()))
-    wanted = data.num_members + data.num_heldout
-    if wanted > len(first):
-        left = max(len(first) - data.num_members, 0)
+    start = dataset.heldout_start
+    check_enough(data, len(dataset), start)
+    if data.split_by == "identity" and dataset.num_classes < 2:
         raise InputError(
-            f"config.data.num_members = {data.num_members} and num_heldout = {data.num_heldout} need {wanted} "
-            f"different images, but the dataset has {len(first)}: {left} are left to hold out; lower both."
+            f"config.data.split_by is 'identity', which needs two labels or more, but the dataset has "
+            f"{dataset.num_classes}; give each identity a subfolder or a label, or split by 'image'."
         )
-    order = first[np.random.default_rng([seed, 0]).permutation(len(first))]
+    hashes, signatures, unreadable = _read_all(dataset, data)
+    usable = np.setdiff1d(np.arange(len(dataset)), unreadable)
+    first = np.asarray(sorted({hashes[i]: int(i) for i in reversed(usable)}.values()), np.int64)
+    check_enough(data, len(first), None if start is None else int((first < start).sum()))
+    rng = np.random.default_rng([seed, 0])
+    order = first[rng.permutation(len(first))]
+    if start is not None:
+        members, candidates = order[order < start][: data.num_members], order[order >= start]
+        if data.split_by == "identity":
+            candidates = candidates[~np.isin(dataset.labels[candidates], dataset.labels[members])]
+    elif data.split_by == "identity":
+        members, candidates = _by_identity(order, dataset.labels, data, rng)
+    else:
+        members, candidates = order[: data.num_members], order[data.num_members :]
+    heldout, moved = _heldout(dataset, signatures, members, candidates, data)
+    pairs = 0
+    if data.near_duplicate_rmse > 0:
+        found = duplicates.near_pairs(dataset.images, signatures, members, members, data.near_duplicate_rmse)
+        pairs = sum(len(block) for block in found) // 2  # each is found from both of its images
 
     def rows(ids: np.ndarray) -> list[dict[str, Any]]:
-        return [{"id": int(i), "sha256": hashes[i]} for i in ids]
+        return [
+            {"id": int(i), "sha256": hashes[i], "name": dataset.names[i], "label": int(dataset.labels[i])} for i in ids
+        ]
 
     return {
-        "members": rows(order[: data.num_members]),
-        "heldout": rows(order[data.num_members : wanted]),
-        "duplicates_left_out": len(hashes) - len(first),
+        "members": rows(members),
+        "heldout": rows(heldout),
+        "counts": {
+            "images_considered": len(dataset),
+            "corrupt_skipped": len(unreadable),
+            "exact_duplicates_left_out": len(usable) - len(first),
+            "near_duplicates_moved": moved,
+            "near_duplicate_pairs_within_members": pairs,
+            "member_labels": len(np.unique(dataset.labels[members])),
+            "heldout_labels": len(np.unique(dataset.labels[heldout])),
+        },
     }
 
 
+def _read_all(dataset: Dataset, data: Data) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(hash of each image, signature of each, ids of the damaged ones); one pass over the images."""
+    hashes = [""] * len(dataset)
+    entries = duplicates.signatures(np.zeros((1, *dataset.images.shape[1:]), np.uint8)).size
+    signatures = np.zeros((len(dataset), entries), np.float32)
+
+    def visit(ids: np.ndarray, chunk: np.ndarray) -> None:
+        signatures[ids] = duplicates.signatures(chunk)
+        for i, image in zip(ids, chunk, strict=True):
+            hashes[i] = _hash(image)
+
+    skipped = Skipped(data.max_corrupt)
+    scan(dataset.images, visit, skipped)
+    return hashes, signatures, np.union1d(dataset.unreadable, skipped.ids).astype(np.int64)
+
+
+def _by_identity(
+    order: np.ndarray, labels: np.ndarray, data: Data, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(members, held-out candidates) that share no label; each label's images follow each other, in the given order."""
+    groups = [order[labels[order] == label] for label in np.unique(labels[order])]
+    for _ in range(ORDERS):
+        shuffled = [groups[k] for k in rng.permutation(len(groups))]
+        ends = np.cumsum([len(group) for group in shuffled])
+        end = ends[np.searchsorted(ends, data.num_members)]  # of the label with which the members are enough
+        if ends[-1] - end >= data.num_heldout:
+            images = np.concatenate(shuffled)
+            return images[: data.num_members], images[end:]
+    raise InputError(
+        f"config.data.split_by = 'identity' can't fill num_members = {data.num_members} and num_heldout = "
+        f"{data.num_heldout} with different labels: the {len(groups)} labels have {len(order)} different images, the "
+        f"largest {max(map(len, groups))}; lower both numbers, or split by 'image'."
+    )
+
+
+def _heldout(
+    dataset: Dataset, signatures: np.ndarray, members: np.ndarray, candidates: np.ndarray, data: Data
+) -> tuple[np.ndarray, int]:
+    """(the first candidates that are near no member, how many were passed over for being near)."""
+    limit, kept, moved = data.near_duplicate_rmse, np.empty(0, np.int64), 0
+    for start in range(0, len(candidates), CANDIDATES):
+        block = candidates[start : start + CANDIDATES]
+        near = np.zeros(len(block), bool)
+        if limit > 0:
+            found = duplicates.near_pairs(dataset.images, signatures, block, members, limit)
+            near = np.isin(block, np.concatenate([pairs[:, 0] for pairs in found]))
+        clear = np.flatnonzero(~near)[: data.num_heldout - len(kept)]
+        kept = np.concatenate([kept, block[clear]])
+        if len(kept) == data.num_heldout:
+            return kept, moved + int(near[: clear[-1]].sum())
+        moved += int(near.sum())
+    raise InputError(
+        f"config.data.num_heldout = {data.num_heldout}, but only {len(kept)} of the {len(candidates)} images left to "
+        f"hold out differ from every member by an RMSE of config.data.near_duplicate_rmse = {limit:g}; lower that, or "
+        "num_members and num_heldout."
+    )
+
+
 def apply_split(dataset: Dataset, path: Path) -> tuple[Dataset, Dataset, np.ndarray, np.ndarray]:
-    """Reads a split file; returns (members, held-out, member ids, held-out ids).
+    """Reads a split file; returns (members, held-out, member ids, held-out ids). Reads each of their images once.
 
     Raises:
       InputError: if the file is missing or damaged, or an image is no longer the one that was split.
@@ -64,7 +175,9 @@ def apply_split(dataset: Dataset, path: Path) -> tuple[Dataset, Dataset, np.ndar
         part = dataset.take(ids)
         for row, now in zip(split[side], image_hashes(part.images), strict=True):
             if row["sha256"] != now:
-                raise InputError(f"image {row['id']} of the dataset differs from the one in {path}: the data changed.")
+                raise InputError(
+                    f"image {row['id']} of the dataset differs from the one in {path}, {row['name']}: the data changed."
+                )
         parts.append((part, ids))
     (members, member_ids), (heldout, heldout_ids) = parts
     return members, heldout, member_ids, heldout_ids

@@ -5,7 +5,12 @@ The surrogate's gradient is added to the DPM's score (Dhariwal and Nichol 2021, 
     s_guided     = s_theta(x_t, t) + lambda grad_{x_t} log p(c | x_t, t)                           (1)
     epsilon_hat  = epsilon_theta(x_t, t) - lambda sqrt(1 - alpha_bar_t) grad_{x_t} log p(c | x_t, t)   (2)
 
-since s = -epsilon / sqrt(1 - alpha_bar). The gradient is taken at x_t itself, not at a predicted mean. A guidance scale
+since s = -epsilon / sqrt(1 - alpha_bar). With a = sqrt(alpha_bar_t), sigma = sqrt(1 - alpha_bar_t) and process.py's
+equations (4) to (6), the same change of epsilon is, for a network that predicts x0 or v,
+
+    x0_hat = x0_theta + lambda (sigma^2 / a) grad log p,      v_hat = v_theta - lambda (sigma / a) grad log p.   (3)
+
+The gradient is taken at x_t itself, not at a predicted mean. A guidance scale
 lambda other than 1 is a power prior p(c | x)^lambda, which makes up for a miscalibrated classifier.
 
 Summing log-probabilities over the batch before taking the gradient is right only because the classifier treats each
@@ -39,13 +44,23 @@ def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> Callable[[
     return jax.grad(total)
 
 
-def guide(epsilon: jax.Array, gradient: jax.Array, scale: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Equation (2); scale = 0 returns epsilon unchanged, bit for bit.
+def guide(
+    prediction_type: str,
+    output: jax.Array,
+    gradient: jax.Array,
+    scale: jax.Array,
+    signal: jax.Array,
+    sigma: jax.Array,
+) -> jax.Array:
+    """Equations (2) and (3); scale = 0 returns the output unchanged, bit for bit.
 
     Args:
-      epsilon: the DPM's prediction [b, h, w, c].
+      prediction_type: one of schedule.PREDICTIONS.
+      output: the DPM's prediction [b, h, w, c].
       gradient: of the log-probability, same shape.
       scale: the guidance scale lambda, a scalar >= 0.
-      sigma: sqrt(1 - alpha_bar_t), a scalar.
+      signal: a, a scalar.
+      sigma: a scalar.
     """
-    return epsilon - (scale * sigma) * gradient
+    factor = {"epsilon": sigma, "x0": -sigma * sigma / signal, "v": sigma / signal}[prediction_type]
+    return output - (scale * factor) * gradient

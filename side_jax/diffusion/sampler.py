@@ -7,8 +7,15 @@ One step goes from timestep t to the next, less noisy t' of the grid (Song, Meng
     x_t'    = sqrt(abar_t') x0_hat + sqrt(1 - abar_t' - std^2) epsilon_hat + std z,   z ~ N(0, I)  (3)
 
 eta = 0 is DDIM, deterministic given x_T. eta = 1 on the full grid is the ancestral DDPM sampler with the small
-variance beta_tilde (Ho et al. 2020, eq. 7). The grid ends at abar = 1, the clean image. Where x0_hat is clipped to
-[-1, 1], epsilon_hat is recomputed from it, so that (1) stays true.
+variance beta_tilde (Ho et al. 2020, eq. 7). The large variance draws the noise of (3), but not its mean, with
+
+    std     = eta sqrt( 1 - abar_t / abar_t' )                                                     (4)
+
+(beta_t on the full grid, Ho et al. 2020, section 3.2), and none in the last step. The grid ends at abar = 1, the clean
+image. Where x0_hat is clipped to [-1, 1], epsilon_hat is recomputed from it, so that (1) stays true; diffusers' DDIM
+keeps the network's own epsilon_hat instead, unless asked to recompute it.
+
+A prediction of x0 or v is turned into (epsilon, x0) by process.py's equations (4) to (6).
 
 Randomness belongs to the sample: image i has its own key, from which its x_T and every z are derived, so neither the
 batch it shares nor the number of devices changes it.
@@ -22,7 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from side_jax.diffusion.guidance import guide
+from side_jax.diffusion.process import epsilon_and_x0
 from side_jax.diffusion.schedule import Schedule, time_grid
+
+VARIANCES = ("small", "large")
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -37,8 +47,10 @@ class StepTable:
       sigma: float32, sqrt(1 - abar_t).
       next_signal: float32, sqrt(abar_t').
       next_sigma: float32, sqrt(1 - abar_t' - std^2).
-      std: float32, equation (2); all zero for eta = 0.
+      std: float32, of the noise, equation (2) or (4); all zero for eta = 0.
+      prediction_type: what the denoiser predicts.
       clip: whether x0_hat is clipped to [-1, 1].
+      recompute: whether epsilon_hat is recomputed from the clipped x0_hat.
     """
 
     t: np.ndarray
@@ -47,7 +59,9 @@ class StepTable:
     next_signal: np.ndarray
     next_sigma: np.ndarray
     std: np.ndarray
+    prediction_type: str
     clip: bool
+    recompute: bool
 
     @property
     def num_steps(self) -> int:
@@ -56,7 +70,14 @@ class StepTable:
 
 
 def step_table(
-    schedule: Schedule, num_steps: int, *, eta: float = 0.0, spacing: str = "trailing", clip: bool = True
+    schedule: Schedule,
+    num_steps: int,
+    *,
+    eta: float = 0.0,
+    variance: str = "small",
+    spacing: str = "trailing",
+    clip: bool = True,
+    recompute: bool = True,
 ) -> StepTable:
     """Precomputes the coefficients in float64 and stores them in float32.
 
@@ -64,14 +85,18 @@ def step_table(
       schedule: the noise schedule that the DPM was trained with.
       num_steps: S, from 1 to T.
       eta: 0 (DDIM) to 1 (DDPM).
+      variance: of the noise, "small" (equation 2) or "large" (equation 4).
       spacing: the time grid, see schedule.time_grid.
       clip: clip x0_hat to the data's range [-1, 1].
+      recompute: where x0_hat is clipped, recompute epsilon_hat from it; eta = 1 needs that to be DDPM.
 
     Raises:
-      ValueError: if eta is outside [0, 1] or the grid is impossible.
+      ValueError: if eta is outside [0, 1], the variance is unknown or the grid is impossible.
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must be between 0 (DDIM) and 1 (DDPM), got {eta}")
+    if variance not in VARIANCES:
+        raise ValueError(f"unknown variance {variance!r}: choose one of {', '.join(VARIANCES)}")
     t = time_grid(schedule.num_timesteps, num_steps, spacing)
     abar = schedule.alpha_bar[t]
     abar_next = np.append(abar[1:], 1.0)
@@ -81,9 +106,15 @@ def step_table(
         "sigma": np.sqrt(1 - abar),
         "next_signal": np.sqrt(abar_next),
         "next_sigma": np.sqrt(np.maximum(1 - abar_next - std**2, 0.0)),
-        "std": std,
+        "std": std if variance == "small" else eta * np.sqrt(1 - abar / abar_next) * (abar_next < 1),
     }
-    return StepTable(t=t, clip=clip, **{name: value.astype(np.float32) for name, value in single.items()})
+    return StepTable(
+        t=t,
+        prediction_type=schedule.prediction_type,
+        clip=clip,
+        recompute=recompute,
+        **{name: value.astype(np.float32) for name, value in single.items()},
+    )
 
 
 def sample_keys(base: jax.Array, index: jax.Array) -> jax.Array:
@@ -114,7 +145,7 @@ def sample_step(
     """One step of equations (1) to (3), guided where a gradient function is given.
 
     Args:
-      denoise_fn: (x_t, t int32 [b]) -> predicted epsilon.
+      denoise_fn: (x_t, t int32 [b]) -> what table.prediction_type says.
       table: coefficients.
       step: int32 scalar, 0..S-1; may be traced.
       x: x_t, float32 [b, ...].
@@ -127,13 +158,14 @@ def sample_step(
     """
     t = jnp.full(x.shape[:1], jnp.asarray(table.t)[step])
     at = {name: jnp.asarray(getattr(table, name))[step] for name in ("signal", "sigma", "next_signal", "next_sigma")}
-    epsilon = denoise_fn(x, t)
+    output = denoise_fn(x, t)
     if gradient_fn is not None:
-        epsilon = guide(epsilon, gradient_fn(x, t), scale, at["sigma"])
-    x0 = (x - at["sigma"] * epsilon) / at["signal"]
+        output = guide(table.prediction_type, output, gradient_fn(x, t), scale, at["signal"], at["sigma"])
+    epsilon, x0 = epsilon_and_x0(table.prediction_type, output, x, at["signal"], at["sigma"])
     if table.clip:
         x0 = jnp.clip(x0, -1.0, 1.0)
-        epsilon = (x - at["signal"] * x0) / at["sigma"]
+        if table.recompute:
+            epsilon, _ = epsilon_and_x0("x0", x0, x, at["signal"], at["sigma"])
     x = at["next_signal"] * x0 + at["next_sigma"] * epsilon
     if table.std.any():
         x = x + jnp.asarray(table.std)[step] * _normal(keys, (step + 1).astype(jnp.uint32), x.shape[1:])

@@ -16,19 +16,26 @@ import numpy as np
 
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 SPACINGS = ("leading", "trailing", "linspace")
+PREDICTIONS = ("epsilon", "x0", "v")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
-    """A variance-preserving schedule.
+    """A variance-preserving schedule, and what a network trained on it predicts.
 
     Attributes:
       betas: float64 [T], the variance added by each step, each in (0, 1).
+      prediction_type: one of PREDICTIONS, see process.py.
     """
 
     betas: np.ndarray
+    prediction_type: str = "epsilon"
 
     def __post_init__(self):
+        if self.prediction_type not in PREDICTIONS:
+            raise ValueError(
+                f"unknown prediction type {self.prediction_type!r}: choose one of {', '.join(PREDICTIONS)}"
+            )
         betas = self.betas
         if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError("betas must be a non-empty vector with every value strictly between 0 and 1")
@@ -44,7 +51,13 @@ class Schedule:
         return np.cumprod(1.0 - self.betas)
 
 
-def make_schedule(name: str, num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+def make_schedule(
+    name: str,
+    num_timesteps: int,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    prediction_type: str = "epsilon",
+) -> Schedule:
     """Builds a schedule by name.
 
     Args:
@@ -54,9 +67,10 @@ def make_schedule(name: str, num_timesteps: int, beta_start: float = 1e-4, beta_
       num_timesteps: T, at least 1.
       beta_start: beta of the first step, in (0, 1).
       beta_end: beta of the last step, in (0, 1).
+      prediction_type: what the network predicts, one of PREDICTIONS.
 
     Raises:
-      ValueError: for an unknown name or betas outside (0, 1).
+      ValueError: for an unknown name or prediction type, or betas outside (0, 1).
     """
     if name == "linear":
         betas = np.linspace(beta_start, beta_end, num_timesteps)
@@ -68,7 +82,7 @@ def make_schedule(name: str, num_timesteps: int, beta_start: float = 1e-4, beta_
         betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
     else:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
-    return Schedule(betas=betas)
+    return Schedule(betas=betas, prediction_type=prediction_type)
 
 
 def time_grid(num_timesteps: int, num_steps: int, spacing: str = "trailing") -> np.ndarray:

@@ -1,109 +1,283 @@
-"""The DDPM U-Net (Ho et al. 2020, appendix B): residual blocks conditioned on the timestep, attention where asked."""
+"""The DDPM U-Net (Ho et al. 2020, appendix B) as diffusers' UNet2DModel has it, option by option and name by name.
 
+Modules and parameters carry the names of UNet2DModel's state dict (down_blocks_0/resnets_1/conv1/kernel is
+down_blocks.0.resnets.1.conv1.weight), so that convert/ needs only a rule, no table. Images are NHWC here.
+"""
+
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from side_jax.models.layers import GroupNorm, TimeEmbedding, zeros_conv
+from side_jax.models.layers import TwoPassGroupNorm, sinusoidal_embedding, zeros_conv
 
 
-class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, conv; add the projected time embedding; GroupNorm, SiLU, dropout, conv; add the input."""
+def _pointwise(x: jax.Array, kernel: jax.Array, *_: Any, precision: Any = None, **__: Any) -> jax.Array:
+    """A 1x1 convolution as a product of matrices, in place of lax.conv_general_dilated.
+
+    On accelerators XLA makes it one by itself; on CPU it doesn't, and its gradients make a training step 3% longer.
+    """
+    return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=precision)
+
+
+class TimestepEmbedding(nn.Module):
+    """A two-layer perceptron over the sinusoidal embedding of t."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, emb: jax.Array) -> jax.Array:
+        """emb: [b, e]; returns [b, features]."""
+        h = nn.Dense(self.features, dtype=self.dtype, name="linear_1")(emb)
+        return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(nn.silu(h))
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, conv; the time embedding, added or as scale and shift; GroupNorm, SiLU, dropout, conv; input."""
 
     channels: int
     num_groups: int
+    eps: float
     dropout: float
-    dtype: Any = jnp.float32
+    time_scale_shift: str
+    scale_factor: float
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, deterministic: bool) -> jax.Array:
         """x: [b, h, w, c]; emb: the time embedding [b, e]; returns [b, h, w, channels]."""
-        h = nn.silu(GroupNorm(self.num_groups, dtype=self.dtype, name="norm1")(x))
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv1")(h)
-        h = h + nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))[:, None, None, :]
-        h = nn.silu(GroupNorm(self.num_groups, dtype=self.dtype, name="norm2")(h))
-        h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
-        h = zeros_conv(self.channels, dtype=self.dtype, name="conv2")(h)
+
+        def norm(name: str) -> TwoPassGroupNorm:
+            return TwoPassGroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name=name)
+
+        h = nn.Conv(self.channels, (3, 3), padding=1, dtype=self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
+        scale_shift = self.time_scale_shift == "scale_shift"
+        width = 2 * self.channels if scale_shift else self.channels
+        emb = nn.Dense(width, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))[:, None, None, :]
+        if scale_shift:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = norm("norm2")(h) * (1.0 + scale) + shift
+        else:
+            h = norm("norm2")(h + emb)
+        h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=deterministic)
+        h = zeros_conv(self.channels, padding=1, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.channels:
-            x = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
-        return x + h
+            one = {"kernel_size": (1, 1), "conv_general_dilated": _pointwise}
+            x = nn.Conv(self.channels, **one, dtype=self.dtype, name="conv_shortcut")(x)
+        return (x + h) / self.scale_factor
 
 
-class AttentionBlock(nn.Module):
-    """Self-attention over all pixels of a feature map, with a residual connection."""
+class Attention(nn.Module):
+    """Self-attention over all pixels of a feature map, with a residual connection; the softmax is in float32."""
 
-    num_groups: int
-    num_heads: int
-    dtype: Any = jnp.float32
+    head_dim: int | None
+    num_groups: int | None
+    eps: float
+    scale_factor: float
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [b, h, w, c], returned in the same shape."""
         b, h, w, c = x.shape
-        y = GroupNorm(self.num_groups, dtype=self.dtype, name="group_norm")(x).reshape(b, h * w, c)
-        y = nn.MultiHeadDotProductAttention(num_heads=self.num_heads, dtype=self.dtype, name="attention")(y)
-        return x + y.reshape(b, h, w, c)
+        head_dim = self.head_dim or c
+        y = x.reshape(b, h * w, c)
+        if self.num_groups is not None:
+            y = TwoPassGroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name="group_norm")(y)
+
+        def heads(name: str) -> jax.Array:
+            return nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, c // head_dim, head_dim)
+
+        y = jax.nn.dot_product_attention(heads("to_q"), heads("to_k"), heads("to_v")).reshape(b, h * w, c)
+        y = nn.Dense(c, dtype=self.dtype, name="to_out_0")(y)
+        return (x + y.reshape(b, h, w, c)) / self.scale_factor
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2; padding 0 pads one row below and one column to the right."""
+
+    padding: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [b, h, w, c]; returns [b, h / 2, w / 2, c]."""
+        padding = ((1, 1), (1, 1)) if self.padding else ((0, 1), (0, 1))
+        return nn.Conv(x.shape[-1], (3, 3), 2, padding=padding, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Each pixel four times, then a convolution."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [b, h, w, c]; returns [b, 2 h, 2 w, c]."""
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return nn.Conv(x.shape[-1], (3, 3), padding=1, dtype=self.dtype, name="conv")(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What all levels of a U-Net share: makes their residual blocks and attention layers."""
+
+    num_groups: int
+    attn_num_groups: int | None
+    eps: float
+    dropout: float
+    head_dim: int | None
+    time_scale_shift: str
+    dtype: Any
+    remat: bool
+
+    def resnet(self, channels: int, index: int, scale_factor: float = 1.0) -> nn.Module:
+        cls = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
+        return cls(
+            channels,
+            num_groups=self.num_groups,
+            eps=self.eps,
+            dropout=self.dropout,
+            time_scale_shift=self.time_scale_shift,
+            scale_factor=scale_factor,
+            dtype=self.dtype,
+            name=f"resnets_{index}",
+        )
+
+    def attention(self, index: int, scale_factor: float = 1.0, middle: bool = False) -> nn.Module:
+        cls = nn.remat(Attention) if self.remat else Attention
+        num_groups = self.attn_num_groups if middle else self.num_groups
+        return cls(self.head_dim, num_groups, self.eps, scale_factor, self.dtype, name=f"attentions_{index}")
+
+
+class DownBlock(nn.Module):
+    """DownBlock2D and AttnDownBlock2D: residual blocks, attention after each where asked, a downsampling."""
+
+    parts: _Parts
+    channels: int
+    num_layers: int
+    attend: bool
+    downsample_padding: int | None  # None: the last level, which keeps its resolution
+
+    @nn.compact
+    def __call__(self, h: jax.Array, emb: jax.Array, deterministic: bool) -> tuple[jax.Array, list[jax.Array]]:
+        """h: [b, h, w, c]; returns (the output, the skip connections)."""
+        skips = []
+        for i in range(self.num_layers):
+            h = self.parts.resnet(self.channels, i)(h, emb, deterministic)
+            if self.attend:
+                h = self.parts.attention(i)(h)
+            skips.append(h)
+        if self.downsample_padding is not None:
+            h = Downsample(self.downsample_padding, self.parts.dtype, name="downsamplers_0")(h)
+            skips.append(h)
+        return h, skips
+
+
+class MidBlock(nn.Module):
+    """UNetMidBlock2D: a residual block, attention unless switched off, a residual block."""
+
+    parts: _Parts
+    attend: bool
+    scale_factor: float
+
+    @nn.compact
+    def __call__(self, h: jax.Array, emb: jax.Array, deterministic: bool) -> jax.Array:
+        """h: [b, h, w, c], returned in the same shape."""
+        h = self.parts.resnet(h.shape[-1], 0, self.scale_factor)(h, emb, deterministic)
+        if self.attend:
+            h = self.parts.attention(0, self.scale_factor, middle=True)(h)
+        return self.parts.resnet(h.shape[-1], 1, self.scale_factor)(h, emb, deterministic)
+
+
+class UpBlock(nn.Module):
+    """UpBlock2D and AttnUpBlock2D: residual blocks over joined skips, attention where asked, an upsampling."""
+
+    parts: _Parts
+    channels: int
+    num_layers: int
+    attend: bool
+    upsample: bool
+
+    @nn.compact
+    def __call__(self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, deterministic: bool) -> jax.Array:
+        """h: [b, h, w, c]; skips: one for each layer, the last is used first; returns [b, h', w', channels]."""
+        for i, skip in enumerate(reversed(skips)):
+            h = self.parts.resnet(self.channels, i)(jnp.concatenate([h, skip], axis=-1), emb, deterministic)
+            if self.attend:
+                h = self.parts.attention(i)(h)
+        return Upsample(self.parts.dtype, name="upsamplers_0")(h) if self.upsample else h
 
 
 class UNet(nn.Module):
-    """Predicts epsilon from (x_t, t).
+    """Predicts epsilon, x0 or v from (x_t, t).
 
     Attributes:
       out_channels: of the image.
-      block_channels: channels of each resolution, finest first; every level but the last halves the image.
-      layers_per_block: residual blocks for each level on the way down; one more on the way up.
-      attention: for each level, whether its residual blocks are followed by attention. The middle always has it.
-      num_heads: attention heads.
-      num_groups: of GroupNorm; divides every entry of block_channels.
-      dropout: rate in [0, 1).
-      dtype: of the computation; parameters and output are float32.
+      The others are those of diffusers' UNet2DModel: settings.Model says what each means, and None stands for its null.
+      dtype: of the computation; parameters and output are float32, and so are the time embedding's angles, the
+        statistics of every norm and every softmax.
+      remat: recompute each residual block and attention layer in the backward pass.
     """
 
     out_channels: int
-    block_channels: tuple[int, ...]
-    layers_per_block: int
-    attention: tuple[bool, ...]
-    num_heads: int
-    num_groups: int
-    dropout: float
+    block_out_channels: tuple[int, ...]
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    layers_per_block: int = 2
+    attention_head_dim: int | None = 8
+    norm_num_groups: int = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    add_attention: bool = True
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    time_embedding_dim: int | None = None
+    downsample_padding: int = 1
+    mid_block_scale_factor: float = 1.0
+    resnet_time_scale_shift: str = "default"
+    center_input_sample: bool = False
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, deterministic: bool = True) -> jax.Array:
         """x: float32 [b, h, w, c]; t: int32 [b]; returns float32 of the shape of x."""
-        levels = len(self.block_channels)
-        emb = TimeEmbedding(4 * self.block_channels[0], dtype=self.dtype, name="time_embedding")(t)
-
-        def block(h: jax.Array, channels: int, attend: bool, name: str) -> jax.Array:
-            h = ResidualBlock(channels, self.num_groups, self.dropout, self.dtype, name=f"{name}_resnet")(
-                h, emb, deterministic
-            )
-            if attend:
-                h = AttentionBlock(self.num_groups, self.num_heads, self.dtype, name=f"{name}_attention")(h)
-            return h
-
-        h = nn.Conv(self.block_channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        first, last = self.block_out_channels[0], len(self.block_out_channels) - 1
+        # As diffusers has it: without a number of its own, the middle's attention is normalised only under "default".
+        middle_groups = self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
+        parts = _Parts(
+            num_groups=self.norm_num_groups,
+            attn_num_groups=self.attn_norm_num_groups or middle_groups,
+            eps=self.norm_eps,
+            dropout=self.dropout,
+            head_dim=self.attention_head_dim,
+            time_scale_shift=self.resnet_time_scale_shift,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+        emb = sinusoidal_embedding(t, first, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)
+        width = self.time_embedding_dim or 4 * first
+        emb = TimestepEmbedding(width, self.dtype, name="time_embedding")(emb.astype(self.dtype))
+        if self.center_input_sample:
+            x = 2.0 * x - 1.0
+        h = nn.Conv(first, (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
-        for level, channels in enumerate(self.block_channels):
-            for i in range(self.layers_per_block):
-                h = block(h, channels, self.attention[level], f"down_{level}_{i}")
-                skips.append(h)
-            if level < levels - 1:
-                h = nn.Conv(channels, (3, 3), strides=2, padding=1, dtype=self.dtype, name=f"downsample_{level}")(h)
-                skips.append(h)
-
-        h = block(h, self.block_channels[-1], True, "mid_0")
-        h = block(h, self.block_channels[-1], False, "mid_1")
-
-        for level, channels in reversed(list(enumerate(self.block_channels))):
-            for i in range(self.layers_per_block + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, channels, self.attention[level], f"up_{level}_{i}")
-            if level > 0:
-                h = h.repeat(2, axis=1).repeat(2, axis=2)
-                h = nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"upsample_{level}")(h)
-
-        h = nn.silu(GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
-        return zeros_conv(self.out_channels, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+        for i, (channels, kind) in enumerate(zip(self.block_out_channels, self.down_block_types, strict=True)):
+            attend, padding = kind == "AttnDownBlock2D", None if i == last else self.downsample_padding
+            block = DownBlock(parts, channels, self.layers_per_block, attend, padding, name=f"down_blocks_{i}")
+            h, more = block(h, emb, deterministic)
+            skips += more
+        h = MidBlock(parts, self.add_attention, self.mid_block_scale_factor, name="mid_block")(h, emb, deterministic)
+        for i, (channels, kind) in enumerate(zip(self.block_out_channels[::-1], self.up_block_types, strict=True)):
+            layers = self.layers_per_block + 1
+            block = UpBlock(parts, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
+            h = block(h, skips[-layers:], emb, deterministic)
+            del skips[-layers:]
+        norm = TwoPassGroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="conv_norm_out")
+        h = zeros_conv(self.out_channels, padding=1, dtype=self.dtype, name="conv_out")(nn.silu(norm(h)))
+        return h.astype(jnp.float32)

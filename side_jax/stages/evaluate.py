@@ -106,7 +106,8 @@ def _target(settings: Settings, workdir: Path, sides: tuple[np.ndarray, np.ndarr
 
     @jax.jit
     def loss(params, batch, key):
-        return denoising_loss(lambda x, t: unet.apply({"params": params}, x, t), schedule, batch, key)
+        keys = jax.random.split(key, len(batch))
+        return denoising_loss(lambda x, t: unet.apply({"params": params}, x, t), schedule, batch, keys)[0]
 
     def mean_loss(images: np.ndarray, repeats: int = 8, block: int = 256) -> float:
         key, total = builders.base_key(settings, "probe"), []

@@ -8,7 +8,7 @@ import jinja2
 import ml_collections
 import numpy as np
 
-from side_jax import builders, files, images, manifest, plots, sampling
+from side_jax import builders, curves, files, images, manifest, monitor, plots, sampling
 from side_jax.config import from_config
 from side_jax.memorization import neighbors
 from side_jax.memorization.metrics import match
@@ -47,6 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         ],
         figure=images.data_uri(figure),
         galleries=galleries,
+        training=_training(workdir),
         samples=images.data_uri((workdir / "synthesize" / "samples.png").read_bytes())
         if results["surrogate"]
         else None,
@@ -55,6 +56,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     with files.atomic(work.directory / "index.html", "w") as file:
         file.write(page)
     work.finish(page="index.html")
+
+
+def _training(workdir: Path) -> dict[str, Any] | None:
+    """The curves of training and what the monitor found; None for a foreign model, which was not trained here."""
+    metrics, watched = (curves.read(workdir / "train" / f"{name}.jsonl") for name in ("metrics", "monitor"))
+    if not metrics:
+        return None
+    figure = images.data_uri(plots.training(metrics, watched))
+    return {"figure": figure, "began": monitor.began(watched) if watched else None, "last": watched[-1:]}
 
 
 def percent(rate: float) -> str:
@@ -95,7 +105,8 @@ def sentences(results: dict[str, Any], settings: Settings) -> list[str]:
             )
         said.append(
             f"Guided by {name} at its best scale ({row['guidance_scale']:g}), {percent(row['ams'])} match{compared}: "
-            f"{row['unique']} members came out."
+            f"{row['unique']} members came out"
+            + (", fewer than without it." if plain and row["unique"] < plain["unique"] else ".")
         )
     if side and conditional:
         said[-1] += f" The conditional baseline reaches {percent(conditional['ams'])} at its best."

@@ -49,10 +49,12 @@ def _fit(settings: Settings, work: Unit, images: np.ndarray, labels: np.ndarray,
     time_dependent = work.name == "surrogate/side"
     classifier = builders.build_classifier(settings, classes, time_dependent=time_dependent)
     seed = builders.stream_seed(settings, work.name)
+    labels = labels.astype(np.int32)
     training.run(
         loss_fn=cross_entropy(classifier, builders.build_schedule(settings) if time_dependent else None),
         init_fn=builders.init_fn(classifier, settings, seed),
-        examples=(sampling.to_float(images), labels.astype(np.int32)),
+        fetch=lambda chosen: (images[chosen], labels[chosen]),
+        num_examples=len(labels),
         fit=fit,
         seed=seed,
         directory=work.directory,
@@ -64,16 +66,17 @@ def _fit(settings: Settings, work: Unit, images: np.ndarray, labels: np.ndarray,
 
 
 def cross_entropy(classifier: Classifier, schedule: Schedule | None) -> training.LossFn:
-    """Cross-entropy on images noised at uniform t, or on clean images where there is no schedule."""
+    """Cross-entropy on uint8 images noised at uniform t, or on clean images where there is no schedule."""
 
-    def loss_fn(params, batch, key):
-        images, labels = batch
+    def loss_fn(params, batch, keys, key):
+        images, labels = sampling.to_float(batch[0]), batch[1]
         t = jnp.zeros(labels.shape, jnp.int32)
         if schedule is not None:
-            images, t, _ = diffuse(schedule, images, key)
+            images, t, _ = diffuse(schedule, images, keys)
         log_probs = classifier.apply({"params": params}, images, t)
-        loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=1).mean()
-        accuracy = (log_probs.argmax(axis=1) == labels).mean()
-        return loss, {"accuracy": accuracy}
+        losses = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+        right = (log_probs.argmax(axis=1) == labels).astype(jnp.float32)
+        count = jnp.ones_like(right).sum()
+        return losses.mean(), {"loss": (losses.sum(), count), "accuracy": (right.sum(), count)}
 
     return loss_fn

@@ -1,51 +1,125 @@
-"""Stage 1: splits the data and trains the unconditional DPM on the members."""
+"""Stage 1: splits the data, and trains the unconditional DPM on the members or takes a foreign one."""
 
+import contextlib
+import functools
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
-from side_jax import builders, checkpoint, files, sampling, training
+from side_jax import builders, checkpoint, convert, files, parallel, sampling, training
 from side_jax.config import from_config
-from side_jax.data import datasets, split
+from side_jax.curves import Curves
+from side_jax.data import batches, datasets, split
+from side_jax.data.datasets import Dataset
 from side_jax.diffusion.process import denoising_loss
+from side_jax.manifest import Unit
+from side_jax.monitor import Monitor
+from side_jax.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+PROFILE_BINS = 10  # equal parts of 0..T-1, the least noisy first
+
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Writes train/split.json, train/metrics.jsonl and checkpoints/<step>/{state,ema,meta}."""
+    """Writes train/split.json, train/metrics.jsonl, train/monitor.jsonl and checkpoints/<step>/{state,ema,meta}."""
     settings = from_config(config)
     unit = builders.train_unit(settings, workdir)
-    if not unit.begin():
-        return
     path = unit.directory / "split.json"
-    if not path.exists():
+    if parallel.primary() and unit.begin() and not path.exists():
         files.write_json(path, split.make_split(datasets.load(settings.data), settings.data, settings.seed))
-    members, heldout, _, _ = builders.load_split(settings, workdir)
-    logger.info("train: %d members, %d held-out images that the model never sees.", len(members), len(heldout))
+    parallel.barrier("split")
+    if unit.done():
+        return
+    members, heldout, _, _ = builders.load_split(settings, workdir, stream=True)
+    counts = files.read_json(path)["counts"]
+    logger.info(
+        "train: %d members, %d held-out images that the model never sees; %d exact duplicates left out, "
+        "%d held-out images moved out as near duplicates of members.",
+        len(members),
+        len(heldout),
+        counts["exact_duplicates_left_out"],
+        counts["near_duplicates_moved"],
+    )
+    work = _import if settings.target.path else _fit
+    content = work(settings, unit, members, heldout)
+    if parallel.primary():
+        unit.finish(split=counts, **content)
+    parallel.barrier("trained")
 
+
+def _import(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> dict[str, Any]:
+    """Keeps the foreign model's weights as the checkpoint of step 0."""
+    _, params, _ = convert.from_diffusers(settings.target.path)
+    meta = checkpoint.settings_meta(settings, unit.fingerprint)
+    with checkpoint.Checkpoints(builders.checkpoint_directory(unit.workdir, "train")) as store:
+        params = parallel.replicated(lambda: jax.tree.map(jnp.asarray, params), parallel.mesh())
+        store.save(0, state={"params": params}, ema=params, meta=meta)
+    logger.info("train: took the model of %s; nothing is trained.", settings.target.path)
+    return {"steps": 0, "imported": settings.target.path, "parameters": _size(params)}
+
+
+def _fit(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> dict[str, Any]:
     unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
     seed = builders.stream_seed(settings, "train")
+    directory = builders.checkpoint_directory(unit.workdir, "train")
+    watch = None
+    with contextlib.ExitStack() as stack:
+        if settings.monitor.every_steps:
+            curves = Curves(
+                unit.directory / "monitor.jsonl",
+                first_step=checkpoint.latest_step(directory) or 0,
+                write=parallel.primary(),
+            )
+            watch = Monitor(
+                settings.monitor,
+                builders.build_generator(settings),
+                builders.base_key(settings, "monitor"),
+                members.images,
+                heldout.images,
+                stack.enter_context(curves),
+            )
+        streamed = not isinstance(members.images, np.ndarray)
+        params, steps = training.run(
+            loss_fn=functools.partial(dpm_loss, unet, schedule, settings.train.horizontal_flip),
+            init_fn=builders.init_fn(unet, settings, seed),
+            fetch=lambda chosen: (members.images[chosen],),
+            num_examples=len(members),
+            fit=settings.train,
+            seed=seed,
+            directory=unit.directory,
+            checkpoints=directory,
+            meta=checkpoint.settings_meta(settings, unit.fingerprint),
+            description="train the DPM",
+            watch=watch,
+            watch_every=settings.monitor.every_steps,
+            loader=batches.prefetched if streamed else map,
+        )
+    return {"steps": steps, "parameters": _size(params)}
 
-    def loss_fn(params, batch, key):
-        key_loss, key_dropout = jax.random.split(key)
 
-        def denoise(x, t):
-            return unet.apply({"params": params}, x, t, deterministic=False, rngs={"dropout": key_dropout})
+def dpm_loss(
+    unet: Any, schedule: Any, flip: bool, params: Any, batch: tuple, keys: jax.Array, key: jax.Array
+) -> tuple[jax.Array, training.Metrics]:
+    """The denoising loss of a batch of uint8 images, and its profile over timesteps."""
+    images = sampling.to_float(batch[0])
+    if flip:
+        mirrored = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 2)))(keys)
+        images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
-        return denoising_loss(denoise, schedule, batch[0], key_loss).mean(), {}
+    def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+        return unet.apply({"params": params}, x, t, deterministic=False, rngs={"dropout": key})
 
-    params = training.run(
-        loss_fn=loss_fn,
-        init_fn=builders.init_fn(unet, settings, seed),
-        examples=(sampling.to_float(members.images),),
-        fit=settings.train,
-        seed=seed,
-        directory=unit.directory,
-        checkpoints=builders.checkpoint_directory(workdir, "train"),
-        meta=checkpoint.settings_meta(settings, unit.fingerprint),
-        description="train the DPM",
-    )
-    unit.finish(steps=settings.train.num_steps, parameters=sum(leaf.size for leaf in jax.tree.leaves(params)))
+    losses, t = denoising_loss(denoise, schedule, images, keys)
+    part = jax.nn.one_hot(t * PROFILE_BINS // schedule.num_timesteps, PROFILE_BINS)
+    profile = (losses[:, None] * part).sum(axis=0), part.sum(axis=0)
+    return losses.mean(), {"loss": (losses.sum(), part.sum()), "loss_by_timestep": profile}
+
+
+def _size(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,40 @@
+r"""Your own model: audits an unconditional diffusers checkpoint (UNet2DModel); nothing is trained but the surrogate.
+
+python -m side_jax.main --config=configs/diffusers.py --config.target.path=DIR --config.data.path=SEEN \
+    --config.data.heldout_from=UNSEEN --config.data.image_size=32 --config.data.channels=3 --workdir=runs/mine
+
+DIR is a local pipeline or unet folder with safetensors, SEEN a folder with images it was trained on, UNSEEN one with
+images of the same kind that it never saw: without them nothing tells extraction from chance. Set num_members and
+num_heldout to how many there are (1,000 each by default). The model and diffusion sections come from the checkpoint.
+The paper's figure for such a model, of CIFAR-10, is AMS 2.47% unconditional and 7.83% SIDE. For accelerators; for 32x32
+images less than an hour of an H100 by arithmetic, not measured.
+"""
+
+import ml_collections
+
+from side_jax.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """What differs from the defaults of settings."""
+    config = default_config()
+    config.name = "diffusers checkpoint"
+    config.data.name = "folder"
+    config.data.path = "seen"
+    config.data.heldout_from = "unseen"
+    config.data.image_size = 32
+    config.data.channels = 3
+    config.data.num_members = 1_000
+    config.data.num_heldout = 1_000
+    config.sampler.num_steps = 50
+    config.synthesize.num_images = 10_000
+    config.label.num_clusters = 100
+    config.classifier.stage_sizes = (2, 2, 2, 2)  # ResNet-18
+    config.classifier.width = 64
+    config.surrogate.num_steps = 20_000
+    config.surrogate.learning_rate = 2e-4
+    config.conditional.num_steps = 5_000
+    config.conditional.learning_rate = 2e-4
+    config.extract.num_images = 10_000
+    config.evaluate.normalized_l2_neighbors = 50  # Carlini et al. 2023
+    return config

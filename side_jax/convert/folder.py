@@ -1,0 +1,79 @@
+"""The files of a local diffusers checkpoint: the U-Net's folder and the files of its weights; pickles are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from side_jax.errors import InputError
+
+REPLACE = "replace it with a whole copy of the original"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
+
+
+def unet_folder(directory: Path) -> Path:
+    """The folder with the U-Net's config.json: the one given, or its unet/."""
+    for folder in (directory, directory / "unet"):
+        if (folder / "config.json").exists():
+            return folder
+    if not directory.is_dir():
+        if directory.suffix in {pattern[1:] for pattern in _PICKLED}:
+            raise InputError(
+                f"{directory} is a pickled checkpoint, and loading a pickle can run any code in it; give a "
+                "diffusers folder with config.json and safetensors (torch.load it with weights_only=True, which runs "
+                "no code, into a UNet2DModel, then save_pretrained)."
+            )
+        raise InputError(f"{directory} is not a folder; give a local folder of diffusers (download it first).")
+    _refuse_pickles(directory)
+    raise InputError(
+        f"{directory} holds neither config.json nor unet/config.json; give a pipeline or unet folder of diffusers."
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights, in the order of their names.
+
+    Raises:
+      InputError: if there are none; for pickled weights, with how to convert them safely.
+    """
+    folder = unet_folder(folder)
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.exists():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise InputError(f"{index} has no weight_map; {REPLACE}.")
+        found = sorted({folder / name for name in names.values()})
+    else:
+        found = [folder / WEIGHTS]
+    missing = [path for path in found if not path.exists()]
+    if not missing:
+        return found
+    _refuse_pickles(folder)
+    raise InputError(f"{missing[0]} is missing; it should hold the weights of the model in {folder}, so put it there.")
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Says how to convert pickled weights safely, if the folder has some."""
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise InputError(
+            f"{folder} holds its weights pickled ({pickled[0]}), and loading a pickle can run any code in it; convert "
+            "it once in that folder, without running code: safetensors.torch.save_file(torch.load("
+            f"{pickled[0]!r}, weights_only=True), {WEIGHTS!r}), with UNet2DModel's names and config.json."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the checkpoint."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} can't be read as JSON ({error}); {REPLACE}.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object; {REPLACE}.")
+    return value
+
+
+def listed(values: Any) -> str:
+    """Values as a config has them, for a sentence."""
+    return ", ".join(json.dumps(value) for value in values)

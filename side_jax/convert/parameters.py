@@ -1,0 +1,93 @@
+"""Parameter trees to and from PyTorch state dicts, by one rule: models/unet.py has the state dict's own names.
+
+A path such as down_blocks_0/resnets_1/conv1/kernel is down_blocks.0.resnets.1.conv1.weight. A convolution's kernel is
+[h, w, in, out] here and [out, in, h, w] there, a dense one [in, out] and [out, in]. No value is changed, so a float32
+round trip is exact.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from side_jax.errors import InputError
+
+# The numbers of lists; other numbers, as in linear_1 and conv1, belong to the name.
+_LISTED = "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out"
+# What diffusers called the attention's layers before version 0.17; checkpoints from then are still about.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# Which of our axes each of PyTorch's is: of a bias or scale, a dense kernel, a convolution's.
+_TO_PYTORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+def state_dict_name(path: tuple[str, ...]) -> str:
+    """("down_blocks_0", "conv", "kernel") -> "down_blocks.0.conv.weight"."""
+    *modules, leaf = (re.sub(rf"^({_LISTED})_(\d+)$", r"\1.\2", part) for part in path)
+    return ".".join([*modules, "bias" if leaf == "bias" else "weight"])
+
+
+def to_state_dict(params: Any) -> dict[str, np.ndarray]:
+    """A U-Net's parameters as a state dict of float32 arrays."""
+    return {state_dict_name(path): _turned(value) for path, value in _leaves(params)}
+
+
+def from_state_dict(state: dict[str, np.ndarray], shapes: Any, where: str) -> Any:
+    """A U-Net's parameters from a state dict.
+
+    Args:
+      state: PyTorch's names and arrays, of any floating type; taken as float32.
+      shapes: the expected tree of anything with a shape, such as jax.eval_shape of the module's init.
+      where: for messages, where the state came from.
+
+    Raises:
+      InputError: naming the tensors that are missing, left over, or of another shape than the config says.
+    """
+    state = {_modern(name): value for name, value in state.items()}
+    expected = {state_dict_name(path): (path, leaf.shape) for path, leaf in _leaves(shapes)}
+    lacking, extra = expected.keys() - state.keys(), state.keys() - expected.keys()
+    for names, what in ((lacking, "lack {} that it describes"), (extra, "hold {} that it doesn't describe")):
+        if names:
+            listed = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            what = what.format(f"{len(names)} tensors")
+            raise InputError(
+                f"config.json and the weights in {where} are not of one model: the weights {what} ({listed}); take "
+                "both from the same checkpoint."
+            )
+    tree: dict[str, Any] = {}
+    for name, (path, shape) in expected.items():
+        # Attention was once a 1x1 convolution: [out, in, 1, 1] with the same numbers.
+        value = np.asarray(state[name], np.float32)
+        if len(shape) == 2 and value.ndim == 4 and value.shape[2:] == (1, 1):
+            value = value[:, :, 0, 0]
+        asked = tuple(shape[axis] for axis in _TO_PYTORCH[len(shape)])
+        if value.shape != asked:
+            raise InputError(
+                f"config.json and the weights in {where} are not of one model: {name} has shape {value.shape}, but by "
+                f"config.json it would be {asked}; take both from the same checkpoint."
+            )
+        value = _turned(value, back=True)
+        branch = tree
+        for part in path[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[path[-1]] = value
+    return tree
+
+
+def _turned(value: Any, back: bool = False) -> np.ndarray:
+    value = np.asarray(value, np.float32)
+    axes = _TO_PYTORCH[value.ndim]
+    return np.ascontiguousarray(value.transpose(np.argsort(axes) if back else axes))
+
+
+def _modern(name: str) -> str:
+    parts = name.split(".")
+    if "attentions" in parts:
+        parts = [_OLD_NAMES.get(part, part) for part in parts]
+    return ".".join(parts)
+
+
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    if not isinstance(tree, dict):
+        return [(path, tree)]
+    return [leaf for name, branch in tree.items() for leaf in _leaves(branch, (*path, name))]

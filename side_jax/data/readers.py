@@ -1,0 +1,236 @@
+"""Where images come from: each reader lists pictures, labels and names, and decodes a picture only when asked."""
+
+import dataclasses
+import io
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from side_jax.data.images import read_picture
+from side_jax.errors import InputError
+from side_jax.settings import Data
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Pictures that are not decoded yet.
+
+    Attributes:
+      read: row -> picture of any size and mode; may raise anything if it is damaged. Safe to call from several threads.
+      labels: n values of one sortable type.
+      names: n texts that tell which picture it is.
+    """
+
+    read: Callable[[int], Image.Image]
+    labels: Sequence[Any] | np.ndarray
+    names: Sequence[str]
+
+
+def _arrays(images: np.ndarray, labels: np.ndarray) -> Source:
+    """Pictures of uint8 [n, h, w] or [n, h, w, c], named by their place."""
+    return Source(
+        read=lambda row: Image.fromarray(images[row].squeeze(-1) if images[row].shape[2:] == (1,) else images[row]),
+        labels=labels,
+        names=[str(row) for row in range(len(images))],
+    )
+
+
+def digits(data: Data) -> Source:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; its 17 grey levels are spread over 0..255."""
+    from sklearn.datasets import load_digits
+
+    shape = (data.image_size, data.image_size, data.channels)
+    if shape != (8, 8, 1):
+        raise InputError(
+            f"config.data asks for images of {shape} (height, width, channels), but digits gives (8, 8, 1); set "
+            "data.image_size and data.channels to that."
+        )
+    loaded = load_digits()
+    return _arrays(np.round(loaded.images * (255 / 16)).astype(np.uint8), loaded.target)
+
+
+def faces(data: Data) -> Source:
+    """scikit-image's 100 grey faces of 25x25 pixels (LFW), whose identities are not known: all have the label 0.
+
+    For data.image_size = 24, which a U-Net can halve three times, the last row and column are cropped: nothing is
+    resampled. Other sizes are resized as any image is.
+    """
+    try:
+        from skimage.data import lfw_subset
+    except ImportError:
+        raise InputError(
+            "config.data.name is 'faces', which scikit-image brings; run `pip install 'side_jax[faces]'`."
+        ) from None
+    images = np.round(lfw_subset()[:100] * 255).astype(np.uint8)  # the other 100 patches show no face
+    crop = min(images.shape[1], data.image_size) if data.image_size >= 24 else images.shape[1]
+    return _arrays(images[:, :crop, :crop], np.zeros(len(images), np.int64))
+
+
+def folder(data: Data) -> Source:
+    """Image files below a folder, in the order of their relative paths.
+
+    The first-level subfolder is the label (a class or an identity); images directly in the folder share a label of
+    their own. Names that begin with a dot, and linked folders, are passed over.
+    """
+    root = Path(data.path)
+    if not root.is_dir():
+        raise InputError(f"the folder {data.path!r} (config.data.path) does not exist; name a folder of images.")
+    names = []
+    for where, below, files in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        names += [
+            Path(where, name).relative_to(root).as_posix()
+            for name in files
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    if not names:
+        raise InputError(
+            f"the folder {data.path!r} (config.data.path) holds no image; files of {', '.join(SUFFIXES)} are read."
+        )
+    names.sort()
+    labels = [name.partition("/")[0] if "/" in name else "" for name in names]
+    return Source(read=lambda row: read_picture(root / names[row]), labels=labels, names=names)
+
+
+def npz(data: Data) -> Source:
+    """An NPZ with `images`, uint8 [n, h, w] or [n, h, w, 1 or 3], and perhaps `labels`, integers [n]."""
+    where = f"the file {data.path!r} (config.data.path)"
+    try:
+        with open(data.path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("images", "labels") if name in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{where} does not exist; name an NPZ file with `images` and perhaps `labels`.") from None
+    except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        # An array of objects is among them: it would have to be unpickled, which could run anything.
+        raise InputError(f"{where} can't be read as an NPZ of plain arrays ({error}).") from None
+    if "images" not in arrays:
+        raise InputError(f"{where} has no array `images`; save it with np.savez(path, images=..., labels=...).")
+    images = arrays["images"]
+    if images.dtype != np.uint8:
+        raise InputError(f"`images` in {where} is of type {images.dtype}, but it must be uint8 (0..255).")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape:
+        raise InputError(
+            f"`images` in {where} has the shape {images.shape}, but it must be [n, h, w] or [n, h, w, 1 or 3]."
+        )
+    labels = arrays.get("labels", np.zeros(len(images), np.int64))
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"`labels` in {where} is {labels.dtype} of the shape {labels.shape}, but it must be integers of "
+            f"({len(images)},), one for each image."
+        )
+    return _arrays(images, labels)
+
+
+def tfds(data: Data, split: str = "train") -> Source:
+    """A split of a TFDS dataset that is prepared as ArrayRecord, read without TensorFlow.
+
+    Its first images are used, in the dataset's own order, as many as the settings ask for and 5 % and
+    data.max_corrupt more, to replace duplicates and damaged ones; all of them, if identities matter
+    (data.split_by = "identity" or data.min_per_label above 1). The label is `label` where the dataset has one; for
+    CelebA's 40 attributes, a class of gender, smile and age (8 classes); else 0. PIL decodes the images.
+    """
+    import tensorflow_datasets as tfds
+
+    skip = {"image": tfds.decode.SkipDecoding()}  # labels are known without decoding; one decoder for all readers
+    try:
+        records = tfds.data_source(
+            data.tfds_name, split=split, data_dir=data.data_dir or None, download=False, decoders=skip
+        )
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        AssertionError,
+        NotImplementedError,
+        tfds.core.registered.DatasetNotFoundError,
+    ) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the TFDS dataset {data.tfds_name!r} (config.data.tfds_name) can't be read: {reason} Prepare it once with "
+            f"`tfds build {data.tfds_name} --file_format=array_record`, and set config.data.data_dir where it lies."
+        ) from None
+    features = dict(records.dataset_info.features.items())
+    kind = features.get("image")
+    if not isinstance(kind, tfds.features.Image) or kind.np_dtype == np.float32:
+        raise InputError(
+            f"the TFDS dataset {data.tfds_name!r} (config.data.tfds_name) has no feature `image` of 8 or 16 bits, but "
+            f"{', '.join(sorted(features))}; name one of images."
+        )
+    wanted = data.num_members + data.num_heldout
+    considered = wanted + wanted // 20 + data.max_corrupt
+    if data.split_by == "identity" or data.min_per_label > 1:
+        considered = len(records)
+    considered = min(considered, len(records))
+    lock = threading.Lock()  # the files behind it are opened on first use
+
+    def record(row: int) -> dict[str, Any]:
+        with lock:
+            return records[row]
+
+    return Source(
+        read=lambda row: read_picture(io.BytesIO(record(row)["image"])),
+        labels=_tfds_labels(record, considered),
+        names=[f"{split}/{row}" for row in range(considered)],
+    )
+
+
+def _tfds_labels(record: Callable[[int], dict[str, Any]], num: int) -> np.ndarray:
+    labels, damaged = [], []
+    for row in range(num):
+        try:
+            labels.append(_tfds_label(record(row)))
+        except Exception:  # whatever a damaged record raises; its picture can't be read either, and is skipped then
+            damaged.append(row)
+    # A damaged record gets any label that exists, since none may be added.
+    return np.insert(labels, np.asarray(damaged, int) - np.arange(len(damaged)), labels[0] if labels else 0)
+
+
+def _tfds_label(record: dict[str, Any]) -> int | str | bytes:
+    if "attributes" in record:
+        attributes = record["attributes"]
+        return sum(int(attributes[name]) << bit for bit, name in enumerate(("Male", "Smiling", "Young")))
+    label = record.get("label", 0)
+    return label if isinstance(label, str | bytes) else int(label)
+
+
+READERS = {"digits": digits, "faces": faces, "folder": folder, "npz": npz, "tfds": tfds}
+
+
+def heldout(data: Data) -> Source:
+    """What data.heldout_from names: another folder or NPZ than data.path, or another split of the TFDS dataset."""
+    try:
+        if data.name == "tfds":
+            return tfds(data, data.heldout_from)
+        return READERS[data.name](dataclasses.replace(data, path=data.heldout_from))
+    except InputError as error:
+        raise InputError(str(error).replace("config.data.path", "config.data.heldout_from")) from None
+
+
+def joined(first: Source, second: Source) -> Source:
+    """Both, one after the other; the names of the second say so. Labels of both are compared as they are.
+
+    Raises:
+      InputError: if the labels of only one of them are numbers.
+    """
+    start = len(first.names)
+    try:
+        labels = np.concatenate([np.asarray(first.labels), np.asarray(second.labels)])
+        if labels.dtype.kind != np.asarray(first.labels).dtype.kind:
+            raise TypeError
+    except TypeError:
+        raise InputError(
+            "the labels of config.data.path and config.data.heldout_from are of different kinds; give both the same."
+        ) from None
+    return Source(
+        read=lambda row: first.read(row) if row < start else second.read(row - start),
+        labels=labels,
+        names=[*first.names, *(f"heldout: {name}" for name in second.names)],
+    )

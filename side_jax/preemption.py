@@ -1,0 +1,36 @@
+"""SIGTERM, which machines that can be taken away send shortly before: noticed by all processes at the same step."""
+
+import signal
+import threading
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Preemption:
+    """Use as a context manager around a training loop that asks `reached` after each step."""
+
+    def __init__(self) -> None:
+        self.happened = False
+        self._before = None
+
+    def __enter__(self) -> "Preemption":
+        # With several processes, JAX's coordination service catches the signal and agrees on a step. Only the main
+        # thread may set a handler.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.happened = True
+
+    def reached(self, step: int) -> bool:
+        """Whether training should save and stop after this step."""
+        if jax.process_count() > 1:
+            self.happened = self.happened or multihost_utils.reached_preemption_sync_point(step)
+        return self.happened

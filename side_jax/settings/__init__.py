@@ -1,0 +1,97 @@
+"""Every setting of a run: its name, meaning, default and limits.
+
+The dataclasses here are the single list of fields: target.py has those of the model that is audited, attack.py those of
+the attack on it. config.py turns them into the ConfigDict that files in configs/ override, and back. Defaults suit
+small images; each config file says what it changes.
+"""
+
+import dataclasses
+
+from side_jax.settings.attack import (
+    ATTACKS,
+    METRICS,
+    Evaluate,
+    Extract,
+    Label,
+    Network,
+    Run,
+    Sampler,
+    Synthesize,
+)
+from side_jax.settings.checks import check
+from side_jax.settings.target import Data, Diffusion, Fit, Model, Monitor, Target, Train
+
+__all__ = [
+    "ATTACKS",
+    "METRICS",
+    "Data",
+    "Diffusion",
+    "Evaluate",
+    "Extract",
+    "Fit",
+    "Label",
+    "Model",
+    "Monitor",
+    "Network",
+    "Run",
+    "Sampler",
+    "Settings",
+    "Synthesize",
+    "Target",
+    "Train",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of one run."""
+
+    name: str = "audit"  # shown in the report
+    seed: int = 0
+    data: Data = Data()
+    target: Target = Target()
+    diffusion: Diffusion = Diffusion()
+    model: Model = Model()
+    train: Train = Train()
+    monitor: Monitor = Monitor()
+    sampler: Sampler = Sampler()
+    synthesize: Synthesize = Synthesize()
+    label: Label = Label()
+    classifier: Network = Network()
+    surrogate: Fit = Fit()
+    conditional: Fit = Fit()
+    extract: Extract = Extract()
+    evaluate: Evaluate = Evaluate()
+
+    def __post_init__(self):
+        check(self.seed >= 0, "seed", self.seed, "at least 0")
+        need = (
+            "where images lie that the model of target.path never saw, while data.path holds only images it was "
+            "trained on: which were which can't be drawn at random for a model that was trained elsewhere"
+        )
+        ok = not self.target.path or bool(self.data.heldout_from)
+        check(ok, "data.heldout_from", self.data.heldout_from, need)
+        data, halvings = self.data, len(self.model.block_out_channels) - 1
+        check(
+            data.image_size % 2**halvings == 0,
+            "data.image_size",
+            data.image_size,
+            f"divisible by {2**halvings}, since the U-Net with {halvings + 1} levels halves it {halvings} times",
+        )
+        n_syn = self.synthesize.num_images
+        need = f"at most synthesize.num_images ({n_syn}): a cluster needs an image"
+        check(self.label.num_clusters <= n_syn, "label.num_clusters", self.label.num_clusters, need)
+        steps = self.diffusion.num_timesteps
+        need = f"at most diffusion.num_timesteps ({steps})"
+        check(self.sampler.num_steps <= steps, "sampler.num_steps", self.sampler.num_steps, need)
+        need = f"at most data.num_members ({data.num_members})"
+        ok = self.train.batch_size <= data.num_members or bool(self.target.path)
+        check(ok, "train.batch_size", self.train.batch_size, need)
+        check(
+            self.conditional.batch_size <= data.num_members, "conditional.batch_size", self.conditional.batch_size, need
+        )
+        need = f"at most synthesize.num_images ({n_syn})"
+        check(self.surrogate.batch_size <= n_syn, "surrogate.batch_size", self.surrogate.batch_size, need)
+        neighbors = self.evaluate.normalized_l2_neighbors
+        need = f"at most data.num_members ({data.num_members})"
+        check(neighbors <= data.num_members, "evaluate.normalized_l2_neighbors", neighbors, need)

@@ -1,0 +1,207 @@
+"""Settings of the target: its data, its diffusion, its network, how it is trained and watched, or where it is from."""
+
+import dataclasses
+
+from side_jax.diffusion.schedule import PREDICTIONS, SCHEDULES
+from side_jax.settings.checks import check, one_of
+
+DATASETS = ("digits", "faces", "folder", "npz", "tfds")
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where images come from, and how they are split."""
+
+    name: str = "digits"  # one of DATASETS
+    path: str = ""  # for name="folder": the folder of images; for name="npz": the file
+    tfds_name: str = ""  # for name="tfds": the dataset, such as "celeb_a", "cifar10" or "imagenette/full-size"
+    data_dir: str = ""  # where TFDS keeps prepared datasets; "" is its default
+    # Where held-out images come from: another folder or NPZ, or for TFDS another split, such as "test"; members are
+    # then drawn from path alone. "": both sides are drawn from path. A model trained elsewhere needs it: only its owner
+    # knows what it saw.
+    heldout_from: str = ""
+    image_size: int = 8  # height and width after a centre crop and an area resize; digits are 8
+    channels: int = 1  # 1 or 3
+    num_members: int = 200  # training images
+    num_heldout: int = 200  # images the model never sees; equal to num_members, so that rates compare
+    split_by: str = "image"  # "image", or "identity": no label (person, patient) has images on both sides
+    min_per_label: int = 1  # labels with fewer images are left out; CelebA-HQ-FI keeps identities of 15 and more
+    near_duplicate_rmse: float = 0.05  # held-out images so near to a member, in [-1, 1], are moved out; 0: exact only
+    max_corrupt: int = 10  # unreadable images that are named and skipped; one more is an error
+    storage: str = "auto"  # "memory" (uint8), "stream" (read and decoded for each batch), or whichever fits
+    memory_limit_mb: int = 4096  # up to which "auto" keeps the images in memory
+
+    def __post_init__(self):
+        one_of("data.name", self.name, DATASETS)
+        check(self.name != "tfds" or bool(self.tfds_name), "data.tfds_name", self.tfds_name, "the dataset's TFDS name")
+        needs_path = self.name in ("folder", "npz")
+        check(not needs_path or bool(self.path), "data.path", self.path, f"the path of the {self.name} to read")
+        ok = not self.heldout_from or self.name in ("folder", "npz", "tfds")
+        check(ok, "data.heldout_from", self.heldout_from, "empty for data.name = digits or faces, which have one part")
+        check(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
+        check(self.channels in (1, 3), "data.channels", self.channels, "1 (grey) or 3 (colour)")
+        check(self.num_members >= 2, "data.num_members", self.num_members, "at least 2")
+        check(
+            self.num_heldout == self.num_members,
+            "data.num_heldout",
+            self.num_heldout,
+            f"equal to data.num_members ({self.num_members}), so that matches with members and held-out images compare",
+        )
+        one_of("data.split_by", self.split_by, ("image", "identity"))
+        check(self.min_per_label >= 1, "data.min_per_label", self.min_per_label, "at least 1")
+        limit = self.near_duplicate_rmse
+        check(0 <= limit < 2, "data.near_duplicate_rmse", limit, "at least 0 and below 2")
+        check(self.max_corrupt >= 0, "data.max_corrupt", self.max_corrupt, "at least 0")
+        one_of("data.storage", self.storage, ("auto", "memory", "stream"))
+        check(self.memory_limit_mb >= 1, "data.memory_limit_mb", self.memory_limit_mb, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """The noise schedule, and what the network predicts."""
+
+    schedule: str = "linear"  # linear, scaled_linear or cosine
+    num_timesteps: int = 1000  # T
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    trained_betas: tuple[float, ...] = ()  # T betas that replace the schedule; foreign checkpoints may have them
+    prediction_type: str = "epsilon"  # epsilon, x0 or v
+
+    def __post_init__(self):
+        one_of("diffusion.schedule", self.schedule, SCHEDULES)
+        check(self.num_timesteps >= 2, "diffusion.num_timesteps", self.num_timesteps, "at least 2")
+        for name in ("beta_start", "beta_end"):
+            value = getattr(self, name)
+            check(0 < value < 1, f"diffusion.{name}", value, "strictly between 0 and 1")
+        check(self.beta_start <= self.beta_end, "diffusion.beta_end", self.beta_end, "at least diffusion.beta_start")
+        betas = self.trained_betas
+        ok = len(betas) in (0, self.num_timesteps) and all(0 < beta < 1 for beta in betas)
+        need = f"empty, or {self.num_timesteps} (diffusion.num_timesteps) values strictly between 0 and 1"
+        check(ok, "diffusion.trained_betas", betas, need)
+        one_of("diffusion.prediction_type", self.prediction_type, PREDICTIONS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The U-Net, with the names that diffusers' UNet2DModel gives its options; see models/unet.py."""
+
+    block_out_channels: tuple[int, ...] = (32, 64)  # for each resolution; every level but the last halves it
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")  # "AttnDownBlock2D" attends
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")  # coarsest first; "AttnUpBlock2D" attends
+    layers_per_block: int = 1
+    attention_head_dim: int = 8  # channels of one head; 0: one head over all channels (null in diffusers)
+    norm_num_groups: int = 8
+    attn_norm_num_groups: int = 0  # of the middle attention's norm; 0: as diffusers' null
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    add_attention: bool = True  # in the middle
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    time_embedding_dim: int = 0  # 0: four times block_out_channels[0]
+    downsample_padding: int = 1  # 0 pads below and to the right only, as the original DDPM does
+    mid_block_scale_factor: float = 1.0
+    resnet_time_scale_shift: str = "default"  # or "scale_shift"
+    center_input_sample: bool = False
+    dtype: str = "float32"  # of the computation; "bfloat16" halves memory on accelerators. Parameters stay float32
+    remat: bool = False  # recompute blocks in the backward pass: a third more time, far less memory (256x256)
+
+    def __post_init__(self):
+        channels, levels = self.block_out_channels, len(self.block_out_channels)
+        check(levels >= 1, "model.block_out_channels", channels, "one or more channel counts")
+        for name, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            types = getattr(self, name)
+            need = f"one type for each of the {levels} levels of model.block_out_channels"
+            check(len(types) == levels, f"model.{name}", types, need)
+            for kind in types:
+                one_of(f"model.{name}", kind, kinds)
+        check(self.layers_per_block >= 1, "model.layers_per_block", self.layers_per_block, "at least 1")
+        groups, head = self.norm_num_groups, self.attention_head_dim
+        check(groups >= 1, "model.norm_num_groups", groups, "at least 1")
+        need = f"made of multiples of model.norm_num_groups ({groups})"
+        check(all(c > 0 and c % groups == 0 for c in channels), "model.block_out_channels", channels, need)
+        attend = {c for c, kind in zip(channels, self.down_block_types, strict=True) if kind.startswith("Attn")}
+        attend |= {c for c, kind in zip(channels[::-1], self.up_block_types, strict=True) if kind.startswith("Attn")}
+        attend |= {channels[-1]} if self.add_attention else set()
+        ok = head >= 0 and all(c % (head or c) == 0 for c in attend)
+        need = f"0, or a divisor of the channels of every level that attends ({', '.join(map(str, sorted(attend)))})"
+        check(ok, "model.attention_head_dim", head, need)
+        own = self.attn_norm_num_groups
+        need = f"0, or a divisor of the last of model.block_out_channels ({channels[-1]})"
+        check(own >= 0 and channels[-1] % (own or 1) == 0, "model.attn_norm_num_groups", own, need)
+        for name in ("norm_eps", "mid_block_scale_factor"):
+            check(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "above 0")
+        check(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0 and below 1")
+        half = channels[0] // 2
+        check(channels[0] % 2 == 0, "model.block_out_channels", channels, "even in its first entry")
+        check(self.freq_shift < half, "model.freq_shift", self.freq_shift, f"below {half}, half the first channels")
+        check(self.time_embedding_dim >= 0, "model.time_embedding_dim", self.time_embedding_dim, "at least 0")
+        check(self.downsample_padding in (0, 1), "model.downsample_padding", self.downsample_padding, "0 or 1")
+        one_of("model.resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift"))
+        one_of("model.dtype", self.dtype, DTYPES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How one network is trained; used for the DPM and for both classifiers."""
+
+    num_steps: int = 1000
+    batch_size: int = 64
+    accumulate: int = 1  # parts that a batch is cut into, one after the other, to fit the memory; same gradient
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0  # linear from 0
+    decay: str = "constant"  # of the learning rate after the warm-up: constant, or linear or cosine down to 0
+    weight_decay: float = 0.0  # AdamW
+    gradient_clip: float = 1.0  # of the global norm
+    ema_decay: float = 0.998  # warmed up, see training.ema_decay
+    log_every: int = 100  # steps
+    checkpoint_every: int = 500  # steps; a kill loses at most so many
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+            check(getattr(self, name) >= 1, f"*.{name}", getattr(self, name), "at least 1")
+        need = f"divisible by accumulate ({self.accumulate})"
+        check(self.batch_size % self.accumulate == 0, "*.batch_size", self.batch_size, need)
+        for name in ("learning_rate", "gradient_clip"):
+            check(getattr(self, name) > 0, f"*.{name}", getattr(self, name), "above 0")
+        for name in ("warmup_steps", "weight_decay"):
+            check(getattr(self, name) >= 0, f"*.{name}", getattr(self, name), "at least 0")
+        need = f"below num_steps ({self.num_steps}), which the warm-up is part of"
+        check(self.warmup_steps < self.num_steps, "*.warmup_steps", self.warmup_steps, need)
+        one_of("*.decay", self.decay, ("constant", "linear", "cosine"))
+        check(0 <= self.ema_decay < 1, "*.ema_decay", self.ema_decay, "at least 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Fit):
+    """How the DPM is trained."""
+
+    # Off, since a mirrored twin of every image halves what can be extracted: the model memorises either less often,
+    # and what comes out mirrored is not found by pixel distances.
+    horizontal_flip: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """Watching for memorisation while the DPM is trained: its own samples against members and held-out images."""
+
+    every_steps: int = 0  # 0: never
+    num_samples: int = 256  # drawn each time, from the same noise
+    stop_at_rate: float = 0.0  # end training once so large a share of samples has d1/d2 < 1/3; 0: never
+
+    def __post_init__(self):
+        check(self.every_steps >= 0, "monitor.every_steps", self.every_steps, "at least 0 (0: no monitor)")
+        check(self.num_samples >= 1, "monitor.num_samples", self.num_samples, "at least 1")
+        check(0 <= self.stop_at_rate <= 1, "monitor.stop_at_rate", self.stop_at_rate, "between 0 (never) and 1")
+        ok = self.every_steps > 0 or self.stop_at_rate == 0
+        check(ok, "monitor.stop_at_rate", self.stop_at_rate, "0 as long as monitor.every_steps is 0: nothing watches")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A foreign checkpoint to audit in place of a DPM trained here."""
+
+    path: str = ""  # a local folder of diffusers; its config replaces the sections model and diffusion
+    sha256: str = ""  # of its weights; filled in when they are first read, so that a changed file is noticed
