@@ -15,7 +15,7 @@ from side_jax.data import datasets, split
 from side_jax.diffusion import sampler
 from side_jax.diffusion.schedule import Schedule, make_schedule
 from side_jax.manifest import Unit, unit
-from side_jax.memorization.metrics import Metric
+from side_jax.memorization.metrics import RATIO_BELOW, Metric
 from side_jax.models.classifier import Classifier
 from side_jax.models.unet import UNet
 from side_jax.sampling import Generator
@@ -104,7 +104,7 @@ def build_metrics(settings: Settings) -> list[Metric]:
             alpha=e.normalized_l2_alpha,
         ),
         "rmse": Metric(name="rmse", band=(0.0, e.rmse_below)),
-        "distance_ratio": Metric(name="distance_ratio", band=(0.0, 1 / 3)),
+        "distance_ratio": Metric(name="distance_ratio", band=(0.0, RATIO_BELOW)),
     }
     return [known[name] for name in e.metrics]
 

@@ -21,7 +21,7 @@ import numpy as np
 from side_jax import parallel, sampling
 from side_jax.curves import Curves
 from side_jax.memorization import neighbors
-from side_jax.memorization.metrics import wilson_interval
+from side_jax.memorization.metrics import RATIO_BELOW, distance_ratio, wilson_interval
 from side_jax.settings import Monitor as MonitorSettings
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,7 @@ def measure(samples: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> di
     nearest = {}
     for side, references, suffix in (("members", members, ""), ("heldout", heldout, "_heldout")):
         distance, _ = neighbors.nearest(samples, references, 2)
-        # Two references that are copies of each other have d2 = d1: no evidence, as in metrics.py.
-        copied = int((distance[:, 0] < distance[:, 1] / 3).sum())
+        copied = int((distance_ratio(distance) < RATIO_BELOW).sum())
         row |= {f"copied{suffix}": copied / len(samples), f"copied{suffix}_ci": list(interval(copied))}
         nearest[side] = distance[:, 0]
     closer = int((nearest["members"] < nearest["heldout"]).sum())

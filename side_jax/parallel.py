@@ -105,6 +105,11 @@ def replicated(make: Callable[[], Any], over: Mesh) -> Any:
     return jax.jit(make, out_shardings=NamedSharding(over, PartitionSpec()))()
 
 
+def place(tree: Any, over: Mesh) -> Any:
+    """Copies a tree of host arrays, the same on every process, to every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(over, PartitionSpec()))
+
+
 def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ...] = ()) -> Callable:
     """jax.pmap of fn over the local devices.
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -36,6 +37,16 @@ def run(argv, stages=tuple(pipeline.STAGES)):
     # optax's Adam relies on implicit promotion (decay ** count), so only what is ours is tested in strict mode.
     with jax.numpy_dtype_promotion("standard"):
         return cli.main(["side_jax", *argv], "test", stages)
+
+
+def wait_for(path, processes, timeout=240):
+    """Waits until a running process has written the path."""
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        for process in processes:
+            assert process.poll() is None, f"the run ended before it wrote {path}: {process.communicate()[1]}"
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.002)
 
 
 def start(argv, cache, **options):

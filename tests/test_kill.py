@@ -19,12 +19,8 @@ MOMENTS = [
 LONGER = {"train__num_steps": 60, "surrogate__num_steps": 60, "synthesize__num_images": 256, "extract__num_images": 256}
 
 
-def kill_when(process, path, timeout=240):
-    deadline = time.monotonic() + timeout
-    while not path.exists():
-        assert process.poll() is None, f"the run ended before it wrote {path}"
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.002)
+def kill_when(process, path):
+    runs.wait_for(path, [process])
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 

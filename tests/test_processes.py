@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -48,14 +47,6 @@ def finish(processes, code=0):
     return errors
 
 
-def wait_for(path, processes, timeout=240):
-    deadline = time.monotonic() + timeout
-    while not path.exists():
-        assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.002)
-
-
 def trained(workdir):
     """The averaged parameters and the logged curve of a finished workdir."""
     settings = from_config(saved_config(workdir))
@@ -82,7 +73,7 @@ def calm(tmp_path_factory):
 def test_two_processes_killed_and_resumed_match_undisturbed_ones(calm, tmp_path):
     workdir = tmp_path / "killed"
     killed = start(workdir, 2)
-    wait_for(workdir / "checkpoints" / "20" / "meta", killed)
+    runs.wait_for(workdir / "checkpoints" / "20" / "meta", killed)
     for process in killed:
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -97,7 +88,7 @@ def test_sigterm_saves_before_it_exits(calm, tmp_path, processes):
     """Of two processes only one is told: both stop at the same step, and going on ends as if nothing had been."""
     workdir = tmp_path / "told"
     told = start(workdir, processes)
-    wait_for(workdir / "checkpoints" / "20" / "meta", told)
+    runs.wait_for(workdir / "checkpoints" / "20" / "meta", told)
     told[-1].send_signal(signal.SIGTERM)
     errors = finish(told, code=143)
     assert "stopped by SIGTERM after step" in errors[0]

@@ -25,6 +25,8 @@ from scipy import stats
 
 from side_jax.memorization import neighbors
 
+RATIO_BELOW = 1 / 3  # of equation (5), what counts as a copy
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -75,6 +77,13 @@ class Matches:
         return len(np.unique(self.nearest[self.matched]))
 
 
+def distance_ratio(distances: np.ndarray) -> np.ndarray:
+    """Equation (5) from the ascending distances [n, 2 or more] of neighbors.nearest; float32 [n], in [0, 1]."""
+    # Two exact copies of one reference: 0 / 0, which is no evidence either way, so it counts as 1.
+    second = distances[:, 1]
+    return np.divide(distances[:, 0], second, out=np.ones_like(second), where=second > 0)
+
+
 def match(images: np.ndarray, references: np.ndarray, metrics: list[Metric]) -> list[Matches]:
     """Scores generated images against a reference set, one result for each metric.
 
@@ -89,9 +98,7 @@ def match(images: np.ndarray, references: np.ndarray, metrics: list[Metric]) -> 
     for metric in metrics:
         low, high = metric.band
         if metric.name == "distance_ratio":
-            # Two exact copies of one reference: 0 / 0, which is no evidence either way, so it counts as 1.
-            second = distances[:, 1]
-            value = np.divide(distances[:, 0], second, out=np.ones_like(second), where=second > 0)
+            value = distance_ratio(distances)
             matched = (value >= low) & (value < high)
             in_band = np.zeros(len(references), bool)
         else:

@@ -58,7 +58,7 @@ def _import(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) 
     _, params, _ = convert.from_diffusers(settings.target.path)
     meta = checkpoint.settings_meta(settings, unit.fingerprint)
     with checkpoint.Checkpoints(builders.checkpoint_directory(unit.workdir, "train")) as store:
-        params = parallel.replicated(lambda: jax.tree.map(jnp.asarray, params), parallel.mesh())
+        params = parallel.place(params, parallel.mesh())
         store.save(0, state={"params": params}, ema=params, meta=meta)
     logger.info("train: took the model of %s; nothing is trained.", settings.target.path)
     return {"steps": 0, "imported": settings.target.path, "parameters": _size(params)}
