@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     """What differs from the defaults of settings."""
     config = default_config()
     config.name = "diffusers checkpoint"
+    config.target.path = "model"
     config.data.name = "folder"
     config.data.path = "seen"
     config.data.heldout_from = "unseen"

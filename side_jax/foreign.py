@@ -27,6 +27,11 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if target is None or not target.path or (target.sha256 and not Path(target.path).exists()):
         return config
     folder = Path(target.path)
+    if not folder.is_dir():
+        raise InputError(
+            f"config.target.path is {target.path!r}, which is not a folder; name a local folder of diffusers "
+            "(download it first)."
+        )
     digest = weights_digest(folder)
     if target.sha256 not in ("", digest):
         raise InputError(

@@ -61,7 +61,7 @@ VALUES = [
     ({"data.max_corrupt": -1}, "data.max_corrupt is -1", "at least 0"),
     ({"data.storage": "disk"}, "data.storage is 'disk'", "auto, memory, stream"),
     ({"data.memory_limit_mb": 0}, "data.memory_limit_mb is 0", "at least 1"),
-    ({"target.path": "nowhere"}, "nowhere is not a folder", "give a local folder of diffusers"),
+    ({"target.path": "nowhere"}, "config.target.path", "not a folder; name a local folder of diffusers"),
     ({"data.name": "tfds"}, "data.tfds_name is ''", "TFDS name"),
     ({"data.channels": 2}, "data.channels is 2", "1 (grey) or 3"),
     ({"data.channels": 3}, "asks for images of (8, 8, 3)", "set data.image_size and data.channels"),

@@ -103,9 +103,13 @@ def test_files_that_are_no_npz(tmp_path):
             datasets.load(pair(name="npz", path=str(tmp_path / name)))
 
 
-def test_missing_tfds_dataset_says_how_to_prepare_it(tmp_path):
-    data = Data(name="tfds", tfds_name="celeb_a", data_dir=str(tmp_path), image_size=64, channels=3)
-    with pytest.raises(InputError, match="tfds build celeb_a --file_format=array_record"):
+@pytest.mark.parametrize("default", [False, True], ids=["data_dir", "default"])
+@pytest.mark.parametrize("name", ["celeb_a", "cifar10", "imagenette/160px-v2", "no_such_dataset"])
+def test_missing_tfds_dataset_says_how_to_prepare_it(tmp_path, monkeypatch, name, default):
+    """TFDS itself raises other errors in its default folder than elsewhere."""
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    data = Data(name="tfds", tfds_name=name, data_dir="" if default else str(tmp_path), image_size=64, channels=3)
+    with pytest.raises(InputError, match=f"tfds build {name} --file_format=array_record"):
         datasets.load(data)
 
 

@@ -147,12 +147,13 @@ def tfds(data: Data, split: str = "train") -> Source:
     except (
         OSError,
         ValueError,
+        KeyError,  # a split of a dataset that is not prepared
         ImportError,
         AssertionError,
         NotImplementedError,
         tfds.core.registered.DatasetNotFoundError,
     ) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error.args[0] if isinstance(error, KeyError) else error).partition("\n")[0]
         raise InputError(
             f"the TFDS dataset {data.tfds_name!r} (config.data.tfds_name) can't be read: {reason} Prepare it once with "
             f"`tfds build {data.tfds_name} --file_format=array_record`, and set config.data.data_dir where it lies."
