@@ -167,6 +167,14 @@ def test_a_damaged_config_is_refused(checkpoint, name, content):
     refused(checkpoint, str(checkpoint / name), "JSON", "replace it")
 
 
+def test_a_scheduler_that_samples_otherwise_is_named(checkpoint, caplog):
+    from_diffusers(checkpoint)
+    assert not caplog.records
+    change(checkpoint / "scheduler" / "scheduler_config.json", clip_sample=False, thresholding=True)
+    from_diffusers(checkpoint)
+    assert "scheduler_config.json has clip_sample = false, thresholding = true; images are clipped" in caplog.text
+
+
 def test_a_missing_scheduler_config_is_refused(checkpoint):
     (checkpoint / "scheduler" / "scheduler_config.json").unlink()
     refused(checkpoint, "no scheduler_config.json", "put there the one of its training")

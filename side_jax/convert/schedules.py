@@ -1,6 +1,7 @@
 """scheduler_config.json of diffusers to and from a noise schedule."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from side_jax.convert.folder import REPLACE, listed, read_json, unet_folder
 from side_jax.diffusion.schedule import Schedule, make_schedule
 from side_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+# How diffusion.sampler samples; a scheduler that says otherwise is sampled so all the same, with a warning.
+_SAMPLED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
 
 
 def read_schedule(folder: Path) -> Schedule:
@@ -51,6 +56,13 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} has rescale_betas_zero_snr = true, a schedule without signal at its end, which is not supported; "
             "give a model trained without it."
+        )
+    unlike = [
+        f"{name} = {json.dumps(config[name])}" for name, ours in _SAMPLED.items() if config.get(name, ours) != ours
+    ]
+    if unlike:
+        logger.warning(
+            "%s has %s; images are clipped to [-1, 1] at each step here all the same.", path, ", ".join(unlike)
         )
     trained = config.get("trained_betas")
     if trained is None and kind not in _SCHEDULES:
