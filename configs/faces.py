@@ -5,7 +5,8 @@ python -m side_jax.main --config=configs/faces.py --workdir=runs/faces
 
 50 members, 50 held out; nobody's identity is known, so the split is by image, and there is no conditional baseline,
 which needs labels. Training ends when the monitor sees 2% of its samples with d1 / d2 < 1/3, a limit set beforehand.
-The aim is the paper's claim on faces (its CelebA rows) in small. For two CPU cores; not run to its end by us yet.
+The aim is the paper's claim on faces (its CelebA rows) in small. docs/results.md has what came out: more matches, from
+fewer members. 21 minutes on two CPU cores.
 """
 
 import ml_collections
