@@ -41,10 +41,8 @@ def image_shape(settings: Settings) -> tuple[int, int, int]:
 
 def build_schedule(settings: Settings) -> Schedule:
     """The DPM's noise schedule."""
-    d = settings.diffusion
-    if d.trained_betas:
-        return Schedule(betas=np.asarray(d.trained_betas), prediction_type=d.prediction_type)
-    return make_schedule(d.schedule, d.num_timesteps, d.beta_start, d.beta_end, d.prediction_type)
+    options = dataclasses.asdict(settings.diffusion)
+    return make_schedule(options.pop("schedule"), **options)
 
 
 def build_unet(settings: Settings) -> UNet:
@@ -70,8 +68,12 @@ def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
 
 def parameter_count(settings: Settings) -> int:
     """Of the U-Net; computes shapes only."""
-    shapes = jax.eval_shape(init_fn(build_unet(settings), settings, 0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return size(jax.eval_shape(init_fn(build_unet(settings), settings, 0)))
+
+
+def size(params: Any) -> int:
+    """How many numbers a tree of arrays, or of their shapes, holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def build_step_table(settings: Settings) -> sampler.StepTable:

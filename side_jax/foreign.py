@@ -27,12 +27,10 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if target is None or not target.path or (target.sha256 and not Path(target.path).exists()):
         return config
     folder = Path(target.path)
-    if not folder.is_dir():
-        raise InputError(
-            f"config.target.path is {target.path!r}, which is not a folder; name a local folder of diffusers "
-            "(download it first)."
-        )
-    digest = weights_digest(folder)
+    try:
+        digest = weights_digest(folder)
+    except InputError as error:
+        raise InputError(f"config.target.path: {error}") from None
     if target.sha256 not in ("", digest):
         raise InputError(
             f"config.target.sha256 is {target.sha256[:12]}..., but the weights in {folder} have {digest[:12]}...: they "

@@ -56,11 +56,6 @@ def barrier(name: str) -> None:
         multihost.sync_global_processes(f"{name} {next(_barriers)}", timeout=24 * 3600, processes=every)
 
 
-def device_count() -> int:
-    """Local devices."""
-    return jax.local_device_count()
-
-
 def check_divisible(key: str, batch_size: int, devices: int) -> None:
     """Raises InputError where a batch cannot be split evenly over so many devices."""
     if batch_size % devices:
@@ -127,7 +122,7 @@ def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ..
 
 def split(batch: Any) -> Any:
     """[b, ...] -> [devices, b / devices, ...], for each array of a tree."""
-    devices = device_count()
+    devices = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape((devices, x.shape[0] // devices, *x.shape[1:])), batch)
 
 

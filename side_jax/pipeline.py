@@ -49,7 +49,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
             check_inputs(settings, workdir, chosen)
             if "train" in chosen and not builders.train_unit(settings, workdir).done():
                 split.make_split(datasets.load(settings.data), settings.data, settings.seed)
-            builders.parameter_count(settings)
             workdirs.check_space(settings, workdir)
             workdirs.adopt(config, settings, workdir)
         parallel.barrier("checked")

@@ -23,7 +23,7 @@ def unet_folder(directory: Path) -> Path:
                 "diffusers folder with config.json and safetensors (torch.load it with weights_only=True, which runs "
                 "no code, into a UNet2DModel, then save_pretrained)."
             )
-        raise InputError(f"{directory} is not a folder; give a local folder of diffusers (download it first).")
+        raise InputError(f"{directory} is not a folder; name a local folder of diffusers (download it first).")
     _refuse_pickles(directory)
     raise InputError(
         f"{directory} holds neither config.json nor unet/config.json; give a pipeline or unet folder of diffusers."

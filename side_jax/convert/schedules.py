@@ -5,8 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from side_jax.convert.folder import REPLACE, listed, read_json, unet_folder
 from side_jax.diffusion.schedule import Schedule, make_schedule
 from side_jax.errors import InputError
@@ -26,9 +24,6 @@ def read_schedule(folder: Path) -> Schedule:
       InputError: if it is missing, damaged, or of an unsupported kind.
     """
     options = read_schedule_options(folder)
-    betas = options.pop("trained_betas")
-    if betas:
-        return Schedule(betas=np.asarray(betas), prediction_type=options["prediction_type"])
     return make_schedule(options.pop("schedule"), **options)
 
 
@@ -77,13 +72,13 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
             "beta_start": float(config.get("beta_start", 1e-4)),
             "beta_end": float(config.get("beta_end", 0.02)),
             "prediction_type": _PREDICTIONS[prediction],
+            "trained_betas": tuple(float(beta) for beta in trained or ()),
         }
         # Made once, so that impossible values are found here, where their file can be named.
-        betas = make_schedule(options["schedule"], *list(options.values())[1:4]).betas if trained is None else trained
-        Schedule(betas=np.asarray(betas, np.float64))
+        make_schedule(*options.values())
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} describes no noise schedule ({error}); {REPLACE}.") from None
-    return options | {"trained_betas": tuple(float(beta) for beta in trained or ())}
+    return options
 
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:

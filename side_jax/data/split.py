@@ -21,17 +21,13 @@ CANDIDATES = 2048  # held-out candidates that are compared with the members at a
 def image_hashes(images: np.ndarray | Stream) -> list[str]:
     """SHA-256 of each image's pixels, after crop and resize: uint8 [n, h, w, c] -> n strings."""
     hashes = [""] * len(images)
-
-    def visit(ids: np.ndarray, chunk: np.ndarray) -> None:
-        for i, image in zip(ids, chunk, strict=True):
-            hashes[i] = _hash(image)
-
-    scan(images, visit)
+    scan(images, functools.partial(_hash, hashes))
     return hashes
 
 
-def _hash(image: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+def _hash(hashes: list[str], ids: np.ndarray, chunk: np.ndarray) -> None:
+    for i, image in zip(ids, chunk, strict=True):
+        hashes[i] = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
 
 
 @functools.lru_cache(maxsize=1)
@@ -110,8 +106,7 @@ def _read_all(dataset: Dataset, data: Data) -> tuple[list[str], np.ndarray, np.n
 
     def visit(ids: np.ndarray, chunk: np.ndarray) -> None:
         signatures[ids] = duplicates.signatures(chunk)
-        for i, image in zip(ids, chunk, strict=True):
-            hashes[i] = _hash(image)
+        _hash(hashes, ids, chunk)
 
     skipped = Skipped(data.max_corrupt)
     scan(dataset.images, visit, skipped)

@@ -11,6 +11,7 @@ By convention alpha_bar_{-1} = 1: the clean image.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,8 +58,9 @@ def make_schedule(
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
     prediction_type: str = "epsilon",
+    trained_betas: Sequence[float] = (),
 ) -> Schedule:
-    """Builds a schedule by name.
+    """Builds a schedule by name, or of given betas.
 
     Args:
       name: `linear` (Ho et al. 2020: betas linear from beta_start to beta_end), `scaled_linear` (Rombach et al. 2022:
@@ -68,11 +70,14 @@ def make_schedule(
       beta_start: beta of the first step, in (0, 1).
       beta_end: beta of the last step, in (0, 1).
       prediction_type: what the network predicts, one of PREDICTIONS.
+      trained_betas: the betas themselves; if there are any, the arguments before prediction_type are not used.
 
     Raises:
       ValueError: for an unknown name or prediction type, or betas outside (0, 1).
     """
-    if name == "linear":
+    if len(trained_betas):
+        betas = np.asarray(trained_betas, np.float64)
+    elif name == "linear":
         betas = np.linspace(beta_start, beta_end, num_timesteps)
     elif name == "scaled_linear":
         betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2

@@ -119,7 +119,7 @@ def _target(settings: Settings, workdir: Path, sides: tuple[np.ndarray, np.ndarr
     return {
         "step": dpm.step,
         "ema_sha256": dpm.meta["sha256"]["ema"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": builders.size(params),
         "denoising_loss_members": mean_loss(sides[0]),
         "denoising_loss_heldout": mean_loss(sides[1]),
     }

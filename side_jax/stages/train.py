@@ -61,7 +61,7 @@ def _import(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) 
         params = parallel.place(params, parallel.mesh())
         store.save(0, state={"params": params}, ema=params, meta=meta)
     logger.info("train: took the model of %s; nothing is trained.", settings.target.path)
-    return {"steps": 0, "imported": settings.target.path, "parameters": _size(params)}
+    return {"steps": 0, "imported": settings.target.path, "parameters": builders.size(params)}
 
 
 def _fit(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _fit(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> 
             watch_every=settings.monitor.every_steps,
             loader=batches.prefetched if streamed else map,
         )
-    return {"steps": steps, "parameters": _size(params)}
+    return {"steps": steps, "parameters": builders.size(params)}
 
 
 def dpm_loss(
@@ -119,7 +119,3 @@ def dpm_loss(
     part = jax.nn.one_hot(t * PROFILE_BINS // schedule.num_timesteps, PROFILE_BINS)
     profile = (losses[:, None] * part).sum(axis=0), part.sum(axis=0)
     return losses.mean(), {"loss": (losses.sum(), part.sum()), "loss_by_timestep": profile}
-
-
-def _size(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
