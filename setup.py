@@ -22,7 +22,16 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "faces": ["scikit-image>=0.22"],
-        "test": ["pytest>=8", "ruff>=0.6", "scikit-image>=0.22", "array_record>=0.8.1"],
+        "sscd": ["torch>=2.6"],
+        "onnx": ["onnxruntime>=1.20"],
+        "test": [
+            "pytest>=8",
+            "ruff>=0.6",
+            "scikit-image>=0.22",
+            "array_record>=0.8.1",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+        ],
         "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

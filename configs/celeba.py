@@ -47,6 +47,7 @@ def get_config(resolution: str = "128") -> ml_collections.ConfigDict:
     config.sampler.num_steps = 50
     config.sampler.batch_size = 128
     config.synthesize.num_images = 50_000
+    config.label.features = "denoiser"  # the paper: SSCD; --config.label.features=sscd --config.label.weights=FILE
     config.label.num_clusters = 100
     config.classifier.stage_sizes = (3, 4, 6, 3)  # ResNet-34
     config.classifier.width = 64

@@ -1,6 +1,7 @@
 """From settings to objects: the one place where schedule, networks, sampler and keys are made, for every binary."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import log_softmax
 
 from side_jax import parallel
 from side_jax.checkpoint import Checkpoints, Restored
 from side_jax.data import datasets, split
-from side_jax.diffusion import sampler
+from side_jax.diffusion import guidance, sampler
 from side_jax.diffusion.schedule import Schedule, make_schedule
+from side_jax.features import Extractor, denoiser, embed_all, onnx, pixels, sscd
 from side_jax.manifest import Unit, unit
 from side_jax.memorization.metrics import RATIO_BELOW, Metric
-from side_jax.models.classifier import Classifier
+from side_jax.models.classifier import Classifier, log_probs
+from side_jax.models.half_unet import HalfUNet
+from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling import Generator
 from side_jax.settings import Settings
 
-_STREAMS = ("train", "synthesize", "label", "surrogate/side", "surrogate/conditional", "extract", "probe", "monitor")
+_STREAMS = (
+    *("train", "synthesize", "label", "surrogate/side", "surrogate/conditional", "extract", "probe", "monitor"),
+    *("surrogate/side_random", "surrogate/side_shuffled", "surrogate/side_heldout", "surrogate/oracle"),
+    *("held back", "random labels", "validation", "teacher"),
+)
 
 
 def stream_seed(settings: Settings, name: str) -> int:
@@ -56,14 +65,28 @@ def build_unet(settings: Settings) -> UNet:
 
 def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bool) -> Classifier:
     """SIDE's surrogate (time-dependent) or the conditional baseline's classifier (not)."""
-    return Classifier(num_classes=num_classes, time_dependent=time_dependent, **dataclasses.asdict(settings.classifier))
+    network = settings.classifier
+    options = {"num_classes": num_classes, "stage_sizes": network.stage_sizes, "width": network.width}
+    options["time_dependent"] = time_dependent
+    of_resnets = {"norm": network.norm, "stem_stride": network.stem_stride}
+    return {
+        "resnet": lambda: ResNet(**options, **of_resnets),
+        "resnet_bottleneck": lambda: ResNet(**options, **of_resnets, bottleneck=True),
+        "half_unet": lambda: HalfUNet(**options),
+    }[network.architecture]()
 
 
 def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
-    """A compiled function that makes the module's initial parameters."""
+    """A compiled function that makes the module's initial parameters, and its running statistics beside them."""
     x = jnp.zeros((1, *image_shape(settings)), jnp.float32)
+
     # Compiling the default generator once for each of a network's many leaves takes long on CPU; rbg takes a third.
-    return jax.jit(lambda: module.init(jax.random.key(seed, impl="rbg"), x, jnp.zeros((1,), jnp.int32))["params"])
+    @jax.jit
+    def init() -> dict:
+        variables = module.init(jax.random.key(seed, impl="rbg"), x, jnp.zeros((1,), jnp.int32))
+        return variables.pop("params") | variables
+
+    return init
 
 
 def parameter_count(settings: Settings) -> int:
@@ -82,17 +105,74 @@ def build_step_table(settings: Settings) -> sampler.StepTable:
     return sampler.step_table(build_schedule(settings), s.num_steps, eta=s.eta, variance=s.variance, spacing=s.spacing)
 
 
-def build_generator(settings: Settings, classifier: Classifier | None = None) -> Generator:
-    """The sampler of the DPM, guided where a classifier is given."""
-    unet = build_unet(settings)
+def build_generator(settings: Settings, classifier: Classifier | None = None, *, at_x0: bool = False) -> Generator:
+    """The sampler of the DPM, guided where a classifier is given.
+
+    Its parameters are {"dpm": the U-Net's} and, guided, "classifier" and "temperature", float32 [T], by which the
+    classifier's log-probabilities at each timestep are divided.
+
+    Args:
+      settings: of the run.
+      classifier: that guides.
+      at_x0: whether it looks at the predicted clean image; else at x_t.
+    """
+    unet, schedule = build_unet(settings), build_schedule(settings)
+
+    def denoise(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        return unet.apply({"params": params["dpm"]}, x, t)
+
+    def calibrated(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        found = log_probs(classifier, params["classifier"], x, t)
+        return jax.nn.log_softmax(found / params["temperature"][t][:, None])
+
+    def log_prob(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        fn = functools.partial(calibrated, params)
+        if at_x0:
+            fn = guidance.at_predicted_x0(fn, functools.partial(denoise, params), schedule)
+        return fn(x, t)
+
     return Generator(
-        denoise=lambda params, x, t: unet.apply({"params": params}, x, t),
-        log_prob=classifier and (lambda params, x, t: classifier.apply({"params": params}, x, t)),
+        denoise=denoise,
+        log_prob=log_prob if classifier else None,
         table=build_step_table(settings),
         shape=image_shape(settings),
         batch_size=settings.sampler.batch_size,
         loop=settings.sampler.loop,
     )
+
+
+def build_extractor(settings: Settings, workdir: Path) -> Extractor:
+    """What turns synthetic images into features; it may read the target's checkpoint and write <workdir>/features.
+
+    Raises:
+      InputError: if a file that label.features reads can't be used.
+    """
+    label, batch = settings.label, {"batch_size": settings.sampler.batch_size}
+
+    def build_denoiser() -> Extractor:
+        unet, seed = build_unet(settings), stream_seed(settings, "label")
+        params = restore_ema(settings, train_unit(settings, workdir), unet).trees["ema"]
+        return denoiser.extractor(unet, params, build_schedule(settings), label, seed=seed, **batch)
+
+    known = {
+        "pixels": lambda: pixels.extractor(**batch),
+        "denoiser": build_denoiser,
+        "sscd": lambda: sscd.extractor(label, workdir / "features", **batch),
+        "onnx": lambda: onnx.extractor(label, settings.data.channels, **batch),
+    }
+    return known[label.features]()
+
+
+def build_teacher(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
+    """The given teacher of TDKD: uint8 images [n, h, w, c] to log-probabilities float32 [n, C].
+
+    Raises:
+      InputError: if the file that surrogate.teacher_path names can't be used.
+    """
+    s = settings.surrogate
+    label = dataclasses.replace(settings.label, weights=s.teacher_path, weights_sha256=s.teacher_sha256)
+    model = onnx.extractor(label, settings.data.channels, batch_size=settings.sampler.batch_size)
+    return lambda images: log_softmax(embed_all(model, images), axis=1).astype(np.float32)
 
 
 def build_metrics(settings: Settings) -> list[Metric]:
@@ -121,10 +201,17 @@ def checkpoint_directory(workdir: Path, name: str) -> Path:
     return workdir / "checkpoints" if name == "train" else workdir / name / "checkpoints"
 
 
-def restore_ema(settings: Settings, unit_of: Unit, module: Any) -> Restored:
-    """The averaged parameters that a unit of work trained, and the checkpoint's meta."""
+def restore_ema(settings: Settings, unit_of: Unit, module: Any, directory: Path | None = None) -> Restored:
+    """The averaged parameters that a unit of work trained, and the checkpoint's meta.
+
+    Args:
+      settings: of the run.
+      unit_of: whose fingerprint the checkpoint must carry.
+      module: whose parameters they are.
+      directory: of the checkpoints; None: what checkpoint_directory says.
+    """
     abstract = parallel.abstract(init_fn(module, settings, 0), parallel.mesh())
-    with Checkpoints(checkpoint_directory(unit_of.workdir, unit_of.name), read_only=True) as store:
+    with Checkpoints(directory or checkpoint_directory(unit_of.workdir, unit_of.name), read_only=True) as store:
         return store.restore(fingerprint=unit_of.fingerprint, ema=abstract)
 
 

@@ -59,9 +59,8 @@ class Checkpoints:
         """The newest complete step; a write cut short by a kill does not count."""
         return self._manager.latest_step()
 
-    def save(self, step: int, *, state: Any, ema: Any, meta: dict[str, Any]) -> None:
-        """Saves a step; the write goes on in the background."""
-        trees = {"state": state, "ema": ema}
+    def save(self, step: int, *, meta: dict[str, Any], **trees: Any) -> None:
+        """Saves a step, by item name (`state`, `ema`); the write goes on in the background."""
         meta = meta | {
             "format": FORMAT_VERSION,
             "step": step,

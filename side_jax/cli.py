@@ -42,7 +42,7 @@ after a checkpoint was saved."""
 
 def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -> int:
     """Parses the command line, runs the stages, prints where the report is; returns the exit code."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         options = _parse(argv, description, default_stages)
     except InputError as error:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
     return 0
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Shows this package's log lines, and of orbax's and JAX's only what matters."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     logger = logging.getLogger("side_jax")

@@ -73,6 +73,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def array_digest(arrays: Any) -> str:
     """SHA-256 of the shapes, types and contents of a sequence of arrays."""
     total = hashlib.sha256()

@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from side_jax import convert
+from side_jax import convert, files
 from side_jax.errors import InputError
 from side_jax.settings import Model
 
@@ -57,8 +57,7 @@ def weights_digest(folder: Path) -> str:
     """SHA-256 over the weight files' own, in the order of their names."""
     total = hashlib.sha256()
     for path in convert.weight_files(folder):
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(bytes.fromhex(files.file_digest(path)))
     return total.hexdigest()
 
 

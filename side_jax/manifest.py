@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from side_jax import __version__, files
-from side_jax.settings import Run, Settings
+from side_jax.settings import ATTACKS, Run, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ _NOT_PART = [
         for fit in ("train", "surrogate", "conditional")
         for key in ("log_every", "checkpoint_every", "accumulate")
     ],
+    ("label", "weights"),  # their content is in weights_sha256
+    ("surrogate", "teacher_path"),
     *[("data", key) for key in ("path", "data_dir", "storage", "memory_limit_mb", "max_corrupt")],
     ("model", "remat"),
     ("target", "path"),
@@ -38,10 +40,14 @@ _DEPENDENCIES = {
     "synthesize": (("sampler", "synthesize"), ("train",)),
     "label": (("label",), ("synthesize",)),
     "surrogate/side": (("classifier", "surrogate"), ("label",)),
+    "surrogate/side_random": (("classifier", "surrogate"), ("label",)),
+    "surrogate/side_shuffled": (("classifier", "surrogate"), ("label",)),
+    "surrogate/side_heldout": (("label", "classifier", "surrogate"), ("train",)),
+    "surrogate/oracle": (("classifier", "surrogate"), ("train",)),
     "surrogate/conditional": (("classifier", "conditional"), ("train",)),
-    "extract/unconditional": (("sampler",), ("train",)),
-    "extract/conditional": (("sampler",), ("surrogate/conditional",)),
-    "extract/side": (("sampler",), ("surrogate/side",)),
+} | {
+    f"extract/{name}": (("sampler",), (f"surrogate/{attack.classifier}" if attack.classifier else "train",))
+    for name, attack in ATTACKS.items()
 }
 
 
@@ -124,9 +130,8 @@ def finish_stage(workdir: Path, stage: str, units: list[Unit]) -> None:
 
 
 def surrogate_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
-    """The classifier of each guided attack that the config asks for."""
-    guided = [attack for attack in settings.extract.attacks if attack != "unconditional"]
-    return {attack: unit(settings, workdir, f"surrogate/{attack}") for attack in sorted(guided)}
+    """The classifiers that guide the attacks that the config asks for."""
+    return {name: unit(settings, workdir, f"surrogate/{name}") for name in settings.extract.classifiers}
 
 
 def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
@@ -134,6 +139,8 @@ def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]
     found = []
     for run in settings.extract.runs():
         more = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
+        if run.guided and settings.extract.temperature_scaling:
+            more["temperature_scaling"] = True
         found.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **more)))
     return found
 

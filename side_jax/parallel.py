@@ -5,6 +5,7 @@ Sampling uses jax.pmap: replicated inputs go in by in_axes=None, per-sample inpu
 only images come out, so nothing has to be replicated or unreplicated by hand.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -118,6 +119,30 @@ def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ..
     """
     in_axes = tuple(0 if b else None for b in batched)
     return jax.pmap(fn, in_axes=in_axes, donate_argnums=donate, devices=jax.local_devices())
+
+
+def in_batches(fn: Callable, batch_size: int) -> Callable:
+    """Fn over arrays of any length: pmapped over the local devices, in batches of one shape, the last one padded.
+
+    Args:
+      fn: (whole, *batch [b, ...]) -> [b, ...].
+      batch_size: divisible by the number of local devices.
+
+    Returns:
+      A function of (whole, *arrays [n, ...]) on the host; its result [n, ...] is there too.
+    """
+    mapped = functools.cache(lambda count: pmap_batch(fn, batched=(False, *[True] * count)))
+
+    def run(whole: Any, *arrays: np.ndarray) -> np.ndarray:
+        call, parts = mapped(len(arrays)), []
+        for start in range(0, len(arrays[0]), batch_size):
+            batch = [array[start : start + batch_size] for array in arrays]
+            n = len(batch[0])
+            padded = [np.concatenate([part, np.repeat(part[-1:], batch_size - n, axis=0)]) for part in batch]
+            parts.append(merge(call(whole, *map(split, padded)))[:n])
+        return np.concatenate(parts)
+
+    return run
 
 
 def split(batch: Any) -> Any:

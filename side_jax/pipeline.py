@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from side_jax import builders, foreign, manifest, parallel
+from side_jax import builders, features, foreign, manifest, parallel
 from side_jax import workdir as workdirs
 from side_jax.config import from_config
 from side_jax.data import datasets, split
@@ -39,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
       InputError: if anything the user gave can't work; all checks come before the first heavy step.
       StoppedError: if the machine asks the run to stop while it trains.
     """
-    config = foreign.resolve(config)
+    config = features.resolve(foreign.resolve(config), workdir)
     settings = from_config(config)
     chosen = check_stages(stages)
     check_devices(settings, chosen)
@@ -48,7 +48,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
             workdirs.check_writable(workdir)
             check_inputs(settings, workdir, chosen)
             if "train" in chosen and not builders.train_unit(settings, workdir).done():
-                split.make_split(datasets.load(settings.data), settings.data, settings.seed)
+                dataset = datasets.load(settings.data)
+                surrogate.check_true_labels(settings, dataset.num_classes)
+                split.make_split(dataset, settings.data, settings.seed)
             workdirs.check_space(settings, workdir)
             workdirs.adopt(config, settings, workdir)
         parallel.barrier("checked")
@@ -88,7 +90,7 @@ def check_stages(names: Sequence[str]) -> list[str]:
 
 def check_inputs(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
     """Raises InputError where a chosen stage reads what neither is there nor will be made by an earlier one."""
-    side = settings.extract.needs_surrogate
+    side = settings.extract.needs_pseudo_labels
     units: dict[str, list[Unit]] = {
         "train": [builders.train_unit(settings, workdir)],
         "synthesize": [manifest.unit(settings, workdir, "synthesize")] if side else [],

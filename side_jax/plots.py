@@ -9,7 +9,10 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-_COLOURS = {"unconditional": "0.45", "conditional": "tab:orange", "side": "tab:blue"}
+_COLOURS = {
+    **{"unconditional": "0.45", "conditional": "tab:orange", "conditional_x0": "tab:red", "side": "tab:blue"},
+    **{"side_random": "tab:cyan", "side_shuffled": "tab:olive", "side_heldout": "tab:purple", "oracle": "tab:green"},
+}
 
 
 def guidance(rows: list[dict[str, Any]]) -> bytes:
@@ -82,6 +85,64 @@ def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> by
             axis.legend()
     for axis in axes:
         axis.set_xlabel("step")
+    return _png(figure)
+
+
+def clusters(images: np.ndarray, features: np.ndarray, result: dict[str, Any], *, rows: int = 5) -> bytes:
+    """Images of the most and of the least cohesive clusters that are not empty, a row for each: a PNG.
+
+    Args:
+      images: uint8 [n, h, w, c], grey or RGB.
+      features: float32 [n, d].
+      result: of clustering.pseudo_labels.
+      rows: of the most, and as many of the least cohesive; all clusters where there are no more than twice as many.
+    """
+    columns = 10
+    order = np.argsort(-result["cohesion"], kind="stable")
+    order = order[result["status"][order] != "empty"]
+    shown = order if len(order) <= 2 * rows else np.concatenate([order[:rows], order[-rows:]])
+    ratio = images.shape[1] / images.shape[2]
+    size = (8, len(shown) * (0.8 * ratio + 0.3) + 0.4)
+    figure, axes = plt.subplots(len(shown), 1, figsize=size, layout="constrained", squeeze=False)
+    figure.suptitle("Clusters from most to least cohesive: the images nearest the centroid", fontsize=10)
+    for axis, k in zip(axes[:, 0], shown, strict=True):
+        members = np.flatnonzero(result["cluster"] == k)
+        nearest = members[np.argsort(-(features[members] @ result["centroids"][k]), kind="stable")]
+        for i, image in enumerate(images[nearest[:columns]]):
+            image = image.squeeze(-1) if image.shape[-1] == 1 else image
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(i, i + 0.95, 0, 0.95 * ratio))
+        axis.set(xlim=(0, columns), ylim=(0, ratio), aspect="equal")
+        axis.axis("off")
+        text = f"cluster {k}: cohesion {result['cohesion'][k]:.3f}, images: {len(members)}, {result['status'][k]}"
+        axis.set_title(text, loc="left", fontsize=9, pad=2)
+    return _png(figure)
+
+
+def noise_levels(rows: dict[str, list[dict[str, Any]]], chance: dict[str, float]) -> bytes:
+    """Accuracy and calibration of classifiers against the timestep of the noise on their input: a PNG.
+
+    Args:
+      rows: of calibration.by_level, for each classifier.
+      chance: the accuracy that is chance, in [0, 1], for each classifier.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for i, (name, own) in enumerate(rows.items()):
+        colour = _COLOURS.get(name, f"C{i}")
+        # An error that could not be scored (None) becomes NaN, which is not drawn.
+        t, accuracy, ece, scaled = (
+            np.asarray([row[key] for row in own], float) for key in ("timestep", "accuracy", "ece", "ece_scaled")
+        )
+        low, high = 100 * np.asarray([row["accuracy_ci"] for row in own]).T
+        axes[0].plot(t, 100 * accuracy, color=colour, marker=".", label=name)
+        axes[0].fill_between(t, low, high, color=colour, alpha=0.15)
+        axes[0].axhline(100 * chance[name], color=colour, linestyle=":")
+        axes[1].plot(t, ece, color=colour, marker=".", label=name)
+        axes[1].plot(t, scaled, color=colour, marker=".", linestyle="--")
+    axes[0].set(xlabel="timestep (dotted: chance)", ylabel="accuracy, %", ylim=(0, 102))
+    axes[1].set(xlabel="timestep (dashed: after temperature scaling)", ylabel="expected calibration error")
+    axes[1].set_ylim(bottom=0)
+    for axis in axes:
+        axis.legend()
     return _png(figure)
 
 

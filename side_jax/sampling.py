@@ -18,7 +18,7 @@ from side_jax.diffusion import guidance, sampler
 from side_jax.errors import InputError
 from side_jax.progress import progress
 
-ApplyFn = Callable[[Any, jax.Array, jax.Array], jax.Array]  # (params, x_t, t) -> prediction
+ApplyFn = Callable[[Any, jax.Array, jax.Array], jax.Array]  # (all parameters, x_t, t) -> prediction
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
@@ -54,12 +54,12 @@ class Generator:
         """Prepares the compiled functions.
 
         Args:
-          denoise: the DPM, (params, x_t, t) -> epsilon.
+          denoise: the DPM, (params, x_t, t) -> what the table's prediction type says.
           table: the sampler's coefficients.
           shape: of one image, (height, width, channels).
           batch_size: images made together; divisible by the number of local devices.
           loop: "scan", "dispatch" or "auto", see settings.Sampler.
-          log_prob: for guided sampling, the classifier, (params, x_t, t) -> log-probabilities.
+          log_prob: for guided sampling, (params, x_t, t) -> log-probabilities of the classes.
         """
         if loop == "auto":
             loop = "dispatch" if log_prob is not None and jax.default_backend() == "cpu" else "scan"
@@ -70,11 +70,11 @@ class Generator:
 
         def bind(params: Any, labels: jax.Array) -> tuple[Callable, Callable | None]:
             def denoise_fn(x, t):
-                return denoise(params["dpm"], x, t)
+                return denoise(params, x, t)
 
             if log_prob is None:
                 return denoise_fn, None
-            return denoise_fn, guidance.classifier_gradient(lambda x, t: log_prob(params["classifier"], x, t), labels)
+            return denoise_fn, guidance.classifier_gradient(lambda x, t: log_prob(params, x, t), labels)
 
         def start(base, index):
             return sampler.initial_noise(sampler.sample_keys(base, index), shape)
@@ -97,7 +97,7 @@ class Generator:
         """Images uint8 [n, h, w, c] of the global indices [n], n at most batch_size (a smaller batch is padded).
 
         Args:
-          params: {"dpm": parameters} and, for guided sampling, {"classifier": parameters}.
+          params: what denoise and log_prob take; see builders.build_generator.
           base: the typed key of this set of images.
           index: global indices, int [n].
           labels: target classes, int32 [n]; not used unguided.

@@ -29,8 +29,11 @@ logger = logging.getLogger(__name__)
 
 Params = Any
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), of one shape; logged as sum / count
-# (params, batch, keys [b], key) -> (mean loss, metrics); keys are for each example, key is for the whole batch
-LossFn = Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+# What no gradient moves: {}, or {"batch_stats": the running statistics of BatchNorm}, a key of the parameters too
+Carried = dict[str, Any]
+# (params, batch, keys [b], key) -> (mean loss, (metrics, what params hold from now on in place of what they carried));
+# keys are for each example, key is for the whole batch
+LossFn = Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[Metrics, Carried]]]
 # (step, averaged parameters on the host) -> whether to stop
 WatchFn = Callable[[int, Params], bool]
 _BATCH = 2**31  # folded into the first example's key, this gives the key of what the batch draws together
@@ -70,34 +73,47 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
     return jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
 
 
-def gradients(loss_fn: LossFn, state: dict, batch: tuple, key: jax.Array) -> tuple[Params, Metrics]:
-    """The gradient of the mean loss over a batch, and its metrics; the batch's last array is each row's position."""
+def split(params: Params) -> tuple[Params, Carried]:
+    """(what the optimiser trains, what is carried)."""
+    carried = {name: params[name] for name in params if name == "batch_stats"}
+    return {name: params[name] for name in params if name not in carried}, carried
+
+
+def gradients(loss_fn: LossFn, state: dict, batch: tuple, key: jax.Array) -> tuple[Params, Metrics, Carried]:
+    """The gradient of the mean loss over a batch, its metrics, and what it carries on.
+
+    The batch's last array is each row's position. The gradient is that of what is trained.
+    """
     *batch, position = batch
     key = jax.random.fold_in(key, state["step"])
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position)
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state["params"], tuple(batch), keys, jax.random.fold_in(keys[0], _BATCH)
-    )
-    return grads, metrics
+    trained, carried = split(state["params"])
+
+    def loss(trained: Params) -> tuple[jax.Array, tuple[Metrics, Carried]]:
+        return loss_fn(trained | carried, tuple(batch), keys, jax.random.fold_in(keys[0], _BATCH))
+
+    grads, (metrics, carried_on) = jax.grad(loss, has_aux=True)(trained)
+    return grads, metrics, carried_on
 
 
 def accumulate(loss_fn: LossFn, sums: Any, state: dict, batch: tuple, key: jax.Array) -> Any:
-    """Adds a part's gradients and metrics to those of the parts before it."""
+    """Adds what `gradients` says of a part to the sums over the parts before it."""
     return jax.tree.map(jnp.add, sums, gradients(loss_fn, state, batch, key))
 
 
 def update(
     optimizer: optax.GradientTransformation, fit: Fit, state: dict, ema: Params, sums: Any
 ) -> tuple[dict, Params]:
-    """One optimiser step from the gradients of all parts.
+    """One optimiser step from the sums over all parts, of which what is carried takes the mean.
 
     The state is {params, opt_state, step, totals}; totals holds the metrics since the last multiple of fit.log_every,
     so that what is logged is the mean of all steps, and a single NaN in between can't be missed.
     """
-    grads, metrics = sums
-    grads = jax.tree.map(lambda g: g / fit.accumulate, grads)
-    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
+    grads, metrics, carried_on = sums
+    grads, carried_on = jax.tree.map(lambda g: g / fit.accumulate, (grads, carried_on))
+    trained, carried = split(state["params"])
+    updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
+    params = optax.apply_updates(trained, updates) | carried | carried_on
     d = ema_decay(state["step"], fit.ema_decay)
     ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
     metrics = metrics | {"gradient_norm": (optax.tree.norm(grads), jnp.float32(1))}
@@ -137,9 +153,9 @@ class Stepper:
         params = self._init_fn()
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self._part))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        metrics = jax.eval_shape(self._loss_fn, params, self._example, keys, key)[1]
+        metrics, _ = jax.eval_shape(self._loss_fn, params, self._example, keys, key)[1]
         metrics["gradient_norm"] = (jnp.float32(0), jnp.float32(0))
-        state = {"params": params, "opt_state": self._optimizer.init(params), "step": jnp.int32(0)}
+        state = {"params": params, "opt_state": self._optimizer.init(split(params)[0]), "step": jnp.int32(0)}
         state["totals"] = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
         return {"state": state, "ema": jax.tree.map(jnp.array, params)}
 

@@ -86,6 +86,8 @@ def check_space(settings: Settings, workdir: Path) -> None:
     # moments and the average, for the U-Net. Classifiers are small beside the fixed margin.
     parameters = builders.parameter_count(settings)
     need = count * pixels + 3 * 4 * 4 * parameters + 50 * 2**20
+    if settings.extract.clusters_images and settings.label.features == "pixels":  # other features are few numbers
+        need += 2 * 4 * pixels * settings.synthesize.num_images  # cached, and in label/labels.npz
     free = shutil.disk_usage(workdir).free
     if free < need:
         raise InputError(

@@ -35,6 +35,7 @@ def main():
     params = {
         "dpm": noisy(builders.init_fn(builders.build_unet(settings), settings, 0)()),
         "classifier": noisy(builders.init_fn(classifier, settings, 0)()),
+        "temperature": np.linspace(0.5, 2, settings.diffusion.num_timesteps, dtype=np.float32),
     }
     labels = sampling.target_labels(base, 64, 5)
     for loop, batch_size in (("dispatch", 64), ("dispatch", 16), ("scan", 16)):

@@ -1,10 +1,12 @@
 """Bad input ends in one clear sentence and a non-zero exit, before anything heavy, and nothing written is lost."""
 
 import errno
+import json
 import os
 import shutil
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import runs
 
@@ -46,7 +48,32 @@ VALUES = [
     ({"label.num_clusters": 1}, "label.num_clusters is 1", "at least 2"),
     ({"label.cohesion_threshold": 1.5}, "label.cohesion_threshold is 1.5", "in [-1, 1]"),
     ({"label.assignment": "discard"}, "label.assignment is 'discard'", "reassign, drop"),
-    ({"label.features": "clip"}, "label.features is 'clip'", "pixels"),
+    ({"label.features": "clip"}, "label.features is 'clip'", "pixels, denoiser, sscd, onnx"),
+    ({"label.features": "sscd"}, "label.weights is ''", "local file that label.features = sscd reads"),
+    ({"label.features": "onnx", "label.weights": "dino.onnx"}, "config.label.weights is 'dino.onnx', which is no file"),
+    ({"label.features": "denoiser", "label.denoiser_block": "top"}, "'top'", "mid_block, down_blocks_0"),
+    ({"label.features": "denoiser", "label.denoiser_timestep": 100}, "denoiser_timestep is 100", "num_timesteps (100)"),
+    ({"label.encoder_std": (0.2, 0.2, 0.0)}, "label.encoder_std is (0.2, 0.2, 0.0)", "above 0"),
+    ({"label.encoder_mean": (0.2,)}, "label.encoder_mean is (0.2,)", "three numbers"),
+    ({"label.min_cluster_size": 0}, "label.min_cluster_size is 0", "at least 1"),
+    ({"classifier.architecture": "vit"}, "architecture is 'vit'", "resnet, resnet_bottleneck, half_unet"),
+    ({"classifier.norm": "layer"}, "classifier.norm is 'layer'", "group, batch"),
+    ({"classifier.architecture": "half_unet", "classifier.norm": "batch"}, "classifier.norm is 'batch'", "half_unet"),
+    ({"classifier.width": 7}, "classifier.width is 7", "even"),
+    ({"surrogate.objective": "mse"}, "surrogate.objective is 'mse'", "cross_entropy, tdkd"),
+    ({"surrogate.objective": "tdkd"}, "surrogate.teacher_steps is 1000", "below 30"),
+    ({"surrogate.timesteps": "late"}, "surrogate.timesteps is 'late'", "uniform, importance"),
+    ({"surrogate.patience": -1}, "surrogate.patience is -1", "at least 0"),
+    ({"surrogate.patience": 1}, "surrogate.validate_every is 500", "at most the 30 steps", "surrogate.patience"),
+    ({"conditional.validate_every": 0}, "conditional.validate_every is 0", "at least 1"),
+    ({"surrogate.distillation_temperature": 0.0}, "distillation_temperature is 0.0", "above 0"),
+    (
+        {"surrogate.objective": "tdkd", "surrogate.teacher_path": "teacher.onnx"},
+        "config.surrogate.teacher_path is 'teacher.onnx', which is no file",
+    ),
+    ({"extract.attacks": "('side_heldout',)", "label.num_clusters": 65}, "num_clusters is 65", "data.num_heldout (64)"),
+    ({"surrogate.batch_size": 120}, "surrogate.batch_size is 120", "at most 116", "a tenth is held back"),
+    ({"extract.attacks": "('oracle',)", "surrogate.batch_size": 64}, "surrogate.batch_size is 64", "at most 58"),
     ({"data.num_members": 1500, "data.num_heldout": 1500}, "num_heldout = 1500", "297 are left", "lower both"),
     ({"data.num_heldout": 63}, "data.num_heldout is 63", "equal to data.num_members (64)"),
     ({"data.name": "mnist"}, "data.name is 'mnist'", "digits, faces, folder, npz, tfds"),
@@ -104,7 +131,11 @@ VALUES = [
     ({"sampler.batch_size": 12}, "sampler.batch_size is 12", "8 devices", "try 16"),
     ({"sampler.eta": 2.0}, "sampler.eta is 2.0", "between 0 (DDIM) and 1 (DDPM)"),
     ({"sampler.loop": "while"}, "sampler.loop is 'while'", "auto, scan, dispatch"),
-    ({"extract.attacks": "('magic',)"}, "extract.attacks is 'magic'", "unconditional, conditional, side"),
+    (
+        {"extract.attacks": "('magic',)"},
+        "extract.attacks is 'magic'",
+        "unconditional, conditional, conditional_x0, side",
+    ),
     ({"extract.guidance_scales": (-1.0,)}, "guidance_scales is (-1.0,)", "at least 0"),
     ({"extract.guidance_scales": (3.0, 3.0)}, "guidance_scales is (3.0, 3.0)", "different"),
     ({"extract.guidance_scales": "()"}, "guidance_scales is ()", "one or more"),
@@ -213,6 +244,43 @@ def test_disk_full_in_the_middle(workdir, capsys, monkeypatch):
 
 def test_no_cluster_above_the_threshold(workdir, capsys, nothing_heavy):
     refused(capsys, runs.arguments(workdir, label__cohesion_threshold=0.9999), "cohesion_threshold = 0.9999", "lower")
+
+
+@pytest.mark.parametrize("attack", ["conditional", "conditional_x0", "oracle"])
+def test_one_label_is_none(tmp_path, capsys, nothing_heavy, attack):
+    path = tmp_path / "images.npz"
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
+    np.savez(path, images=images)
+    data = {"data__name": "npz", "data__path": path, "extract__attacks": f"('unconditional','{attack}')"}
+    refused(capsys, runs.arguments(tmp_path / "run", **data), attack, "labels, but all images have the same one")
+
+
+def test_a_model_that_draws_one_flat_colour(workdir, capsys, nothing_heavy):
+    """No image has features, so there is nothing to cluster."""
+    for path in (workdir / "synthesize").glob("*.npz"):
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        np.savez(path, **arrays | {"images": np.full_like(arrays["images"], 7)})
+    argv = runs.arguments(workdir, label__num_clusters=5)
+    refused(capsys, argv, "pixels features of all 128 images are zero", "choose other features")
+
+
+def test_a_model_that_draws_three_images(workdir, capsys, nothing_heavy):
+    """Five clusters of three different images: two are empty, the rest are kept; with one alone nothing can be done."""
+    made = sampling.read_shards(workdir / "synthesize", 128)["images"]
+
+    def draw(count):
+        for path in (workdir / "synthesize").glob("*.npz"):
+            with np.load(path) as archive:
+                arrays = dict(archive)
+            np.savez(path, **arrays | {"images": made[arrays["index"] % count]})
+
+    draw(1)
+    refused(capsys, runs.arguments(workdir, "label", label__num_clusters=5), "1 of 5 clusters", "4 empty", "tell these")
+    draw(3)
+    assert runs.run(runs.arguments(workdir, "label", label__num_clusters=5)) == 0
+    manifest = json.loads((workdir / "label" / "manifest.json").read_text())
+    assert (manifest["kept"], manifest["empty"]) == (3, 2)
 
 
 def test_training_that_diverges(tmp_path, capsys):

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from side_jax.diffusion import guidance, sampler
 from side_jax.diffusion.process import bcast, epsilon_and_x0
-from side_jax.diffusion.schedule import make_schedule
+from side_jax.diffusion.schedule import PREDICTIONS, make_schedule
 
 STD, MEANS = 0.3, np.asarray([-0.6, 0.6])
 WEIGHTS = np.asarray([0.8, 0.2])
@@ -86,3 +87,44 @@ def test_guide_is_the_score_form():
         got, clean = epsilon_and_x0(name, guided, x, signal, sigma)
         np.testing.assert_allclose(got, 0.5 - 3.0 * 0.6 * 1.5, rtol=1e-5)
         np.testing.assert_allclose(clean, (0.7 - 0.6 * (0.5 - 2.7)) / 0.8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_guidance_on_the_predicted_clean_image(prediction_type):
+    """The gradient of log p(c | x0_hat) = -(x0_hat - m_c)^2 / 2 goes through the denoiser.
+
+    For x_0 ~ N(0, s^2), x0_hat = E[x_0 | x_t] = k x_t with k = a s^2 / (a^2 s^2 + sigma^2): it is -k (k x_t - m_c).
+    """
+    schedule = make_schedule("linear", 1000, prediction_type=prediction_type)
+    s, means, t = 0.3, np.asarray([0.2, -0.4]), np.asarray([20, 300, 700])
+    a, sigma = np.sqrt(schedule.alpha_bar[t]), np.sqrt(1 - schedule.alpha_bar[t])
+    k = a * s**2 / (a**2 * s**2 + sigma**2)
+    x = np.asarray([0.5, -0.3, 0.8])
+    factor = {"epsilon": (1 - a * k) / sigma, "x0": k, "v": a * (1 - a * k) / sigma - sigma * k}[prediction_type]
+    seen = []
+
+    def log_prob(x0, t):
+        seen.append(t)
+        return -0.5 * jnp.square(x0.reshape(-1, 1) - jnp.asarray(means, jnp.float32)[None])
+
+    def denoise(x, t):
+        return jnp.asarray(factor, jnp.float32).reshape(x.shape) * x
+
+    fn = guidance.at_predicted_x0(log_prob, denoise, schedule)
+    gradient = guidance.classifier_gradient(fn, jnp.asarray([0, 1, 0]))
+    got = gradient(jnp.asarray(x, jnp.float32).reshape(-1, 1, 1, 1), jnp.asarray(t))
+    np.testing.assert_allclose(np.ravel(got), -k * (k * x - means[[0, 1, 0]]), rtol=2e-4)
+    np.testing.assert_array_equal(seen[0], 0)
+
+
+def test_pixels_beyond_the_range_are_seen_at_its_edge_and_can_still_be_pushed(schedule):
+    """x0_hat = 3 is clipped to 1 for the classifier, whose slope there passes to x_t."""
+    signal = np.sqrt(schedule.alpha_bar[0])
+
+    def log_prob(x0, t):
+        return -0.5 * jnp.square(x0.reshape(-1, 1) - jnp.float32(0.25))
+
+    fn = guidance.at_predicted_x0(log_prob, lambda x, t: jnp.zeros_like(x), schedule)  # epsilon 0: x0_hat = x / a
+    x = jnp.full((1, 1, 1, 1), 3 * signal, jnp.float32)
+    got = guidance.classifier_gradient(fn, jnp.zeros(1, jnp.int32))(x, jnp.zeros(1, jnp.int32))
+    np.testing.assert_allclose(np.ravel(got), -(1 - 0.25) / signal, rtol=1e-5)

@@ -12,7 +12,16 @@ PACKAGE = ROOT / "side_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PURE = {
     "diffusion": {"jax", "numpy", "dataclasses", "collections", "side_jax.diffusion"},
-    "memorization": {"jax", "numpy", "scipy", "functools", "dataclasses", "collections", "side_jax.memorization"},
+    "memorization": {
+        "jax",
+        "numpy",
+        "scipy",
+        "functools",
+        "math",
+        "dataclasses",
+        "collections",
+        "side_jax.memorization",
+    },
     "models": {"jax", "numpy", "flax", "functools", "math", "typing", "collections", "dataclasses", "side_jax.models"},
 }
 

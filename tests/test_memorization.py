@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from side_jax.memorization import neighbors
-from side_jax.memorization.metrics import Metric, match, wilson_interval
+from side_jax.memorization.metrics import Metric, difference_interval, match, wilson_interval
 
 RMSE = Metric(name="rmse", band=(0.0, 0.15))
 
@@ -154,3 +154,10 @@ def test_wilson_interval():
     low, high = wilson_interval(0, 1024, 0.95)
     assert low == 0
     assert 0.003 < high < 0.004
+
+
+def test_difference_interval():
+    """Newcombe 1998, table II: 56 of 70 against 48 of 80 and 9 of 10 against 3 of 10, by his method 10."""
+    np.testing.assert_allclose(difference_interval((56, 48), (70, 80), 0.95), (0.0524, 0.3339), atol=5e-5)
+    np.testing.assert_allclose(difference_interval((9, 3), (10, 10), 0.95), (0.1705, 0.8090), atol=5e-5)
+    np.testing.assert_allclose(difference_interval((5, 0), (56, 29), 0.95), (-0.0381, 0.1926), atol=5e-5)

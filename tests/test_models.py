@@ -1,4 +1,4 @@
-"""Networks: shapes, and that no image of a batch influences another."""
+"""The U-Net: shapes, time, dropout, precision, and that no image of a batch influences another; pixel features."""
 
 import functools
 
@@ -7,9 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from side_jax.diffusion.guidance import classifier_gradient
-from side_jax.models.classifier import Classifier
-from side_jax.models.features import pixel_features
 from side_jax.models.layers import sinusoidal_embedding
 from side_jax.models.unet import UNet
 
@@ -92,44 +89,6 @@ def test_dropout_acts_in_training_alone():
     assert np.abs(out(False, 0) - out(False, 1)).max() > 1e-3
 
 
-@pytest.mark.parametrize("time_dependent", [True, False])
-def test_guidance_gradients_do_not_couple_the_batch(time_dependent):
-    """Shrinking or permuting the batch leaves each image's gradient as it was; BatchNorm in train mode would not."""
-    classifier = Classifier(num_classes=5, stage_sizes=(1, 1), width=8, time_dependent=time_dependent)
-    x, t = inputs(6)
-    labels = jnp.asarray([0, 1, 2, 3, 4, 0])
-    params = randomised(initial(classifier, x, t))
-
-    def gradient(rows):
-        fn = classifier_gradient(lambda x, t: apply(classifier, {"params": params}, x, t), labels[rows])
-        return np.asarray(fn(x[rows], t[rows]))
-
-    whole = gradient(jnp.arange(6))
-    assert np.abs(whole).max() > 1e-3
-    order = jnp.asarray([3, 0, 5, 1, 4, 2])
-    np.testing.assert_allclose(gradient(order), whole[order], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(gradient(jnp.asarray([2])), whole[2:3], rtol=1e-4, atol=1e-5)
-
-
-def test_only_the_time_dependent_classifier_looks_at_t():
-    x, t = inputs(4)
-    for time_dependent in (True, False):
-        classifier = Classifier(num_classes=3, stage_sizes=(1,), width=8, time_dependent=time_dependent)
-        params = randomised(initial(classifier, x, t))
-        moved = np.abs(
-            apply(classifier, {"params": params}, x, t) - apply(classifier, {"params": params}, x, t + 300)
-        ).max()
-        assert (moved > 1e-3) == time_dependent
-
-
-def test_classifier_gives_log_probabilities():
-    classifier = Classifier(num_classes=7, stage_sizes=(1, 1, 1), width=4, time_dependent=True, stem_stride=2)
-    x, t = inputs(3, 16, 3)
-    log_probs = apply(classifier, {"params": initial(classifier, x, t)}, x, t)
-    assert log_probs.shape == (3, 7)
-    np.testing.assert_allclose(np.exp(log_probs).sum(1), 1, rtol=1e-5)
-
-
 def test_sinusoidal_embedding_by_hand():
     t = jnp.asarray([0, 3])
     got = np.asarray(sinusoidal_embedding(t, 4))
@@ -166,15 +125,3 @@ def test_bfloat16_computes_in_half_and_keeps_its_parameters():
     assert half.dtype == jnp.float32
     error = np.abs(np.asarray(half) - full).max() / np.abs(full).max()
     assert 1e-5 < error < 0.05
-
-
-def test_pixel_features_are_centred_and_of_unit_norm():
-    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
-    images[3] = 77
-    features = pixel_features(images)
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(features, axis=1), [1, 1, 1, 0, 1], rtol=1e-5)
-    np.testing.assert_allclose(features.mean(axis=1), 0, atol=1e-6)
-    # A cosine of two features is the correlation of their pixels, whatever their brightness and contrast.
-    expected = np.corrcoef(images[0].ravel(), images[1].ravel())[0, 1]
-    np.testing.assert_allclose(features[0] @ features[1], expected, rtol=1e-4)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from side_jax import builders, training
 from side_jax.config import from_config
-from side_jax.settings import ATTACKS, METRICS
+from side_jax.settings import METRICS
 from side_jax.workdir import saved_config
 
 
@@ -27,7 +27,7 @@ def workdir(finished, tmp_path):
 def said(caplog, monkeypatch):
     """What the run logs."""
     monkeypatch.setattr(logging.getLogger("side_jax"), "propagate", True)
-    monkeypatch.setattr("side_jax.cli._log_to_stderr", lambda: None)
+    monkeypatch.setattr("side_jax.cli.log_to_stderr", lambda: None)
     caplog.set_level(logging.INFO, logger="side_jax")
     return caplog
 
@@ -44,7 +44,8 @@ def test_results_follow_the_contract(finished):
     results = json.loads((finished / "evaluate" / "results.json").read_text())
     assert set(results) >= {"rows", "dataset", "versions"}
     assert results["dataset"]["members"] == results["dataset"]["heldout"] == 64
-    expected = {(a, s, m) for a in ATTACKS for s in ((0.0,) if a == ATTACKS[0] else (1.0, 10.0)) for m in METRICS}
+    runs_of = {"unconditional": (0.0,), "conditional": (1.0, 10.0), "side": (1.0, 10.0)}
+    expected = {(attack, scale, m) for attack, scales in runs_of.items() for scale in scales for m in METRICS}
     assert {(row["attack"], row["guidance_scale"], row["metric"]) for row in results["rows"]} == expected
     for row in results["rows"]:
         assert row["n_generated"] == 64
@@ -107,16 +108,22 @@ def test_report_is_one_file_that_opens_from_disk(finished):
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     for text in ("Sampled as it is", "Guided by SIDE", "Control: of the same", "distance_ratio"):
         assert text in page
-    for picture in ("report/guidance.png", "report/matches_unconditional.png", "synthesize/samples.png"):
+    pictures = (
+        "report/guidance.png",
+        "report/matches_unconditional.png",
+        "synthesize/samples.png",
+        "label/clusters.png",
+    )
+    for picture in pictures:
         with Image.open(finished / picture) as image:
             image.verify()
 
 
-def test_the_end_names_the_report_and_three_figures(workdir, capsys):
+def test_the_end_names_the_report_and_the_figures(workdir, capsys):
     assert runs.run(runs.arguments(workdir)) == 0
     printed = capsys.readouterr().out
     assert f"Report: {workdir}/report/index.html" in printed
-    assert [line.strip()[:2] for line in printed.splitlines() if line.startswith("  ")] == ["1.", "2.", "3."]
+    assert [line.strip()[:2] for line in printed.splitlines() if line.startswith("  ")] == ["1.", "2.", "3.", "4."]
 
 
 def test_running_again_does_nothing_but_say_so(workdir, said):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from side_jax.diffusion.process import bcast, denoising_loss, diffuse, epsilon_and_x0, q_sample
+from side_jax.diffusion.process import bcast, denoising_loss, diffuse, epsilon_and_x0, importance, q_sample
 from side_jax.diffusion.schedule import PREDICTIONS, make_schedule
 
 
@@ -53,6 +53,20 @@ def test_timesteps_are_uniform_over_the_whole_range(schedule):
     np.testing.assert_allclose(counts, 5000, rtol=0.06)
     assert t.min() == 0
     assert t.max() == 999
+
+
+def test_importance_keeps_the_expected_loss(schedule):
+    """sum_t p_t w_t L_t is the uniform mean for any L, and the draws follow p."""
+    p = importance(schedule)
+    np.testing.assert_allclose(p.sum(), 1)
+    weights = 1 / (len(p) * p)
+    assert weights.max() < 2
+    losses = np.random.default_rng(0).normal(size=len(p))
+    np.testing.assert_allclose((p * weights * losses).sum(), losses.mean())
+    assert (np.diff(p) > 0).all()  # the noisier, the more often
+    _, t, _ = diffuse(schedule, jnp.zeros((50_000, 1)), jax.random.split(jax.random.key(0), 50_000), p)
+    drawn = np.bincount(np.asarray(t) // 100, minlength=10) / 50_000
+    np.testing.assert_allclose(drawn, p.reshape(10, 100).sum(axis=1), rtol=0.06)
 
 
 def test_an_images_noise_depends_on_its_key_alone(schedule):

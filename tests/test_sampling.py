@@ -12,10 +12,10 @@ from side_jax.diffusion.sampler import step_table
 def make(schedule, loop, traced):
     def denoise(params, x, t):
         traced.append(None)
-        return params["a"] * x
+        return params["dpm"]["a"] * x
 
     def log_prob(params, x, t):
-        return jax.nn.log_softmax(x.reshape(len(x), -1)[:, :3] * params["b"])
+        return jax.nn.log_softmax(x.reshape(len(x), -1)[:, :3] * params["classifier"]["b"])
 
     table = step_table(schedule, 4)
     return sampling.Generator(

@@ -55,7 +55,7 @@ def test_learning_rate_warms_up_and_decays(decay, expected):
 def square_loss(params, batch, keys, key):
     """(p - x)^2 / 2 with one example each."""
     losses = 0.5 * jnp.square(params["p"] - batch[0])
-    return losses.mean(), {"loss": (losses.sum(), jnp.float32(losses.size))}
+    return losses.mean(), ({"loss": (losses.sum(), jnp.float32(losses.size))}, {})
 
 
 def test_one_step_of_gradient_descent_by_hand():
@@ -73,6 +73,40 @@ def test_one_step_of_gradient_descent_by_hand():
     np.testing.assert_allclose(ema["p"], 1.9, rtol=1e-6)
     np.testing.assert_allclose(state["totals"]["loss"], [8.0, 4.0])
     np.testing.assert_allclose(state["totals"]["gradient_norm"], [2.0, 1.0])
+
+
+def shifted_loss(carry, params, batch, keys, key):
+    """(p + m - x)^2 / 2, where m is a running statistic; carry makes its next value from the batch, or nothing."""
+    losses = 0.5 * jnp.square(params["p"] + params["batch_stats"]["m"] - batch[0])
+    return losses.mean(), ({"loss": (losses.sum(), jnp.float32(losses.size))}, carry(batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("carry", "expected"),
+    [(lambda x: {}, 3.0), (lambda x: {"batch_stats": {"m": jnp.square(x).max()}}, (7.0**2 + 15.0**2) / 2)],
+    ids=["nothing", "a maximum"],
+)
+def test_running_statistics_are_carried_and_not_trained(carry, expected):
+    """Neither gradients nor weight decay move them, nor do they count in the norm; parts are averaged; the EMA follows.
+
+    At p + m = 5 the mean of x, 7.5, gives the gradient -2.5, while p's first step has the size of the learning rate.
+    """
+    fit = Fit(batch_size=16, accumulate=2, learning_rate=0.1, weight_decay=0.5, num_steps=2)
+    examples = np.arange(16, dtype=np.float32)
+    stepper = training.Stepper(
+        functools.partial(shifted_loss, carry),
+        lambda: {"p": jnp.float32(2.0), "batch_stats": {"m": jnp.float32(3.0)}},
+        fit,
+        (examples[:1],),
+    )
+    state, ema = stepper.initial()
+    assert optax.tree.get(state["opt_state"], "mu").keys() == {"p"}
+    parts = stepper.load(lambda chosen: (examples[chosen],), np.arange(16))
+    state, ema = stepper(state, ema, parts, stepper.key(0))
+    assert float(state["params"]["batch_stats"]["m"]) == expected
+    np.testing.assert_allclose(ema["batch_stats"]["m"], 0.1 * 3 + 0.9 * expected, rtol=1e-6)
+    np.testing.assert_allclose(state["params"]["p"], 2 + 0.1 - 0.1 * 0.5 * 2, rtol=1e-6)
+    np.testing.assert_allclose(state["totals"]["gradient_norm"], [2.5, 1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("warmup", [0, 100])

@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from side_jax import files
 from side_jax.convert import parameters
-from side_jax.convert.folder import REPLACE, WEIGHTS, unet_folder, weight_files
+from side_jax.convert.folder import REPLACE, WEIGHTS, read_safetensors, unet_folder, weight_files
 from side_jax.convert.schedules import read_schedule, scheduler_config
 from side_jax.convert.unets import image_shape, read_module, unet_config
 from side_jax.diffusion.schedule import Schedule
@@ -48,11 +47,7 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
         ) from None
     state: dict[str, np.ndarray] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no mapping
-        except (SafetensorError, OSError, TypeError) as error:
-            raise InputError(f"{path} can't be read as safetensors ({error}); {REPLACE}.") from None
+        state |= read_safetensors(path)
     return module, parameters.from_state_dict(state, shapes, str(folder)), schedule
 
 

@@ -1,13 +1,17 @@
-"""The files of a local diffusers checkpoint: the U-Net's folder and the files of its weights; pickles are refused."""
+"""The files of local checkpoints: a diffusers U-Net's folder, JSON, safetensors; pickles are refused."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
 from side_jax.errors import InputError
 
 REPLACE = "replace it with a whole copy of the original"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+UNSAFE = "loading a pickle can run any code in it"
 _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 
 
@@ -19,9 +23,9 @@ def unet_folder(directory: Path) -> Path:
     if not directory.is_dir():
         if directory.suffix in {pattern[1:] for pattern in _PICKLED}:
             raise InputError(
-                f"{directory} is a pickled checkpoint, and loading a pickle can run any code in it; give a "
-                "diffusers folder with config.json and safetensors (torch.load it with weights_only=True, which runs "
-                "no code, into a UNet2DModel, then save_pretrained)."
+                f"{directory} is a pickled checkpoint, and {UNSAFE}; give a diffusers folder with config.json and "
+                "safetensors (torch.load it with weights_only=True, which runs no code, into a UNet2DModel, then "
+                "save_pretrained)."
             )
         raise InputError(f"{directory} is not a folder; name a local folder of diffusers (download it first).")
     _refuse_pickles(directory)
@@ -57,10 +61,27 @@ def _refuse_pickles(folder: Path) -> None:
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
         raise InputError(
-            f"{folder} holds its weights pickled ({pickled[0]}), and loading a pickle can run any code in it; convert "
-            "it once in that folder, without running code: safetensors.torch.save_file(torch.load("
-            f"{pickled[0]!r}, weights_only=True), {WEIGHTS!r}), with UNet2DModel's names and config.json."
+            f"{folder} holds its weights pickled ({pickled[0]}), and {UNSAFE}; convert it once in that folder, "
+            f"{unpickle(pickled[0], WEIGHTS)}, with UNet2DModel's names and config.json."
         )
+
+
+def unpickle(path: str, to: str) -> str:
+    """How to convert a pickled state dict safely, for a sentence."""
+    return f"without running code: safetensors.torch.save_file(torch.load({path!r}, weights_only=True), {to!r})"
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, by name.
+
+    Raises:
+      InputError: if it can't be read.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no mapping
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"{path} can't be read as safetensors ({error}); {REPLACE}.") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from side_jax.diffusion.schedule import Schedule
 
@@ -29,7 +30,7 @@ def bcast(values: jax.Array, like: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def _coefficients(schedule: Schedule, t: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+def coefficients(schedule: Schedule, t: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(a, sigma) of each sample's timestep, broadcastable against `like`."""
     alpha_bar = schedule.alpha_bar
     signal = jnp.asarray(alpha_bar**0.5, like.dtype)[t]
@@ -46,23 +47,40 @@ def q_sample(schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array) 
       t: int32 [b], timesteps in 0..T-1.
       noise: standard normal, the shape of x0.
     """
-    signal, sigma = _coefficients(schedule, t, x0)
+    signal, sigma = coefficients(schedule, t, x0)
     return signal * x0 + sigma * noise
 
 
-def diffuse(schedule: Schedule, x0: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws uniform timesteps and noise; returns (x_t, t int32 [b], noise).
+def importance(schedule: Schedule) -> np.ndarray:
+    """A proposal for the timestep: half uniform, half in proportion to sigma; float64 [T], its sum is 1.
+
+    sigma is the factor by which a classifier's gradient enters a guided step (guidance.py, equation 2). An expectation
+    over uniform t is kept by weights 1 / (T p_t); the uniform half keeps them below 2 (a defensive mixture, Hesterberg
+    1995).
+    """
+    sigma = np.sqrt(1.0 - schedule.alpha_bar)
+    return 0.5 / schedule.num_timesteps + 0.5 * sigma / sigma.sum()
+
+
+def diffuse(
+    schedule: Schedule, x0: jax.Array, keys: jax.Array, proposal: np.ndarray | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws timesteps and noise; returns (x_t, t int32 [b], noise).
 
     Args:
       schedule: the noise schedule.
       x0: clean images [b, ...].
       keys: a typed PRNG key for each image, [b], so that an image's draw depends neither on the batch it shares nor on
         how the batch is cut over devices or accumulation steps.
+      proposal: the probability of each timestep, [T]; None: uniform.
     """
+    steps = schedule.num_timesteps
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_t, key_noise = jax.random.split(key)
-        t = jax.random.randint(key_t, (), 0, schedule.num_timesteps)
+        t = jax.random.randint(key_t, (), 0, steps)
+        if proposal is not None:
+            t = jax.random.choice(key_t, steps, p=jnp.asarray(proposal, jnp.float32))
         return t, jax.random.normal(key_noise, x0.shape[1:], x0.dtype)
 
     t, noise = jax.vmap(draw)(keys)
@@ -102,7 +120,7 @@ def denoising_loss(
       keys: typed PRNG keys [b] for the timesteps and the noise, see diffuse.
     """
     xt, t, noise = diffuse(schedule, x0, keys)
-    signal, sigma = _coefficients(schedule, t, x0)
+    signal, sigma = coefficients(schedule, t, x0)
     target = {"epsilon": noise, "x0": x0, "v": signal * noise - sigma * x0}[schedule.prediction_type]
     error = jnp.square(denoise_fn(xt, t) - target)
     return error.mean(axis=tuple(range(1, error.ndim))), t

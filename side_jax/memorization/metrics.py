@@ -19,6 +19,7 @@ criterion d1 / d2 < 1/3 of Yoon et al. 2023 and Gu et al. 2023; it is defined fo
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from scipy import stats
@@ -112,6 +113,21 @@ def match(images: np.ndarray, references: np.ndarray, metrics: list[Metric]) -> 
         in_band[index[matched, 0]] = True  # also where rounding puts a pair on the other side of the band's edge
         results.append(Matches(value=value, nearest=index[:, 0], matched=matched, in_band=in_band))
     return results
+
+
+def difference_interval(hits: tuple[int, int], trials: tuple[int, int], confidence: float) -> tuple[float, float]:
+    """Interval of the difference of two rates, first minus second (Newcombe 1998, method 10).
+
+    Args:
+      hits: of each.
+      trials: of each.
+      confidence: in (0, 1).
+    """
+    first, second = (hit / n for hit, n in zip(hits, trials, strict=True))
+    (low_1, high_1), (low_2, high_2) = (wilson_interval(*pair, confidence) for pair in zip(hits, trials, strict=True))
+    difference = first - second
+    low = difference - math.hypot(first - low_1, high_2 - second)
+    return low, difference + math.hypot(high_1 - first, second - low_2)
 
 
 def wilson_interval(hits: int, trials: int, confidence: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from side_jax.models.layers import TwoPassGroupNorm, sinusoidal_embedding, zeros_conv
+from side_jax.models.layers import GroupNorm, TimeEmbedding, sinusoidal_embedding, zeros_conv
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, *_: Any, precision: Any = None, **__: Any) -> jax.Array:
@@ -20,19 +20,6 @@ def _pointwise(x: jax.Array, kernel: jax.Array, *_: Any, precision: Any = None, 
     On accelerators XLA makes it one by itself; on CPU it doesn't, and its gradients make a training step 3% longer.
     """
     return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=precision)
-
-
-class TimestepEmbedding(nn.Module):
-    """A two-layer perceptron over the sinusoidal embedding of t."""
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, emb: jax.Array) -> jax.Array:
-        """emb: [b, e]; returns [b, features]."""
-        h = nn.Dense(self.features, dtype=self.dtype, name="linear_1")(emb)
-        return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(nn.silu(h))
 
 
 class ResnetBlock(nn.Module):
@@ -47,21 +34,24 @@ class ResnetBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, emb: jax.Array, deterministic: bool) -> jax.Array:
-        """x: [b, h, w, c]; emb: the time embedding [b, e]; returns [b, h, w, channels]."""
+    def __call__(self, x: jax.Array, emb: jax.Array | None, deterministic: bool) -> jax.Array:
+        """x: [b, h, w, c]; emb: the time embedding [b, e], None for none; returns [b, h, w, channels]."""
 
-        def norm(name: str) -> TwoPassGroupNorm:
-            return TwoPassGroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name=name)
+        def norm(name: str) -> GroupNorm:
+            return GroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name=name)
 
         h = nn.Conv(self.channels, (3, 3), padding=1, dtype=self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
-        scale_shift = self.time_scale_shift == "scale_shift"
-        width = 2 * self.channels if scale_shift else self.channels
-        emb = nn.Dense(width, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))[:, None, None, :]
-        if scale_shift:
-            scale, shift = jnp.split(emb, 2, axis=-1)
+
+        def projected(width: int) -> jax.Array:
+            return nn.Dense(width, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))[:, None, None, :]
+
+        if emb is None:
+            h = norm("norm2")(h)
+        elif self.time_scale_shift == "scale_shift":
+            scale, shift = jnp.split(projected(2 * self.channels), 2, axis=-1)
             h = norm("norm2")(h) * (1.0 + scale) + shift
         else:
-            h = norm("norm2")(h + emb)
+            h = norm("norm2")(h + projected(self.channels))
         h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=deterministic)
         h = zeros_conv(self.channels, padding=1, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.channels:
@@ -86,7 +76,7 @@ class Attention(nn.Module):
         head_dim = self.head_dim or c
         y = x.reshape(b, h * w, c)
         if self.num_groups is not None:
-            y = TwoPassGroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name="group_norm")(y)
+            y = GroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name="group_norm")(y)
 
         def heads(name: str) -> jax.Array:
             return nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, c // head_dim, head_dim)
@@ -122,7 +112,7 @@ class Upsample(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Parts:
+class Parts:
     """What all levels of a U-Net share: makes their residual blocks and attention layers."""
 
     num_groups: int
@@ -135,6 +125,7 @@ class _Parts:
     remat: bool
 
     def resnet(self, channels: int, index: int, scale_factor: float = 1.0) -> nn.Module:
+        """The ResnetBlock of a place, its output divided by scale_factor."""
         cls = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
         return cls(
             channels,
@@ -148,6 +139,7 @@ class _Parts:
         )
 
     def attention(self, index: int, scale_factor: float = 1.0, middle: bool = False) -> nn.Module:
+        """The Attention of a place, its output divided by scale_factor."""
         cls = nn.remat(Attention) if self.remat else Attention
         num_groups = self.attn_num_groups if middle else self.num_groups
         return cls(self.head_dim, num_groups, self.eps, scale_factor, self.dtype, name=f"attentions_{index}")
@@ -156,15 +148,15 @@ class _Parts:
 class DownBlock(nn.Module):
     """DownBlock2D and AttnDownBlock2D: residual blocks, attention after each where asked, a downsampling."""
 
-    parts: _Parts
+    parts: Parts
     channels: int
     num_layers: int
     attend: bool
     downsample_padding: int | None  # None: the last level, which keeps its resolution
 
     @nn.compact
-    def __call__(self, h: jax.Array, emb: jax.Array, deterministic: bool) -> tuple[jax.Array, list[jax.Array]]:
-        """h: [b, h, w, c]; returns (the output, the skip connections)."""
+    def __call__(self, h: jax.Array, emb: jax.Array | None, deterministic: bool) -> tuple[jax.Array, list[jax.Array]]:
+        """h: [b, h, w, c]; emb: as in ResnetBlock; returns (the output, the skip connections)."""
         skips = []
         for i in range(self.num_layers):
             h = self.parts.resnet(self.channels, i)(h, emb, deterministic)
@@ -180,13 +172,13 @@ class DownBlock(nn.Module):
 class MidBlock(nn.Module):
     """UNetMidBlock2D: a residual block, attention unless switched off, a residual block."""
 
-    parts: _Parts
+    parts: Parts
     attend: bool
     scale_factor: float
 
     @nn.compact
-    def __call__(self, h: jax.Array, emb: jax.Array, deterministic: bool) -> jax.Array:
-        """h: [b, h, w, c], returned in the same shape."""
+    def __call__(self, h: jax.Array, emb: jax.Array | None, deterministic: bool) -> jax.Array:
+        """h: [b, h, w, c], returned in the same shape; emb: as in ResnetBlock."""
         h = self.parts.resnet(h.shape[-1], 0, self.scale_factor)(h, emb, deterministic)
         if self.attend:
             h = self.parts.attention(0, self.scale_factor, middle=True)(h)
@@ -196,7 +188,7 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """UpBlock2D and AttnUpBlock2D: residual blocks over joined skips, attention where asked, an upsampling."""
 
-    parts: _Parts
+    parts: Parts
     channels: int
     num_layers: int
     attend: bool
@@ -250,7 +242,7 @@ class UNet(nn.Module):
         first, last = self.block_out_channels[0], len(self.block_out_channels) - 1
         # As diffusers has it: without a number of its own, the middle's attention is normalised only under "default".
         middle_groups = self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
-        parts = _Parts(
+        parts = Parts(
             num_groups=self.norm_num_groups,
             attn_num_groups=self.attn_norm_num_groups or middle_groups,
             eps=self.norm_eps,
@@ -262,7 +254,7 @@ class UNet(nn.Module):
         )
         emb = sinusoidal_embedding(t, first, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)
         width = self.time_embedding_dim or 4 * first
-        emb = TimestepEmbedding(width, self.dtype, name="time_embedding")(emb.astype(self.dtype))
+        emb = TimeEmbedding(width, self.dtype, name="time_embedding")(emb)
         if self.center_input_sample:
             x = 2.0 * x - 1.0
         h = nn.Conv(first, (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
@@ -278,6 +270,6 @@ class UNet(nn.Module):
             block = UpBlock(parts, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
             h = block(h, skips[-layers:], emb, deterministic)
             del skips[-layers:]
-        norm = TwoPassGroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="conv_norm_out")
+        norm = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="conv_norm_out")
         h = zeros_conv(self.out_channels, padding=1, dtype=self.dtype, name="conv_out")(nn.silu(norm(h)))
         return h.astype(jnp.float32)

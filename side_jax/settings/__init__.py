@@ -1,29 +1,22 @@
 """Every setting of a run: its name, meaning, default and limits.
 
-The dataclasses here are the single list of fields: target.py has those of the model that is audited, attack.py those of
-the attack on it. config.py turns them into the ConfigDict that files in configs/ override, and back. Defaults suit
-small images; each config file says what it changes.
+The dataclasses here are the single list of fields: target.py has those of the model that is audited, surrogate.py those
+of SIDE's pseudo-labels and classifiers, attack.py those of the attacks. config.py turns them into the ConfigDict that
+files in configs/ override, and back. Defaults suit small images; each config file says what it changes.
 """
 
 import dataclasses
 
-from side_jax.settings.attack import (
-    ATTACKS,
-    METRICS,
-    Evaluate,
-    Extract,
-    Label,
-    Network,
-    Run,
-    Sampler,
-    Synthesize,
-)
-from side_jax.settings.checks import check
+from side_jax.settings.attack import ATTACKS, METRICS, Attack, Evaluate, Extract, Run, Sampler
+from side_jax.settings.checks import check, one_of
+from side_jax.settings.surrogate import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.target import Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
     "ATTACKS",
     "METRICS",
+    "Attack",
+    "ClassifierFit",
     "Data",
     "Diffusion",
     "Evaluate",
@@ -36,9 +29,11 @@ __all__ = [
     "Run",
     "Sampler",
     "Settings",
+    "Surrogate",
     "Synthesize",
     "Target",
     "Train",
+    "held_back",
 ]
 
 
@@ -58,8 +53,8 @@ class Settings:
     synthesize: Synthesize = Synthesize()
     label: Label = Label()
     classifier: Network = Network()
-    surrogate: Fit = Fit()
-    conditional: Fit = Fit()
+    surrogate: Surrogate = Surrogate()
+    conditional: ClassifierFit = ClassifierFit()
     extract: Extract = Extract()
     evaluate: Evaluate = Evaluate()
 
@@ -82,16 +77,27 @@ class Settings:
         need = f"at most synthesize.num_images ({n_syn}): a cluster needs an image"
         check(self.label.num_clusters <= n_syn, "label.num_clusters", self.label.num_clusters, need)
         steps = self.diffusion.num_timesteps
+        if self.label.features == "denoiser":
+            levels = range(halvings + 1)
+            blocks = ("mid_block", *(f"{side}_blocks_{i}" for side in ("down", "up") for i in levels))
+            one_of("label.denoiser_block", self.label.denoiser_block, blocks)
+            value, need = self.label.denoiser_timestep, f"below diffusion.num_timesteps ({steps})"
+            check(value < steps, "label.denoiser_timestep", value, need)
         need = f"at most diffusion.num_timesteps ({steps})"
         check(self.sampler.num_steps <= steps, "sampler.num_steps", self.sampler.num_steps, need)
         need = f"at most data.num_members ({data.num_members})"
         ok = self.train.batch_size <= data.num_members or bool(self.target.path)
         check(ok, "train.batch_size", self.train.batch_size, need)
-        check(
-            self.conditional.batch_size <= data.num_members, "conditional.batch_size", self.conditional.batch_size, need
-        )
-        need = f"at most synthesize.num_images ({n_syn})"
-        check(self.surrogate.batch_size <= n_syn, "surrogate.batch_size", self.surrogate.batch_size, need)
+        if "side_heldout" in self.extract.attacks:
+            need = f"at most data.num_heldout ({data.num_heldout}), which extract.attacks = side_heldout clusters"
+            check(self.label.num_clusters <= data.num_heldout, "label.num_clusters", self.label.num_clusters, need)
+        small = {"conditional": ("conditional", data.num_members), "oracle": ("surrogate", data.num_members)}
+        small |= {"side_heldout": ("surrogate", data.num_heldout)}
+        for name in self.extract.classifiers:
+            section, count = small.get(name, ("surrogate", n_syn))
+            size, most = getattr(self, section).batch_size, count - held_back(count)
+            need = f"at most {most}, as {name} learns from {count} images of which a tenth is held back"
+            check(size <= most, f"{section}.batch_size", size, need)
         neighbors = self.evaluate.normalized_l2_neighbors
         need = f"at most data.num_members ({data.num_members})"
         check(neighbors <= data.num_members, "evaluate.normalized_l2_neighbors", neighbors, need)

@@ -1,4 +1,4 @@
-"""Settings of the attack: the sampler, SIDE's surrogate, the extraction, and what counts as a match."""
+"""Settings of the attacks: the sampler, which attacks, and what counts as a match."""
 
 import dataclasses
 
@@ -6,7 +6,37 @@ from side_jax.diffusion.sampler import VARIANCES
 from side_jax.diffusion.schedule import SPACINGS
 from side_jax.settings.checks import check, one_of
 
-ATTACKS = ("unconditional", "conditional", "side")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attack:
+    """One way to draw images, the same model and noise for all."""
+
+    says: str  # what guides it, for people
+    classifier: str | None = None  # the unit surrogate/<classifier> that guides it
+    at_x0: bool = False  # the classifier looks at the predicted clean image, not at x_t
+
+
+ATTACKS = {
+    "unconditional": Attack(says="no guidance"),
+    "conditional": Attack(
+        says="a classifier of clean members by their true labels, shown x_t", classifier="conditional"
+    ),
+    "conditional_x0": Attack(
+        says="the same classifier, shown the predicted clean image", classifier="conditional", at_x0=True
+    ),
+    "side": Attack(says="SIDE: pseudo-labels of synthetic images", classifier="side"),
+    "side_random": Attack(says="control: SIDE with random pseudo-labels of the same sizes", classifier="side_random"),
+    "side_shuffled": Attack(
+        says="control: SIDE with its pseudo-labels shuffled anew for every batch", classifier="side_shuffled"
+    ),
+    "side_heldout": Attack(
+        says="control: SIDE with held-out images in place of synthetic ones", classifier="side_heldout"
+    ),
+    "oracle": Attack(
+        says="an oracle: a time-dependent classifier of members and their true labels", classifier="oracle"
+    ),
+}
+DEFAULT_ATTACKS = ("unconditional", "conditional", "side")
 METRICS = ("normalized_l2", "rmse", "distance_ratio")
 
 
@@ -33,53 +63,13 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Synthesize:
-    """The unconditional samples that the surrogate learns from."""
-
-    num_images: int = 2048  # N_syn
-
-    def __post_init__(self):
-        check(self.num_images >= 2, "synthesize.num_images", self.num_images, "at least 2")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Label:
-    """From synthetic images to pseudo-labels."""
-
-    features: str = "pixels"
-    num_clusters: int = 60  # K
-    cohesion_threshold: float = 0.5  # tau, a mean cosine similarity
-    assignment: str = "reassign"  # "reassign" (as the paper prints it) or "drop" the images of rejected clusters
-
-    def __post_init__(self):
-        one_of("label.features", self.features, ("pixels",))
-        check(self.num_clusters >= 2, "label.num_clusters", self.num_clusters, "at least 2")
-        check(-1 <= self.cohesion_threshold <= 1, "label.cohesion_threshold", self.cohesion_threshold, "in [-1, 1]")
-        one_of("label.assignment", self.assignment, ("reassign", "drop"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
-    """The residual classifier, SIDE's surrogate and the conditional baseline alike; ResNet-34 is (3, 4, 6, 3)."""
-
-    stage_sizes: tuple[int, ...] = (1, 1)
-    width: int = 32
-    stem_stride: int = 1
-
-    def __post_init__(self):
-        ok = len(self.stage_sizes) >= 1 and min(self.stage_sizes) >= 1
-        check(ok, "classifier.stage_sizes", self.stage_sizes, "one or more positive block counts")
-        check(self.width >= 2 and self.width % 2 == 0, "classifier.width", self.width, "even and at least 2")
-        check(self.stem_stride in (1, 2), "classifier.stem_stride", self.stem_stride, "1 or 2")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Extract:
     """The attacks, all with the same N_G and the same starting noise."""
 
     num_images: int = 1024  # N_G for each attack and guidance scale
-    attacks: tuple[str, ...] = ATTACKS
+    attacks: tuple[str, ...] = DEFAULT_ATTACKS
     guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for the guided attacks
+    temperature_scaling: bool = False  # guide by probabilities that were calibrated on the held-back images
 
     def __post_init__(self):
         check(self.num_images >= 1, "extract.num_images", self.num_images, "at least 1 (N_G, images for each attack)")
@@ -95,16 +85,31 @@ class Extract:
         )
 
     @property
-    def needs_surrogate(self) -> bool:
-        """Whether SIDE's own chain (synthesize, label, surrogate) is needed."""
-        return "side" in self.attacks
+    def classifiers(self) -> list[str]:
+        """The classifiers that guide the attacks."""
+        return list(dict.fromkeys(ATTACKS[run.attack].classifier for run in self.runs() if run.guided))
+
+    @property
+    def needs_pseudo_labels(self) -> bool:
+        """Whether a classifier learns from synthetic images."""
+        return not {"side", "side_random", "side_shuffled"}.isdisjoint(self.classifiers)
+
+    @property
+    def clusters_images(self) -> bool:
+        """Whether features are extracted, of synthetic or of held-out images."""
+        return self.needs_pseudo_labels or "side_heldout" in self.classifiers
+
+    @property
+    def needs_true_labels(self) -> bool:
+        """Whether a classifier learns from the members' own labels."""
+        return not {"conditional", "oracle"}.isdisjoint(self.classifiers)
 
     def runs(self) -> list["Run"]:
         """Every attack at every guidance scale; unguided sampling is one run."""
         runs = []
         for attack in ATTACKS:
             if attack in self.attacks:
-                scales = (0.0,) if attack == "unconditional" else self.guidance_scales
+                scales = self.guidance_scales if ATTACKS[attack].classifier else (0.0,)
                 runs.extend(Run(attack=attack, scale=scale) for scale in scales)
         return runs
 
@@ -119,7 +124,7 @@ class Run:
     @property
     def guided(self) -> bool:
         """Whether a classifier guides it."""
-        return self.attack != "unconditional"
+        return ATTACKS[self.attack].classifier is not None
 
     @property
     def name(self) -> str:

@@ -54,6 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         },
         "target": _target(settings, workdir, sides),
         "surrogate": _surrogate(settings, workdir),
+        "classifiers": _classifiers(settings, workdir),
         "versions": {"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
     }
     files.write_json(work.directory / "results.json", results)
@@ -125,13 +126,21 @@ def _target(settings: Settings, workdir: Path, sides: tuple[np.ndarray, np.ndarr
     }
 
 
+def _classifiers(settings: Settings, workdir: Path) -> dict[str, Any]:
+    """What each classifier learned from, and what it knows at each noise level."""
+    found = {}
+    for name, work in manifest.surrogate_units(settings, workdir).items():
+        content = work.content()
+        found[name] = {key: content[key] for key in ("classes", "images", "held_back", "steps")}
+        found[name]["levels"] = files.read_json(work.directory / "levels.json")
+    return found
+
+
 def _surrogate(settings: Settings, workdir: Path) -> dict[str, Any]:
     """What the label stage found, where SIDE ran."""
-    if not settings.extract.needs_surrogate:
+    if not settings.extract.needs_pseudo_labels:
         return {}
-    labels = manifest.unit(settings, workdir, "label").content()
-    return {name: labels[name] for name in ("clusters", "kept", "cohesion", "dropped_images")} | {
-        "assignment": settings.label.assignment,
-        "features": settings.label.features,
-        "synthetic_images": settings.synthesize.num_images,
-    }
+    found = manifest.unit(settings, workdir, "label").content()
+    for name in ("unit", "fingerprint", "format", "done"):
+        del found[name]
+    return found | {"assignment": settings.label.assignment, "synthetic_images": settings.synthesize.num_images}

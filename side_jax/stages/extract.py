@@ -6,6 +6,7 @@ import ml_collections
 
 from side_jax import builders, manifest, sampling
 from side_jax.config import from_config
+from side_jax.settings import ATTACKS
 from side_jax.stages import surrogate
 
 
@@ -15,16 +16,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     works = manifest.extraction_units(settings, workdir)
     base = builders.base_key(settings, "extract")
     loaded: dict[str, tuple[sampling.Generator, dict, int]] = {}  # for each attack, so that a sweep compiles once
+    dpm = None
     for run_of, work in works:
         if not work.begin():
             continue
         if run_of.attack not in loaded:
-            dpm = builders.restore_ema(settings, builders.train_unit(settings, workdir), builders.build_unet(settings))
-            params, classifier, classes = {"dpm": dpm.trees["ema"]}, None, 0
-            if run_of.guided:
-                classifier, params["classifier"] = surrogate.load(settings, workdir, run_of.attack)
-                classes = classifier.num_classes
-            loaded[run_of.attack] = builders.build_generator(settings, classifier), params, classes
+            if dpm is None:
+                train = builders.train_unit(settings, workdir)
+                dpm = builders.restore_ema(settings, train, builders.build_unet(settings)).trees["ema"]
+            classifier, guide = surrogate.load(settings, workdir, run_of.attack) if run_of.guided else (None, {})
+            generator = builders.build_generator(settings, classifier, at_x0=ATTACKS[run_of.attack].at_x0)
+            classes = classifier.num_classes if classifier else 0
+            loaded[run_of.attack] = generator, {"dpm": dpm} | guide, classes
         generator, params, classes = loaded[run_of.attack]
         sampling.write_shards(
             generator,

@@ -11,8 +11,8 @@ import numpy as np
 from side_jax import builders, curves, files, images, manifest, monitor, plots, sampling
 from side_jax.config import from_config
 from side_jax.memorization import neighbors
-from side_jax.memorization.metrics import match
-from side_jax.settings import Run, Settings
+from side_jax.memorization.metrics import difference_interval, match
+from side_jax.settings import ATTACKS, Run, Settings
 
 TRIPLES_SHOWN = 24
 
@@ -48,9 +48,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         figure=images.data_uri(figure),
         galleries=galleries,
         training=_training(workdir),
-        samples=images.data_uri((workdir / "synthesize" / "samples.png").read_bytes())
-        if results["surrogate"]
-        else None,
+        attacks=ATTACKS,
+        knowledge=_knowledge(results["classifiers"]),
+        pictures={
+            name: images.data_uri((workdir / path).read_bytes())
+            for name, path in (("samples", "synthesize/samples.png"), ("clusters", "label/clusters.png"))
+            if results["surrogate"]
+        },
         config=json.dumps(config.to_dict(), indent=2),
     )
     with files.atomic(work.directory / "index.html", "w") as file:
@@ -67,6 +71,15 @@ def _training(workdir: Path) -> dict[str, Any] | None:
     return {"figure": figure, "began": monitor.began(watched) if watched else None, "last": watched[-1:]}
 
 
+def _knowledge(classifiers: dict[str, Any]) -> str | None:
+    """The figure of what each classifier knows at each noise level; None where nothing is guided."""
+    if not classifiers:
+        return None
+    rows = {name: found["levels"] for name, found in classifiers.items()}
+    chance = {name: 1 / found["classes"] for name, found in classifiers.items()}
+    return images.data_uri(plots.noise_levels(rows, chance))
+
+
 def percent(rate: float) -> str:
     """A rate in [0, 1] for people: 0.0254 -> 2.54%."""
     return f"{100 * rate:.2f}%"
@@ -79,23 +92,27 @@ def best(rows: list[dict[str, Any]], attack: str) -> dict[str, Any] | None:
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in (best(rows, attack) for attack in ("side", "conditional", "unconditional")) if row]
+    shown = ("side", "conditional", "conditional_x0", "unconditional")
+    return [row for row in (best(rows, attack) for attack in shown) if row]
 
 
 def sentences(results: dict[str, Any], settings: Settings) -> list[str]:
-    """The three most important figures in plain words: what leaks unguided, what SIDE adds, and the control."""
+    """The most important figures in plain words: what leaks unguided, what SIDE adds, and the controls."""
     rows = [row for row in results["rows"] if row["metric"] == settings.evaluate.metrics[0]]
     members = results["dataset"]["members"]
-    plain, side, conditional = (best(rows, attack) for attack in ("unconditional", "side", "conditional"))
+    plain, side, *conditional = (
+        best(rows, attack) for attack in ("unconditional", "side", "conditional", "conditional_x0")
+    )
+    baseline = max(filter(None, conditional), key=lambda row: row["ams"], default=None)
     said = []
     if plain:
         said.append(
             f"Sampled as it is, {percent(plain['ams'])} of {plain['n_generated']:,} images match a training image: "
             f"{plain['unique']} of the {members} members came out."
         )
-    strongest = max((row for row in (side, conditional, plain) if row), key=lambda row: row["ams"])
-    for row, name in ((side, "SIDE"), (conditional, "the conditional baseline")):
-        if row is None or (row is conditional and side):
+    strongest = max((row for row in (side, baseline, plain) if row), key=lambda row: row["ams"], default=rows[0])
+    for row, name in ((side, "SIDE"), (baseline, "the conditional baseline")):
+        if row is None or (row is baseline and side):
             continue
         compared = ""
         if plain and plain["ams"] > 0:
@@ -108,8 +125,11 @@ def sentences(results: dict[str, Any], settings: Settings) -> list[str]:
             f"{row['unique']} members came out"
             + (", fewer than without it." if plain and row["unique"] < plain["unique"] else ".")
         )
-    if side and conditional:
-        said[-1] += f" The conditional baseline reaches {percent(conditional['ams'])} at its best."
+    if side and baseline:
+        better = "conditional baseline" + (" (shown the predicted clean image)" if baseline is conditional[1] else "")
+        said[-1] += f" The {better} reaches {percent(baseline['ams'])} at its best."
+    if side and plain:
+        said.append(_random_control(side, plain, best(rows, "side_random"), settings.evaluate.confidence))
     low, high = strongest["heldout_ams_ci"]
     level = f"{100 * settings.evaluate.confidence:g}%"
     said.append(
@@ -118,6 +138,29 @@ def sentences(results: dict[str, Any], settings: Settings) -> list[str]:
         f"{percent(high)})."
     )
     return said
+
+
+def _random_control(side: dict, plain: dict, control: dict | None, confidence: float) -> str:
+    """Whether SIDE's gain survives the control of random labels, in words; each row is of an attack's best scale."""
+    if control is None:
+        return (
+            "Not controlled: whether random labels would do as well is not known; add side_random to extract.attacks."
+        )
+
+    def ahead_of(other: dict) -> tuple[float, float]:
+        trials = side["n_generated"], other["n_generated"]
+        hits = round(side["ams"] * trials[0]), round(other["ams"] * trials[1])
+        return difference_interval(hits, trials, confidence)
+
+    at = f"Control: with random pseudo-labels of the same sizes, at most {percent(control['ams'])} match"
+    if ahead_of(plain)[0] <= 0:
+        return f"{at}; SIDE itself gains nothing significant over no guidance that a control would have to explain."
+    low, high = (100 * end for end in ahead_of(control))
+    verdict = "survives" if low > 0 else "does NOT survive"
+    return (
+        f"{at}: the gain of SIDE {verdict} this control ({100 * confidence:g}% interval of the difference {low:+.2f} "
+        f"to {high:+.2f} points)."
+    )
 
 
 def in_plain_words(config: ml_collections.ConfigDict, workdir: Path) -> str:

@@ -1,82 +1,208 @@
-"""Stage 4: trains the classifiers that guide extraction.
+"""Stage 4: trains the classifiers that guide extraction, each from its own images and labels.
 
-`side`: SIDE's surrogate, time-dependent, on noised synthetic images with their pseudo-labels.
+`side`: SIDE's surrogate, on synthetic images with their pseudo-labels.
+`side_random`, `side_shuffled`: controls. Random pseudo-labels of the same sizes, drawn once, so that they still are a
+partition that can be learned by heart; and pseudo-labels shuffled anew for every batch, so that nothing can be learned.
+`side_heldout`: control. Held-out images in place of synthetic ones, clustered alike: an attacker with look-alike data.
+`oracle`: members with their true labels. All of these are time-dependent, on noised images.
 `conditional`: the baseline of Carlini et al. 2023 as the SIDE paper runs it, a standard time-independent classifier on
 clean members with their true labels.
 """
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from side_jax import builders, checkpoint, files, manifest, sampling, training
+from side_jax import (
+    builders,
+    calibration,
+    checkpoint,
+    clustering,
+    features,
+    files,
+    losses,
+    manifest,
+    sampling,
+    training,
+)
 from side_jax.config import from_config
-from side_jax.diffusion.process import diffuse
-from side_jax.diffusion.schedule import Schedule
+from side_jax.curves import Curves
+from side_jax.diffusion.process import importance
+from side_jax.errors import InputError
 from side_jax.manifest import Unit, unit
-from side_jax.models.classifier import Classifier
-from side_jax.settings import Fit, Settings
+from side_jax.settings import ATTACKS, Settings, held_back
+from side_jax.validation import EarlyStop, Predictions, noise_levels
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Writes surrogate/{side,conditional}/checkpoints, for the attacks that the config asks for."""
+    """Writes surrogate/<classifier>/{checkpoints,levels.json,...}, for the attacks that the config asks for."""
     settings = from_config(config)
     works = manifest.surrogate_units(settings, workdir)
-    for attack, work in works.items():
-        if not work.begin():
-            continue
-        if attack == "side":
-            made = sampling.read_shards(workdir / "synthesize", settings.synthesize.num_images)
-            labels = files.read_npz(workdir / "label" / "labels.npz")["label"]
-            used = labels >= 0
-            _fit(settings, work, made["images"][used], labels[used], int(labels.max()) + 1, settings.surrogate)
-        else:
-            members, _, _, _ = builders.load_split(settings, workdir)
-            _fit(settings, work, members.images, members.labels, members.num_classes, settings.conditional)
+    for name, work in works.items():
+        if work.begin():
+            _fit(settings, work, name, _examples(settings, workdir, name))
     manifest.finish_stage(workdir, "surrogate", list(works.values()))
 
 
-def load(settings: Settings, workdir: Path, attack: str) -> tuple[Classifier, dict]:
-    """The trained classifier of an attack and its averaged parameters."""
-    work = unit(settings, workdir, f"surrogate/{attack}")
-    classifier = builders.build_classifier(settings, work.content()["classes"], time_dependent=attack == "side")
-    return classifier, builders.restore_ema(settings, work, classifier).trees["ema"]
+def load(settings: Settings, workdir: Path, attack: str) -> tuple[Any, dict[str, Any]]:
+    """The trained classifier of an attack; its averaged parameters, and the temperature of each timestep."""
+    name = ATTACKS[attack].classifier
+    work = unit(settings, workdir, f"surrogate/{name}")
+    classifier = builders.build_classifier(settings, work.content()["classes"], time_dependent=name != "conditional")
+    fit = settings.conditional if name == "conditional" else settings.surrogate
+    directory = work.directory / "best" if fit.patience else None
+    params = builders.restore_ema(settings, work, classifier, directory).trees["ema"]
+    temperature = np.ones(settings.diffusion.num_timesteps, np.float32)
+    if settings.extract.temperature_scaling:
+        rows = files.read_json(work.directory / "levels.json")
+        levels, temperatures = (np.asarray([row[key] for row in rows]) for key in ("timestep", "temperature"))
+        temperature = calibration.interpolate(levels, temperatures, len(temperature))
+    return classifier, {"classifier": params, "temperature": temperature}
 
 
-def _fit(settings: Settings, work: Unit, images: np.ndarray, labels: np.ndarray, classes: int, fit: Fit) -> None:
-    time_dependent = work.name == "surrogate/side"
-    classifier = builders.build_classifier(settings, classes, time_dependent=time_dependent)
-    seed = builders.stream_seed(settings, work.name)
-    labels = labels.astype(np.int32)
-    training.run(
-        loss_fn=cross_entropy(classifier, builders.build_schedule(settings) if time_dependent else None),
-        init_fn=builders.init_fn(classifier, settings, seed),
-        fetch=lambda chosen: (images[chosen], labels[chosen]),
-        num_examples=len(labels),
+def check_true_labels(settings: Settings, num_classes: int) -> None:
+    """Raises InputError where a classifier needs the members' own labels and there is but one."""
+    if settings.extract.needs_true_labels and num_classes < 2:
+        needy = [name for name in settings.extract.attacks if ATTACKS[name].classifier in ("conditional", "oracle")]
+        raise InputError(
+            f"config.extract.attacks holds {' and '.join(needy)}, which learns from the members' labels, but all "
+            "images have the same one; leave it out, or give each class a subfolder or a label."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Examples:
+    """uint8 images [n, h, w, c], int32 labels [n], how many classes, and perhaps a given teacher's [n, C]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: int
+    teacher: np.ndarray | None = None
+
+    def __getitem__(self, chosen: np.ndarray) -> "_Examples":
+        teacher = None if self.teacher is None else self.teacher[chosen]
+        return dataclasses.replace(self, images=self.images[chosen], labels=self.labels[chosen], teacher=teacher)
+
+
+def _examples(settings: Settings, workdir: Path, name: str) -> _Examples:
+    """What a classifier learns from."""
+    if name in ("conditional", "oracle"):
+        members, _, _, _ = builders.load_split(settings, workdir)
+        check_true_labels(settings, members.num_classes)
+        return _Examples(images=members.images, labels=members.labels.astype(np.int32), classes=members.num_classes)
+    if name == "side_heldout":
+        images = builders.load_split(settings, workdir)[1].images
+        found = features.extract(builders.build_extractor(settings, workdir), images, workdir / "features")
+        labels = clustering.pseudo_labels(found, settings.label, builders.stream_seed(settings, "label"))["label"]
+    else:
+        images = sampling.read_shards(workdir / "synthesize", settings.synthesize.num_images)["images"]
+        labels = files.read_npz(workdir / "label" / "labels.npz")["label"]
+    s = settings.surrogate
+    if s.objective == "tdkd" and s.teacher_path:
+        teacher = builders.build_teacher(settings)(images)
+        labels = teacher.argmax(axis=1).astype(np.int32)
+        examples = _Examples(images=images, labels=labels, classes=teacher.shape[1], teacher=teacher)
+    else:
+        examples = _Examples(images=images, labels=labels, classes=int(labels.max()) + 1)[labels >= 0]
+    if name == "side_random":
+        order = np.random.default_rng(builders.stream_seed(settings, "random labels")).permutation(len(examples.labels))
+        examples = dataclasses.replace(examples[order], images=examples.images)
+    return examples
+
+
+def _fit(settings: Settings, work: Unit, name: str, examples: _Examples) -> None:
+    fit = settings.conditional if name == "conditional" else settings.surrogate
+    count = len(examples.labels)
+    order = np.random.default_rng(builders.stream_seed(settings, "held back")).permutation(count)
+    kept_back, train = examples[order[: held_back(count)]], examples[order[held_back(count) :]]
+    if len(train.labels) < fit.batch_size:
+        raise InputError(
+            f"{name} has {len(train.labels)} images to learn from once a tenth is held back, fewer than its batch of "
+            f"{fit.batch_size}; lower the batch_size, make more synthetic images, or lower label.cohesion_threshold."
+        )
+    schedule, seed = builders.build_schedule(settings), builders.stream_seed(settings, work.name)
+    meta = checkpoint.settings_meta(settings, work.fingerprint)
+    classifier = builders.build_classifier(settings, examples.classes, time_dependent=name != "conditional")
+    s = settings.surrogate
+    options: dict[str, Any] = {"shuffle": name == "side_shuffled"}
+    if name != "conditional":
+        options["schedule"] = schedule
+        options["proposal"] = importance(schedule) if s.timesteps == "importance" else None
+    content: dict[str, Any] = {}
+    trained_by = fit
+    if s.objective == "tdkd" and name.startswith("side"):
+        options["temperature"] = s.distillation_temperature
+        if train.teacher is None:
+            train = dataclasses.replace(train, teacher=_teach(settings, work, train, options["shuffle"]))
+            trained_by = s.part(s.num_steps - s.teacher_steps)
+            content["teacher_steps"] = s.teacher_steps
+
+    predictions = Predictions(
+        classifier, schedule, kept_back.images, builders.base_key(settings, "validation"), fit.batch_size
+    )
+    levels = noise_levels(schedule.num_timesteps)
+    checkpoints = builders.checkpoint_directory(work.workdir, work.name)
+    first_step = checkpoint.latest_step(checkpoints) or 0
+    with Curves(work.directory / "validation.jsonl", first_step=first_step) as curves:
+        watch = EarlyStop(
+            predictions,
+            kept_back.labels,
+            levels[:1] if name == "conditional" else levels,
+            fit.patience,
+            curves,
+            work.directory / "best",
+            meta,
+        )
+        params, steps = training.run(
+            loss_fn=losses.classifier_loss(classifier, **options),
+            init_fn=builders.init_fn(classifier, settings, seed),
+            fetch=_fetch(train),
+            num_examples=len(train.labels),
+            fit=trained_by,
+            seed=seed,
+            directory=work.directory,
+            checkpoints=checkpoints,
+            meta=meta,
+            description=f"train the {name} classifier",
+            watch=watch,
+            watch_every=fit.validate_every,
+        )
+    if fit.patience:
+        best = builders.restore_ema(settings, work, classifier, work.directory / "best")
+        params, content["best_step"] = best.trees["ema"], best.step
+    rows = calibration.by_level(predictions(params, levels), kept_back.labels, levels)
+    files.write_json(work.directory / "levels.json", rows)
+    work.finish(
+        steps=steps, classes=examples.classes, images=len(train.labels), held_back=len(kept_back.labels), **content
+    )
+
+
+def _teach(settings: Settings, work: Unit, train: _Examples, shuffle: bool) -> np.ndarray:
+    """TDKD's teacher: trains a time-independent classifier of clean images; returns what it says of each, [n, C]."""
+    module = builders.build_classifier(settings, train.classes, time_dependent=False)
+    directory, seed = work.directory / "teacher", builders.stream_seed(settings, "teacher")
+    fit = settings.surrogate.part(settings.surrogate.teacher_steps)
+    params, _ = training.run(
+        loss_fn=losses.classifier_loss(module, shuffle=shuffle),
+        init_fn=builders.init_fn(module, settings, seed),
+        fetch=_fetch(train),
+        num_examples=len(train.labels),
         fit=fit,
         seed=seed,
-        directory=work.directory,
-        checkpoints=builders.checkpoint_directory(work.workdir, work.name),
+        directory=directory,
+        checkpoints=directory / "checkpoints",
         meta=checkpoint.settings_meta(settings, work.fingerprint),
-        description=f"train the {work.name.rpartition('/')[2]} classifier",
+        description=f"train the teacher of the {work.name.rpartition('/')[2]} classifier",
     )
-    work.finish(steps=fit.num_steps, classes=classes, images=len(images))
+    predictions = Predictions(module, None, train.images, builders.base_key(settings, "teacher"), fit.batch_size)
+    return predictions(params, np.zeros(1, np.int32))[0]
 
 
-def cross_entropy(classifier: Classifier, schedule: Schedule | None) -> training.LossFn:
-    """Cross-entropy on uint8 images noised at uniform t, or on clean images where there is no schedule."""
-
-    def loss_fn(params, batch, keys, key):
-        images, labels = sampling.to_float(batch[0]), batch[1]
-        t = jnp.zeros(labels.shape, jnp.int32)
-        if schedule is not None:
-            images, t, _ = diffuse(schedule, images, keys)
-        log_probs = classifier.apply({"params": params}, images, t)
-        losses = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
-        right = (log_probs.argmax(axis=1) == labels).astype(jnp.float32)
-        count = jnp.ones_like(right).sum()
-        return losses.mean(), {"loss": (losses.sum(), count), "accuracy": (right.sum(), count)}
-
-    return loss_fn
+def _fetch(examples: _Examples) -> Any:
+    arrays = (examples.images, examples.labels)
+    if examples.teacher is not None:
+        arrays += (examples.teacher,)
+    return lambda chosen: tuple(array[chosen] for array in arrays)

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes synthesize/shard_*.npz and the picture synthesize/samples.png."""
     settings = from_config(config)
-    if not settings.extract.needs_surrogate:
-        logger.info("synthesize: not needed, since config.extract.attacks does not ask for side.")
+    if not settings.extract.needs_pseudo_labels:
+        logger.info("synthesize: not needed, since config.extract.attacks has none that learns from synthetic images.")
         return
     work = unit(settings, workdir, "synthesize")
     if not work.begin():

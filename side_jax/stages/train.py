@@ -105,7 +105,7 @@ def _fit(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> 
 
 def dpm_loss(
     unet: Any, schedule: Any, flip: bool, params: Any, batch: tuple, keys: jax.Array, key: jax.Array
-) -> tuple[jax.Array, training.Metrics]:
+) -> tuple[jax.Array, tuple[training.Metrics, training.Carried]]:
     """The denoising loss of a batch of uint8 images, and its profile over timesteps."""
     images = sampling.to_float(batch[0])
     if flip:
@@ -118,4 +118,4 @@ def dpm_loss(
     losses, t = denoising_loss(denoise, schedule, images, keys)
     part = jax.nn.one_hot(t * PROFILE_BINS // schedule.num_timesteps, PROFILE_BINS)
     profile = (losses[:, None] * part).sum(axis=0), part.sum(axis=0)
-    return losses.mean(), {"loss": (losses.sum(), part.sum()), "loss_by_timestep": profile}
+    return losses.mean(), ({"loss": (losses.sum(), part.sum()), "loss_by_timestep": profile}, {})

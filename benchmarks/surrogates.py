@@ -1,0 +1,225 @@
+"""Which choices of the surrogate matter: a sweep over features, clusters, cohesion, assignment and loss; and ablations.
+
+python benchmarks/surrogates.py --config=configs/digits.py --workdir=runs/surrogates --seeds=10,11,12
+
+Each seed has its own split, model and synthetic images, made once in <workdir>/seed_<n>/base and shared by all points.
+Points whose pseudo-labels come out the same share one classifier too. The loss tdkd gets the same number of training
+steps as cross_entropy, its teacher's included. Running it again goes on, or only prints the tables of docs/results.md
+and draws clusters.png and cohesion.png. --ablations varies one other choice at a time, from the config's defaults.
+"""
+
+import dataclasses
+import itertools
+import logging
+from pathlib import Path
+
+import jax
+import matplotlib
+import ml_collections
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from side_jax import builders, cli, clustering, features, files, pipeline, sampling
+from side_jax.config import from_config
+from side_jax.errors import InputError
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "a config file")
+WORKDIR = flags.DEFINE_string("workdir", None, "holds all workdirs", required=True)
+SEEDS = flags.DEFINE_list("seeds", ["10"], "the seeds")
+FEATURES = flags.DEFINE_list("features", ["pixels", "denoiser"], "feature extractors")
+CLUSTERS = flags.DEFINE_list("clusters", ["5", "10", "20", "50", "100"], "values of K")
+THRESHOLDS = flags.DEFINE_list("thresholds", ["0", "0.5", "0.7"], "values of tau")
+ASSIGNMENTS = flags.DEFINE_list("assignments", ["reassign", "drop"], "what becomes of images of rejected clusters")
+OBJECTIVES = flags.DEFINE_list("objectives", ["cross_entropy", "tdkd"], "losses")
+SCALE = flags.DEFINE_float("scale", 10.0, "the guidance scale of every point")
+METRIC = flags.DEFINE_string("metric", "normalized_l2", "of the tables and figures")
+ABLATIONS = flags.DEFINE_bool("ablations", False, "vary one other choice at a time, in place of the sweep")
+
+# One choice at a time, from the config's defaults.
+CHANGES = {
+    "the config's defaults": {},
+    "timesteps by importance": {"surrogate.timesteps": "importance"},
+    "early stop (patience 4)": {"surrogate.patience": 4},
+    "temperature scaling": {"extract.temperature_scaling": True},
+    "weight decay 0.05": {"surrogate.weight_decay": 0.05},
+    "BatchNorm, frozen": {"classifier.norm": "batch"},
+    "bottleneck blocks": {"classifier.architecture": "resnet_bottleneck"},
+    "half U-Net": {"classifier.architecture": "half_unet"},
+    "two blocks a stage": {"classifier.stage_sizes": (2, 2)},
+    "half of the steps": {"surrogate.num_steps": 0.5},
+    "half of the synthetic images": {"synthesize.num_images": 0.5},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """One choice of everything that the sweep varies."""
+
+    features: str
+    clusters: int
+    threshold: float
+    assignment: str
+    objective: str
+
+
+def changed(config: ml_collections.ConfigDict, values: dict) -> ml_collections.ConfigDict:
+    """A copy of a config with other values; a float for a whole number is a factor."""
+    config = config.copy_and_resolve_references()
+    for key, value in values.items():
+        section, name = key.split(".")
+        if isinstance(value, float) and isinstance(config[section][name], int):
+            value = int(value * config[section][name])
+        config[section][name] = value
+    return config
+
+
+def run_in(workdir: Path, base: Path, config: ml_collections.ConfigDict, shared: tuple[str, ...]) -> dict:
+    """Runs an attack on the base's model, in a workdir of its own that shares what is the same; returns its row."""
+    results = workdir / "evaluate" / "results.json"
+    if not results.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name in shared:
+            if not (workdir / name).exists():
+                (workdir / name).symlink_to((base / name).resolve(), target_is_directory=True)
+        pipeline.run(config, workdir, [stage for stage in pipeline.STAGES if stage not in ("train", "report")])
+    (row,) = [row for row in files.read_json(results)["rows"] if row["metric"] == METRIC.value]
+    return row
+
+
+def with_point(config: ml_collections.ConfigDict, point: Point) -> ml_collections.ConfigDict:
+    """The config of a point of the sweep."""
+    values = {
+        "label.features": point.features,
+        "label.num_clusters": point.clusters,
+        "label.cohesion_threshold": point.threshold,
+        "label.assignment": point.assignment,
+        "surrogate.objective": point.objective,
+    }
+    return changed(config, values)
+
+
+def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Point], workdir: Path) -> dict:
+    """The row of every point, and under None that of no guidance."""
+    root = workdir / f"seed_{seed}"
+    base = root / "base"
+    with config.unlocked():
+        config.seed = seed
+    config = changed(config, {"extract.guidance_scales": (SCALE.value,), "extract.attacks": ("side",)})
+    pipeline.run(config, base, ["train", "synthesize"])
+    (base / "features").mkdir(exist_ok=True)
+    target = ("train", "checkpoints")
+    rows = {None: run_in(root / "unguided", base, changed(config, {"extract.attacks": ("unconditional",)}), target)}
+    if ABLATIONS.value:
+        for name, values in CHANGES.items():
+            folder = root / name.replace(" ", "_").replace("'", "")
+            made = ("synthesize",) if "synthesize.num_images" not in values else ()
+            rows[name] = run_in(folder, base, changed(config, values), (*target, *made))
+        return rows
+    images = sampling.read_shards(base / "synthesize", config.synthesize.num_images)["images"]
+    for point in points:
+        settings = from_config(with_point(config, point))
+        found = features.extract(builders.build_extractor(settings, base), images, base / "features")
+        try:
+            labels = clustering.pseudo_labels(found, settings.label, builders.stream_seed(settings, "label"))["label"]
+        except InputError as error:
+            logging.info("%s: %s", point, error)
+            rows[point] = None
+            continue
+        key = files.digest([files.array_digest([labels]), point.objective])[:16]
+        rows[point] = run_in(root / key, base, with_point(config, point), (*target, "synthesize", "features"))
+        rows[point] |= {"kept": int(labels.max()) + 1, "key": key}
+    return rows
+
+
+def cells(rows: list[dict]) -> str:
+    """The columns of a table: means over seeds, and each seed's AMS."""
+    ams, ums, unique, heldout = ([row[key] for row in rows] for key in ("ams", "ums", "unique", "heldout_ams"))
+    each = ", ".join(f"{100 * a:.2f}" for a in ams)
+    return (
+        f"{100 * np.mean(ams):.2f} | {each} | {100 * np.mean(ums):.2f} | {np.mean(unique):.1f} | "
+        f"{100 * np.mean(heldout):.2f}"
+    )
+
+
+def cohesive(point: Point) -> tuple[str, str]:
+    """What a point does about cohesion; every pair of those in one row of the table gave the same pseudo-labels."""
+    return f"{point.threshold:g}", point.assignment
+
+
+def figure(path: Path, rows: dict[Point, list[dict]], unguided: list[dict], axis: str, at: dict) -> None:
+    """AMS and extracted members against one field of the points, with the spread of seeds; `at` fixes other fields."""
+    picture, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    lines: dict[str, list] = {}
+    for point, found in rows.items():
+        if all(getattr(point, name) == value for name, value in at.items()):
+            label = ", ".join(
+                str(getattr(point, name)) for name in ("features", "objective", "assignment") if name not in at
+            )
+            lines.setdefault(label, []).append((getattr(point, axis), found))
+    for label, line in lines.items():
+        for one, key, factor in ((axes[0], "ams", 100), (axes[1], "unique", 1)):
+            y = np.asarray([[factor * row[key] for row in found] for _, found in line])
+            one.errorbar([x for x, _ in line], y.mean(axis=1), yerr=y.std(axis=1), marker="o", capsize=3, label=label)
+    for one, key, factor, name in ((axes[0], "ams", 100, "AMS, %"), (axes[1], "unique", 1, "extracted members")):
+        one.axhline(np.mean([factor * row[key] for row in unguided]), color="0.4", linestyle=":", label="no guidance")
+        one.set_ylabel(name)
+        one.set_xlabel({"clusters": "clusters K", "threshold": "cohesion threshold tau"}[axis])
+        one.set_ylim(bottom=0)
+    axes[0].legend(fontsize="small")
+    picture.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(picture)
+
+
+def main(_: list[str]) -> None:
+    """The command line."""
+    cli.log_to_stderr()
+    workdir = Path(WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
+    grid = itertools.product(
+        FEATURES.value, map(int, CLUSTERS.value), map(float, THRESHOLDS.value), ASSIGNMENTS.value, OBJECTIVES.value
+    )
+    names = [field.name for field in dataclasses.fields(Point)]
+    points = [Point(**dict(zip(names, values, strict=True))) for values in grid]
+    seeds = [int(seed) for seed in SEEDS.value]
+    each = [rows_of_seed(CONFIG.value.copy_and_resolve_references(), seed, points, workdir) for seed in seeds]
+    unguided = [rows[None] for rows in each]
+    head = "mean AMS, % | each seed | mean UMS, % | extracted, mean | held-out AMS, %"
+    if ABLATIONS.value:
+        print(f"| change | {head} |\n|---|---|---|---|---|---|")
+        print(f"| no guidance | {cells(unguided)} |")
+        for name in CHANGES:
+            print(f"| {name} | {cells([rows[name] for rows in each])} |")
+        return
+    print(f"| features | K | tau | images of rejected clusters | loss | kept, each seed | {head} |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print(f"| no guidance |  |  |  |  |  | {cells(unguided)} |")
+    complete, same = {}, {}
+    for point in points:
+        rows = [found[point] for found in each]
+        if all(rows):
+            complete[point] = rows
+            same.setdefault(tuple(row["key"] for row in rows), []).append(point)
+        else:
+            print(f"| {' | '.join(map(str, dataclasses.astuple(point)))} | fewer than two |  |  |  |  |  |")
+    for alike in same.values():
+        point, rows = alike[0], complete[alike[0]]
+        thresholds, assignments = (
+            ", ".join(dict.fromkeys(values)) for values in zip(*map(cohesive, alike), strict=True)
+        )
+        kept = ", ".join(str(row["kept"]) for row in rows)
+        first = f"{point.features} | {point.clusters} | {thresholds} | {assignments} | {point.objective}"
+        print(f"| {first} | {kept} | {cells(rows)} |")
+    first = points[0]
+    at = {"threshold": first.threshold, "assignment": first.assignment}
+    figure(workdir / "clusters.png", complete, unguided, "clusters", at)
+    at = {"clusters": int(CLUSTERS.value[len(CLUSTERS.value) // 2]), "objective": first.objective}
+    figure(workdir / "cohesion.png", complete, unguided, "threshold", at)
+
+
+if __name__ == "__main__":
+    app.run(main)

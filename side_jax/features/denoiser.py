@@ -1,0 +1,59 @@
+"""The target's own activations as features: what its U-Net makes of a slightly noised image, averaged over pixels.
+
+Denoisers learn representations by themselves (Baranchuk et al. 2022; Xiang et al. 2023). The averages share a large
+part, which says what any image looks like to the network: cosines of them as they are would all be near 1, and every
+cluster would pass the cohesion filter. So the set's mean is subtracted.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from side_jax import files, sampling
+from side_jax.diffusion.process import q_sample
+from side_jax.diffusion.sampler import initial_noise, sample_keys
+from side_jax.diffusion.schedule import Schedule
+from side_jax.features.extractor import Extractor, on_devices
+from side_jax.models.unet import UNet
+from side_jax.settings import Label
+
+
+def extractor(unet: UNet, params: Any, schedule: Schedule, label: Label, *, seed: int, batch_size: int) -> Extractor:
+    """Features [n, c] with the c channels of the block.
+
+    Args:
+      unet: of the target.
+      params: its parameters.
+      schedule: its noise.
+      label: denoiser_block, whose output is averaged, and denoiser_timestep, of the input's noise.
+      seed: of the noise, which an image's index in its set determines.
+      batch_size: of each call.
+    """
+    block, timestep = label.denoiser_block, label.denoiser_timestep
+
+    def embed(params: Any, images: jax.Array, index: jax.Array) -> jax.Array:
+        x0 = sampling.to_float(images)
+        noise = initial_noise(sample_keys(jax.random.key(seed), index), x0.shape[1:])
+        t = jnp.full(len(x0), timestep, jnp.int32)
+        _, state = unet.apply(
+            {"params": params},
+            q_sample(schedule, x0, t, noise),
+            t,
+            capture_intermediates=lambda module, method: module.name == block and method == "__call__",
+            mutable=["intermediates"],
+        )
+        (out,) = state["intermediates"][block]["__call__"]
+        h = out[0] if isinstance(out, tuple) else out  # a DownBlock returns its skip connections too
+        return h.astype(jnp.float32).mean(axis=(1, 2))
+
+    identity = {
+        "name": "denoiser",
+        "weights_sha256": files.array_digest(jax.tree.leaves(jax.device_get(params))),
+        "block": block,
+        "timestep": timestep,
+        "noise_seed": seed,
+        "pooling": "mean",
+        "centred": True,
+    }
+    return Extractor(identity=identity, embed=on_devices(embed, params), batch_size=batch_size, centre=True)

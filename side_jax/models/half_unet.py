@@ -1,0 +1,71 @@
+"""The ADM classifier (Dhariwal and Nichol 2021, section 4): the downsampling half of a U-Net and its middle block.
+
+Its levels are those of unet.py, so a convolution of stride 2 halves the image, where ADM has residual blocks for it.
+Time conditions by scale and shift; the last level and the middle attend; attention pools the head.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from side_jax.models.classifier import Classifier
+from side_jax.models.layers import GroupNorm, TimeEmbedding, sinusoidal_embedding
+from side_jax.models.unet import DownBlock, MidBlock, Parts
+
+_HEAD_DIM = 64  # channels of an attention head in ADM
+
+
+class AttentionPool(nn.Module):
+    """CLIP's pooling (Radford et al. 2021, section 2.4) as ADM has it: the mean attends to itself and all pixels."""
+
+    features: int
+    head_dim: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [b, h, w, c], always of one size, since each pixel has a position's embedding; returns [b, features]."""
+        b, c = x.shape[0], x.shape[-1]
+        x = x.reshape(b, -1, c)
+        x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
+        positions = self.param("positions", nn.initializers.normal(c**-0.5), x.shape[1:])
+        x = x + positions[None]
+
+        def heads(name: str, tokens: jax.Array) -> jax.Array:
+            return nn.Dense(c, name=name)(tokens).reshape(b, -1, c // self.head_dim, self.head_dim)
+
+        pooled = jax.nn.dot_product_attention(heads("to_q", x[:, :1]), heads("to_k", x), heads("to_v", x))
+        return nn.Dense(self.features, name="to_out")(pooled.reshape(b, c))
+
+
+class HalfUNet(Classifier):
+    """See the module docstring; the attributes are Classifier's, and train changes nothing: there is no BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, train: bool = False) -> jax.Array:
+        """See Classifier."""
+        last = len(self.stage_sizes) - 1
+        head_dim = math.gcd(_HEAD_DIM, self.width * 2**last)
+        parts = Parts(
+            num_groups=self.capped_groups,
+            attn_num_groups=self.capped_groups,
+            eps=1e-5,
+            dropout=0.0,
+            head_dim=head_dim,
+            time_scale_shift="scale_shift",
+            dtype=jnp.float32,
+            remat=False,
+        )
+        emb = None
+        if self.time_dependent:
+            emb = sinusoidal_embedding(t, self.width, flip_sin_to_cos=True)
+            emb = TimeEmbedding(4 * self.width, name="time_embedding")(emb)
+        h = nn.Conv(self.width, (3, 3), padding=1, name="conv_in")(x)
+        for i, layers in enumerate(self.stage_sizes):
+            padding = None if i == last else 1
+            block = DownBlock(parts, self.width * 2**i, layers, i == last, padding, name=f"down_blocks_{i}")
+            h, _ = block(h, emb, True)
+        h = MidBlock(parts, attend=True, scale_factor=1.0, name="mid_block")(h, emb, True)
+        h = nn.silu(GroupNorm(self.capped_groups, name="norm_out")(h))
+        return nn.log_softmax(AttentionPool(self.num_classes, head_dim, name="pool")(h))

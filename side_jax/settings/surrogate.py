@@ -1,0 +1,136 @@
+"""Settings of SIDE's part one: from synthetic images to pseudo-labels, and the classifiers that learn them."""
+
+import dataclasses
+
+from side_jax.settings.checks import check, one_of
+from side_jax.settings.target import Fit
+
+FEATURES = ("pixels", "denoiser", "sscd", "onnx")
+ARCHITECTURES = ("resnet", "resnet_bottleneck", "half_unet")
+
+
+def held_back(num_images: int) -> int:
+    """How many of a classifier's images are held back to validate it: a tenth, and at least one."""
+    return max(1, num_images // 10)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Synthesize:
+    """The unconditional samples that the surrogate learns from."""
+
+    num_images: int = 2048  # N_syn
+
+    def __post_init__(self):
+        check(self.num_images >= 2, "synthesize.num_images", self.num_images, "at least 2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """From synthetic images to pseudo-labels."""
+
+    features: str = "pixels"  # pixels, denoiser (the target's own activations), sscd or onnx
+    weights: str = ""  # for sscd: the weights that Meta publishes; for onnx: the encoder. A local file
+    weights_sha256: str = ""  # of that file; filled in when a run starts, and a run goes on with the same weights only
+    denoiser_block: str = "mid_block"  # of the target's U-Net: mid_block, down_blocks_<i> or up_blocks_<i>
+    denoiser_timestep: int = 50  # t of the noise that its input gets, 0..T-1
+    encoder_size: int = 288  # height and width to which sscd and onnx get their images; SSCD's README says 288
+    encoder_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet, subtracted from images in [0, 1]
+    encoder_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    num_clusters: int = 60  # K
+    minibatch_above: int = 20_000  # images; more than that are clustered by mini-batch k-means
+    cohesion_threshold: float = 0.5  # tau, a mean cosine similarity
+    min_cluster_size: int = 2  # smaller clusters are rejected: a single image coheres with itself
+    assignment: str = "reassign"  # "reassign" (as the paper prints it) or "drop" the images of rejected clusters
+
+    def __post_init__(self):
+        one_of("label.features", self.features, FEATURES)
+        needs_file = self.features in ("sscd", "onnx")
+        need = f"the path of the local file that label.features = {self.features} reads"
+        check(not needs_file or bool(self.weights), "label.weights", self.weights, need)
+        for name in ("encoder_mean", "encoder_std"):
+            check(len(getattr(self, name)) == 3, f"label.{name}", getattr(self, name), "three numbers, for RGB")
+        check(min(self.encoder_std) > 0, "label.encoder_std", self.encoder_std, "above 0")
+        for name, least in (("encoder_size", 1), ("num_clusters", 2), ("minibatch_above", 1), ("min_cluster_size", 1)):
+            check(getattr(self, name) >= least, f"label.{name}", getattr(self, name), f"at least {least}")
+        check(self.denoiser_timestep >= 0, "label.denoiser_timestep", self.denoiser_timestep, "at least 0")
+        check(-1 <= self.cohesion_threshold <= 1, "label.cohesion_threshold", self.cohesion_threshold, "in [-1, 1]")
+        one_of("label.assignment", self.assignment, ("reassign", "drop"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """The network of every classifier: SIDE's surrogate, its controls and the conditional baseline alike.
+
+    ResNet-18 is resnet with stage_sizes (2, 2, 2, 2) and width 64, ResNet-34 resnet with (3, 4, 6, 3), ResNet-50
+    resnet_bottleneck with (3, 4, 6, 3).
+    """
+
+    architecture: str = "resnet"  # resnet (basic blocks), resnet_bottleneck or half_unet (the ADM classifier)
+    stage_sizes: tuple[int, ...] = (1, 1)  # residual blocks of each stage; every stage but the first halves the image
+    width: int = 32  # channels of the first stage; each further stage doubles them
+    stem_stride: int = 1  # of a ResNet's first convolution
+    norm: str = "group"  # of a ResNet: "group", or "batch", whose statistics are frozen outside of training
+
+    def __post_init__(self):
+        one_of("classifier.architecture", self.architecture, ARCHITECTURES)
+        ok = len(self.stage_sizes) >= 1 and min(self.stage_sizes) >= 1
+        check(ok, "classifier.stage_sizes", self.stage_sizes, "one or more positive block counts")
+        check(self.width >= 2 and self.width % 2 == 0, "classifier.width", self.width, "even and at least 2")
+        check(self.stem_stride in (1, 2), "classifier.stem_stride", self.stem_stride, "1 or 2")
+        one_of("classifier.norm", self.norm, ("group", "batch"))
+        if self.architecture == "half_unet":
+            check(
+                self.norm == "group", "classifier.norm", self.norm, "'group' with classifier.architecture = half_unet"
+            )
+            need = "1 with classifier.architecture = half_unet"
+            check(self.stem_stride == 1, "classifier.stem_stride", self.stem_stride, need)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierFit(Fit):
+    """How a classifier is trained; a tenth of its training images is held back to validate it."""
+
+    validate_every: int = 500  # steps
+    patience: int = 0  # validations without a lower loss that end training, for the best parameters; 0: go to the end
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.validate_every >= 1, "*.validate_every", self.validate_every, "at least 1")
+        check(self.patience >= 0, "*.patience", self.patience, "at least 0 (0: no early stop)")
+        self._check_is_validated(self.num_steps)
+
+    def _check_is_validated(self, steps: int) -> None:
+        need = f"at most the {steps} steps of training, of which config.*.patience wants the best"
+        ok = self.patience == 0 or self.validate_every <= steps
+        check(ok, "*.validate_every", self.validate_every, need)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Surrogate(ClassifierFit):
+    """How SIDE's surrogate and its controls are trained, on noised images."""
+
+    timesteps: str = "uniform"  # or "importance": in proportion to sigma_t, weighted for the same expected loss
+    objective: str = "cross_entropy"  # or "tdkd": a teacher of clean images, distilled; num_steps is the sum of both
+    teacher_steps: int = 1000  # of num_steps, for the teacher
+    teacher_path: str = ""  # for tdkd: a local ONNX classifier as the teacher, in place of one trained on pseudo-labels
+    teacher_sha256: str = ""  # of that file; filled in when a run starts
+    distillation_temperature: float = 2.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("surrogate.timesteps", self.timesteps, ("uniform", "importance"))
+        one_of("surrogate.objective", self.objective, ("cross_entropy", "tdkd"))
+        value = self.distillation_temperature
+        check(value > 0, "surrogate.distillation_temperature", value, "above 0")
+        check(self.teacher_steps >= 1, "surrogate.teacher_steps", self.teacher_steps, "at least 1")
+        trains = self.objective == "tdkd" and not self.teacher_path
+        most = self.num_steps - self.warmup_steps
+        need = f"above warmup_steps ({self.warmup_steps}) and below {most}, since teacher and student share num_steps"
+        ok = self.warmup_steps < self.teacher_steps < most
+        check(not trains or ok, "surrogate.teacher_steps", self.teacher_steps, need)
+        self._check_is_validated(self.num_steps - (self.teacher_steps if trains else 0))
+
+    def part(self, num_steps: int) -> Fit:
+        """How the teacher, or the student, is trained: by some of the steps."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Fit)}
+        return Fit(**(values | {"num_steps": num_steps}))
