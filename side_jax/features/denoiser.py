@@ -56,4 +56,4 @@ def extractor(unet: UNet, params: Any, schedule: Schedule, label: Label, *, seed
         "pooling": "mean",
         "centred": True,
     }
-    return Extractor(identity=identity, embed=on_devices(embed, params), batch_size=batch_size, centre=True)
+    return Extractor(identity=identity, embed=on_devices(embed, params, batch_size), batch_size=batch_size, centre=True)

@@ -1,6 +1,7 @@
 """What every feature extractor is, and the one way to use it: in batches, checked, scaled to unit norm, cached."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,9 @@ class Extractor:
     centre: bool = False
 
 
-def on_devices(fn: Callable, params: Any) -> Embed:
+def on_devices(fn: Callable, params: Any, batch_size: int) -> Embed:
     """fn(params, images, index) on each local device's share of a batch, as an Extractor's embed."""
-    mapped, params = parallel.pmap_batch(fn, batched=(False, True, True)), parallel.place(params, parallel.mesh())
-
-    def embed(images: np.ndarray, index: np.ndarray) -> np.ndarray:
-        return parallel.merge(mapped(params, parallel.split(images), parallel.split(index)))
-
-    return embed
+    return functools.partial(parallel.in_batches(fn, batch_size), parallel.place(params, parallel.mesh()))
 
 
 def embed_all(extractor: Extractor, images: np.ndarray) -> np.ndarray:

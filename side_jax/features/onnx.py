@@ -125,7 +125,7 @@ def extractor(label: Label, channels: int, *, batch_size: int) -> Extractor:
       InputError: as encoder does.
     """
     model, digest = encoder(label, channels)
-    prepare = on_devices(lambda _, images, index: preprocess.prepare(images, label, model.channels), ())
+    prepare = on_devices(lambda _, images, index: preprocess.prepare(images, label, model.channels), (), batch_size)
 
     def embed(images: np.ndarray, index: np.ndarray) -> np.ndarray:
         return model(np.ascontiguousarray(prepare(images, index).transpose(0, 3, 1, 2)))

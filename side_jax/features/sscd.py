@@ -61,4 +61,4 @@ def extractor(label: Label, cache: Path, *, batch_size: int) -> Extractor:
         return SSCD().apply({"params": params}, preprocess.prepare(images, label))
 
     identity = {"name": "sscd", "weights_sha256": digest} | preprocess.described(label)
-    return Extractor(identity=identity, embed=on_devices(embed, params), batch_size=batch_size)
+    return Extractor(identity=identity, embed=on_devices(embed, params, batch_size), batch_size=batch_size)
