@@ -7,7 +7,7 @@ files in configs/ override, and back. Defaults suit small images; each config fi
 
 import dataclasses
 
-from side_jax.settings.attack import ATTACKS, METRICS, Attack, Evaluate, Extract, Run, Sampler
+from side_jax.settings.attack import ATTACKS, METRICS, SOURCES, Attack, Evaluate, Extract, Run, Sampler
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.surrogate import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.target import Data, Diffusion, Fit, Model, Monitor, Target, Train
@@ -15,6 +15,7 @@ from side_jax.settings.target import Data, Diffusion, Fit, Model, Monitor, Targe
 __all__ = [
     "ATTACKS",
     "METRICS",
+    "SOURCES",
     "Attack",
     "ClassifierFit",
     "Data",
@@ -91,10 +92,9 @@ class Settings:
         if "side_heldout" in self.extract.attacks:
             need = f"at most data.num_heldout ({data.num_heldout}), which extract.attacks = side_heldout clusters"
             check(self.label.num_clusters <= data.num_heldout, "label.num_clusters", self.label.num_clusters, need)
-        small = {"conditional": ("conditional", data.num_members), "oracle": ("surrogate", data.num_members)}
-        small |= {"side_heldout": ("surrogate", data.num_heldout)}
+        counts = {"members": data.num_members, "heldout": data.num_heldout, "synthetic": n_syn}
         for name in self.extract.classifiers:
-            section, count = small.get(name, ("surrogate", n_syn))
+            section, count = "conditional" if name == "conditional" else "surrogate", counts[SOURCES[name]]
             size, most = getattr(self, section).batch_size, count - held_back(count)
             need = f"at most {most}, as {name} learns from {count} images of which a tenth is held back"
             check(size <= most, f"{section}.batch_size", size, need)

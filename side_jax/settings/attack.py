@@ -36,6 +36,15 @@ ATTACKS = {
         says="an oracle: a time-dependent classifier of members and their true labels", classifier="oracle"
     ),
 }
+# Which images each classifier learns from.
+SOURCES = {
+    "conditional": "members",
+    "side": "synthetic",
+    "side_random": "synthetic",
+    "side_shuffled": "synthetic",
+    "side_heldout": "heldout",
+    "oracle": "members",
+}
 DEFAULT_ATTACKS = ("unconditional", "conditional", "side")
 METRICS = ("normalized_l2", "rmse", "distance_ratio")
 
@@ -90,19 +99,24 @@ class Extract:
         return list(dict.fromkeys(ATTACKS[run.attack].classifier for run in self.runs() if run.guided))
 
     @property
+    def sources(self) -> set[str]:
+        """The images that classifiers learn from: members (with their own labels), heldout or synthetic."""
+        return {SOURCES[name] for name in self.classifiers}
+
+    @property
     def needs_pseudo_labels(self) -> bool:
         """Whether a classifier learns from synthetic images."""
-        return not {"side", "side_random", "side_shuffled"}.isdisjoint(self.classifiers)
+        return "synthetic" in self.sources
 
     @property
     def clusters_images(self) -> bool:
         """Whether features are extracted, of synthetic or of held-out images."""
-        return self.needs_pseudo_labels or "side_heldout" in self.classifiers
+        return not {"synthetic", "heldout"}.isdisjoint(self.sources)
 
     @property
     def needs_true_labels(self) -> bool:
         """Whether a classifier learns from the members' own labels."""
-        return not {"conditional", "oracle"}.isdisjoint(self.classifiers)
+        return "members" in self.sources
 
     def runs(self) -> list["Run"]:
         """Every attack at every guidance scale; unguided sampling is one run."""

@@ -33,7 +33,7 @@ from side_jax.curves import Curves
 from side_jax.diffusion.process import importance
 from side_jax.errors import InputError
 from side_jax.manifest import Unit, unit
-from side_jax.settings import ATTACKS, Settings, held_back
+from side_jax.settings import ATTACKS, SOURCES, Settings, held_back
 from side_jax.validation import EarlyStop, Predictions, noise_levels
 
 
@@ -66,7 +66,7 @@ def load(settings: Settings, workdir: Path, attack: str) -> tuple[Any, dict[str,
 def check_true_labels(settings: Settings, num_classes: int) -> None:
     """Raises InputError where a classifier needs the members' own labels and there is but one."""
     if settings.extract.needs_true_labels and num_classes < 2:
-        needy = [name for name in settings.extract.attacks if ATTACKS[name].classifier in ("conditional", "oracle")]
+        needy = [name for name in settings.extract.attacks if SOURCES.get(ATTACKS[name].classifier) == "members"]
         raise InputError(
             f"config.extract.attacks holds {' and '.join(needy)}, which learns from the members' labels, but all "
             "images have the same one; leave it out, or give each class a subfolder or a label."
@@ -89,11 +89,11 @@ class _Examples:
 
 def _examples(settings: Settings, workdir: Path, name: str) -> _Examples:
     """What a classifier learns from."""
-    if name in ("conditional", "oracle"):
+    if SOURCES[name] == "members":
         members, _, _, _ = builders.load_split(settings, workdir)
         check_true_labels(settings, members.num_classes)
         return _Examples(images=members.images, labels=members.labels.astype(np.int32), classes=members.num_classes)
-    if name == "side_heldout":
+    if SOURCES[name] == "heldout":
         images = builders.load_split(settings, workdir)[1].images
         found = features.extract(builders.build_extractor(settings, workdir), images, workdir / "features")
         labels = clustering.pseudo_labels(found, settings.label, builders.stream_seed(settings, "label"))["label"]
