@@ -20,7 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_members = 128
     config.data.num_heldout = 128
     config.train.num_steps = 1050
-    config.surrogate.num_steps = 8000
+    config.label.num_clusters = 50
+    config.classifier.architecture = "half_unet"
+    config.surrogate.num_steps = 3200
     config.surrogate.learning_rate = 2e-3
     config.conditional.num_steps = 500
     return config

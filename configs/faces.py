@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_heldout = 50
     config.train.num_steps = 20_000  # the monitor ends it long before
     config.label.num_clusters = 30
+    config.classifier.architecture = "resnet"  # docs/results.md's figures are of it
     config.surrogate.num_steps = 4000
     config.conditional.num_steps = 100
     config.conditional.batch_size = 32

@@ -5,8 +5,7 @@ python -m side_jax.main --config=configs/orl_faces.py --config.data.path=DIR --w
 DIR holds the folders s1 to s40 with 10 grey photographs each. The split is by identity, so nobody is on both sides.
 Training goes on until the monitor sees memorisation: 2% of its samples with d1 / d2 < 1/3, a limit set beforehand.
 The question is the paper's CelebA-HQ-FI row (by pixels, not by SSCD): how much does SIDE add where faces are memorised
-in part? docs/results.md has what came out: 1.6 times the matches, from fewer photographs. 24 minutes
-on two CPU cores.
+in part? docs/results.md has what came out, and the sweep that the surrogate's settings follow from.
 """
 
 import ml_collections
@@ -31,7 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_size = 32
     config.monitor.every_steps = 500
     config.monitor.stop_at_rate = 0.02
-    config.surrogate.num_steps = 8000
+    config.label.num_clusters = 20
+    config.classifier.architecture = "half_unet"
+    config.surrogate.num_steps = 3200
     config.surrogate.learning_rate = 2e-3
     config.conditional.num_steps = 500
     return config
