@@ -3,9 +3,10 @@
 python benchmarks/surrogates.py --config=configs/digits.py --workdir=runs/surrogates --seeds=10,11,12
 
 Each seed has its own split, model and synthetic images, made once in <workdir>/seed_<n>/base and shared by all points.
-Points whose pseudo-labels come out the same share one classifier too. The loss tdkd gets the same number of training
-steps as cross_entropy, its teacher's included. Running it again goes on, or only prints the tables of docs/results.md
-and draws clusters.png and cohesion.png. --ablations varies one other choice at a time, from the config's defaults.
+Points whose pseudo-labels come out the same share one classifier too; another config gets other folders. The loss tdkd
+gets the same number of training steps as cross_entropy, its teacher's included. Running it again goes on, or only
+prints the tables of docs/results.md and draws clusters.png and cohesion.png. --ablations varies one other choice at a
+time, from the config's defaults.
 """
 
 import dataclasses
@@ -78,6 +79,14 @@ def changed(config: ml_collections.ConfigDict, values: dict) -> ml_collections.C
     return config
 
 
+def key_of(config: ml_collections.ConfigDict, labels: np.ndarray | None = None) -> str:
+    """Names a result's folder: a digest of the config, with the pseudo-labels, if given, for its label section."""
+    values = config.to_dict()
+    if labels is not None:
+        values["label"] = files.array_digest([labels])
+    return files.digest(values)[:16]
+
+
 def run_in(workdir: Path, base: Path, config: ml_collections.ConfigDict, shared: tuple[str, ...]) -> dict:
     """Runs an attack on the base's model, in a workdir of its own that shares what is the same; returns its row."""
     results = workdir / "evaluate" / "results.json"
@@ -113,16 +122,18 @@ def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Poin
     pipeline.run(config, base, ["train", "synthesize"])
     (base / "features").mkdir(exist_ok=True)
     target = ("train", "checkpoints")
-    rows = {None: run_in(root / "unguided", base, changed(config, {"extract.attacks": ("unconditional",)}), target)}
+    plain = changed(config, {"extract.attacks": ("unconditional",)})
+    rows = {None: run_in(root / key_of(plain), base, plain, target)}
     if ABLATIONS.value:
         for name, values in CHANGES.items():
-            folder = root / name.replace(" ", "_").replace("'", "")
+            varied = changed(config, values)
             made = ("synthesize",) if "synthesize.num_images" not in values else ()
-            rows[name] = run_in(folder, base, changed(config, values), (*target, *made))
+            rows[name] = run_in(root / key_of(varied), base, varied, (*target, *made))
         return rows
     images = sampling.read_shards(base / "synthesize", config.synthesize.num_images)["images"]
     for point in points:
-        settings = from_config(with_point(config, point))
+        varied = with_point(config, point)
+        settings = from_config(varied)
         found = features.extract(builders.build_extractor(settings, base), images, base / "features")
         try:
             labels = clustering.pseudo_labels(found, settings.label, builders.stream_seed(settings, "label"))["label"]
@@ -130,8 +141,8 @@ def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Poin
             logging.info("%s: %s", point, error)
             rows[point] = None
             continue
-        key = files.digest([files.array_digest([labels]), point.objective])[:16]
-        rows[point] = run_in(root / key, base, with_point(config, point), (*target, "synthesize", "features"))
+        key = key_of(varied, labels)
+        rows[point] = run_in(root / key, base, varied, (*target, "synthesize", "features"))
         rows[point] |= {"kept": int(labels.max()) + 1, "key": key}
     return rows
 
