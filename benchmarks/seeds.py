@@ -15,6 +15,11 @@ from pathlib import Path
 import numpy as np
 
 
+def times(value: float, base: float) -> str:
+    """How many times the base a value is, "-" where the base is zero."""
+    return f"{value / base:.2f}x" if base else "-"
+
+
 def table(results: list[dict], metric: str) -> str:
     """A Markdown table of one metric: a row for each attack and scale, values of each seed and their mean."""
     cells = defaultdict(list)
@@ -33,8 +38,8 @@ def table(results: list[dict], metric: str) -> str:
         ams, unique, heldout = ([row[key] for row in rows] for key in ("ams", "unique", "heldout_ams"))
         lines.append(
             f"| {attack} | {scale:g} | {', '.join(f'{100 * a:.2f}' for a in ams)} | {100 * np.mean(ams):.2f} | "
-            f"{np.mean(ams) / base:.2f}x | {', '.join(map(str, unique))} | {np.mean(unique):.1f} | "
-            f"{np.mean(unique) / base_unique:.2f}x | {100 * np.mean(heldout):.2f} ({100 * max(heldout):.2f}) |"
+            f"{times(np.mean(ams), base)} | {', '.join(map(str, unique))} | {np.mean(unique):.1f} | "
+            f"{times(np.mean(unique), base_unique)} | {100 * np.mean(heldout):.2f} ({100 * max(heldout):.2f}) |"
         )
     return "\n".join(lines)
 
