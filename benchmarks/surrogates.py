@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from side_jax import builders, cli, clustering, features, files, pipeline, sampling
+from side_jax import builders, cli, clustering, features, files, pipeline, shards
 from side_jax.config import from_config
 from side_jax.errors import InputError
 
@@ -130,7 +130,7 @@ def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Poin
             made = ("synthesize",) if "synthesize.num_images" not in values else ()
             rows[name] = run_in(root / key_of(varied), base, varied, (*target, *made))
         return rows
-    images = sampling.read_shards(base / "synthesize", config.synthesize.num_images)["images"]
+    images = shards.read(builders.synthetic_shards(from_config(config), base))["images"]
     for point in points:
         varied = with_point(config, point)
         settings = from_config(varied)

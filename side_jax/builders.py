@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from side_jax import parallel
+from side_jax import parallel, shards
 from side_jax.checkpoint import Checkpoints, Restored
 from side_jax.data import datasets, split
-from side_jax.diffusion import guidance, sampler
-from side_jax.diffusion.schedule import Schedule, make_schedule
+from side_jax.diffusion import guidance, steps
+from side_jax.diffusion.schedule import Schedule
 from side_jax.features import Extractor, denoiser, embed_all, onnx, pixels, sscd
 from side_jax.manifest import Unit, unit
 from side_jax.memorization.metrics import RATIO_BELOW, Metric
@@ -23,7 +23,7 @@ from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
-from side_jax.sampling import Generator
+from side_jax.sampling import ApplyFn, Generator
 from side_jax.settings import Settings
 
 _STREAMS = (
@@ -50,8 +50,7 @@ def image_shape(settings: Settings) -> tuple[int, int, int]:
 
 def build_schedule(settings: Settings) -> Schedule:
     """The DPM's noise schedule."""
-    options = dataclasses.asdict(settings.diffusion)
-    return make_schedule(options.pop("schedule"), **options)
+    return settings.diffusion.make()
 
 
 def build_unet(settings: Settings) -> UNet:
@@ -99,10 +98,34 @@ def size(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def build_step_table(settings: Settings) -> sampler.StepTable:
-    """The sampler's coefficients."""
-    s = settings.sampler
-    return sampler.step_table(build_schedule(settings), s.num_steps, eta=s.eta, variance=s.variance, spacing=s.spacing)
+def build_step_table(settings: Settings) -> steps.StepTable:
+    """The sampler's coefficients, and in which steps guidance acts."""
+    options = dataclasses.asdict(settings.sampler)
+    for name in ("batch_size", "loop"):
+        del options[name]
+    interval = settings.extract.guidance_interval
+    return steps.step_table(build_schedule(settings), options.pop("num_steps"), interval=interval, **options)
+
+
+def build_denoise(settings: Settings) -> ApplyFn:
+    """The DPM: ({"dpm": parameters}, x_t, t) -> what the schedule's prediction type says."""
+    unet = build_unet(settings)
+    return lambda params, x, t: unet.apply({"params": params["dpm"]}, x, t)
+
+
+def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -> ApplyFn:
+    """The log-probabilities that guide, [b, classes], of (the generator's parameters, x_t, t)."""
+    denoise, schedule = build_denoise(settings), build_schedule(settings)
+
+    def calibrated(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        found = log_probs(classifier, params["classifier"], x, t)
+        return jax.nn.log_softmax(found / params["temperature"][t][:, None])
+
+    def at_clean(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        own, dpm = functools.partial(calibrated, params), functools.partial(denoise, params)
+        return guidance.at_predicted_x0(own, dpm, schedule)(x, t)
+
+    return at_clean if at_x0 else calibrated
 
 
 def build_generator(settings: Settings, classifier: Classifier | None = None, *, at_x0: bool = False) -> Generator:
@@ -116,24 +139,17 @@ def build_generator(settings: Settings, classifier: Classifier | None = None, *,
       classifier: that guides.
       at_x0: whether it looks at the predicted clean image; else at x_t.
     """
-    unet, schedule = build_unet(settings), build_schedule(settings)
+    log_prob = build_log_prob(settings, classifier, at_x0=at_x0) if classifier else None
 
-    def denoise(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        return unet.apply({"params": params["dpm"]}, x, t)
-
-    def calibrated(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        found = log_probs(classifier, params["classifier"], x, t)
-        return jax.nn.log_softmax(found / params["temperature"][t][:, None])
-
-    def log_prob(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        fn = functools.partial(calibrated, params)
-        if at_x0:
-            fn = guidance.at_predicted_x0(fn, functools.partial(denoise, params), schedule)
-        return fn(x, t)
+    def guide(params: Any, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
+        gradient = guidance.classifier_gradient(functools.partial(log_prob, params), labels)
+        if settings.extract.normalize_gradient:
+            gradient = guidance.normalized(gradient)
+        return guidance.Guidance(gradient_fn=gradient, scale=scale, form=settings.extract.guidance_form)
 
     return Generator(
-        denoise=denoise,
-        log_prob=log_prob if classifier else None,
+        denoise=build_denoise(settings),
+        guide=guide if classifier else None,
         table=build_step_table(settings),
         shape=image_shape(settings),
         batch_size=settings.sampler.batch_size,
@@ -202,7 +218,7 @@ def checkpoint_directory(workdir: Path, name: str) -> Path:
 
 
 def restore_ema(settings: Settings, unit_of: Unit, module: Any, directory: Path | None = None) -> Restored:
-    """The averaged parameters that a unit of work trained, and the checkpoint's meta.
+    """The averaged parameters that a unit of work trained, on this process's devices, and the checkpoint's meta.
 
     Args:
       settings: of the run.
@@ -210,9 +226,19 @@ def restore_ema(settings: Settings, unit_of: Unit, module: Any, directory: Path 
       module: whose parameters they are.
       directory: of the checkpoints; None: what checkpoint_directory says.
     """
-    abstract = parallel.abstract(init_fn(module, settings, 0), parallel.mesh())
+    abstract = parallel.abstract(init_fn(module, settings, 0), parallel.local_mesh())
     with Checkpoints(directory or checkpoint_directory(unit_of.workdir, unit_of.name), read_only=True) as store:
         return store.restore(fingerprint=unit_of.fingerprint, ema=abstract)
+
+
+def synthetic_shards(settings: Settings, workdir: Path) -> list[shards.Shard]:
+    """Where the synthetic images are."""
+    return shards.layout(workdir / "synthesize", settings.synthesize.num_images, settings.sampler.batch_size)
+
+
+def extracted_shards(settings: Settings, work: Unit) -> list[shards.Shard]:
+    """Where the images of an extraction unit are."""
+    return shards.layout(work.directory, settings.extract.num_images, settings.sampler.batch_size)
 
 
 def load_split(

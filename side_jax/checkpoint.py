@@ -38,10 +38,22 @@ class Checkpoints:
     """The checkpoints of one network. Use as a context manager: leaving it waits for the last write."""
 
     def __init__(self, directory: Path, *, read_only: bool = False, keep: int = 2):
+        """Opens them: to read, each process for itself; to write, all processes together.
+
+        Args:
+          directory: of the checkpoints.
+          read_only: whether nothing will be saved.
+          keep: how many of the newest are kept.
+        """
         self._directory = directory
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.LatestN(keep), read_only=read_only, create=not read_only
         )
+        if read_only and jax.process_count() > 1:
+            own = jax.process_index()
+            options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+                primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+            )
         self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
 
     def __enter__(self) -> "Checkpoints":

@@ -1,6 +1,6 @@
 """The command line that all binaries share: flags, one clear sentence for each error, exit codes.
 
-Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read; 143 SIGTERM while training.
+Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read; 143 SIGTERM.
 """
 
 import errno
@@ -29,15 +29,15 @@ Options:
                     where it stopped, and redoes only what depends on a changed setting.
   --stages=A,B      The stages to run, in their order, of: train, synthesize, label, surrogate, extract, evaluate,
                     report. By default {stages}.
-  --processes=N     Joins N processes, each with its devices, to train together (all run the same command and see the
-                    same workdir). TPU and Slurm need no more; elsewhere also give
+  --processes=N     Joins N processes, each with its devices, to one run (all run the same command and see the same
+                    workdir). TPU and Slurm need no more; elsewhere also give
   --coordinator=HOST:PORT  of the first process, and
   --process_id=I    0 to N-1.
   --help            Shows this.
 
 At the end: DIR/report/index.html for people, DIR/evaluate/results.json and matches.csv for programs.
-Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read, 143 stopped by SIGTERM while training,
-after a checkpoint was saved."""
+Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read, 143 stopped by SIGTERM while training
+or sampling, after what was done was saved."""
 
 
 def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
         if config is None:
             config = workdirs.saved_config(workdir)
         pipeline.run(config, workdir, stages)
-        if "report" in stages:
+        if "report" in stages and parallel.primary():
             print(report.in_plain_words(config, workdir))
     except InputError as error:
         return _fail(error, 1)

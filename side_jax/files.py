@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,11 +21,15 @@ def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    with open(temporary, mode, **text) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk half a file would only take up space
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,18 +58,18 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads an NPZ without ever unpickling.
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Reads an NPZ, or of its arrays those of some names, without ever unpickling.
 
     Raises:
       InputError: if the file is missing or damaged.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in (archive.files if names is None else names)}
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run the stage that writes it first.") from None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and run the stage that writes it again.") from None
 
 

@@ -9,10 +9,11 @@ which fingerprint it was begun and whether it is done.
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from side_jax import __version__, files
+from side_jax import __version__, files, parallel
 from side_jax.settings import ATTACKS, Run, Settings
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ _NOT_PART = [
     ("model", "remat"),
     ("target", "path"),
 ]
+# Of settings.extract, what changes guided runs alone.
+_GUIDES = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
 # What makes the target model; a workdir belongs to one.
 TARGET_SECTIONS = ("seed", "data", "target", "diffusion", "model", "train", "monitor")
 # Unit: (settings that it depends on, units that it reads).
@@ -95,15 +98,24 @@ class Unit:
         """What `finish` recorded."""
         return files.read_json(self._path)
 
-    def begin(self) -> bool:
+    def begin(self, intact: Callable[[], bool] = lambda: True) -> bool:
         """Prepares the directory; returns False, and says so, where there is nothing left to do.
 
         What an earlier run left with the same fingerprint stays, to be continued. What another fingerprint left is
-        moved to <workdir>/stale/, never deleted.
+        moved to <workdir>/stale/, never deleted. With several processes all call this together, and the first one acts.
+
+        Args:
+          intact: whether what a finished unit wrote is still there; if not, it is begun again.
         """
-        if self.done():
+        if parallel.primary():
+            self._begin(intact)
+        parallel.barrier(f"{self.name} begun")
+        return not self.done()
+
+    def _begin(self, intact: Callable[[], bool]) -> None:
+        if self.done() and intact():
             logger.info("%s: up to date, nothing to do.", self.name)
-            return False
+            return
         manifest = self._read()
         if manifest and manifest["fingerprint"] != self.fingerprint:
             aside = self.workdir / "stale" / f"{self.name.replace('/', '-')}-{manifest['fingerprint'][:12]}"
@@ -114,10 +126,15 @@ class Unit:
             logger.info("%s: its settings or inputs changed; the old results are now in %s.", self.name, aside)
         self.directory.mkdir(parents=True, exist_ok=True)
         files.write_json(self._path, {"unit": self.name, "fingerprint": self.fingerprint, "done": False})
-        return True
 
     def finish(self, **content: Any) -> None:
-        """Marks the unit as done and records what it has to say."""
+        """Marks the unit as done, once every process is, and records what the first one has to say."""
+        parallel.barrier(f"{self.name} done")
+        if parallel.primary():
+            self._finish(content)
+        parallel.barrier(f"{self.name} finished")
+
+    def _finish(self, content: dict[str, Any]) -> None:
         base = {"unit": self.name, "fingerprint": self.fingerprint, "format": FORMAT_VERSION, "done": True}
         files.write_json(self._path, base | content)
 
@@ -139,8 +156,8 @@ def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]
     found = []
     for run in settings.extract.runs():
         more = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
-        if run.guided and settings.extract.temperature_scaling:
-            more["temperature_scaling"] = True
+        if run.guided:
+            more |= {key: getattr(settings.extract, key) for key in _GUIDES}
         found.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **more)))
     return found
 

@@ -2,7 +2,7 @@
 
 Training uses jit over global arrays (the batch is split over the devices of all processes, parameters are replicated).
 Sampling uses jax.pmap: replicated inputs go in by in_axes=None, per-sample inputs are split on their first axis, and
-only images come out, so nothing has to be replicated or unreplicated by hand.
+only images come out, so nothing has to be replicated or unreplicated by hand. Each process samples its own share.
 """
 
 import functools
@@ -69,6 +69,11 @@ def mesh() -> Mesh:
     return Mesh(np.asarray(jax.devices()), ("batch",))
 
 
+def local_mesh() -> Mesh:
+    """The devices of this process."""
+    return Mesh(np.asarray(jax.local_devices()), ("batch",))
+
+
 def local_rows(batch_size: int, over: Mesh) -> np.ndarray:
     """The rows of a global batch that this process's devices hold, int64, ascending."""
     held = NamedSharding(over, PartitionSpec("batch")).addressable_devices_indices_map((batch_size,))
@@ -115,7 +120,7 @@ def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ..
       donate: arguments whose buffers the result may reuse.
 
     Returns:
-      A function whose batched arguments and result have a leading device axis, see `split` and `merge`.
+      A function whose batched arguments and result have a leading device axis, see `spread` and `merge`.
     """
     in_axes = tuple(0 if b else None for b in batched)
     return jax.pmap(fn, in_axes=in_axes, donate_argnums=donate, devices=jax.local_devices())
@@ -137,24 +142,29 @@ def in_batches(fn: Callable, batch_size: int) -> Callable:
         call, parts = mapped(len(arrays)), []
         for start in range(0, len(arrays[0]), batch_size):
             batch = [array[start : start + batch_size] for array in arrays]
-            n = len(batch[0])
-            padded = [np.concatenate([part, np.repeat(part[-1:], batch_size - n, axis=0)]) for part in batch]
-            parts.append(merge(call(whole, *map(split, padded)))[:n])
+            parts.append(merge(call(whole, *spread(batch_size, *batch)))[: len(batch[0])])
         return np.concatenate(parts)
 
     return run
 
 
-def split(batch: Any) -> Any:
-    """[b, ...] -> [devices, b / devices, ...], for each array of a tree."""
+def spread(batch_size: int, *arrays: np.ndarray) -> list[np.ndarray]:
+    """For pmap_batch: [n, ...], n from 1 to batch_size, filled up by its last row -> [devices, b / devices, ...]."""
     devices = jax.local_device_count()
-    return jax.tree.map(lambda x: x.reshape((devices, x.shape[0] // devices, *x.shape[1:])), batch)
+    full = [np.concatenate([array, np.repeat(array[-1:], batch_size - len(array), axis=0)]) for array in arrays]
+    return [array.reshape((devices, batch_size // devices, *array.shape[1:])) for array in full]
 
 
 def merge(batch: jax.Array) -> np.ndarray:
-    """[devices, b / devices, ...] on the devices -> [b, ...] on the host."""
+    """[devices, b / devices, ...] on the devices -> [b, ...] on the host; waits until it is computed."""
     host = np.asarray(batch)
     return host.reshape((-1, *host.shape[2:]))
+
+
+def share(count: int) -> range:
+    """Which of `count` pieces of work are this process's: a contiguous range, nearly as long as every other's."""
+    of, all_of = jax.process_index(), jax.process_count()
+    return range(count * of // all_of, count * (of + 1) // all_of)
 
 
 def abstract(make: Callable[[], Any], over: Mesh) -> Any:

@@ -33,7 +33,8 @@ STAGES = {
 def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] = tuple(STAGES)) -> None:
     """Runs the stages in their order, whatever the order they are named in.
 
-    With several processes, all call this with the same arguments; they share the training, and the first one writes.
+    With several processes, all call this with the same arguments. They share the training and the sampling; what is
+    small beside these, the first one does alone.
 
     Raises:
       InputError: if anything the user gave can't work; all checks come before the first heavy step.
@@ -42,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
     config = features.resolve(foreign.resolve(config), workdir)
     settings = from_config(config)
     chosen = check_stages(stages)
-    check_devices(settings, chosen)
+    check_devices(settings)
     with workdirs.locked(workdir) if parallel.primary() else contextlib.nullcontext():
         if parallel.primary():
             workdirs.check_writable(workdir)
@@ -59,13 +60,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
             STAGES[name](config, workdir)
 
 
-def check_devices(settings: Settings, chosen: Sequence[str]) -> None:
-    """Raises InputError where a batch can't be split over the devices, or a stage runs on one process only."""
-    if jax.process_count() > 1 and list(chosen) != ["train"]:
-        raise InputError(
-            f"--stages={','.join(chosen)} with {jax.process_count()} processes: so far only train runs on several; run "
-            "the others afterwards on one, with the same --workdir."
-        )
+def check_devices(settings: Settings) -> None:
+    """Raises InputError where a batch can't be split over the devices."""
     parallel.check_divisible("sampler.batch_size", settings.sampler.batch_size, jax.local_device_count())
     for section in ("train", "surrogate", "conditional"):
         fit = getattr(settings, section)

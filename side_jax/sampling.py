@@ -1,4 +1,4 @@
-"""Generating images in batches by a pmapped, jit-compiled sampler, and writing them as shards.
+"""Generating images in batches by a pmapped, jit-compiled sampler.
 
 On accelerators, and unguided on CPU, the whole trajectory is one compiled loop. Guided on CPU, one step is compiled and
 dispatched from Python, because gradients of convolutions inside an XLA loop are many times slower there. Parameters,
@@ -6,19 +6,19 @@ keys, labels and the guidance scale are traced, so a sweep over scales compiles 
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from side_jax import files, parallel
-from side_jax.diffusion import guidance, sampler
-from side_jax.errors import InputError
-from side_jax.progress import progress
+from side_jax import parallel
+from side_jax.diffusion import sampler
+from side_jax.diffusion.guidance import Guidance
+from side_jax.diffusion.steps import StepTable
 
 ApplyFn = Callable[[Any, jax.Array, jax.Array], jax.Array]  # (all parameters, x_t, t) -> prediction
+GuideFn = Callable[[Any, jax.Array, jax.Array], Guidance]  # (all parameters, labels [b], scale) -> guidance
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
@@ -45,11 +45,11 @@ class Generator:
         self,
         *,
         denoise: ApplyFn,
-        table: sampler.StepTable,
+        table: StepTable,
         shape: tuple[int, int, int],
         batch_size: int,
         loop: str = "auto",
-        log_prob: ApplyFn | None = None,
+        guide: GuideFn | None = None,
     ):
         """Prepares the compiled functions.
 
@@ -59,107 +59,58 @@ class Generator:
           shape: of one image, (height, width, channels).
           batch_size: images made together; divisible by the number of local devices.
           loop: "scan", "dispatch" or "auto", see settings.Sampler.
-          log_prob: for guided sampling, (params, x_t, t) -> log-probabilities of the classes.
+          guide: for guided sampling, (params, labels, scale) -> what acts on each guided step.
         """
         if loop == "auto":
-            loop = "dispatch" if log_prob is not None and jax.default_backend() == "cpu" else "scan"
+            loop = "dispatch" if guide is not None and jax.default_backend() == "cpu" else "scan"
         self.batch_size = batch_size
         self._loop = loop
-        self._table = table
-        self._log_prob = log_prob
-
-        def bind(params: Any, labels: jax.Array) -> tuple[Callable, Callable | None]:
-            def denoise_fn(x, t):
-                return denoise(params, x, t)
-
-            if log_prob is None:
-                return denoise_fn, None
-            return denoise_fn, guidance.classifier_gradient(lambda x, t: log_prob(params, x, t), labels)
+        self._segments = list(table.segments(guide is not None))
 
         def start(base, index):
-            return sampler.initial_noise(sampler.sample_keys(base, index), shape)
+            return sampler.start(sampler.sample_keys(base, index), shape)
 
-        def step(params, base, index, labels, scale, i, x):
-            denoise_fn, gradient_fn = bind(params, labels)
-            return sampler.sample_step(denoise_fn, table, i, x, sampler.sample_keys(base, index), gradient_fn, scale)
+        def step(guided, params, base, index, labels, scale, i, state):
+            denoise_fn, keys = (lambda x, t: denoise(params, x, t)), sampler.sample_keys(base, index)
+            guidance = guide(params, labels, scale) if guided else None
+            return sampler.sample_step(denoise_fn, table, i, state, keys, guidance)
 
         def whole(params, base, index, labels, scale):
-            denoise_fn, gradient_fn = bind(params, labels)
-            keys = sampler.sample_keys(base, index)
-            return to_uint8(sampler.sample(denoise_fn, table, keys, shape, gradient_fn, scale))
+            denoise_fn, keys = (lambda x, t: denoise(params, x, t)), sampler.sample_keys(base, index)
+            guidance = guide(params, labels, scale) if guide is not None else None
+            return to_uint8(sampler.sample(denoise_fn, table, keys, shape, guidance))
+
+        def mapped_step(guided: bool) -> Callable:
+            def fn(*args):
+                return step(guided, *args)
+
+            return parallel.pmap_batch(fn, batched=(False, False, True, True, False, False, True), donate=(6,))
 
         self._start = parallel.pmap_batch(start, batched=(False, True))
-        self._step = parallel.pmap_batch(step, batched=(False, False, True, True, False, False, True), donate=(6,))
-        self._finish = parallel.pmap_batch(to_uint8, batched=(True,))
+        self._step = {guided: mapped_step(guided) for guided in (False, True)}
+        self._finish = parallel.pmap_batch(lambda state: to_uint8(state.x), batched=(True,))
         self._whole = parallel.pmap_batch(whole, batched=(False, False, True, True, False))
+
+    def dispatch(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> jax.Array:
+        """As a call, but returns before the images are there: for parallel.merge, which waits for them."""
+        parts = parallel.spread(self.batch_size, np.asarray(index, np.uint32), np.asarray(labels, np.int32))
+        scale = np.float32(scale)
+        if self._loop == "scan":
+            return self._whole(params, base, *parts, scale)
+        state = self._start(base, parts[0])
+        for first, last, guided in self._segments:
+            for i in range(first, last):
+                state = self._step[guided](params, base, *parts, scale, np.int32(i), state)
+        return self._finish(state)
 
     def __call__(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
         """Images uint8 [n, h, w, c] of the global indices [n], n at most batch_size (a smaller batch is padded).
 
         Args:
-          params: what denoise and log_prob take; see builders.build_generator.
+          params: what denoise and guide take; see builders.build_generator.
           base: the typed key of this set of images.
           index: global indices, int [n].
           labels: target classes, int32 [n]; not used unguided.
           scale: the guidance scale lambda; not used unguided.
         """
-        n = len(index)
-        pad = self.batch_size - n
-        index = parallel.split(np.pad(np.asarray(index, np.uint32), (0, pad), mode="edge"))
-        labels = parallel.split(np.pad(np.asarray(labels, np.int32), (0, pad), mode="edge"))
-        scale = np.float32(scale)
-        if self._loop == "scan":
-            return parallel.merge(self._whole(params, base, index, labels, scale))[:n]
-        x = self._start(base, index)
-        for i in range(self._table.num_steps):
-            x = self._step(params, base, index, labels, scale, np.int32(i), x)
-        return parallel.merge(self._finish(x))[:n]
-
-
-def write_shards(
-    generator: Generator,
-    directory: Path,
-    *,
-    params: Any,
-    base: jax.Array,
-    num_images: int,
-    description: str,
-    num_classes: int = 0,
-    scale: float = 0.0,
-) -> None:
-    """Makes the shards that are missing: one NPZ a batch, with images, index and label (-1 = none).
-
-    Args:
-      generator: makes the images.
-      directory: for shard_00000.npz and so on.
-      params: for the generator.
-      base: the typed key of this set of images.
-      num_images: in all.
-      description: for the progress bar.
-      num_classes: of the classifier whose classes are the targets; 0 where sampling is unguided.
-      scale: the guidance scale lambda.
-    """
-    labels = target_labels(base, num_images, num_classes) if num_classes else np.full(num_images, -1, np.int32)
-    starts = range(0, num_images, generator.batch_size)
-    shards = [(directory / f"shard_{i:05d}.npz", start) for i, start in enumerate(starts)]
-    todo = [(path, start) for path, start in shards if not path.exists()]
-    done = len(shards) - len(todo)
-    for path, start in progress(todo, total=len(shards), description=description, unit="batch", done=done):
-        index = np.arange(start, min(start + generator.batch_size, num_images))
-        images = generator(params, base, index, labels[index], scale)
-        files.write_npz(path, images=images, index=index.astype(np.int64), label=labels[index])
-
-
-def read_shards(directory: Path, num_images: int) -> dict[str, np.ndarray]:
-    """All shards of a folder joined in index order: images uint8 [n, h, w, c], index int64 [n], label int32 [n].
-
-    Raises:
-      InputError: if a shard is missing or damaged.
-    """
-    parts = [files.read_npz(path) for path in sorted(directory.glob("shard_*.npz"))]
-    joined = (
-        {name: np.concatenate([part[name] for part in parts]) for name in ("images", "index", "label")} if parts else {}
-    )
-    if not joined or not np.array_equal(joined["index"], np.arange(num_images)):
-        raise InputError(f"{directory} does not hold images 0..{num_images - 1}; run the stage that writes it again.")
-    return joined
+        return parallel.merge(self.dispatch(params, base, index, labels, scale))[: len(index)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 
-from side_jax import sampling, training
+from side_jax import shards, training
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def nothing_heavy(monkeypatch):
         raise AssertionError("something heavy started")
 
     monkeypatch.setattr(training, "run", refuse)
-    monkeypatch.setattr(sampling, "write_shards", refuse)
+    monkeypatch.setattr(shards, "write", refuse)
 
 
 @pytest.fixture
@@ -129,6 +129,13 @@ VALUES = [
     ({"train.batch_size": 128}, "train.batch_size is 128", "data.num_members (64)"),
     ({"surrogate.batch_size": 30}, "surrogate.batch_size is 30", "8 devices", "try 32"),
     ({"sampler.batch_size": 12}, "sampler.batch_size is 12", "8 devices", "try 16"),
+    ({"sampler.solver": "euler"}, "sampler.solver is 'euler'", "ddim, dpmpp_2m"),
+    ({"sampler.solver": "dpmpp_2m", "sampler.eta": 0.5}, "sampler.eta is 0.5", "draws no noise"),
+    ({"extract.guidance_form": "noise"}, "guidance_form is 'noise'", "score, mean, mean_at_mean"),
+    ({"extract.guidance_form": "mean"}, "guidance_form is 'mean'", "score while sampler.eta is 0"),
+    ({"extract.guidance_interval": (9,)}, "guidance_interval is (9,)", "(t_low, t_high)"),
+    ({"extract.guidance_interval": (9, 3)}, "guidance_interval is (9, 3)", "t_low <= t_high"),
+    ({"extract.guidance_interval": (1, 2)}, "guidance_interval is (1, 2)", "99, 66, 32"),
     ({"sampler.eta": 2.0}, "sampler.eta is 2.0", "between 0 (DDIM) and 1 (DDPM)"),
     ({"sampler.loop": "while"}, "sampler.loop is 'while'", "auto, scan, dispatch"),
     (
@@ -267,7 +274,7 @@ def test_a_model_that_draws_one_flat_colour(workdir, capsys, nothing_heavy):
 
 def test_a_model_that_draws_three_images(workdir, capsys, nothing_heavy):
     """Five clusters of three different images: two are empty, the rest are kept; with one alone nothing can be done."""
-    made = sampling.read_shards(workdir / "synthesize", 128)["images"]
+    made = shards.read(shards.layout(workdir / "synthesize", 128, 32))["images"]
 
     def draw(count):
         for path in (workdir / "synthesize").glob("*.npz"):
@@ -329,10 +336,13 @@ def test_missing_checkpoint(workdir, capsys, nothing_heavy):
 
 @pytest.mark.parametrize("name", ["synthesize/shard_00000.npz", "label/labels.npz", "train/split.json"])
 def test_damaged_file(workdir, capsys, nothing_heavy, name):
+    """Where the stage that would write it again is left out."""
     path = workdir / name
     path.write_bytes(path.read_bytes()[:50])
+    unit = name.partition("/")[0]
     changed = {"synthesize": "label__num_clusters", "label": "surrogate__num_steps", "train": "conditional__num_steps"}
-    refused(capsys, runs.arguments(workdir, **{changed[name.partition("/")[0]]: 5}), name, "is damaged")
+    stages = "label,surrogate" if unit == "synthesize" else "surrogate"
+    refused(capsys, runs.arguments(workdir, stages, **{changed[unit]: 5}), name, "is damaged")
 
 
 def test_damaged_config(workdir, capsys, nothing_heavy):
@@ -342,4 +352,12 @@ def test_damaged_config(workdir, capsys, nothing_heavy):
 
 def test_missing_shard(workdir, capsys, nothing_heavy):
     (workdir / "extract" / "side_10" / "shard_00001.npz").unlink()
-    refused(capsys, runs.arguments(workdir, evaluate__rmse_below=0.2), "side_10", "does not hold images 0..63")
+    again = runs.arguments(workdir, "evaluate", evaluate__rmse_below=0.2)
+    refused(capsys, again, "side_10/shard_00001.npz is missing", "run the stage that writes it")
+
+
+def test_exchanged_shard(workdir, capsys, nothing_heavy):
+    folder = workdir / "extract" / "side_10"
+    shutil.copy(folder / "shard_00000.npz", folder / "shard_00001.npz")
+    again = runs.arguments(workdir, "evaluate", evaluate__rmse_below=0.2)
+    refused(capsys, again, "side_10/shard_00001.npz does not hold images 32 to 63", "delete it")

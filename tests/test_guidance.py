@@ -8,6 +8,7 @@ import pytest
 from side_jax.diffusion import guidance, sampler
 from side_jax.diffusion.process import bcast, epsilon_and_x0
 from side_jax.diffusion.schedule import PREDICTIONS, make_schedule
+from side_jax.diffusion.steps import step_table
 
 STD, MEANS = 0.3, np.asarray([-0.6, 0.6])
 WEIGHTS = np.asarray([0.8, 0.2])
@@ -32,22 +33,76 @@ def mixture(schedule):
     return denoise, lambda x, t: jax.nn.log_softmax(joint(x, t), axis=1)
 
 
-def draw(scale, label, n=4096, steps=200):
+def draw(scale, label, n=4096, steps=200, form="score"):
     schedule = make_schedule("linear", 400, 2.5e-4, 0.05)
     denoise, log_prob = mixture(schedule)
-    table = sampler.step_table(schedule, steps, clip=False)
+    table = step_table(schedule, steps, clip=False, eta=0.0 if form == "score" else 1.0)
     keys = sampler.sample_keys(jax.random.key(0), jnp.arange(n, dtype=jnp.uint32))
-    gradient = None if scale is None else guidance.classifier_gradient(log_prob, jnp.full((n,), label))
-    scale = None if scale is None else jnp.float32(scale)
-    return np.asarray(sampler.sample(denoise, table, keys, SHAPE, gradient, scale)).ravel()
+    by = None
+    if scale is not None:
+        gradient = guidance.classifier_gradient(log_prob, jnp.full((n,), label))
+        by = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(scale), form=form)
+    return np.asarray(sampler.sample(denoise, table, keys, SHAPE, by)).ravel()
 
 
-def test_scale_one_draws_from_the_class():
+@pytest.mark.parametrize("form", guidance.FORMS)
+def test_scale_one_draws_from_the_class(form):
     """With the exact classifier, s + grad log p(c | x) is the class's own score, so the law is N(mu_c, std^2)."""
     for label in (0, 1):
-        x = draw(1.0, label)
-        np.testing.assert_allclose(x.mean(), MEANS[label], atol=0.02)
+        x = draw(1.0, label, steps=200 if form == "score" else 400, form=form)
+        np.testing.assert_allclose(x.mean(), MEANS[label], atol=0.02 if form == "score" else 0.03)
         np.testing.assert_allclose(x.std(), STD, rtol=0.04)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("form", guidance.FORMS)
+def test_the_power_prior(form, scale):
+    """For x_0 ~ N(m, s^2) and p(c | x_0) proportional to exp(b x_0), p(c | x_t) is proportional to exp(b E[x_0 | x_t]),
+
+    as the variance of x_0 given x_t does not depend on x_t. So p(x_0) p(c | x_0)^lambda = N(m + lambda b s^2, s^2), and
+    the score of its noised law is the unguided one plus lambda grad log p(c | x_t), at every lambda.
+    """
+    # The mean forms are off by a term of the order of one step.
+    schedule = make_schedule("linear", 1000) if form == "score" else make_schedule("linear", 4000, 2.5e-5, 5e-3)
+    m, s, b = -0.2, 0.3, 2.0
+    alpha_bar = jnp.asarray(schedule.alpha_bar, jnp.float32)
+
+    def denoise(x, t):
+        a = bcast(alpha_bar[t], x)
+        return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * m) / (a * s**2 + 1 - a)
+
+    def gradient(x, t):
+        a = bcast(alpha_bar[t], x)
+        return b * jnp.sqrt(a) * s**2 / (a * s**2 + 1 - a) * jnp.ones_like(x)
+
+    table = step_table(schedule, schedule.num_timesteps, clip=False, eta=0.0 if form == "score" else 1.0)
+    keys = sampler.sample_keys(jax.random.key(1), jnp.arange(8192, dtype=jnp.uint32))
+    by = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(scale), form=form)
+    x = sampler.sample(denoise, table, keys, SHAPE, by)
+    np.testing.assert_allclose(x.mean(), m + scale * b * s**2, atol=0.012)
+    np.testing.assert_allclose(x.std(), s, rtol=0.025)
+
+
+def test_the_two_mean_forms_by_hand():
+    """mu + lambda std^2 g, with g = -3 x: at x_t (openai/guided-diffusion), or at mu (its algorithm 1)."""
+    x, mean, std = jnp.full((2, 1), 0.5), jnp.full((2, 1), 0.25), jnp.float32(0.4)
+    t = jnp.asarray([3, 3])
+    for form, at in (("mean", 0.5), ("mean_at_mean", 0.25)):
+        by = guidance.Guidance(gradient_fn=lambda x, t: -3.0 * x, scale=jnp.float32(2.0), form=form)
+        np.testing.assert_allclose(by.of_mean(mean, std, x, t), 0.25 - 2 * 0.16 * 3 * at, rtol=1e-6)
+        np.testing.assert_array_equal(by.of_prediction("epsilon", x, x, t, std, std), x)
+    by = guidance.Guidance(gradient_fn=lambda x, t: -3.0 * x, scale=jnp.float32(2.0))
+    np.testing.assert_array_equal(by.of_mean(mean, std, x, t), mean)
+
+
+def test_normalized_gradients_have_a_root_mean_square_of_one():
+    gradients = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
+    scale = np.asarray([1.0, 1e-30, 1e30, 0.0], np.float32).reshape(-1, 1, 1, 1)  # float32 can't hold their squares
+    fn = guidance.normalized(lambda x, t: jnp.asarray(gradients * scale))
+    got = np.asarray(fn(jnp.asarray(gradients), jnp.zeros(4, jnp.int32)))
+    expected = gradients / np.sqrt(np.square(gradients).mean(axis=(1, 2, 3), keepdims=True))
+    np.testing.assert_allclose(got[:3], expected[:3], rtol=1e-5)
+    np.testing.assert_array_equal(got[3], 0)
 
 
 def test_unguided_keeps_the_mixture():
@@ -60,8 +115,9 @@ def test_more_guidance_moves_further_from_the_other_class():
     assert means[0] < means[1] < means[2]
 
 
-def test_scale_zero_is_unguided_bit_for_bit():
-    np.testing.assert_array_equal(draw(0.0, 1, n=64), draw(None, 1, n=64))
+@pytest.mark.parametrize("form", guidance.FORMS)
+def test_scale_zero_is_unguided_bit_for_bit(form):
+    np.testing.assert_array_equal(draw(0.0, 1, n=64, form=form), draw(None, 1, n=64, form=form))
 
 
 def test_gradient_is_of_the_target_class():
@@ -83,7 +139,8 @@ def test_guide_is_the_score_form():
     x0 = (x - sigma * epsilon) / signal
     outputs = {"epsilon": epsilon, "x0": x0, "v": signal * epsilon - sigma * x0}
     for name, output in outputs.items():
-        guided = guidance.guide(name, output, gradient, scale, signal, sigma)
+        by = guidance.Guidance(gradient_fn=lambda x, t: gradient, scale=scale)
+        guided = by.of_prediction(name, output, x, jnp.zeros(1, jnp.int32), signal, sigma)
         got, clean = epsilon_and_x0(name, guided, x, signal, sigma)
         np.testing.assert_allclose(got, 0.5 - 3.0 * 0.6 * 1.5, rtol=1e-5)
         np.testing.assert_allclose(clean, (0.7 - 0.6 * (0.5 - 2.7)) / 0.8, rtol=1e-5)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from side_jax.diffusion import sampler
+from side_jax.diffusion.guidance import Guidance
 from side_jax.diffusion.process import bcast
 from side_jax.diffusion.schedule import make_schedule
+from side_jax.diffusion.steps import step_table
 
 MEAN, STD = 0.3, 0.5
 SHAPE = (2, 2, 1)
@@ -29,8 +31,13 @@ def exact_denoiser(schedule, mean=MEAN, std=STD):
     return denoise
 
 
-def draw(schedule, num_steps, n=8192, eta=0.0, seed=0, clip=False, spacing="trailing"):
-    table = sampler.step_table(schedule, num_steps, eta=eta, clip=clip, spacing=spacing)
+def state(x):
+    """That of a first step."""
+    return sampler.State(x, jnp.zeros_like(x))
+
+
+def draw(schedule, num_steps, n=8192, eta=0.0, seed=0, clip=False, spacing="trailing", solver="ddim"):
+    table = step_table(schedule, num_steps, eta=eta, clip=clip, spacing=spacing, solver=solver)
     keys = sampler.sample_keys(jax.random.key(seed), jnp.arange(n, dtype=jnp.uint32))
     return np.asarray(sampler.sample(exact_denoiser(schedule), table, keys, SHAPE))
 
@@ -45,22 +52,83 @@ def test_recovers_the_gaussian(eta, prediction):
     np.testing.assert_allclose(images.std(), STD, rtol=0.015)
 
 
-def test_ddim_converges_at_first_order():
-    """The probability-flow ODE maps x_T to mean + std * x_T here, so the error of S steps is known exactly."""
+def flow(schedule, x_start, t):
+    """What the probability-flow ODE makes of x_T at timestep t: here it is known in closed form."""
+    a_start, a = schedule.alpha_bar[-1], schedule.alpha_bar[t]
+    variance_start, variance = (b * STD**2 + 1 - b for b in (a_start, a))
+    return a**0.5 * MEAN + (variance / variance_start) ** 0.5 * (x_start - a_start**0.5 * MEAN)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+def test_solvers_converge_at_their_orders(solver, order):
+    """Before the last step, which goes to a log-SNR of infinity, twice the steps divide the error by 2^order."""
+    schedule = make_schedule("linear", 20_000, 5e-6, 1e-3)
+    keys = sampler.sample_keys(jax.random.key(3), jnp.arange(64, dtype=jnp.uint32))
+    errors = []
+    for num_steps in (20, 40, 80, 160):
+        table = step_table(schedule, num_steps, clip=False, spacing="log_snr", solver=solver)
+        stop = num_steps - 1
+        step = functools.partial(sampler.sample_step, exact_denoiser(schedule), table)
+        now = jax.lax.fori_loop(0, stop, lambda i, now, step=step: step(i, now, keys), sampler.start(keys, SHAPE))
+        exact = flow(schedule, np.asarray(sampler.initial_noise(keys, SHAPE)), table.t[stop])
+        errors.append(np.abs(now.x - exact).max())
+    orders = np.log2(np.asarray(errors[:-1]) / errors[1:])
+    np.testing.assert_allclose(orders[-2:], order, atol=0.25)
+
+
+def test_the_second_order_solver_is_nearer_at_equal_steps():
     schedule = make_schedule("linear", 1000)
     keys = sampler.sample_keys(jax.random.key(3), jnp.arange(64, dtype=jnp.uint32))
     a = schedule.alpha_bar[-1]
-    x_start = np.asarray(sampler.initial_noise(keys, SHAPE))
-    exact = MEAN + STD * (x_start - a**0.5 * MEAN) / (a * STD**2 + 1 - a) ** 0.5
-    errors = [np.abs(draw(schedule, s, n=64, seed=3) - exact).max() for s in (25, 50, 100)]
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
-    assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+    exact = MEAN + STD * (np.asarray(sampler.initial_noise(keys, SHAPE)) - a**0.5 * MEAN) / (a * STD**2 + 1 - a) ** 0.5
+    error = {
+        solver: np.abs(draw(schedule, 10, n=64, seed=3, spacing="log_snr", solver=solver) - exact).mean()
+        for solver in ("ddim", "dpmpp_2m")
+    }
+    assert error["dpmpp_2m"] < 0.3 * error["ddim"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_too_few_steps_for_a_second_order_are_ddim(num_steps):
+    schedule = make_schedule("linear", 1000)
+    images = [draw(schedule, num_steps, n=64, clip=True, solver=solver) for solver in ("ddim", "dpmpp_2m")]
+    np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.parametrize("num_steps", [10, 100])
+def test_a_learned_variance_lies_between_the_small_and_the_large(num_steps):
+    """u = -1 is the small one, u = 1 the large one, u = 0 their geometric mean."""
+    schedule = make_schedule("linear", 100)
+    keys = sampler.sample_keys(jax.random.key(0), jnp.arange(4, dtype=jnp.uint32))
+    x, denoise = jax.random.normal(jax.random.key(9), (4, *SHAPE)), exact_denoiser(schedule)
+
+    def after(variance, step, u=None):
+        table = step_table(schedule, num_steps, eta=1.0, variance=variance)
+
+        def fn(x, t):
+            prediction = denoise(x, t)
+            return prediction if u is None else jnp.concatenate([prediction, jnp.full_like(prediction, u)], axis=-1)
+
+        return np.asarray(sampler.sample_step(fn, table, jnp.int32(step), state(x), keys).x)
+
+    for step in (0, num_steps // 2, num_steps - 2, num_steps - 1):
+        small, large, middle = after("small", step), after("large", step), after("learned_range", step, 0.0)
+        np.testing.assert_allclose(after("learned_range", step, -1.0), small, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(after("learned_range", step, 1.0), large, rtol=1e-5, atol=1e-6)
+        if step == num_steps - 1:
+            np.testing.assert_allclose(middle, small, rtol=1e-5)
+        else:
+            table = step_table(schedule, num_steps, eta=1.0)
+            low, high = table.std[step], table.std_large[step]
+            between = (np.sqrt(low * high) - low) / (high - low)
+            np.testing.assert_allclose(middle, small + between * (large - small), rtol=1e-4, atol=1e-5)
+            assert np.abs(large - small).max() > 1e-4
 
 
 def test_eta_one_on_the_full_grid_is_ddpm():
     """Against Ho et al. 2020 eq. 7 and algorithm 2, written from the posterior's own formulas."""
     schedule = make_schedule("linear", 50, 1e-3, 0.2)
-    table = sampler.step_table(schedule, 50, eta=1.0, clip=True)
+    table = step_table(schedule, 50, eta=1.0, clip=True)
     denoise = exact_denoiser(schedule)
     keys = sampler.sample_keys(jax.random.key(0), jnp.arange(4, dtype=jnp.uint32))
     x = 1.5 * jax.random.normal(jax.random.key(9), (4, *SHAPE))
@@ -77,24 +145,24 @@ def test_eta_one_on_the_full_grid_is_ddpm():
             [jax.random.normal(jax.random.fold_in(key, jnp.uint32(step + 1)), SHAPE, jnp.float32) for key in keys]
         )
         expected = mean_x0 * x0 + mean_xt * np.asarray(x) + variance**0.5 * z
-        got = sampler.sample_step(denoise, table, jnp.int32(step), x, keys)
+        got = sampler.sample_step(denoise, table, jnp.int32(step), state(x), keys).x
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_eta_zero_uses_no_noise_after_the_start():
     schedule = make_schedule("linear", 20)
-    table = sampler.step_table(schedule, 10)
+    table = step_table(schedule, 10)
     x = jax.random.normal(jax.random.key(0), (4, *SHAPE))
     results = []
     for seed in (0, 1):
         keys = sampler.sample_keys(jax.random.key(seed), jnp.arange(4, dtype=jnp.uint32))
-        results.append(np.asarray(sampler.sample_step(exact_denoiser(schedule), table, jnp.int32(3), x, keys)))
+        results.append(np.asarray(sampler.sample_step(exact_denoiser(schedule), table, jnp.int32(3), state(x), keys).x))
     np.testing.assert_array_equal(*results)
 
 
 def test_a_sample_depends_on_its_index_alone():
     schedule = make_schedule("linear", 20)
-    table = sampler.step_table(schedule, 10, eta=1.0)
+    table = step_table(schedule, 10, eta=1.0)
     base = jax.random.key(5)
 
     def make(index):
@@ -112,9 +180,21 @@ def test_clipping_keeps_images_in_range():
     assert np.abs(draw(make_schedule("linear", 100), 20, n=256, clip=False)).max() > 1.0
 
 
-def test_refuses_an_impossible_eta():
-    with pytest.raises(ValueError, match="eta must be between 0"):
-        sampler.step_table(make_schedule("linear", 10), 5, eta=1.5)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eta": 1.5}, "eta must be between 0"),
+        ({"solver": "heun"}, "unknown solver 'heun'"),
+        ({"solver": "dpmpp_2m", "eta": 0.5}, "dpmpp_2m draws no noise"),
+        ({"solver": "dpmpp_2m", "recompute": False}, "recompute true"),
+        ({"variance": "learned_range"}, "eta must be 1, got 0"),
+        ({"interval": (5, 2)}, r"got \(5, 2\)"),
+        ({"interval": (5,)}, r"got \(5,\)"),
+    ],
+)
+def test_refuses_what_no_solver_can_do(options, message):
+    with pytest.raises(ValueError, match=message):
+        step_table(make_schedule("linear", 10), 5, **options)
 
 
 def test_the_large_variance_is_an_upper_bound():
@@ -122,7 +202,7 @@ def test_the_large_variance_is_an_upper_bound():
     schedule = make_schedule("linear", 1000)
     std = {}
     for variance in ("small", "large"):
-        table = sampler.step_table(schedule, 50, eta=1.0, variance=variance, clip=False)
+        table = step_table(schedule, 50, eta=1.0, variance=variance, clip=False)
         keys = sampler.sample_keys(jax.random.key(0), jnp.arange(8192, dtype=jnp.uint32))
         for wide in (1.0, STD):
             images = sampler.sample(exact_denoiser(schedule, 0.0, wide), table, keys, SHAPE)
@@ -131,19 +211,46 @@ def test_the_large_variance_is_an_upper_bound():
     assert std["small", 1.0] < 0.98
     assert std["small", STD] < std["large", STD]
     with pytest.raises(ValueError, match="unknown variance 'huge'"):
-        sampler.step_table(schedule, 5, variance="huge")
+        step_table(schedule, 5, variance="huge")
 
 
 def test_guidance_acts_on_every_prediction_type_alike():
     """One guided step from the same x_t is the same, whichever way the exact denoiser puts its prediction."""
     results = []
+    by = Guidance(gradient_fn=lambda x, t: -x, scale=jnp.float32(3.0))
     for prediction in ("epsilon", "x0", "v"):
         schedule = make_schedule("linear", 100, prediction_type=prediction)
-        table = sampler.step_table(schedule, 10, clip=False)
+        table = step_table(schedule, 10, clip=False)
         x = jax.random.normal(jax.random.key(0), (4, *SHAPE))
         keys = sampler.sample_keys(jax.random.key(1), jnp.arange(4, dtype=jnp.uint32))
-        step = functools.partial(sampler.sample_step, exact_denoiser(schedule), table, jnp.int32(4), x, keys)
-        results.append(np.asarray(step(lambda x, t: -x, jnp.float32(3.0))))
-        assert np.abs(results[-1] - np.asarray(step())).max() > 0.1
+        step = functools.partial(sampler.sample_step, exact_denoiser(schedule), table, jnp.int32(4), state(x), keys)
+        results.append(np.asarray(step(by).x))
+        assert np.abs(results[-1] - np.asarray(step().x)).max() > 0.1
     np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(results[2], results[0], rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_acts_in_its_interval_alone():
+    """Outside of it the gradient is not even computed: here it would be NaN."""
+    schedule = make_schedule("linear", 100)
+
+    def gradient(x, t):
+        inside = bcast((t >= 30) & (t <= 69), x)
+        return jnp.where(inside, 1.0, jnp.nan) * jnp.ones_like(x)
+
+    by = Guidance(gradient_fn=gradient, scale=jnp.float32(2.0))
+    keys = sampler.sample_keys(jax.random.key(0), jnp.arange(8, dtype=jnp.uint32))
+    table = step_table(schedule, 10, interval=(30, 69), clip=False)
+    assert table.t[table.guided].tolist() == [69, 59, 49, 39]
+    assert list(table.segments(True)) == [(0, 3, False), (3, 7, True), (7, 10, False)]
+    assert list(table.segments(False)) == [(0, 10, False)]
+    denoise = exact_denoiser(schedule)
+    guided = sampler.sample(denoise, table, keys, SHAPE, by)
+    assert np.isfinite(guided).all()
+    now = sampler.start(keys, SHAPE)
+    for i in range(10):
+        now = sampler.sample_step(denoise, table, jnp.int32(i), now, keys, by if 3 <= i < 7 else None)
+    np.testing.assert_allclose(guided, now.x, rtol=1e-5, atol=1e-6)
+    everywhere = step_table(schedule, 10, clip=False)
+    assert list(everywhere.segments(True)) == [(0, 10, True)]
+    assert np.isnan(sampler.sample(denoise, everywhere, keys, SHAPE, by)).all()

@@ -6,38 +6,68 @@ import numpy as np
 import pytest
 
 from side_jax import sampling
-from side_jax.diffusion.sampler import step_table
+from side_jax.diffusion.guidance import Guidance, classifier_gradient
+from side_jax.diffusion.steps import step_table
 
 
-def make(schedule, loop, traced):
+def make(schedule, loop, traced, interval=()):
     def denoise(params, x, t):
         traced.append(None)
         return params["dpm"]["a"] * x
 
-    def log_prob(params, x, t):
-        return jax.nn.log_softmax(x.reshape(len(x), -1)[:, :3] * params["classifier"]["b"])
+    def guide(params, labels, scale):
+        def log_prob(x, t):
+            return jax.nn.log_softmax(x.reshape(len(x), -1)[:, :3] * params["classifier"]["b"])
 
-    table = step_table(schedule, 4)
-    return sampling.Generator(
-        denoise=denoise, log_prob=log_prob, table=table, shape=(2, 2, 1), batch_size=16, loop=loop
-    )
+        return Guidance(gradient_fn=classifier_gradient(log_prob, labels), scale=scale)
+
+    table = step_table(schedule, 4, interval=interval)
+    return sampling.Generator(denoise=denoise, guide=guide, table=table, shape=(2, 2, 1), batch_size=16, loop=loop)
+
+
+@pytest.fixture
+def compiled():
+    """What was handed to the compiler so far."""
+    events = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.clear_event_listeners()
 
 
 PARAMS = {"dpm": {"a": np.float32(0.5)}, "classifier": {"b": np.float32(2.0)}}
 
 
 @pytest.mark.parametrize("loop", ["scan", "dispatch"])
-def test_a_sweep_compiles_once(schedule, loop):
+def test_a_sweep_compiles_once(schedule, loop, compiled):
     traced = []
     generator = make(schedule, loop, traced)
     index, base = np.arange(16), jax.random.key(0)
     first = generator(PARAMS, base, index, np.full(16, 0, np.int32), 0.0)
     count = len(traced)
     assert count > 0
-    for scale, label in ((5.0, 1), (50.0, 2)):
-        later = generator(PARAMS, base, index, np.full(16, label, np.int32), scale)
+    assert compiled
+    compiled.clear()
+    for scale in range(1, 51):
+        later = generator(PARAMS, jax.random.key(scale), index, np.full(16, scale % 3, np.int32), float(scale))
         assert np.abs(first.astype(int) - later).max() > 0
     assert len(traced) == count
+    assert not compiled
+
+
+def test_both_loops_heed_the_interval(schedule):
+    found, index, base, labels = {}, np.arange(16), jax.random.key(0), np.ones(16, np.int32)
+    for loop in ("scan", "dispatch"):
+        for interval in ((), (400, 800), (0, 999)):
+            found[loop, interval] = make(schedule, loop, [], interval)(PARAMS, base, index, labels, 20.0).astype(int)
+        assert np.abs(found[loop, (400, 800)] - found[loop, ()]).max() > 1
+        np.testing.assert_array_equal(found[loop, (0, 999)], found[loop, ()])
+    for interval in ((), (400, 800)):
+        assert np.abs(found["scan", interval] - found["dispatch", interval]).max() <= 1
 
 
 @pytest.mark.parametrize("loop", ["scan", "dispatch"])

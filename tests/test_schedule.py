@@ -39,7 +39,7 @@ def test_scaled_linear_is_linear_in_the_square_root():
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("num_steps", [1, 7, 20, 999, 1000])
 def test_grid_falls_within_range(spacing, num_steps):
-    grid = time_grid(1000, num_steps, spacing)
+    grid = time_grid(make_schedule("linear", 1000), num_steps, spacing)
     assert grid.shape == (num_steps,)
     assert (np.diff(grid) < 0).all()
     assert grid[0] <= 999
@@ -47,22 +47,37 @@ def test_grid_falls_within_range(spacing, num_steps):
 
 
 def test_grids_by_hand():
-    assert time_grid(1000, 4, "trailing").tolist() == [999, 749, 499, 249]
-    assert time_grid(1000, 4, "leading").tolist() == [750, 500, 250, 0]
-    assert time_grid(1000, 4, "linspace").tolist() == [999, 666, 333, 0]
+    schedule = make_schedule("linear", 1000)
+    assert time_grid(schedule, 4, "trailing").tolist() == [999, 749, 499, 249]
+    assert time_grid(schedule, 4, "leading").tolist() == [750, 500, 250, 0]
+    assert time_grid(schedule, 4, "linspace").tolist() == [999, 666, 333, 0]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_log_snr_grid_is_uniform_in_it(name):
+    """To the rounding of timesteps: no neighbour is nearer, but where they are so sparse that it has every one."""
+    schedule = make_schedule(name, 4000)
+    grid = time_grid(schedule, 30, "log_snr")
+    log_snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar))
+    even = np.linspace(log_snr[-1], log_snr[0], 30)
+    free = [i for i in range(1, 29) if grid[i - 1] - 1 > grid[i] > grid[i + 1] + 1]
+    assert len(free) > 15
+    assert all(log_snr[grid[i] + 1] < even[i] < log_snr[grid[i] - 1] for i in free)
+    assert grid[0] == 3999
+    assert grid[-1] == 0
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_full_grid_is_every_timestep(spacing):
-    assert time_grid(50, 50, spacing).tolist() == list(range(49, -1, -1))
+    assert time_grid(make_schedule("linear", 50), 50, spacing).tolist() == list(range(49, -1, -1))
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="unknown schedule 'sine'"):
         make_schedule("sine", 10)
     with pytest.raises(ValueError, match="unknown spacing"):
-        time_grid(10, 5, "random")
+        time_grid(make_schedule("linear", 10), 5, "random")
     with pytest.raises(ValueError, match="num_steps must be between 1 and"):
-        time_grid(10, 11)
+        time_grid(make_schedule("linear", 10), 11)
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
         make_schedule("linear", 10, 0.1, 1.0)

@@ -13,7 +13,7 @@ import pytest
 import runs
 from onnx import TensorProto, helper, numpy_helper
 
-from side_jax import builders, sampling, validation
+from side_jax import builders, shards, validation
 from side_jax.config import from_config
 from side_jax.curves import Curves
 from side_jax.errors import InputError
@@ -109,7 +109,7 @@ def test_a_given_teacher_names_the_classes(settings, finished, teacher):
     settings = changed(settings, "surrogate", objective="tdkd", teacher_path=str(path), teacher_sha256=digest)
     settings = changed(settings, "label", encoder_size=8, encoder_mean=(0.5,) * 3, encoder_std=(0.5,) * 3)
     side, random = examples(settings, finished, "side", "side_random")
-    images = sampling.read_shards(finished / "synthesize", 128)["images"]
+    images = shards.read(shards.layout(finished / "synthesize", 128, 32))["images"]
     logits = (images.reshape(128, 64) / 127.5 - 1) @ weight
     np.testing.assert_allclose(side.teacher, jax.nn.log_softmax(logits), atol=1e-4)
     np.testing.assert_array_equal(side.labels, logits.argmax(1))
@@ -266,12 +266,12 @@ def test_guidance_is_by_the_scaled_log_probabilities(finished, attack, settings)
     x = jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
     t = jnp.full(8, 50)
     classifier, guide = surrogate.load(settings, finished, attack)
-    generator = builders.build_generator(settings, classifier, at_x0=ATTACKS[attack].at_x0)
+    log_prob = builders.build_log_prob(settings, classifier, at_x0=ATTACKS[attack].at_x0)
     dpm = builders.restore_ema(settings, builders.train_unit(settings, finished), builders.build_unet(settings))
 
     def log_probs(temperature):
         params = {"dpm": dpm.trees["ema"]} | guide | {"temperature": np.full(100, temperature, np.float32)}
-        return generator._log_prob(params, x, t)
+        return log_prob(params, x, t)
 
     once, hot = log_probs(1.0), log_probs(4.0)
     np.testing.assert_allclose(jnp.exp(once).sum(1), 1, rtol=1e-5)

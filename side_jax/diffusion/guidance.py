@@ -1,6 +1,6 @@
-"""Classifier guidance in its score form.
+"""Classifier guidance: what a classifier's gradient does to a step of the sampler.
 
-The surrogate's gradient is added to the DPM's score (Dhariwal and Nichol 2021, algorithm 2; SIDE's equation 5a):
+`score` form. The gradient is added to the DPM's score (Dhariwal and Nichol 2021, algorithm 2; SIDE's equation 5a):
 
     s_guided     = s_theta(x_t, t) + lambda grad_{x_t} log p(c | x_t, t)                           (1)
     epsilon_hat  = epsilon_theta(x_t, t) - lambda sqrt(1 - alpha_bar_t) grad_{x_t} log p(c | x_t, t)   (2)
@@ -10,18 +10,29 @@ equations (4) to (6), the same change of epsilon is, for a network that predicts
 
     x0_hat = x0_theta + lambda (sigma^2 / a) grad log p,      v_hat = v_theta - lambda (sigma / a) grad log p.   (3)
 
-The gradient is taken at x_t itself, not at a predicted mean. A classifier that has seen clean images alone can be asked
-about the clean image that the DPM predicts, x0_hat(x_t), with the gradient through the DPM (Bansal et al. 2023, forward
-universal guidance):
+`mean` forms. The gradient, times the variance std^2 of the step's noise, is added to its mean mu (Dhariwal and Nichol
+2021, algorithm 1), so they need a sampler that draws noise, eta > 0. The literature has two of them:
 
-    grad_{x_t} log p(c | x0_hat(x_t)).                                                             (4)
+    mean              mu + lambda std^2 grad log p(c | x, t) at x = x_t                            (4)
+    mean_at_mean      mu + lambda std^2 grad log p(c | x, t) at x = mu                             (5)
+
+Algorithm 1 as printed is (5), a Taylor expansion around mu; the code of the same authors computes (4), see
+openai/guided-diffusion, issue 51, and so does most of what was built on it.
+
+A classifier that has seen clean images alone can be asked about the clean image that the DPM predicts, x0_hat(x_t),
+with the gradient through the DPM (Bansal et al. 2023, forward universal guidance):
+
+    grad_{x_t} log p(c | x0_hat(x_t)).                                                             (6)
 
 A guidance scale lambda other than 1 is a power prior p(c | x)^lambda, which makes up for a miscalibrated classifier.
+With normalised gradients lambda is instead the root mean square, over an image's pixels, of what is added to the score
+(or to the mean, in units of the variance), whatever the classifier's confidence.
 
 Summing log-probabilities over the batch before taking the gradient is right only because the classifier treats each
 image on its own (GroupNorm, or frozen batch statistics); tests hold the classifiers to that.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -30,10 +41,13 @@ import jax.numpy as jnp
 from side_jax.diffusion.process import coefficients, epsilon_and_x0
 from side_jax.diffusion.schedule import Schedule
 
+FORMS = ("score", "mean", "mean_at_mean")
+
 LogProbFn = Callable[[jax.Array, jax.Array], jax.Array]
+GradientFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> GradientFn:
     """The guidance direction grad_{x_t} log p(c | x_t, t).
 
     Args:
@@ -55,7 +69,7 @@ def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> Callable[[
 def at_predicted_x0(
     log_prob_fn: LogProbFn, denoise_fn: Callable[[jax.Array, jax.Array], jax.Array], schedule: Schedule
 ) -> LogProbFn:
-    """Equation (4)'s log-probabilities as a function of (x_t, t).
+    """Equation (6)'s log-probabilities as a function of (x_t, t).
 
     x0_hat is clipped to the data's range [-1, 1], as what the classifier knows; the gradient passes the clipping as if
     it were not there, or pixels at the edge of the range could never be pushed.
@@ -75,23 +89,67 @@ def at_predicted_x0(
     return log_prob
 
 
-def guide(
-    prediction_type: str,
-    output: jax.Array,
-    gradient: jax.Array,
-    scale: jax.Array,
-    signal: jax.Array,
-    sigma: jax.Array,
-) -> jax.Array:
-    """Equations (2) and (3); scale = 0 returns the output unchanged, bit for bit.
+def normalized(gradient_fn: GradientFn) -> GradientFn:
+    """The gradient with each image's root mean square brought to 1; where it is zero, it stays zero."""
 
-    Args:
-      prediction_type: one of schedule.PREDICTIONS.
-      output: the DPM's prediction [b, h, w, c].
-      gradient: of the log-probability, same shape.
-      scale: the guidance scale lambda, a scalar >= 0.
-      signal: a, a scalar.
-      sigma: a scalar.
+    def fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        gradient = gradient_fn(x, t)
+        largest = jnp.abs(gradient).max(axis=tuple(range(1, x.ndim)), keepdims=True)
+        # Scaled first: the squares of a small gradient would underflow.
+        unit = gradient / jnp.where(largest > 0, largest, 1.0)
+        mean_square = jnp.square(unit).mean(axis=tuple(range(1, x.ndim)), keepdims=True)
+        return unit * jax.lax.rsqrt(jnp.where(largest > 0, mean_square, 1.0))
+
+    return fn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Guidance:
+    """What the sampler lets act on each guided step. A scale of 0 changes nothing, bit for bit.
+
+    Attributes:
+      gradient_fn: (x, t int32 [b]) -> the direction, the shape of x; see classifier_gradient and normalized.
+      scale: the guidance scale lambda >= 0, a scalar; may be traced.
+      form: one of FORMS.
     """
-    factor = {"epsilon": sigma, "x0": -sigma * sigma / signal, "v": sigma / signal}[prediction_type]
-    return output - (scale * factor) * gradient
+
+    gradient_fn: GradientFn
+    scale: jax.Array
+    form: str = "score"
+
+    def of_prediction(
+        self,
+        prediction_type: str,
+        output: jax.Array,
+        x: jax.Array,
+        t: jax.Array,
+        signal: jax.Array,
+        sigma: jax.Array,
+    ) -> jax.Array:
+        """Equations (2) and (3) in the score form; else the output as it is.
+
+        Args:
+          prediction_type: one of schedule.PREDICTIONS.
+          output: the DPM's prediction [b, h, w, c].
+          x: x_t, same shape.
+          t: int32 [b].
+          signal: a, a scalar.
+          sigma: a scalar.
+        """
+        if self.form != "score":
+            return output
+        factor = {"epsilon": sigma, "x0": -sigma * sigma / signal, "v": sigma / signal}[prediction_type]
+        return output - (self.scale * factor) * self.gradient_fn(x, t)
+
+    def of_mean(self, mean: jax.Array, std: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+        """Equations (4) and (5) in the mean forms; else the mean as it is.
+
+        Args:
+          mean: of x_t' given x_t, [b, h, w, c].
+          std: of its noise, a scalar or the shape of the mean.
+          x: x_t, same shape.
+          t: int32 [b], the timestep of x_t.
+        """
+        if self.form == "score":
+            return mean
+        return mean + self.scale * std * std * self.gradient_fn(mean if self.form == "mean_at_mean" else x, t)

@@ -1,4 +1,4 @@
-"""DDIM and DDPM sampling as pure functions.
+"""DDPM, DDIM and DPM-Solver++ (2M) sampling as pure functions.
 
 One step goes from timestep t to the next, less noisy t' of the grid (Song, Meng and Ermon 2021, eq. 12 and 16):
 
@@ -11,110 +11,43 @@ variance beta_tilde (Ho et al. 2020, eq. 7). The large variance draws the noise 
 
     std     = eta sqrt( 1 - abar_t / abar_t' )                                                     (4)
 
-(beta_t on the full grid, Ho et al. 2020, section 3.2), and none in the last step. The grid ends at abar = 1, the clean
-image. Where x0_hat is clipped to [-1, 1], epsilon_hat is recomputed from it, so that (1) stays true; diffusers' DDIM
-keeps the network's own epsilon_hat instead, unless asked to recompute it.
+(beta_t on the full grid, Ho et al. 2020, section 3.2), and none in the last step. A learned variance lies between the
+two, by a second output u in [-1, 1] of the network for every pixel (Nichol and Dhariwal 2021, eq. 15):
 
-A prediction of x0 or v is turned into (epsilon, x0) by process.py's equations (4) to (6).
+    log std = (u + 1) / 2 log std_(4) + (1 - (u + 1) / 2) log std_(2).                             (5)
+
+DPM-Solver++ (2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2) is (3) with eta = 0, where x0_hat is first extrapolated
+from that of the step before, and epsilon_hat recomputed by (1). With h the step in log(sqrt(abar) / sqrt(1 - abar)),
+
+    D = x0_hat + c (x0_hat - x0_hat of the step before),   c = h / (2 h of the step before),       (6)
+
+and c = 0 in the first step and in the last, which ends where the log-SNR is infinite. Where x0_hat is clipped to
+[-1, 1], epsilon_hat is recomputed from it, so that (1) stays true; diffusers' DDIM keeps the network's own epsilon_hat
+instead, unless asked to recompute it. A prediction of x0 or v is turned into (epsilon, x0) by process.py's equations
+(4) to (6).
 
 Randomness belongs to the sample: image i has its own key, from which its x_T and every z are derived, so neither the
 batch it shares nor the number of devices changes it.
 """
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from side_jax.diffusion.guidance import guide
+from side_jax.diffusion.guidance import Guidance
 from side_jax.diffusion.process import epsilon_and_x0
-from side_jax.diffusion.schedule import Schedule, time_grid
-
-VARIANCES = ("small", "large")
+from side_jax.diffusion.steps import StepTable
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class StepTable:
-    """The coefficients of equations (1) to (3) for each of S steps, noisiest first; arrays of length S.
+class State(NamedTuple):
+    """Where a trajectory is: x, float32 [b, ...], and x0, the x0_hat of the step before (zero before the first)."""
 
-    Attributes:
-      t: int32, the timestep given to the denoiser.
-      signal: float32, sqrt(abar_t).
-      sigma: float32, sqrt(1 - abar_t).
-      next_signal: float32, sqrt(abar_t').
-      next_sigma: float32, sqrt(1 - abar_t' - std^2).
-      std: float32, of the noise, equation (2) or (4); all zero for eta = 0.
-      prediction_type: what the denoiser predicts.
-      clip: whether x0_hat is clipped to [-1, 1].
-      recompute: whether epsilon_hat is recomputed from the clipped x0_hat.
-    """
-
-    t: np.ndarray
-    signal: np.ndarray
-    sigma: np.ndarray
-    next_signal: np.ndarray
-    next_sigma: np.ndarray
-    std: np.ndarray
-    prediction_type: str
-    clip: bool
-    recompute: bool
-
-    @property
-    def num_steps(self) -> int:
-        """S."""
-        return self.t.size
-
-
-def step_table(
-    schedule: Schedule,
-    num_steps: int,
-    *,
-    eta: float = 0.0,
-    variance: str = "small",
-    spacing: str = "trailing",
-    clip: bool = True,
-    recompute: bool = True,
-) -> StepTable:
-    """Precomputes the coefficients in float64 and stores them in float32.
-
-    Args:
-      schedule: the noise schedule that the DPM was trained with.
-      num_steps: S, from 1 to T.
-      eta: 0 (DDIM) to 1 (DDPM).
-      variance: of the noise, "small" (equation 2) or "large" (equation 4).
-      spacing: the time grid, see schedule.time_grid.
-      clip: clip x0_hat to the data's range [-1, 1].
-      recompute: where x0_hat is clipped, recompute epsilon_hat from it; eta = 1 needs that to be DDPM.
-
-    Raises:
-      ValueError: if eta is outside [0, 1], the variance is unknown or the grid is impossible.
-    """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must be between 0 (DDIM) and 1 (DDPM), got {eta}")
-    if variance not in VARIANCES:
-        raise ValueError(f"unknown variance {variance!r}: choose one of {', '.join(VARIANCES)}")
-    t = time_grid(schedule.num_timesteps, num_steps, spacing)
-    abar = schedule.alpha_bar[t]
-    abar_next = np.append(abar[1:], 1.0)
-    std = eta * np.sqrt((1 - abar_next) / (1 - abar)) * np.sqrt(1 - abar / abar_next)
-    single = {
-        "signal": np.sqrt(abar),
-        "sigma": np.sqrt(1 - abar),
-        "next_signal": np.sqrt(abar_next),
-        "next_sigma": np.sqrt(np.maximum(1 - abar_next - std**2, 0.0)),
-        "std": std if variance == "small" else eta * np.sqrt(1 - abar / abar_next) * (abar_next < 1),
-    }
-    return StepTable(
-        t=t,
-        prediction_type=schedule.prediction_type,
-        clip=clip,
-        recompute=recompute,
-        **{name: value.astype(np.float32) for name, value in single.items()},
-    )
+    x: jax.Array
+    x0: jax.Array
 
 
 def sample_keys(base: jax.Array, index: jax.Array) -> jax.Array:
@@ -133,43 +66,60 @@ def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return _normal(keys, jnp.uint32(0), shape)
 
 
+def start(keys: jax.Array, shape: tuple[int, ...]) -> State:
+    """The state before the first step."""
+    x = initial_noise(keys, shape)
+    return State(x, jnp.zeros_like(x))
+
+
 def sample_step(
     denoise_fn: DenoiseFn,
     table: StepTable,
     step: jax.Array,
-    x: jax.Array,
+    state: State,
     keys: jax.Array,
-    gradient_fn: DenoiseFn | None = None,
-    scale: jax.Array | None = None,
-) -> jax.Array:
-    """One step of equations (1) to (3), guided where a gradient function is given.
+    guidance: Guidance | None = None,
+) -> State:
+    """One step of equations (1) to (6), guided where a guidance is given.
 
     Args:
-      denoise_fn: (x_t, t int32 [b]) -> what table.prediction_type says.
+      denoise_fn: (x_t, t int32 [b]) -> what table.prediction_type says; with a learned variance twice the channels, of
+        which the second half is u of equation (5).
       table: coefficients.
       step: int32 scalar, 0..S-1; may be traced.
-      x: x_t, float32 [b, ...].
+      state: before the step.
       keys: typed keys [b], one for each sample.
-      gradient_fn: (x_t, t) -> guidance direction, see guidance.classifier_gradient.
-      scale: the guidance scale lambda, a scalar; may be traced. Required with gradient_fn.
+      guidance: what is added to the prediction or to the mean; table.guided is the caller's to heed.
 
     Returns:
-      x_t', the shape of x.
+      The state after the step.
     """
+    x = state.x
     t = jnp.full(x.shape[:1], jnp.asarray(table.t)[step])
-    at = {name: jnp.asarray(getattr(table, name))[step] for name in ("signal", "sigma", "next_signal", "next_sigma")}
-    output = denoise_fn(x, t)
-    if gradient_fn is not None:
-        output = guide(table.prediction_type, output, gradient_fn(x, t), scale, at["signal"], at["sigma"])
-    epsilon, x0 = epsilon_and_x0(table.prediction_type, output, x, at["signal"], at["sigma"])
+
+    def at(name: str) -> jax.Array:
+        return jnp.asarray(getattr(table, name))[step]
+
+    output, std = denoise_fn(x, t), at("std")
+    if table.learned:
+        output, u = jnp.split(output, 2, axis=-1)
+        # The floor keeps log(0) of the last step, whose std is 0 either way, out of the interpolation.
+        low, high = (jnp.log(jnp.maximum(at(name), jnp.float32(1e-20))) for name in ("std", "std_large"))
+        std = jnp.exp(low + 0.5 * (u + 1.0) * (high - low))
+    if guidance is not None:
+        output = guidance.of_prediction(table.prediction_type, output, x, t, at("signal"), at("sigma"))
+    epsilon, x0 = epsilon_and_x0(table.prediction_type, output, x, at("signal"), at("sigma"))
     if table.clip:
         x0 = jnp.clip(x0, -1.0, 1.0)
-        if table.recompute:
-            epsilon, _ = epsilon_and_x0("x0", x0, x, at["signal"], at["sigma"])
-    x = at["next_signal"] * x0 + at["next_sigma"] * epsilon
-    if table.std.any():
-        x = x + jnp.asarray(table.std)[step] * _normal(keys, (step + 1).astype(jnp.uint32), x.shape[1:])
-    return x
+    used = x0 + at("extrapolate") * (x0 - state.x0) if table.extrapolate.any() else x0
+    if table.extrapolate.any() or (table.clip and table.recompute):
+        epsilon, _ = epsilon_and_x0("x0", used, x, at("signal"), at("sigma"))
+    mean = at("next_signal") * used + at("next_sigma") * epsilon
+    if guidance is not None:
+        mean = guidance.of_mean(mean, std, x, t)
+    if table.stochastic:
+        mean = mean + std * _normal(keys, (step + 1).astype(jnp.uint32), x.shape[1:])
+    return State(mean, x0)
 
 
 def sample(
@@ -177,15 +127,18 @@ def sample(
     table: StepTable,
     keys: jax.Array,
     shape: tuple[int, ...],
-    gradient_fn: DenoiseFn | None = None,
-    scale: jax.Array | None = None,
+    guidance: Guidance | None = None,
 ) -> jax.Array:
-    """The whole trajectory as one compiled loop: images float32 [b, *shape], in about [-1, 1].
+    """The whole trajectory as compiled loops: images float32 [b, *shape], in about [-1, 1].
 
-    Arguments as in sample_step; `shape` is one image's (height, width, channels).
+    Arguments as in sample_step; `shape` is one image's (height, width, channels). Steps outside of the guidance's
+    interval do not run the classifier.
     """
+    state = start(keys, shape)
+    for first, last, guided in table.segments(guidance is not None):
 
-    def body(step: jax.Array, x: jax.Array) -> jax.Array:
-        return sample_step(denoise_fn, table, step, x, keys, gradient_fn, scale)
+        def body(step: jax.Array, state: State, by: Guidance | None = guidance if guided else None) -> State:
+            return sample_step(denoise_fn, table, step, state, keys, by)
 
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(table.num_steps), body, initial_noise(keys, shape))
+        state = jax.lax.fori_loop(jnp.int32(first), jnp.int32(last), body, state)
+    return state.x

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SCHEDULES = ("linear", "scaled_linear", "cosine")
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = ("leading", "trailing", "linspace", "log_snr")
 PREDICTIONS = ("epsilon", "x0", "v")
 
 
@@ -90,15 +90,17 @@ def make_schedule(
     return Schedule(betas=betas, prediction_type=prediction_type)
 
 
-def time_grid(num_timesteps: int, num_steps: int, spacing: str = "trailing") -> np.ndarray:
+def time_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> np.ndarray:
     """The timesteps at which a sampler calls the denoiser, noisiest first.
 
-    The names are those of Lin et al. 2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2).
-    `trailing` starts at T - 1; `leading` ends at 0; `linspace` does both. All three give the full grid T-1..0 when
-    num_steps = T.
+    Three names are those of Lin et al. 2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2):
+    `trailing` starts at T - 1; `leading` ends at 0; `linspace` does both. `log_snr` does both too, with steps that are
+    uniform in log(alpha_bar / (1 - alpha_bar)) (Lu et al. 2022, "DPM-Solver"), rounded to timesteps; where
+    several would fall on one timestep, they move to its free neighbours. All give the full grid T-1..0 when num_steps
+    = T.
 
     Args:
-      num_timesteps: T.
+      schedule: with T timesteps.
       num_steps: S, from 1 to T.
       spacing: one of SPACINGS.
 
@@ -108,6 +110,7 @@ def time_grid(num_timesteps: int, num_steps: int, spacing: str = "trailing") -> 
     Raises:
       ValueError: if num_steps is not in 1..T or the spacing is unknown.
     """
+    num_timesteps = schedule.num_timesteps
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(f"num_steps must be between 1 and the schedule's {num_timesteps} timesteps, got {num_steps}")
     if spacing == "trailing":
@@ -116,6 +119,13 @@ def time_grid(num_timesteps: int, num_steps: int, spacing: str = "trailing") -> 
         grid = np.arange(num_steps)[::-1] * (num_timesteps // num_steps)
     elif spacing == "linspace":
         grid = np.round(np.linspace(num_timesteps - 1, 0, num_steps))
+    elif spacing == "log_snr":
+        log_snr = np.log(schedule.alpha_bar) - np.log1p(-schedule.alpha_bar)
+        wanted = np.linspace(log_snr[-1], log_snr[0], num_steps)
+        grid = np.round(np.interp(-wanted, -log_snr, np.arange(num_timesteps)))
+        place = np.arange(num_steps)  # up from the clean end, then down from the noisy one
+        grid = np.maximum.accumulate(grid[::-1] - place) + place
+        grid = np.minimum(grid, num_timesteps - num_steps + place)[::-1]
     else:
         raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
     return grid.astype(np.int32)

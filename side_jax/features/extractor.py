@@ -37,7 +37,7 @@ class Extractor:
 
 def on_devices(fn: Callable, params: Any, batch_size: int) -> Embed:
     """fn(params, images, index) on each local device's share of a batch, as an Extractor's embed."""
-    return functools.partial(parallel.in_batches(fn, batch_size), parallel.place(params, parallel.mesh()))
+    return functools.partial(parallel.in_batches(fn, batch_size), parallel.place(params, parallel.local_mesh()))
 
 
 def embed_all(extractor: Extractor, images: np.ndarray) -> np.ndarray:

@@ -115,6 +115,12 @@ def match(images: np.ndarray, references: np.ndarray, metrics: list[Metric]) -> 
     return results
 
 
+def joined(parts: list[Matches]) -> Matches:
+    """The matches of parts of the generated images, in order, as one."""
+    fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("value", "nearest", "matched")}
+    return Matches(in_band=np.any([part.in_band for part in parts], axis=0), **fields)
+
+
 def difference_interval(hits: tuple[int, int], trials: tuple[int, int], confidence: float) -> tuple[float, float]:
     """Interval of the difference of two rates, first minus second (Newcombe 1998, method 10).
 

@@ -7,6 +7,7 @@ files in configs/ override, and back. Defaults suit small images; each config fi
 
 import dataclasses
 
+from side_jax.diffusion.schedule import time_grid
 from side_jax.settings.attack import ATTACKS, METRICS, SOURCES, Attack, Evaluate, Extract, Run, Sampler
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.surrogate import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
@@ -86,6 +87,7 @@ class Settings:
             check(value < steps, "label.denoiser_timestep", value, need)
         need = f"at most diffusion.num_timesteps ({steps})"
         check(self.sampler.num_steps <= steps, "sampler.num_steps", self.sampler.num_steps, need)
+        self._check_guidance()
         need = f"at most data.num_members ({data.num_members})"
         ok = self.train.batch_size <= data.num_members or bool(self.target.path)
         check(ok, "train.batch_size", self.train.batch_size, need)
@@ -101,3 +103,15 @@ class Settings:
         neighbors = self.evaluate.normalized_l2_neighbors
         need = f"at most data.num_members ({data.num_members})"
         check(neighbors <= data.num_members, "evaluate.normalized_l2_neighbors", neighbors, need)
+
+    def _check_guidance(self) -> None:
+        e, eta = self.extract, self.sampler.eta
+        ok = e.guidance_form == "score" or eta > 0
+        need = f"score while sampler.eta is {eta:g}: the mean forms act in proportion to the variance of the noise"
+        check(ok, "extract.guidance_form", e.guidance_form, need)
+        if e.guidance_interval:
+            low, high = e.guidance_interval
+            grid = time_grid(self.diffusion.make(), self.sampler.num_steps, self.sampler.spacing)
+            need = f"one that holds a timestep of the sampler's grid: {', '.join(map(str, grid))}"
+            ok = ((low <= grid) & (grid <= high)).any()
+            check(ok, "extract.guidance_interval", e.guidance_interval, need)

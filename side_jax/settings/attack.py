@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from side_jax.diffusion.sampler import VARIANCES
+from side_jax.diffusion.guidance import FORMS
 from side_jax.diffusion.schedule import SPACINGS
+from side_jax.diffusion.steps import SOLVERS
 from side_jax.settings.checks import check, one_of
 
 
@@ -47,16 +48,18 @@ SOURCES = {
 }
 DEFAULT_ATTACKS = ("unconditional", "conditional", "side")
 METRICS = ("normalized_l2", "rmse", "distance_ratio")
+VARIANCES = ("small", "large")  # the target's U-Net has no output for a learned one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
     """How every attack walks from noise to images."""
 
+    solver: str = "ddim"  # or "dpmpp_2m", DPM-Solver++ of second order
     num_steps: int = 20
     eta: float = 0.0  # 0 is DDIM, 1 is DDPM
     variance: str = "small"  # of the noise where eta > 0: "small" or "large", as diffusers' fixed_small, fixed_large
-    spacing: str = "trailing"
+    spacing: str = "trailing"  # of the time grid: diffusers' names, and "log_snr"
     batch_size: int = 64  # images sampled together, over all local devices
     loop: str = (
         "auto"  # "scan" compiles the whole trajectory, "dispatch" one step; auto: scan, but dispatch for guided CPU
@@ -65,6 +68,9 @@ class Sampler:
     def __post_init__(self):
         check(self.num_steps >= 1, "sampler.num_steps", self.num_steps, "at least 1")
         check(0 <= self.eta <= 1, "sampler.eta", self.eta, "between 0 (DDIM) and 1 (DDPM)")
+        one_of("sampler.solver", self.solver, SOLVERS)
+        ok = self.solver == "ddim" or self.eta == 0
+        check(ok, "sampler.eta", self.eta, f"0 with sampler.solver = {self.solver}, which draws no noise")
         one_of("sampler.variance", self.variance, VARIANCES)
         one_of("sampler.spacing", self.spacing, SPACINGS)
         check(self.batch_size >= 1, "sampler.batch_size", self.batch_size, "at least 1")
@@ -79,8 +85,16 @@ class Extract:
     attacks: tuple[str, ...] = DEFAULT_ATTACKS
     guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for the guided attacks
     temperature_scaling: bool = False  # guide by probabilities that were calibrated on the held-back images
+    guidance_form: str = "score"  # or "mean", "mean_at_mean" (these with sampler.eta > 0), see diffusion/guidance.py
+    guidance_interval: tuple[int, ...] = ()  # (t_low, t_high), the timesteps at which guidance acts; empty: at all
+    normalize_gradient: bool = False  # to a root mean square of 1 for each image
 
     def __post_init__(self):
+        one_of("extract.guidance_form", self.guidance_form, FORMS)
+        interval = self.guidance_interval
+        need = "empty, or (t_low, t_high) with 0 <= t_low <= t_high"
+        ok = not interval or (len(interval) == 2 and 0 <= interval[0] <= interval[1])
+        check(ok, "extract.guidance_interval", interval, need)
         check(self.num_images >= 1, "extract.num_images", self.num_images, "at least 1 (N_G, images for each attack)")
         check(len(self.attacks) >= 1, "extract.attacks", self.attacks, f"one or more of {', '.join(ATTACKS)}")
         for attack in self.attacks:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from side_jax.diffusion.schedule import PREDICTIONS, SCHEDULES
+from side_jax.diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from side_jax.settings.checks import check, one_of
 
 DATASETS = ("digits", "faces", "folder", "npz", "tfds")
@@ -82,6 +82,11 @@ class Diffusion:
         need = f"empty, or {self.num_timesteps} (diffusion.num_timesteps) values strictly between 0 and 1"
         check(ok, "diffusion.trained_betas", betas, need)
         one_of("diffusion.prediction_type", self.prediction_type, PREDICTIONS)
+
+    def make(self) -> Schedule:
+        """The schedule that these settings describe."""
+        options = dataclasses.asdict(self)
+        return make_schedule(options.pop("schedule"), **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

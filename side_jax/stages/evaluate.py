@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from side_jax import __version__, builders, files, manifest, sampling
+from side_jax import __version__, builders, files, manifest, parallel, sampling, shards
 from side_jax.config import from_config
 from side_jax.diffusion.process import denoising_loss
-from side_jax.memorization.metrics import Matches, match, wilson_interval
+from side_jax.memorization.metrics import Matches, joined, match, wilson_interval
 from side_jax.progress import progress
 from side_jax.settings import Settings
 
@@ -26,8 +26,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes evaluate/results.json and evaluate/matches.csv (one row for each generated image)."""
     settings = from_config(config)
     work = manifest.evaluation_unit(settings, workdir)
-    if not work.begin():
-        return
+    if work.begin():
+        if parallel.primary():  # the comparison is small beside the sampling; the others wait
+            _evaluate(settings, workdir, work)
+        work.finish()
+
+
+def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
     members, heldout, member_ids, heldout_ids = builders.load_split(settings, workdir)
     sides = sampling.to_float(members.images), sampling.to_float(heldout.images)
     metrics = builders.build_metrics(settings)
@@ -37,13 +42,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         table = csv.writer(file)
         table.writerow(_header([metric.name for metric in metrics]))
         for run_of, unit in progress(units, total=len(units), description="evaluate", unit="run"):
-            made = sampling.read_shards(unit.directory, settings.extract.num_images)
-            pictures = sampling.to_float(made["images"])
-            scored = [match(pictures, side, metrics) for side in sides]
+            found: list[list[list[Matches]]] = []  # [chunk of images][side][metric]
+            for made in shards.stream(builders.extracted_shards(settings, unit)):
+                pictures = sampling.to_float(made["images"])
+                found.append([match(pictures, side, metrics) for side in sides])
+                _write_matches(table, (run_of.attack, run_of.scale), made, found[-1], (member_ids, heldout_ids))
+            scored = [[joined(list(parts)) for parts in zip(*side, strict=True)] for side in zip(*found, strict=True)]
             for metric, to_members, to_heldout in zip(metrics, *scored, strict=True):
                 row = {"attack": run_of.attack, "guidance_scale": run_of.scale, "metric": metric.name}
                 rows.append(row | {"band": list(metric.band)} | _scores(to_members, to_heldout, settings))
-            _write_matches(table, (run_of.attack, run_of.scale), made, scored, (member_ids, heldout_ids))
     results = {
         "rows": rows,
         "dataset": {
@@ -59,7 +66,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     }
     files.write_json(work.directory / "results.json", results)
     logger.info("evaluate: %d rows in %s.", len(rows), work.directory / "results.json")
-    work.finish(rows=len(rows))
 
 
 def _scores(to_members: Matches, to_heldout: Matches, settings: Settings) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Stage 5: draws N_G images by every attack at every guidance scale, all from the same starting noise."""
 
+import functools
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
-from side_jax import builders, manifest, sampling
+from side_jax import builders, manifest, sampling, shards
 from side_jax.config import from_config
 from side_jax.settings import ATTACKS
 from side_jax.stages import surrogate
@@ -18,7 +20,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     loaded: dict[str, tuple[sampling.Generator, dict, int]] = {}  # for each attack, so that a sweep compiles once
     dpm = None
     for run_of, work in works:
-        if not work.begin():
+        parts = builders.extracted_shards(settings, work)
+        if not work.begin(functools.partial(shards.complete, parts)):
             continue
         if run_of.attack not in loaded:
             if dpm is None:
@@ -29,15 +32,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
             classes = classifier.num_classes if classifier else 0
             loaded[run_of.attack] = generator, {"dpm": dpm} | guide, classes
         generator, params, classes = loaded[run_of.attack]
-        sampling.write_shards(
+        count = settings.extract.num_images
+        labels = sampling.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
+        shards.write(
             generator,
-            work.directory,
+            parts,
             params=params,
             base=base,
-            num_images=settings.extract.num_images,
-            description=f"extract {run_of.name}",
-            num_classes=classes,
+            labels=labels,
             scale=run_of.scale,
+            description=f"extract {run_of.name}",
         )
         work.finish(attack=run_of.attack, guidance_scale=run_of.scale, index_range=[0, settings.extract.num_images])
     manifest.finish_stage(workdir, "extract", [work for _, work in works])

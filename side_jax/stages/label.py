@@ -2,13 +2,14 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
-from side_jax import builders, clustering, files, plots, sampling
+from side_jax import builders, clustering, files, manifest, parallel, plots, shards
 from side_jax.config import from_config
 from side_jax.features import extract
-from side_jax.manifest import unit
+from side_jax.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +20,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if not settings.extract.needs_pseudo_labels:
         logger.info("label: not needed, since config.extract.attacks has none that learns from synthetic images.")
         return
-    work = unit(settings, workdir, "label")
-    if not work.begin():
-        return
-    made = sampling.read_shards(workdir / "synthesize", settings.synthesize.num_images)
+    work = manifest.unit(settings, workdir, "label")
+    if work.begin():
+        content = _label(settings, workdir, work) if parallel.primary() else {}
+        work.finish(**content)
+
+
+def _label(settings: Settings, workdir: Path, work: manifest.Unit) -> dict[str, Any]:
+    """Clusters and writes; returns what the manifest keeps."""
+    made = shards.read(builders.synthetic_shards(settings, workdir))
     extractor = builders.build_extractor(settings, workdir)
     features = extract(extractor, made["images"], workdir / "features")
     result = clustering.pseudo_labels(features, settings.label, builders.stream_seed(settings, "label"))
@@ -40,4 +46,4 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         counts["reassigned_images"],
         counts["dropped_images"],
     )
-    work.finish(**counts, features=extractor.identity)
+    return counts | {"features": extractor.identity}

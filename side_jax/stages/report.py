@@ -8,10 +8,10 @@ import jinja2
 import ml_collections
 import numpy as np
 
-from side_jax import builders, curves, files, images, manifest, monitor, plots, sampling
+from side_jax import builders, curves, files, images, manifest, monitor, parallel, plots, sampling, shards
 from side_jax.config import from_config
 from side_jax.memorization import neighbors
-from side_jax.memorization.metrics import difference_interval, match
+from side_jax.memorization.metrics import difference_interval, joined, match
 from side_jax.settings import ATTACKS, Run, Settings
 
 TRIPLES_SHOWN = 24
@@ -21,8 +21,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes report/index.html, report/guidance.png and report/matches_<run>.png."""
     settings = from_config(config)
     work = manifest.report_unit(settings, workdir)
-    if not work.begin():
-        return
+    if work.begin():
+        if parallel.primary():
+            _write(config, settings, workdir, work)
+        work.finish(page="index.html")
+
+
+def _write(config: ml_collections.ConfigDict, settings: Settings, workdir: Path, work: manifest.Unit) -> None:
     results = files.read_json(workdir / "evaluate" / "results.json")
     headline = [row for row in results["rows"] if row["metric"] == settings.evaluate.metrics[0]]
     figure = plots.guidance(headline)
@@ -59,7 +64,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
     with files.atomic(work.directory / "index.html", "w") as file:
         file.write(page)
-    work.finish(page="index.html")
 
 
 def _training(workdir: Path) -> dict[str, Any] | None:
@@ -173,20 +177,23 @@ def in_plain_words(config: ml_collections.ConfigDict, workdir: Path) -> str:
 def _gallery(settings: Settings, workdir: Path, row: dict[str, Any]) -> dict[str, Any]:
     """The closest match of each extracted member: generated | nearest member | nearest held-out."""
     run_of = Run(attack=row["attack"], scale=row["guidance_scale"])
-    made = sampling.read_shards(workdir / "extract" / run_of.name, settings.extract.num_images)["images"]
+    work = next(work for found, work in manifest.extraction_units(settings, workdir) if found == run_of)
+    parts = builders.extracted_shards(settings, work)
     members, heldout, member_ids, heldout_ids = builders.load_split(settings, workdir)
-    pictures, sides = sampling.to_float(made), [sampling.to_float(side.images) for side in (members, heldout)]
+    sides = [sampling.to_float(side.images) for side in (members, heldout)]
     metric = builders.build_metrics(settings)[:1]
-    scored, control = (match(pictures, side, metric)[0] for side in sides)
+    found = [
+        [match(sampling.to_float(made["images"]), side, metric)[0] for side in sides] for made in shards.stream(parts)
+    ]
+    scored, control = (joined(list(side)) for side in zip(*found, strict=True))
     order = np.argsort(scored.value, kind="stable")
     first = {}
     for i in order[scored.matched[order]]:
         first.setdefault(scored.nearest[i], i)
     chosen = np.asarray(list(first.values())[:TRIPLES_SHOWN], np.int64)
-    rmse = [neighbors.nearest(pictures[chosen], side, 1)[0][:, 0] for side in sides] if len(chosen) else []
-    triples = np.stack(
-        [made[chosen], members.images[scored.nearest[chosen]], heldout.images[control.nearest[chosen]]], axis=1
-    )
+    made = shards.pick(parts, chosen) if len(chosen) else np.empty((0, *members.images.shape[1:]), np.uint8)
+    rmse = [neighbors.nearest(sampling.to_float(made), side, 1)[0][:, 0] for side in sides] if len(chosen) else []
+    triples = np.stack([made, members.images[scored.nearest[chosen]], heldout.images[control.nearest[chosen]]], axis=1)
     cells = [
         {
             "index": int(i),

@@ -25,7 +25,8 @@ from side_jax import (
     files,
     losses,
     manifest,
-    sampling,
+    parallel,
+    shards,
     training,
 )
 from side_jax.config import from_config
@@ -98,7 +99,7 @@ def _examples(settings: Settings, workdir: Path, name: str) -> _Examples:
         found = features.extract(builders.build_extractor(settings, workdir), images, workdir / "features")
         labels = clustering.pseudo_labels(found, settings.label, builders.stream_seed(settings, "label"))["label"]
     else:
-        images = sampling.read_shards(workdir / "synthesize", settings.synthesize.num_images)["images"]
+        images = shards.read(builders.synthetic_shards(settings, workdir))["images"]
         labels = files.read_npz(workdir / "label" / "labels.npz")["label"]
     s = settings.surrogate
     if s.objective == "tdkd" and s.teacher_path:
@@ -146,7 +147,7 @@ def _fit(settings: Settings, work: Unit, name: str, examples: _Examples) -> None
     levels = noise_levels(schedule.num_timesteps)
     checkpoints = builders.checkpoint_directory(work.workdir, work.name)
     first_step = checkpoint.latest_step(checkpoints) or 0
-    with Curves(work.directory / "validation.jsonl", first_step=first_step) as curves:
+    with Curves(work.directory / "validation.jsonl", first_step=first_step, write=parallel.primary()) as curves:
         watch = EarlyStop(
             predictions,
             kept_back.labels,
@@ -174,7 +175,8 @@ def _fit(settings: Settings, work: Unit, name: str, examples: _Examples) -> None
         best = builders.restore_ema(settings, work, classifier, work.directory / "best")
         params, content["best_step"] = best.trees["ema"], best.step
     rows = calibration.by_level(predictions(params, levels), kept_back.labels, levels)
-    files.write_json(work.directory / "levels.json", rows)
+    if parallel.primary():
+        files.write_json(work.directory / "levels.json", rows)
     work.finish(
         steps=steps, classes=examples.classes, images=len(train.labels), held_back=len(kept_back.labels), **content
     )

@@ -31,11 +31,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     settings = from_config(config)
     unit = builders.train_unit(settings, workdir)
     path = unit.directory / "split.json"
-    if parallel.primary() and unit.begin() and not path.exists():
+    if not unit.begin():
+        return
+    if parallel.primary() and not path.exists():
         files.write_json(path, split.make_split(datasets.load(settings.data), settings.data, settings.seed))
     parallel.barrier("split")
-    if unit.done():
-        return
     members, heldout, _, _ = builders.load_split(settings, workdir, stream=True)
     counts = files.read_json(path)["counts"]
     logger.info(
@@ -47,10 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         counts["near_duplicates_moved"],
     )
     work = _import if settings.target.path else _fit
-    content = work(settings, unit, members, heldout)
-    if parallel.primary():
-        unit.finish(split=counts, **content)
-    parallel.barrier("trained")
+    unit.finish(split=counts, **work(settings, unit, members, heldout))
 
 
 def _import(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> dict[str, Any]:

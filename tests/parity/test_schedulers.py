@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import warnings
 
 import jax
 import numpy as np
@@ -11,9 +12,11 @@ from parity.theirs import (
     CONFIGS,
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     apply,
     nchw,
     nhwc,
+    predict,
     random_unet,
     save,
     scheduling_ddpm,
@@ -22,7 +25,8 @@ from parity.theirs import (
 from side_jax.convert import from_diffusers
 from side_jax.convert.schedules import read_schedule
 from side_jax.diffusion import sampler
-from side_jax.diffusion.schedule import time_grid
+from side_jax.diffusion.schedule import make_schedule, time_grid
+from side_jax.diffusion.steps import step_table
 
 STEPS = 20
 BATCH = 2
@@ -54,16 +58,18 @@ def noises():
 
 def our_trajectory(denoise_fn, table):
     """x after each step, float32 [STEPS, b, h, w, c]."""
-    x, found = noises()[0], []
+    state, found = sampler.start(keys(), (8, 8, 3)), []
     for step in range(STEPS):
-        x = sampler.sample_step(denoise_fn, table, np.int32(step), x, keys())
-        found.append(np.asarray(x))
+        state = sampler.sample_step(denoise_fn, table, np.int32(step), state, keys())
+        found.append(np.asarray(state.x))
     return np.stack(found)
 
 
-def their_trajectory(net, scheduler, **options):
+def their_trajectory(net, scheduler, timesteps=None, **options):
     """As our_trajectory; options: of the scheduler's step, with each step's noise as `variance_noise`."""
-    scheduler.set_timesteps(STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it hands tensors to numpy in a way that numpy has deprecated
+        scheduler.set_timesteps(**({"num_inference_steps": STEPS} if timesteps is None else {"timesteps": timesteps}))
     x, found = nchw(noises()[0]), []
     noise = [nchw(value) for value in noises()[1]]
     with torch.no_grad():
@@ -91,9 +97,7 @@ def test_ddim_steps_agree(unet, prediction, kind, eta, recompute):
     net, directory, ours = unet
     scheduler = DDIMScheduler(beta_schedule=kind, prediction_type=prediction)
     scheduler.save_pretrained(directory)
-    table = sampler.step_table(
-        read_schedule(directory), STEPS, eta=eta, spacing="leading", clip=True, recompute=recompute
-    )
+    table = step_table(read_schedule(directory), STEPS, eta=eta, spacing="leading", clip=True, recompute=recompute)
     theirs = their_trajectory(net, scheduler, eta=eta, use_clipped_model_output=recompute)
     agree(our_trajectory(ours, table), theirs)
 
@@ -105,10 +109,46 @@ def test_ddpm_steps_agree(unet, prediction, kind, variance, monkeypatch):
     scheduler = DDPMScheduler(beta_schedule=kind, prediction_type=prediction, variance_type=f"fixed_{variance}")
     scheduler.save_pretrained(directory)
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **options: scheduler.noise)
-    table = sampler.step_table(
-        read_schedule(directory), STEPS, eta=1.0, variance=variance, spacing="leading", clip=True
-    )
+    table = step_table(read_schedule(directory), STEPS, eta=1.0, variance=variance, spacing="leading", clip=True)
     agree(our_trajectory(ours, table), their_trajectory(net, scheduler))
+
+
+@pytest.mark.parametrize(("prediction", "kind"), KINDS[:3] + KINDS[4:])  # not where x_0 is x_T / 0.005
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "log_snr"])
+def test_dpm_solver_steps_agree(unet, prediction, kind, spacing):
+    net, directory, ours = unet
+    scheduler = DPMSolverMultistepScheduler(
+        beta_schedule=kind, prediction_type=prediction, timestep_spacing="trailing", final_sigmas_type="zero"
+    )
+    scheduler.save_pretrained(directory)
+    schedule = read_schedule(directory)
+    table = step_table(schedule, STEPS, solver="dpmpp_2m", spacing=spacing, clip=False)
+    assert table.extrapolate.any()
+    # What diffusers calls linspace here ends earlier, and its log-SNR grid has fractions: it is given ours.
+    theirs = their_trajectory(net, scheduler, None if spacing == "trailing" else table.t.tolist())
+    ours = our_trajectory(ours, table)
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+    ddim = our_trajectory(unet[2], step_table(schedule, STEPS, spacing=spacing, clip=False))
+    assert np.abs(ddim - theirs).max() > 0.02 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(("prediction", "kind"), KINDS)
+def test_ddpm_steps_with_a_learned_variance_agree(prediction, kind, monkeypatch):
+    """On the full grid: on another one diffusers interpolates to the beta of one timestep, not of the step."""
+    net = random_unet(CONFIGS["scale_shift"] | {"sample_size": 8, "out_channels": 6})
+    options = {"num_train_timesteps": STEPS, "beta_start": 1e-3, "beta_end": 0.3}
+    scheduler = DDPMScheduler(beta_schedule=kind, prediction_type=prediction, variance_type="learned_range", **options)
+    names = {"squaredcos_cap_v2": "cosine", "sample": "x0", "v_prediction": "v"}
+    schedule = make_schedule(names.get(kind, kind), STEPS, 1e-3, 0.3, names.get(prediction, prediction))
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **options: scheduler.noise)
+    found = {}
+    for variance in ("learned_range", "small"):
+        table = step_table(schedule, STEPS, eta=1.0, variance=variance)
+        channels = 6 if table.learned else 3
+        found[variance] = our_trajectory(lambda x, t, c=channels: predict(net, x, np.array(t))[..., :c], table)
+    theirs = their_trajectory(net, scheduler)
+    agree(found["learned_range"], theirs)
+    assert np.abs(found["small"] - theirs).max() > 0.01
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -116,7 +156,7 @@ def test_trailing_steps_agree(unet, clip):
     net, directory, ours = unet
     scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=clip, prediction_type="v_prediction")
     scheduler.save_pretrained(directory)
-    table = sampler.step_table(read_schedule(directory), STEPS, spacing="trailing", clip=clip, recompute=False)
+    table = step_table(read_schedule(directory), STEPS, spacing="trailing", clip=clip, recompute=False)
     agree(our_trajectory(ours, table), their_trajectory(net, scheduler))
 
 
@@ -140,7 +180,8 @@ def test_grids_are_theirs(spacing, steps):
         theirs.set_timesteps(steps)
         if (spacing, steps) == ("linspace", 1):
             continue  # one step: numpy's linspace gives 0 there, and T - 1 here
-        np.testing.assert_array_equal(time_grid(1000, steps, spacing), theirs.timesteps.numpy())
+        ours = time_grid(make_schedule("linear", 1000), steps, spacing)
+        np.testing.assert_array_equal(ours, theirs.timesteps.numpy())
 
 
 @pytest.mark.parametrize("options", [{}, {"beta_start": 0.00085, "beta_end": 0.012}, {"num_train_timesteps": 250}])

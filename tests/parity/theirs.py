@@ -16,11 +16,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
     from diffusers.schedulers import scheduling_ddpm
     from safetensors.torch import load_file, save_file
 
 __all__ = ["CONFIGS", "DDIMScheduler", "DDPMPipeline", "DDPMScheduler", "UNet2DModel", "scheduling_ddpm", "torch"]
+__all__ += ["DPMSolverMultistepScheduler"]
 __all__ += ["apply", "inputs", "nchw", "nhwc", "predict", "random_unet", "relative_error", "save"]
 __all__ += ["load_file", "save_file"]
 
