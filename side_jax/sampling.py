@@ -65,15 +65,15 @@ class Generator:
             loop = "dispatch" if guide is not None and jax.default_backend() == "cpu" else "scan"
         self.batch_size = batch_size
         self._loop = loop
-        self._segments = list(table.segments(guide is not None))
+        self._table, self._segments = table, list(table.segments(guide is not None))
 
         def start(base, index):
             return sampler.start(sampler.sample_keys(base, index), shape)
 
-        def step(guided, params, base, index, labels, scale, i, state):
+        def step(guided, params, base, index, labels, scale, at, state):
             denoise_fn, keys = (lambda x, t: denoise(params, x, t)), sampler.sample_keys(base, index)
             guidance = guide(params, labels, scale) if guided else None
-            return sampler.sample_step(denoise_fn, table, i, state, keys, guidance)
+            return sampler.sample_step(denoise_fn, at, state, keys, guidance)
 
         def whole(params, base, index, labels, scale):
             denoise_fn, keys = (lambda x, t: denoise(params, x, t)), sampler.sample_keys(base, index)
@@ -100,7 +100,7 @@ class Generator:
         state = self._start(base, parts[0])
         for first, last, guided in self._segments:
             for i in range(first, last):
-                state = self._step[guided](params, base, *parts, scale, np.int32(i), state)
+                state = self._step[guided](params, base, *parts, scale, self._table[i], state)
         return self._finish(state)
 
     def __call__(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:

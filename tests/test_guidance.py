@@ -54,7 +54,7 @@ def test_scale_one_draws_from_the_class(form):
         np.testing.assert_allclose(x.std(), STD, rtol=0.04)
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("scale", [0.5, 4.0])
 @pytest.mark.parametrize("form", guidance.FORMS)
 def test_the_power_prior(form, scale):
     """For x_0 ~ N(m, s^2) and p(c | x_0) proportional to exp(b x_0), p(c | x_t) is proportional to exp(b E[x_0 | x_t]),

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 
 from side_jax.diffusion.guidance import Guidance
 from side_jax.diffusion.process import epsilon_and_x0
-from side_jax.diffusion.steps import StepTable
+from side_jax.diffusion.steps import Step, StepTable
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -74,8 +74,7 @@ def start(keys: jax.Array, shape: tuple[int, ...]) -> State:
 
 def sample_step(
     denoise_fn: DenoiseFn,
-    table: StepTable,
-    step: jax.Array,
+    step: Step,
     state: State,
     keys: jax.Array,
     guidance: Guidance | None = None,
@@ -83,42 +82,38 @@ def sample_step(
     """One step of equations (1) to (6), guided where a guidance is given.
 
     Args:
-      denoise_fn: (x_t, t int32 [b]) -> what table.prediction_type says; with a learned variance twice the channels, of
+      denoise_fn: (x_t, t int32 [b]) -> what step.prediction_type says; with a learned variance twice the channels, of
         which the second half is u of equation (5).
-      table: coefficients.
-      step: int32 scalar, 0..S-1; may be traced.
+      step: its coefficients, scalars.
       state: before the step.
       keys: typed keys [b], one for each sample.
-      guidance: what is added to the prediction or to the mean; table.guided is the caller's to heed.
+      guidance: what is added to the prediction or to the mean; None in a step that is not guided.
 
     Returns:
       The state after the step.
     """
-    x = state.x
-    t = jnp.full(x.shape[:1], jnp.asarray(table.t)[step])
-
-    def at(name: str) -> jax.Array:
-        return jnp.asarray(getattr(table, name))[step]
-
-    output, std = denoise_fn(x, t), at("std")
-    if table.learned:
+    x, kind = state.x, step.prediction_type
+    t = jnp.full(x.shape[:1], step.t)
+    output, std = denoise_fn(x, t), step.std
+    if step.learned:
         output, u = jnp.split(output, 2, axis=-1)
         # The floor keeps log(0) of the last step, whose std is 0 either way, out of the interpolation.
-        low, high = (jnp.log(jnp.maximum(at(name), jnp.float32(1e-20))) for name in ("std", "std_large"))
+        low, high = (jnp.log(jnp.maximum(end, jnp.float32(1e-20))) for end in (step.std, step.std_large))
         std = jnp.exp(low + 0.5 * (u + 1.0) * (high - low))
     if guidance is not None:
-        output = guidance.of_prediction(table.prediction_type, output, x, t, at("signal"), at("sigma"))
-    epsilon, x0 = epsilon_and_x0(table.prediction_type, output, x, at("signal"), at("sigma"))
-    if table.clip:
+        output = guidance.of_prediction(kind, output, x, t, step.signal, step.sigma)
+    epsilon, x0 = epsilon_and_x0(kind, output, x, step.signal, step.sigma)
+    if step.clip:
         x0 = jnp.clip(x0, -1.0, 1.0)
-    used = x0 + at("extrapolate") * (x0 - state.x0) if table.extrapolate.any() else x0
-    if table.extrapolate.any() or (table.clip and table.recompute):
-        epsilon, _ = epsilon_and_x0("x0", used, x, at("signal"), at("sigma"))
-    mean = at("next_signal") * used + at("next_sigma") * epsilon
+    used = x0 + step.extrapolate * (x0 - state.x0) if step.multistep else x0
+    if step.multistep or (step.clip and step.recompute):
+        epsilon, _ = epsilon_and_x0("x0", used, x, step.signal, step.sigma)
+    mean = step.next_signal * used + step.next_sigma * epsilon
     if guidance is not None:
         mean = guidance.of_mean(mean, std, x, t)
-    if table.stochastic:
-        mean = mean + std * _normal(keys, (step + 1).astype(jnp.uint32), x.shape[1:])
+    if step.stochastic:
+        stream = jnp.asarray(step.number + 1, jnp.uint32)
+        mean = mean + std * _normal(keys, stream, x.shape[1:])
     return State(mean, x0)
 
 
@@ -131,14 +126,14 @@ def sample(
 ) -> jax.Array:
     """The whole trajectory as compiled loops: images float32 [b, *shape], in about [-1, 1].
 
-    Arguments as in sample_step; `shape` is one image's (height, width, channels). Steps outside of the guidance's
-    interval do not run the classifier.
+    Arguments as in sample_step, with all steps as a table; `shape` is one image's (height, width, channels). Steps
+    outside of the guidance's interval do not run the classifier.
     """
     state = start(keys, shape)
     for first, last, guided in table.segments(guidance is not None):
 
-        def body(step: jax.Array, state: State, by: Guidance | None = guidance if guided else None) -> State:
-            return sample_step(denoise_fn, table, step, state, keys, by)
+        def body(state: State, step: Step, by: Guidance | None = guidance if guided else None) -> tuple[State, None]:
+            return sample_step(denoise_fn, step, state, keys, by), None
 
-        state = jax.lax.fori_loop(jnp.int32(first), jnp.int32(last), body, state)
+        state, _ = jax.lax.scan(body, state, jax.tree.map(jnp.asarray, table[first:last]))
     return state.x

@@ -5,61 +5,80 @@ at the clean image, alpha_bar = 1. sampler.py has the equations that the coeffic
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from side_jax.diffusion.schedule import Schedule, time_grid
 
 SOLVERS = ("ddim", "dpmpp_2m")
 VARIANCES = ("small", "large", "learned_range")
-_SINGLE = ("signal", "sigma", "next_signal", "next_sigma", "std", "std_large", "extrapolate")
+_TRACED = ("number", "t", "signal", "sigma", "next_signal", "next_sigma", "std", "std_large", "extrapolate")
+_STATIC = ("prediction_type", "learned", "stochastic", "multistep", "clip", "recompute")
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=_TRACED, meta_fields=_STATIC)
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class StepTable:
-    """The coefficients of S steps, noisiest first; arrays of length S, float32 where nothing else is said.
+class Step:
+    """One step's coefficients, scalars that may be traced, or those of several, arrays; float32 but for the first two.
 
     Attributes:
+      number: int32, 0..S-1.
       t: int32, the timestep given to the denoiser.
       signal: sqrt(abar_t).
       sigma: sqrt(1 - abar_t).
       next_signal: sqrt(abar_t').
       next_sigma: sqrt(1 - abar_t' - std^2), with the std of equation (2).
-      std: of the noise, equation (2) or (4); all zero for eta = 0. For a learned variance, its lower end.
+      std: of the noise, equation (2) or (4); zero for eta = 0. For a learned variance, its lower end.
       std_large: equation (4), the upper end of a learned variance.
-      extrapolate: the weight c of equation (6); all zero for DDIM and DDPM.
-      guided: bool, whether guidance acts in this step.
+      extrapolate: the weight c of equation (6); zero for DDIM and DDPM.
       prediction_type: what the denoiser predicts.
       learned: whether the denoiser's output has the variance's coefficients beside its prediction.
+      stochastic: whether the sampler draws noise.
+      multistep: whether the sampler looks back at the step before.
       clip: whether x0_hat is clipped to [-1, 1].
       recompute: whether epsilon_hat is recomputed from the clipped x0_hat.
     """
 
-    t: np.ndarray
-    signal: np.ndarray
-    sigma: np.ndarray
-    next_signal: np.ndarray
-    next_sigma: np.ndarray
-    std: np.ndarray
-    std_large: np.ndarray
-    extrapolate: np.ndarray
-    guided: np.ndarray
+    number: jax.typing.ArrayLike
+    t: jax.typing.ArrayLike
+    signal: jax.typing.ArrayLike
+    sigma: jax.typing.ArrayLike
+    next_signal: jax.typing.ArrayLike
+    next_sigma: jax.typing.ArrayLike
+    std: jax.typing.ArrayLike
+    std_large: jax.typing.ArrayLike
+    extrapolate: jax.typing.ArrayLike
     prediction_type: str
     learned: bool
+    stochastic: bool
+    multistep: bool
     clip: bool
     recompute: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StepTable:
+    """The S steps of a sampler, noisiest first.
+
+    Attributes:
+      steps: of arrays of length S, on the host.
+      guided: bool [S], whether guidance acts in each.
+    """
+
+    steps: Step
+    guided: np.ndarray
 
     @property
     def num_steps(self) -> int:
         """S."""
-        return self.t.size
+        return self.guided.size
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether any step draws noise."""
-        return bool(self.std.any() or self.learned)
+    def __getitem__(self, which: int | slice) -> Step:
+        return jax.tree.map(lambda array: array[which], self.steps)
 
     def segments(self, guided: bool) -> Iterator[tuple[int, int, bool]]:
         """The runs of steps [start, stop) that are all guided or all not.
@@ -133,13 +152,16 @@ def step_table(
         "std_large": std_large,
         "extrapolate": extrapolate,
     }
-    low, high = interval or (0, schedule.num_timesteps)
-    return StepTable(
+    steps = Step(
+        number=np.arange(num_steps, dtype=np.int32),
         t=t,
-        guided=(low <= t) & (t <= high),
         prediction_type=schedule.prediction_type,
         learned=variance == "learned_range",
+        stochastic=eta > 0,
+        multistep=solver == "dpmpp_2m",
         clip=clip,
         recompute=recompute,
-        **{name: single[name].astype(np.float32) for name in _SINGLE},
+        **{name: value.astype(np.float32) for name, value in single.items()},
     )
+    low, high = interval or (0, schedule.num_timesteps)
+    return StepTable(steps=steps, guided=(low <= t) & (t <= high))

@@ -60,7 +60,7 @@ def our_trajectory(denoise_fn, table):
     """x after each step, float32 [STEPS, b, h, w, c]."""
     state, found = sampler.start(keys(), (8, 8, 3)), []
     for step in range(STEPS):
-        state = sampler.sample_step(denoise_fn, table, np.int32(step), state, keys())
+        state = sampler.sample_step(denoise_fn, table[step], state, keys())
         found.append(np.asarray(state.x))
     return np.stack(found)
 
@@ -123,9 +123,9 @@ def test_dpm_solver_steps_agree(unet, prediction, kind, spacing):
     scheduler.save_pretrained(directory)
     schedule = read_schedule(directory)
     table = step_table(schedule, STEPS, solver="dpmpp_2m", spacing=spacing, clip=False)
-    assert table.extrapolate.any()
+    assert table.steps.extrapolate.any()
     # What diffusers calls linspace here ends earlier, and its log-SNR grid has fractions: it is given ours.
-    theirs = their_trajectory(net, scheduler, None if spacing == "trailing" else table.t.tolist())
+    theirs = their_trajectory(net, scheduler, None if spacing == "trailing" else table.steps.t.tolist())
     ours = our_trajectory(ours, table)
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
     ddim = our_trajectory(unet[2], step_table(schedule, STEPS, spacing=spacing, clip=False))
@@ -144,7 +144,7 @@ def test_ddpm_steps_with_a_learned_variance_agree(prediction, kind, monkeypatch)
     found = {}
     for variance in ("learned_range", "small"):
         table = step_table(schedule, STEPS, eta=1.0, variance=variance)
-        channels = 6 if table.learned else 3
+        channels = 6 if table.steps.learned else 3
         found[variance] = our_trajectory(lambda x, t, c=channels: predict(net, x, np.array(t))[..., :c], table)
     theirs = their_trajectory(net, scheduler)
     agree(found["learned_range"], theirs)

@@ -1,0 +1,216 @@
+"""Unique extracted members against device-seconds: solver x steps x grid x guidance interval x scale.
+
+python benchmarks/extraction_cost.py --config=configs/digits.py --workdir=runs/digits_cost --seeds 10 11 12 \
+    --solvers ddim dpmpp_2m --steps 5 10 20 --spacings trailing log_snr --intervals all 300-799 --scales 3 10 30
+
+Each seed's target and surrogate are made first, by the pipeline, in <workdir>/seed_<n>. Then every recipe draws the
+same images, from the same noise and target clusters, and is scored against members and held-out images. Beside each
+stands the paper's recipe (Chen et al. 2024): DDIM, 50 steps, the classifier at every one. Seconds are of sampling,
+without compilation: the median batch's, so leave the machine idle. A recipe's scale is the one of highest AMS over
+all seeds, the paper's too: choose on some seeds, then look at the choice on others, with --recipes and --scales. What
+is in the workdir is not drawn again.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from side_jax import builders, files, sampling
+from side_jax.config import from_config
+from side_jax.memorization.metrics import match
+from side_jax.settings import Settings
+from side_jax.stages import surrogate
+from side_jax.workdir import saved_config
+
+PAPER = "ddim-50-trailing-all"
+STAGES = "train,synthesize,label,surrogate"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to walk from noise to images; its name is <solver>-<steps>-<spacing>-<interval>."""
+
+    name: str
+
+    def apply(self, settings: Settings) -> Settings:
+        """The settings of a run by this recipe."""
+        solver, num_steps, spacing, interval = self.name.split("-", 3)
+        between = () if interval == "all" else tuple(int(end) for end in interval.split("-"))
+        options = {"solver": solver, "num_steps": int(num_steps), "spacing": spacing}
+        return dataclasses.replace(
+            settings,
+            sampler=dataclasses.replace(settings.sampler, **options),
+            extract=dataclasses.replace(settings.extract, guidance_interval=between),
+        )
+
+
+class Bench:
+    """One seed's target, surrogate, members and held-out images."""
+
+    def __init__(self, config: str, workdir: Path, seed: int, overrides: list[str]):
+        """Makes what is missing, by the pipeline, and loads it."""
+        command = [sys.executable, "-m", "side_jax.main", f"--config={config}", f"--workdir={workdir}"]
+        attacks = "--config.extract.attacks=('unconditional','side')"
+        command += [f"--config.seed={seed}", f"--stages={STAGES}", attacks, *overrides]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        self.settings = settings = from_config(saved_config(workdir))
+        members, heldout, *_ = builders.load_split(settings, workdir)
+        self._sides = [sampling.to_float(side.images) for side in (members, heldout)]
+        self._metric = builders.build_metrics(settings)[:1]
+        dpm = builders.restore_ema(settings, builders.train_unit(settings, workdir), builders.build_unet(settings))
+        self._classifier, guide = surrogate.load(settings, workdir, "side")
+        self._params = {"dpm": dpm.trees["ema"]} | guide
+        self._base = builders.base_key(settings, "extract")
+
+    def run(self, recipe: Recipe, scales: list[float], num_images: int, save: Any) -> None:
+        """Draws and scores images by a recipe at each scale; `save` takes (scale, arrays)."""
+        settings = recipe.apply(self.settings)
+        generator = builders.build_generator(settings, self._classifier)
+        size = settings.sampler.batch_size
+        labels = sampling.target_labels(self._base, num_images, self._classifier.num_classes)
+        parts = [np.arange(i, min(i + size, num_images)) for i in range(0, num_images, size)]
+        generator(self._params, self._base, parts[0], labels[parts[0]], scales[0])  # compiles
+        for scale in scales:
+            images, seconds = [], []
+            for part in parts:
+                start = time.perf_counter()
+                images.append(generator(self._params, self._base, part, labels[part], scale))
+                seconds.append(time.perf_counter() - start)
+            pictures = sampling.to_float(np.concatenate(images))
+            to_members, to_heldout = (match(pictures, side, self._metric)[0] for side in self._sides)
+            per_image = statistics.median(seconds) * jax.local_device_count() / size
+            save(
+                scale,
+                {
+                    "matched": to_members.matched,
+                    "nearest": to_members.nearest,
+                    "heldout_matched": to_heldout.matched,
+                    "labels": labels,
+                    "seconds_per_image": np.float64(per_image),
+                },
+            )
+
+
+def unique(found: dict[str, np.ndarray], first: int | None = None) -> int:
+    """Members extracted by the first so many images, or by all."""
+    return len(np.unique(found["nearest"][:first][found["matched"][:first]]))
+
+
+def ratio_interval(ours: list[np.ndarray], theirs: list[np.ndarray], repeats: int = 2000) -> tuple[float, float]:
+    """95% bootstrap interval of the ratio of two mean rates: each seed's images are drawn anew, the same for both."""
+    random = np.random.default_rng(0)
+    tops, bottoms = np.zeros(repeats), np.zeros(repeats)
+    for one, other in zip(ours, theirs, strict=True):
+        for r in range(repeats):
+            drawn = random.integers(len(one), size=len(one))
+            tops[r] += one[drawn].mean()
+            bottoms[r] += other[drawn].mean()
+    low, high = np.quantile(tops / np.maximum(bottoms, 1e-9), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def table(results: dict[tuple[str, float], list[dict]], names: list[str]) -> str:
+    """Markdown: each recipe at its best scale, beside the paper's, most members per second first."""
+
+    def rate(found: list[dict]) -> float:
+        return float(np.mean([unique(one) / (len(one["matched"]) * one["seconds_per_image"]) for one in found]))
+
+    def ams(found: list[dict]) -> float:
+        return float(np.mean([one["matched"].mean() for one in found]))
+
+    best = {}
+    for name in names:
+        options = [(key, found) for key, found in results.items() if key[0] == name]
+        best[name] = max(options, key=lambda option: ams(option[1]))
+    _, paper = best[PAPER]
+    lines = [
+        "| recipe | scale | AMS, % | of the paper's (95% interval) | held-out, % | members, each seed | ms per image | "
+        "members per second | of the paper's |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (name, scale), found in sorted(best.values(), key=lambda option: -rate(option[1])):
+        low, high = ratio_interval(*([one["matched"] for one in side] for side in (found, paper)))
+        heldout = np.mean([one["heldout_matched"].mean() for one in found])
+        cost = np.mean([one["seconds_per_image"] for one in found])
+        lines.append(
+            f"| {name} | {scale:g} | {100 * ams(found):.2f} | {ams(found) / ams(paper):.2f} ({low:.2f} to "
+            f"{high:.2f}) | {100 * heldout:.2f} | {', '.join(str(unique(one)) for one in found)} | {1000 * cost:.2f} | "
+            f"{rate(found):.2f} | {rate(found) / rate(paper):.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+def figure(results: dict[tuple[str, float], list[dict]], shown: list[tuple[str, float]], path: Path) -> None:
+    """Members found against device-seconds, the mean over seeds, for some recipes at some scales."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(figsize=(7, 4.5))
+    for key in shown:
+        found = results[key]
+        counts = np.unique(np.geomspace(16, len(found[0]["matched"]), 40).astype(int))
+        seconds = counts * np.mean([one["seconds_per_image"] for one in found])
+        members = [np.mean([unique(one, count) for one in found]) for count in counts]
+        axes.plot(seconds, members, label=f"{key[0]}, scale {key[1]:g}")
+    axes.set(xscale="log", xlabel="device-seconds of sampling", ylabel="members extracted, mean over seeds")
+    axes.legend(fontsize=7)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a config file")
+    parser.add_argument("--workdir", required=True, type=Path, help="holds one workdir for each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--num-images", type=int, default=1024, help="for each recipe, scale and seed")
+    parser.add_argument("--solvers", nargs="+", default=["ddim", "dpmpp_2m"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 20])
+    parser.add_argument("--spacings", nargs="+", default=["trailing", "log_snr"])
+    parser.add_argument("--intervals", nargs="+", default=["all"], help="all, or such as 300-799")
+    parser.add_argument("--scales", type=float, nargs="+", default=[3.0, 10.0, 30.0])
+    parser.add_argument("--recipes", nargs="+", help="by name, in place of the product of the others")
+    parser.add_argument("--figure", type=Path, help="a PNG of the recipes' curves")
+    options, overrides = parser.parse_known_args()
+    grid = itertools.product(options.solvers, options.steps, options.spacings, options.intervals)
+    names = options.recipes or ["-".join(map(str, point)) for point in grid]
+    names = list(dict.fromkeys([PAPER, *names]))
+    results: dict[tuple[str, float], list[dict]] = {}
+    for seed in options.seeds:
+        workdir = options.workdir / f"seed_{seed}"
+        bench = None
+        for name in names:
+            paths = {
+                scale: workdir / "cost" / str(options.num_images) / f"{name}_{scale:g}.npz" for scale in options.scales
+            }
+            absent = [scale for scale, path in paths.items() if not path.exists()]
+            if absent:
+                bench = bench or Bench(options.config, workdir, seed, overrides)
+                bench.run(
+                    Recipe(name=name),
+                    absent,
+                    options.num_images,
+                    lambda scale, arrays, paths=paths: files.write_npz(paths[scale], **arrays),
+                )
+            for scale, path in paths.items():
+                results.setdefault((name, scale), []).append(files.read_npz(path))
+            print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
+    print(table(results, names))
+    if options.figure:
+        figure(results, list(results), options.figure)
+
+
+if __name__ == "__main__":
+    main()
