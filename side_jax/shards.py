@@ -26,7 +26,7 @@ from side_jax.sampling import Generator
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # batches that are computed or written at a time
-CHUNK = 2**25  # pixels and channels read at a time
+CHUNK = 2**23  # pixels and channels read at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Shard:
     def intact(self, *, thorough: bool) -> bool:
         """Whether the file is there and whole; thorough: every byte of it is checked, not only its ends."""
         try:
-            found = files.read_npz(self.path, None if thorough else ("index", "label"))
+            found = files.read_npz(self.path, ("images", "index", "label") if thorough else ("index", "label"))
         except InputError:
             return False
         return np.array_equal(found["index"], np.asarray(self.index)) and len(found["label"]) == len(self.index)

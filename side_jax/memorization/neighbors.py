@@ -28,8 +28,10 @@ def _within_block(rows: jax.Array, references: jax.Array, low: jax.Array, high: 
     return ((distance >= low[:, None]) & (distance < high[:, None])).any(axis=0)
 
 
-def _flat(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(images, np.float32).reshape(len(images), -1)
+def _flat(images: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    if not isinstance(images, jax.Array):
+        images = np.ascontiguousarray(images, np.float32)
+    return images.reshape(len(images), -1)
 
 
 def nearest(images: np.ndarray, references: np.ndarray, k: int, block: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +39,7 @@ def nearest(images: np.ndarray, references: np.ndarray, k: int, block: int = 256
 
     Args:
       images: float [n, ...].
-      references: float [m, ...], of the same image shape and range.
+      references: float [m, ...], of the same image shape and range; on the device already where many calls share them.
       k: from 1 to m.
       block: images compared at a time.
 

@@ -34,7 +34,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
     members, heldout, member_ids, heldout_ids = builders.load_split(settings, workdir)
-    sides = sampling.to_float(members.images), sampling.to_float(heldout.images)
+    sides = [jnp.asarray(sampling.to_float(side.images)) for side in (members, heldout)]
     metrics = builders.build_metrics(settings)
     units = manifest.extraction_units(settings, workdir)
     rows = []
@@ -105,7 +105,7 @@ def _write_matches(table: Any, who: tuple[str, float], made: dict, scored: list[
         table.writerow(row)
 
 
-def _target(settings: Settings, workdir: Path, sides: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def _target(settings: Settings, workdir: Path, sides: list[jax.Array]) -> dict[str, Any]:
     """The DPM's checkpoint, and its mean denoising loss on members and on held-out images: how far it overfits."""
     unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
     dpm = builders.restore_ema(settings, builders.train_unit(settings, workdir), unet)
@@ -116,7 +116,7 @@ def _target(settings: Settings, workdir: Path, sides: tuple[np.ndarray, np.ndarr
         keys = jax.random.split(key, len(batch))
         return denoising_loss(lambda x, t: unet.apply({"params": params}, x, t), schedule, batch, keys)[0]
 
-    def mean_loss(images: np.ndarray, repeats: int = 8, block: int = 256) -> float:
+    def mean_loss(images: jax.Array, repeats: int = 8, block: int = 256) -> float:
         key, total = builders.base_key(settings, "probe"), []
         for r in range(repeats):
             for i in range(0, len(images), block):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import jinja2
 import ml_collections
 import numpy as np
@@ -180,7 +181,7 @@ def _gallery(settings: Settings, workdir: Path, row: dict[str, Any]) -> dict[str
     work = next(work for found, work in manifest.extraction_units(settings, workdir) if found == run_of)
     parts = builders.extracted_shards(settings, work)
     members, heldout, member_ids, heldout_ids = builders.load_split(settings, workdir)
-    sides = [sampling.to_float(side.images) for side in (members, heldout)]
+    sides = [jnp.asarray(sampling.to_float(side.images)) for side in (members, heldout)]
     metric = builders.build_metrics(settings)[:1]
     found = [
         [match(sampling.to_float(made["images"]), side, metric)[0] for side in sides] for made in shards.stream(parts)

@@ -1,0 +1,45 @@
+"""Run by test_shards.py in a process of its own: makes and scores images of a trivial network; prints peak memory.
+
+python tests/memory_probe.py DIRECTORY NUM_IMAGES
+"""
+
+import resource
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from side_jax import sampling, shards
+from side_jax.diffusion.schedule import make_schedule
+from side_jax.diffusion.steps import step_table
+from side_jax.memorization.metrics import Metric, joined, match
+
+SHAPE = (32, 32, 3)
+
+
+def peak():
+    """MiB of resident memory, at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def main():
+    directory, num_images = Path(sys.argv[1]), int(sys.argv[2])
+    table = step_table(make_schedule("linear", 10), 2)
+    generator = sampling.Generator(
+        denoise=lambda params, x, t: params * x, table=table, shape=SHAPE, batch_size=200, loop="scan"
+    )
+    parts = shards.layout(directory, num_images, 200)
+    labels = np.full(num_images, -1, np.int32)
+    options = {"params": np.float32(0.5), "base": jax.random.key(0), "labels": labels, "scale": 0.0}
+    shards.write(generator, parts, description="probe", **options)
+    after_writing = peak()
+    members = np.random.default_rng(0).uniform(-1, 1, (16, *SHAPE)).astype(np.float32)
+    metric = [Metric(name="rmse", band=(0.0, 0.1))]
+    found = [match(sampling.to_float(made["images"]), members, metric)[0] for made in shards.stream(parts)]
+    assert len(joined(found).matched) == num_images
+    print(after_writing, peak())
+
+
+if __name__ == "__main__":
+    main()
