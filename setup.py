@@ -31,6 +31,8 @@ setup(
             "array_record>=0.8.1",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
         ],
         "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33"],
         "tpu": ["jax[tpu]"],

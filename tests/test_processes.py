@@ -1,4 +1,4 @@
-"""Two real processes, joined by jax.distributed, train together; a SIGTERM saves first; a kill loses nothing."""
+"""Two real processes, joined by jax.distributed, share a run; a SIGTERM saves first; a kill loses nothing."""
 
 import json
 import os
@@ -25,13 +25,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(workdir, processes):
-    """The train binary with 4 devices in all.
+def start(workdir, processes, binary="train", **overrides):
+    """A binary with 4 devices in all.
 
     No compilation cache: on CPU, what two processes read back from one waits for its other half forever (JAX 0.10.2).
     """
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
-    argv = [sys.executable, "-m", "side_jax.train", *runs.arguments(workdir, **STEPS)]
+    argv = [sys.executable, "-m", f"side_jax.{binary}", *runs.arguments(workdir, **(STEPS | overrides))]
     started = []
     port = free_port()
     for i in range(processes):
@@ -100,10 +100,34 @@ def test_sigterm_saves_before_it_exits(calm, tmp_path, processes):
         assert_equal(workdir, calm)
 
 
-def test_several_processes_only_train(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert runs.run(runs.arguments(tmp_path / "run", "train,synthesize")) == 1
-    assert "with 2 processes: so far only train runs on several" in capsys.readouterr().err
+def test_two_processes_share_all_stages(tmp_path):
+    """Every stage, by two processes of two devices each and by one of four, gives the same images and scores.
+
+    A process of two devices cuts a batch into other parts than one of four, which rounds differently; training, where
+    a device holds as many images either way, does not. Shards by two processes must not be those of one alone.
+    """
+    workdirs = {processes: tmp_path / str(processes) for processes in (1, 2)}
+    errors = {}
+    for processes, workdir in workdirs.items():
+        few = {"extract__attacks": "('unconditional','side')", "extract__guidance_scales": "(10.0,)"}
+        errors[processes] = finish(start(workdir, processes, "main", **few))
+    assert "report" in errors[2][0]
+    one, two = ({path.relative_to(w): path for path in w.rglob("*.npz")} for w in workdirs.values())
+    assert one.keys() == two.keys()
+    shards = [name for name in one if name.name.startswith("shard_")]
+    assert len(shards) == 4 + 2 * 2  # of 32 images: 128 synthetic ones, 64 of each run
+    for name in shards:
+        with np.load(one[name]) as ours, np.load(two[name]) as theirs:
+            np.testing.assert_array_equal(ours["index"], theirs["index"])
+            np.testing.assert_array_equal(ours["label"], theirs["label"])
+            difference = np.abs(ours["images"].astype(int) - theirs["images"])
+        assert difference.max() <= 1, name
+    results = [json.loads((w / "evaluate" / "results.json").read_text())["rows"] for w in workdirs.values()]
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert (ours["attack"], ours["guidance_scale"]) == (theirs["attack"], theirs["guidance_scale"])
+        np.testing.assert_allclose(ours["p95"], theirs["p95"], rtol=0.05)
+    assert (workdirs[2] / "report" / "index.html").exists()
 
 
 def test_a_process_that_no_other_joins_says_so(tmp_path, capsys):
