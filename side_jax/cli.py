@@ -29,6 +29,8 @@ Options:
                     where it stopped, and redoes only what depends on a changed setting.
   --stages=A,B      The stages to run, in their order, of: train, synthesize, label, surrogate, extract, evaluate,
                     report. By default {stages}.
+  --dry-run         Checks everything, then says what there is to do: shards, device-seconds estimated from timed
+                    steps, disk space. Writes nothing.
   --processes=N     Joins N processes, each with its devices, to one run (all run the same command and see the same
                     workdir). TPU and Slurm need no more; elsewhere also give
   --coordinator=HOST:PORT  of the first process, and
@@ -49,11 +51,16 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
         return _fail(error, 2)
     if options is None:
         return 0
-    config, workdir, stages, processes = options
+    config, workdir, stages, processes, dry = options
     try:
         parallel.join(*processes)
         if config is None:
             config = workdirs.saved_config(workdir)
+        if dry:
+            found = pipeline.dry_run(config, workdir, stages)
+            if parallel.primary():
+                print(found)
+            return 0
         pipeline.run(config, workdir, stages)
         if "report" in stages and parallel.primary():
             print(report.in_plain_words(config, workdir))
@@ -91,20 +98,22 @@ def _fail(error: object, code: int) -> int:
 
 def _parse(
     argv: Sequence[str], description: str, default_stages: Sequence[str]
-) -> tuple[ml_collections.ConfigDict | None, Path, list[str], tuple[int, str | None, int | None]] | None:
-    """(config or None, workdir, stages, arguments of parallel.join), or None where only help was asked for."""
+) -> tuple[ml_collections.ConfigDict | None, Path, list[str], tuple[int, str | None, int | None], bool] | None:
+    """(config or None, workdir, stages, arguments of parallel.join, dry run), or None where only help was asked for."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=list(argv))
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_list("stages", list(default_stages), "", flag_values=values)
     flags.DEFINE_integer("processes", 1, "", lower_bound=1, flag_values=values)
     flags.DEFINE_string("coordinator", None, "", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "", flag_values=values)
     flags.DEFINE_integer("process_id", None, "", lower_bound=0, flag_values=values)
     if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
         print(_HELP.format(description=description.strip(), stages=", ".join(default_stages)))
         return None
     try:
-        rest = values(list(argv))[1:]
+        # absl's flags can't have a hyphen.
+        rest = values(["--dry_run" if argument == "--dry-run" else argument for argument in argv])[1:]
         config = values.config
         if config is not None:
             config.lock()  # a config file that can't be loaded raises only when its config is used
@@ -118,7 +127,8 @@ def _parse(
         raise InputError("--workdir=DIR is missing: the folder for everything the run writes.")
     if values.process_id is not None and values.process_id >= values.processes:
         raise InputError(f"--process_id={values.process_id} must be below --processes={values.processes}.")
-    return config, Path(values.workdir), values.stages, (values.processes, values.coordinator, values.process_id)
+    processes = values.processes, values.coordinator, values.process_id
+    return config, Path(values.workdir), values.stages, processes, values.dry_run
 
 
 def _reason(error: Exception) -> str:

@@ -94,6 +94,11 @@ class Unit:
         manifest = self._read()
         return bool(manifest and manifest["done"] and manifest["fingerprint"] == self.fingerprint)
 
+    def begun(self) -> bool:
+        """Whether what is there, if anything, was made with this very fingerprint."""
+        manifest = self._read()
+        return bool(manifest and manifest["fingerprint"] == self.fingerprint)
+
     def content(self) -> dict[str, Any]:
         """What `finish` recorded."""
         return files.read_json(self._path)

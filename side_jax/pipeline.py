@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from side_jax import builders, features, foreign, manifest, parallel
+from side_jax import builders, features, foreign, manifest, parallel, plan
 from side_jax import workdir as workdirs
 from side_jax.config import from_config
 from side_jax.data import datasets, split
@@ -40,24 +40,47 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
       InputError: if anything the user gave can't work; all checks come before the first heavy step.
       StoppedError: if the machine asks the run to stop while it trains.
     """
-    config = features.resolve(foreign.resolve(config), workdir)
-    settings = from_config(config)
-    chosen = check_stages(stages)
-    check_devices(settings)
+    config, settings, chosen = _resolve(config, workdir, stages)
     with workdirs.locked(workdir) if parallel.primary() else contextlib.nullcontext():
         if parallel.primary():
             workdirs.check_writable(workdir)
-            check_inputs(settings, workdir, chosen)
-            if "train" in chosen and not builders.train_unit(settings, workdir).done():
-                dataset = datasets.load(settings.data)
-                surrogate.check_true_labels(settings, dataset.num_classes)
-                split.make_split(dataset, settings.data, settings.seed)
-            workdirs.check_space(settings, workdir)
+            _check(settings, workdir, chosen)
             workdirs.adopt(config, settings, workdir)
         parallel.barrier("checked")
         for name in chosen:
             logger.info("stage %s.", name)
             STAGES[name](config, workdir)
+
+
+def dry_run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] = tuple(STAGES)) -> str:
+    """What `run` would do, for people, after the same checks; writes nothing.
+
+    Raises:
+      InputError: as run does.
+    """
+    _, settings, chosen = _resolve(config, workdir, stages)
+    _check(settings, workdir, chosen)
+    workdirs.check_model(settings, workdir)
+    return plan.text(settings, workdir, chosen)
+
+
+def _resolve(
+    config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]
+) -> tuple[ml_collections.ConfigDict, Settings, list[str]]:
+    config = features.resolve(foreign.resolve(config), workdir)
+    settings = from_config(config)
+    chosen = check_stages(stages)
+    check_devices(settings)
+    return config, settings, chosen
+
+
+def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
+    check_inputs(settings, workdir, chosen)
+    if "train" in chosen and not builders.train_unit(settings, workdir).done():
+        dataset = datasets.load(settings.data)
+        surrogate.check_true_labels(settings, dataset.num_classes)
+        split.make_split(dataset, settings.data, settings.seed)
+    workdirs.check_space(settings, workdir)
 
 
 def check_devices(settings: Settings) -> None:

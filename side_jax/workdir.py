@@ -60,6 +60,12 @@ def adopt(config: ml_collections.ConfigDict, settings: Settings, workdir: Path) 
     Raises:
       InputError: naming what differs.
     """
+    check_model(settings, workdir)
+    files.write_json(workdir / "config.json", config.to_dict())
+
+
+def check_model(settings: Settings, workdir: Path) -> None:
+    """Raises InputError where the workdir's DPM was made with other settings, naming what differs."""
     path = workdir / "config.json"
     if path.exists():
         saved = files.read_json(path)
@@ -75,11 +81,20 @@ def adopt(config: ml_collections.ConfigDict, settings: Settings, workdir: Path) 
                 f"--workdir={workdir} holds a model made with another config ({listed}); use a new "
                 "--workdir, or that config."
             )
-    files.write_json(path, config.to_dict())
 
 
 def check_space(settings: Settings, workdir: Path) -> None:
     """Raises InputError where the disk can't hold what the run will write."""
+    need, free = space(settings, workdir)
+    if free < need:
+        raise InputError(
+            f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, but this run can need {need / 2**20:,.0f} MiB; "
+            "free some, or use another disk."
+        )
+
+
+def space(settings: Settings, workdir: Path) -> tuple[int, int]:
+    """Bytes that the run will write, at most, and those that are free."""
     pixels = math.prod(builders.image_shape(settings))
     count = settings.synthesize.num_images + settings.extract.num_images * len(settings.extract.runs())
     # Images at worst uncompressed; two checkpoints kept and one in flight, each of float32 parameters, two Adam
@@ -88,12 +103,8 @@ def check_space(settings: Settings, workdir: Path) -> None:
     need = count * pixels + 3 * 4 * 4 * parameters + 50 * 2**20
     if settings.extract.clusters_images and settings.label.features == "pixels":  # other features are few numbers
         need += 2 * 4 * pixels * settings.synthesize.num_images  # cached, and in label/labels.npz
-    free = shutil.disk_usage(workdir).free
-    if free < need:
-        raise InputError(
-            f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, but this run can need {need / 2**20:,.0f} MiB; "
-            "free some, or use another disk."
-        )
+    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    return need, shutil.disk_usage(there).free
 
 
 def check_writable(workdir: Path) -> None:

@@ -1,7 +1,10 @@
 """SIGKILL at any moment, then the same command again, gives the results of a run that nothing disturbed."""
 
 import json
+import os
+import random
 import signal
+import subprocess
 import time
 
 import pytest
@@ -42,6 +45,48 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path):
     metrics = [(workdir / "train" / "metrics.jsonl").read_text() for workdir in (undisturbed, killed)]
     assert metrics[0] == metrics[1]
     assert not list(killed.rglob("*.tmp"))
+
+
+def files_of(workdir):
+    """Every file that a user or program reads, byte for byte; checkpoints hold times."""
+    kept = [path for path in workdir.rglob("*") if path.suffix in (".npz", ".csv", ".json", ".html")]
+    kept = [path for path in kept if "checkpoints" not in path.parts]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in kept}
+
+
+def test_random_kills_change_nothing(tmp_path):
+    """SIGKILL or SIGTERM at random moments, SIDE_JAX_KILLS of them, and the same command after each."""
+    kills, moments = int(os.environ.get("SIDE_JAX_KILLS", 3)), random.Random(0)
+    arguments = {"extract__num_images": 256, "sampler__num_steps": 20}
+
+    def start(workdir):
+        return runs.start(runs.arguments(workdir, **arguments), tmp_path / "cache", stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "warm").wait() == 0  # fills the compilation cache
+    begun = time.monotonic()
+    assert start(tmp_path / "undisturbed").wait() == 0
+    duration, expected = time.monotonic() - begun, files_of(tmp_path / "undisturbed")
+    done, finished, seen = 0, 0, set()
+    while done < kills or not finished:
+        process = start(tmp_path / f"run_{finished}")
+        # After the last one the run goes on to its end. Starting up takes a good part of a run.
+        delay = moments.uniform(0.2, 0.9) * duration if done < kills else None
+        try:
+            code = process.wait(delay)
+        except subprocess.TimeoutExpired:
+            number = moments.choice([signal.SIGKILL, signal.SIGTERM])
+            process.send_signal(number)
+            code = process.wait()
+            # SIGTERM is heeded where images or gradients are being made, and may come after the end of a run.
+            assert code in ((-number,) if number == signal.SIGKILL else (-number, 143, 0)), code
+            done += 1
+            found = tmp_path / f"run_{finished}"
+            seen.add(len(list(found.rglob("shard_*.npz"))) + len(list(found.glob("checkpoints/*/meta"))))
+        if code == 0:
+            assert files_of(tmp_path / f"run_{finished}") == expected
+            finished += 1
+    assert len(seen) > 1  # not all at one moment
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_run_holds_its_workdir(tmp_path, capsys):
