@@ -7,12 +7,12 @@ every array, so that an altered file is noticed whatever its storage format chec
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from side_jax import files
@@ -54,7 +54,7 @@ class Checkpoints:
             options.multiprocessing_options = ocp.options.MultiprocessingOptions(
                 primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
             )
-        self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
+        self._manager = ocp.CheckpointManager(epath.Path(directory).absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -15,7 +15,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from side_jax import parallel, pipeline
+from side_jax import files, parallel, pipeline
 from side_jax import workdir as workdirs
 from side_jax.errors import InputError, StoppedError
 from side_jax.stages import report
@@ -128,7 +128,7 @@ def _parse(
     if values.process_id is not None and values.process_id >= values.processes:
         raise InputError(f"--process_id={values.process_id} must be below --processes={values.processes}.")
     processes = values.processes, values.coordinator, values.process_id
-    return config, Path(values.workdir), values.stages, processes, values.dry_run
+    return config, files.as_path(values.workdir), values.stages, processes, values.dry_run
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""Curves of a run: one JSON object a line and, where wanted, TensorBoard scalars; a restart goes on where it was."""
+"""Curves of a run: one JSON object a line and, where wanted, TensorBoard scalars; a restart goes on where it was.
+
+The file is written whole for every row: object stores can't append, and a kill can't cut a row short.
+"""
 
 import json
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from side_jax import files
+from side_jax.errors import InputError
 
 
 class Curves:
@@ -21,29 +25,29 @@ class Curves:
           board: the folder for TensorBoard, if any.
           write: False on processes that only keep the others company.
         """
-        self._file = self._board = None
+        self._path, self._write, self._board = path, write, None
         self.rows = [row for row in read(path) if row["step"] <= first_step]
         if not write:
             return
-        with files.atomic(path, "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by __exit__
+        self._save()
         self._board = SummaryWriter(str(board), purge_step=first_step + 1) if board else None
 
     def __enter__(self) -> "Curves":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stream in (self._file, self._board):
-            if stream:
-                stream.close()
+        if self._board:
+            self._board.close()
+
+    def _save(self) -> None:
+        with files.atomic(self._path, "w") as file:
+            file.writelines([json.dumps(row) + "\n" for row in self.rows])
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row, which holds its `step`; TensorBoard gets the numbers, and lists under a number each."""
         self.rows.append(row)
-        if self._file:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+        if self._write:
+            self._save()
         if self._board:
             for name, value in row.items():
                 for i, one in enumerate(value if isinstance(value, list) else [value]):
@@ -52,11 +56,12 @@ class Curves:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file, of which a kill may have cut the last one short; none where there is no file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The rows of a .jsonl file; none where there is no file.
+
+    Raises:
+      InputError: if it is damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the stage that writes it again.") from None

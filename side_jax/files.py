@@ -1,4 +1,8 @@
-"""Reading files, and writing them so that a kill at any moment leaves the old or the new one, never half of one."""
+"""Reading files, and writing them so that a kill at any moment leaves the old or the new one, never half of one.
+
+A workdir may be in an object store, such as gs://bucket/folder, wherever etils.epath finds a library for it: there a
+path is an epath.Path, which has pathlib's methods. What only a local disk has is asked for by `local`.
+"""
 
 import contextlib
 import hashlib
@@ -11,8 +15,32 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from etils import epath
 
 from side_jax.errors import InputError
+
+
+def as_path(text: str) -> Path:
+    """A path on the local disk, or a URL of an object store.
+
+    Raises:
+      InputError: for a URL that no installed library can open.
+    """
+    try:
+        path = epath.Path(text)
+        path.exists()
+    except (ImportError, KeyError) as error:  # no library for this scheme, or nothing has ever heard of it
+        reason = str(error) if isinstance(error, ImportError) else "an unknown kind of URL"
+        raise InputError(
+            f"{text} can't be opened here ({reason}); install what etils.epath needs for it (gcsfs for gs://), or use "
+            "a local folder."
+        ) from None
+    return path
+
+
+def local(path: Path) -> bool:
+    """Whether a path is on a disk of this machine, or mounted as one."""
+    return "://" not in os.fspath(path)
 
 
 @contextlib.contextmanager
@@ -20,13 +48,14 @@ def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary neighbour of `path`, which replaces it when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text = {} if "b" in mode else {"encoding": "utf-8"}
     try:
-        with open(temporary, mode, **text) as file:
+        with temporary.open(mode, **text) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if local(path):
+                os.fsync(file.fileno())
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk half a file would only take up space
         raise
@@ -65,7 +94,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.nda
       InputError: if the file is missing or damaged.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in (archive.files if names is None else names)}
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run the stage that writes it first.") from None
@@ -80,7 +109,7 @@ def digest(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -8,7 +8,6 @@ which fingerprint it was begun and whether it is done.
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ class Unit:
             while aside.exists():
                 aside = aside.with_name(aside.name + "+")
             aside.parent.mkdir(exist_ok=True)
-            os.rename(self.directory, aside)
+            self.directory.rename(aside)
             logger.info("%s: its settings or inputs changed; the old results are now in %s.", self.name, aside)
         self.directory.mkdir(parents=True, exist_ok=True)
         files.write_json(self._path, {"unit": self.name, "fingerprint": self.fingerprint, "done": False})

@@ -27,6 +27,9 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if not files.local(workdir):  # an object store has no locks
+            yield
+            return
         file = open(workdir / ".lock", "a")  # noqa: SIM115 held open for as long as the block runs
     except OSError as error:
         raise InputError(
@@ -93,8 +96,8 @@ def check_space(settings: Settings, workdir: Path) -> None:
         )
 
 
-def space(settings: Settings, workdir: Path) -> tuple[int, int]:
-    """Bytes that the run will write, at most, and those that are free."""
+def space(settings: Settings, workdir: Path) -> tuple[int, float]:
+    """Bytes that the run will write, at most, and those that are free; of an object store, infinitely many."""
     pixels = math.prod(builders.image_shape(settings))
     count = settings.synthesize.num_images + settings.extract.num_images * len(settings.extract.runs())
     # Images at worst uncompressed; two checkpoints kept and one in flight, each of float32 parameters, two Adam
@@ -103,12 +106,16 @@ def space(settings: Settings, workdir: Path) -> tuple[int, int]:
     need = count * pixels + 3 * 4 * 4 * parameters + 50 * 2**20
     if settings.extract.clusters_images and settings.label.features == "pixels":  # other features are few numbers
         need += 2 * 4 * pixels * settings.synthesize.num_images  # cached, and in label/labels.npz
+    if not files.local(workdir):
+        return need, math.inf
     there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     return need, shutil.disk_usage(there).free
 
 
 def check_writable(workdir: Path) -> None:
     """Raises InputError where a folder of the workdir can't be written."""
+    if not files.local(workdir):
+        return
     for folder in (workdir, *(p for p in workdir.iterdir() if p.is_dir())):
         if not os.access(folder, os.W_OK | os.X_OK):
             raise InputError(f"{folder} can't be written; change its permissions, or use another --workdir.")
