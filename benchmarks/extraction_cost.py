@@ -71,12 +71,18 @@ class Bench:
         self._params = {"dpm": dpm.trees["ema"]} | guide
         self._base = builders.base_key(settings, "extract")
 
-    def run(self, recipe: Recipe, scales: list[float], num_images: int, save: Any) -> None:
-        """Draws and scores images by a recipe at each scale; `save` takes (scale, arrays)."""
+    def run(self, recipe: Recipe, scales: list[float], num_images: int, save: Any, even: bool = False) -> None:
+        """Draws and scores images by a recipe at each scale; `save` takes (scale, arrays).
+
+        Targets are those of a run, or with `even` each cluster in turn.
+        """
         settings = recipe.apply(self.settings)
         generator = builders.build_generator(settings, self._classifier)
         size = settings.sampler.batch_size
-        labels = sampling.target_labels(self._base, num_images, self._classifier.num_classes)
+        classes = self._classifier.num_classes
+        labels = sampling.target_labels(self._base, num_images, classes)
+        if even:
+            labels = np.arange(num_images, dtype=np.int32) % classes
         parts = [np.arange(i, min(i + size, num_images)) for i in range(0, num_images, size)]
         generator(self._params, self._base, parts[0], labels[parts[0]], scales[0])  # compiles
         for scale in scales:
@@ -91,6 +97,7 @@ class Bench:
             save(
                 scale,
                 {
+                    "images": np.concatenate(images),
                     "matched": to_members.matched,
                     "nearest": to_members.nearest,
                     "heldout_matched": to_heldout.matched,
