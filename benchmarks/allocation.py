@@ -110,9 +110,7 @@ def main() -> None:
         f"Near duplicates in the pool: {', '.join(f'{100 * s:.1f}%' for s in share)} of its images; of these, "
         f"{', '.join(f'{100 * r:.1f}%' for r in right)} match a member.\n"
     )
-    print(
-        "| images drawn | members, uniform targets | members, by evidence | difference, mean of seeds (standard error) |"
-    )
+    print("| images drawn | members, uniform targets | members, by evidence | difference (standard error over seeds) |")
     print("|---|---|---|---|")
     for budget in options.budgets:
         uniform, evidence = (np.asarray(found[budget, way]).mean(axis=1) for way in (False, True))
