@@ -45,11 +45,11 @@ class Recipe:
         """The settings of a run by this recipe."""
         solver, num_steps, spacing, interval = self.name.split("-", 3)
         between = () if interval == "all" else tuple(int(end) for end in interval.split("-"))
-        options = {"solver": solver, "num_steps": int(num_steps), "spacing": spacing}
+        options = {"solver": solver, "spacing": spacing}
         return dataclasses.replace(
             settings,
             sampler=dataclasses.replace(settings.sampler, **options),
-            extract=dataclasses.replace(settings.extract, guidance_interval=between),
+            extract=dataclasses.replace(settings.extract, guidance_interval=between, num_steps=int(num_steps)),
         )
 
 
@@ -77,7 +77,7 @@ class Bench:
         Targets are those of a run, or with `even` each cluster in turn.
         """
         settings = recipe.apply(self.settings)
-        generator = builders.build_generator(settings, self._classifier)
+        generator = builders.build_generator(settings, self._classifier, by=settings.attack_sampler)
         size = settings.sampler.batch_size
         classes = self._classifier.num_classes
         labels = sampling.target_labels(self._base, num_images, classes)

@@ -125,7 +125,7 @@ class Bare:
         classifier = builders.build_classifier(settings, CLASSES, time_dependent=True)
         denoise = builders.build_denoise(settings)
         log_prob = builders.build_log_prob(settings, classifier, at_x0=False)
-        self._table, self._labels = builders.build_step_table(settings), jnp.asarray(labels)
+        self._table, self._labels = builders.build_step_table(settings, settings.sampler), jnp.asarray(labels)
         self._keys = sampler.sample_keys(jax.random.key(SEED), jnp.arange(len(labels), dtype=jnp.uint32))
         self._start = jax.jit(lambda keys: sampler.start(keys, builders.image_shape(settings)))
         self._params = jax.device_put(params)

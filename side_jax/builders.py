@@ -24,7 +24,7 @@ from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling import ApplyFn, Generator
-from side_jax.settings import Settings
+from side_jax.settings import Sampler, Settings
 
 _STREAMS = (
     *("train", "synthesize", "label", "surrogate/side", "surrogate/conditional", "extract", "probe", "monitor"),
@@ -98,9 +98,9 @@ def size(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def build_step_table(settings: Settings) -> steps.StepTable:
-    """The sampler's coefficients, and in which steps guidance acts."""
-    options = dataclasses.asdict(settings.sampler)
+def build_step_table(settings: Settings, by: Sampler) -> steps.StepTable:
+    """A sampler's coefficients, and in which steps guidance acts."""
+    options = dataclasses.asdict(by)
     for name in ("batch_size", "loop"):
         del options[name]
     interval = settings.extract.guidance_interval
@@ -128,7 +128,9 @@ def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -
     return at_clean if at_x0 else calibrated
 
 
-def build_generator(settings: Settings, classifier: Classifier | None = None, *, at_x0: bool = False) -> Generator:
+def build_generator(
+    settings: Settings, classifier: Classifier | None = None, *, at_x0: bool = False, by: Sampler | None = None
+) -> Generator:
     """The sampler of the DPM, guided where a classifier is given.
 
     Its parameters are {"dpm": the U-Net's} and, guided, "classifier" and "temperature", float32 [T], by which the
@@ -138,7 +140,9 @@ def build_generator(settings: Settings, classifier: Classifier | None = None, *,
       settings: of the run.
       classifier: that guides.
       at_x0: whether it looks at the predicted clean image; else at x_t.
+      by: the sampler; None: that of synthetic images.
     """
+    by = by or settings.sampler
     log_prob = build_log_prob(settings, classifier, at_x0=at_x0) if classifier else None
 
     def guide(params: Any, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
@@ -150,10 +154,10 @@ def build_generator(settings: Settings, classifier: Classifier | None = None, *,
     return Generator(
         denoise=build_denoise(settings),
         guide=guide if classifier else None,
-        table=build_step_table(settings),
+        table=build_step_table(settings, by),
         shape=image_shape(settings),
-        batch_size=settings.sampler.batch_size,
-        loop=settings.sampler.loop,
+        batch_size=by.batch_size,
+        loop=by.loop,
     )
 
 

@@ -63,7 +63,7 @@ def test_the_power_prior(form, scale):
     the score of its noised law is the unguided one plus lambda grad log p(c | x_t), at every lambda.
     """
     # The mean forms are off by a term of the order of one step.
-    schedule = make_schedule("linear", 1000) if form == "score" else make_schedule("linear", 4000, 2.5e-5, 5e-3)
+    schedule = make_schedule("linear", 1000) if form == "score" else make_schedule("linear", 2000, 5e-5, 1e-2)
     m, s, b = -0.2, 0.3, 2.0
     alpha_bar = jnp.asarray(schedule.alpha_bar, jnp.float32)
 
@@ -79,7 +79,7 @@ def test_the_power_prior(form, scale):
     keys = sampler.sample_keys(jax.random.key(1), jnp.arange(8192, dtype=jnp.uint32))
     by = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(scale), form=form)
     x = sampler.sample(denoise, table, keys, SHAPE, by)
-    np.testing.assert_allclose(x.mean(), m + scale * b * s**2, atol=0.012)
+    np.testing.assert_allclose(x.mean(), m + scale * b * s**2, atol=0.012 if form == "score" else 0.025)
     np.testing.assert_allclose(x.std(), s, rtol=0.025)
 
 

@@ -59,6 +59,13 @@ def test_changed_settings_are_to_do_again(finished, capsys, quick):
     assert found["extract/unconditional"].startswith("done")
 
 
+def test_the_attacks_may_have_steps_of_their_own(finished, capsys, quick):
+    assert runs.run([*runs.arguments(finished, extract__num_steps=2), "--dry-run"]) == 0
+    found, _ = lines(capsys)
+    assert all(found[unit].startswith("done") for unit in ("synthesize", "surrogate/side"))
+    assert found["extract/unconditional"].startswith("2 of 2 shards, 64 images 4.0")
+
+
 def test_the_same_checks_as_a_real_run(finished, tmp_path, capsys, quick):
     assert runs.run([*runs.arguments(tmp_path / "run", data__num_members=10**6), "--dry-run"]) == 1
     assert "num_members" in capsys.readouterr().err

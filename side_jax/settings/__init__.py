@@ -86,7 +86,9 @@ class Settings:
             value, need = self.label.denoiser_timestep, f"below diffusion.num_timesteps ({steps})"
             check(value < steps, "label.denoiser_timestep", value, need)
         need = f"at most diffusion.num_timesteps ({steps})"
-        check(self.sampler.num_steps <= steps, "sampler.num_steps", self.sampler.num_steps, need)
+        for section in ("sampler", "extract"):
+            value = getattr(self, section).num_steps
+            check(value <= steps, f"{section}.num_steps", value, need)
         self._check_guidance()
         need = f"at most data.num_members ({data.num_members})"
         ok = self.train.batch_size <= data.num_members or bool(self.target.path)
@@ -104,6 +106,12 @@ class Settings:
         need = f"at most data.num_members ({data.num_members})"
         check(neighbors <= data.num_members, "evaluate.normalized_l2_neighbors", neighbors, need)
 
+    @property
+    def attack_sampler(self) -> Sampler:
+        """The sampler of the attacks: `sampler`, with extract.num_steps where that says so."""
+        num_steps = self.extract.num_steps or self.sampler.num_steps
+        return dataclasses.replace(self.sampler, num_steps=num_steps)
+
     def _check_guidance(self) -> None:
         e, eta = self.extract, self.sampler.eta
         ok = e.guidance_form == "score" or eta > 0
@@ -111,7 +119,7 @@ class Settings:
         check(ok, "extract.guidance_form", e.guidance_form, need)
         if e.guidance_interval:
             low, high = e.guidance_interval
-            grid = time_grid(self.diffusion.make(), self.sampler.num_steps, self.sampler.spacing)
+            grid = time_grid(self.diffusion.make(), self.attack_sampler.num_steps, self.sampler.spacing)
             need = f"one that holds a timestep of the sampler's grid: {', '.join(map(str, grid))}"
             ok = ((low <= grid) & (grid <= high)).any()
             check(ok, "extract.guidance_interval", e.guidance_interval, need)

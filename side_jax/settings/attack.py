@@ -82,6 +82,7 @@ class Extract:
     """The attacks, all with the same N_G and the same starting noise."""
 
     num_images: int = 1024  # N_G for each attack and guidance scale
+    num_steps: int = 0  # of the attacks' sampler; 0: sampler.num_steps, as synthetic images have
     attacks: tuple[str, ...] = DEFAULT_ATTACKS
     guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for the guided attacks
     temperature_scaling: bool = False  # guide by probabilities that were calibrated on the held-back images
@@ -95,6 +96,7 @@ class Extract:
         need = "empty, or (t_low, t_high) with 0 <= t_low <= t_high"
         ok = not interval or (len(interval) == 2 and 0 <= interval[0] <= interval[1])
         check(ok, "extract.guidance_interval", interval, need)
+        check(self.num_steps >= 0, "extract.num_steps", self.num_steps, "at least 0 (0: sampler.num_steps)")
         check(self.num_images >= 1, "extract.num_images", self.num_images, "at least 1 (N_G, images for each attack)")
         check(len(self.attacks) >= 1, "extract.attacks", self.attacks, f"one or more of {', '.join(ATTACKS)}")
         for attack in self.attacks:
