@@ -56,7 +56,7 @@ def files_of(workdir):
 
 def test_random_kills_change_nothing(tmp_path):
     """SIGKILL or SIGTERM at random moments, SIDE_JAX_KILLS of them, and the same command after each."""
-    kills, moments = int(os.environ.get("SIDE_JAX_KILLS", 3)), random.Random(0)
+    kills, moments = int(os.environ.get("SIDE_JAX_KILLS", 2)), random.Random(0)
     arguments = {"extract__num_images": 256, "sampler__num_steps": 20}
 
     def start(workdir):
