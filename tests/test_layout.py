@@ -11,7 +11,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "side_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PURE = {
-    "diffusion": {"jax", "numpy", "dataclasses", "collections", "itertools", "typing", "side_jax.diffusion"},
+    "diffusion": {
+        "jax",
+        "numpy",
+        "dataclasses",
+        "collections",
+        "functools",
+        "itertools",
+        "typing",
+        "side_jax.diffusion",
+    },
     "memorization": {
         "jax",
         "numpy",
