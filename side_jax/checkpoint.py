@@ -7,6 +7,7 @@ every array, so that an altered file is noticed whatever its storage format chec
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class Checkpoints:
             options.multiprocessing_options = ocp.options.MultiprocessingOptions(
                 primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
             )
-        self._manager = ocp.CheckpointManager(epath.Path(directory).absolute(), options=options)
+        where = os.path.abspath(directory) if files.local(directory) else directory
+        self._manager = ocp.CheckpointManager(epath.Path(where), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -108,7 +108,7 @@ def space(settings: Settings, workdir: Path) -> tuple[int, float]:
         need += 2 * 4 * pixels * settings.synthesize.num_images  # cached, and in label/labels.npz
     if not files.local(workdir):
         return need, math.inf
-    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    there = next(folder for folder in (workdir, *Path(os.path.abspath(workdir)).parents) if folder.exists())
     return need, shutil.disk_usage(there).free
 
 
