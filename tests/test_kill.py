@@ -12,11 +12,9 @@ import runs
 
 # (unit killed, a file whose appearance says that the unit is in the middle of its work)
 MOMENTS = [
-    ("train", "checkpoints/10/meta"),
     ("train", "checkpoints/30/meta"),
     ("synthesize", "synthesize/shard_00001.npz"),
     ("surrogate/side", "surrogate/side/checkpoints/10/meta"),
-    ("extract/conditional_10", "extract/conditional_10/shard_00000.npz"),
     ("extract/side_1", "extract/side_1/manifest.json"),
 ]
 LONGER = {"train__num_steps": 60, "surrogate__num_steps": 60, "synthesize__num_images": 256, "extract__num_images": 256}
