@@ -5,6 +5,7 @@ dispatched from Python, because gradients of convolutions inside an XLA loop are
 keys, labels and the guidance scale are traced, so a sweep over scales compiles once.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,21 +71,20 @@ class Generator:
         def start(base, index):
             return sampler.start(sampler.sample_keys(base, index), shape)
 
+        def bind(guided, params, labels, scale):
+            return (lambda x, t: denoise(params, x, t)), guide(params, labels, scale) if guided else None
+
         def step(guided, params, base, index, labels, scale, at, state):
-            denoise_fn, keys = (lambda x, t: denoise(params, x, t)), sampler.sample_keys(base, index)
-            guidance = guide(params, labels, scale) if guided else None
-            return sampler.sample_step(denoise_fn, at, state, keys, guidance)
+            denoise_fn, guidance = bind(guided, params, labels, scale)
+            return sampler.sample_step(denoise_fn, at, state, sampler.sample_keys(base, index), guidance)
 
         def whole(params, base, index, labels, scale):
-            denoise_fn, keys = (lambda x, t: denoise(params, x, t)), sampler.sample_keys(base, index)
-            guidance = guide(params, labels, scale) if guide is not None else None
-            return to_uint8(sampler.sample(denoise_fn, table, keys, shape, guidance))
+            denoise_fn, guidance = bind(guide is not None, params, labels, scale)
+            return to_uint8(sampler.sample(denoise_fn, table, sampler.sample_keys(base, index), shape, guidance))
 
         def mapped_step(guided: bool) -> Callable:
-            def fn(*args):
-                return step(guided, *args)
-
-            return parallel.pmap_batch(fn, batched=(False, False, True, True, False, False, True), donate=(6,))
+            batched = (False, False, True, True, False, False, True)
+            return parallel.pmap_batch(functools.partial(step, guided), batched=batched, donate=(6,))
 
         self._start = parallel.pmap_batch(start, batched=(False, True))
         self._step = {guided: mapped_step(guided) for guided in (False, True)}
