@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # batches that are computed or written at a time
 CHUNK = 2**23  # pixels and channels read at a time
+ARRAYS = ("images", "index", "label")  # of a shard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,24 @@ class Shard:
     def intact(self, *, thorough: bool) -> bool:
         """Whether the file is there and whole; thorough: every byte of it is checked, not only its ends."""
         try:
-            found = files.read_npz(self.path, ("images", "index", "label") if thorough else ("index", "label"))
+            self.read(ARRAYS if thorough else ARRAYS[1:])
         except InputError:
             return False
-        return np.array_equal(found["index"], np.asarray(self.index)) and len(found["label"]) == len(self.index)
+        return True
+
+    def read(self, names: tuple[str, ...] = ARRAYS) -> dict[str, np.ndarray]:
+        """Its arrays of some names, index and label among them.
+
+        Raises:
+          InputError: if it is missing or damaged, or holds other images.
+        """
+        found = files.read_npz(self.path, names)
+        if not np.array_equal(found["index"], np.asarray(self.index)) or len(found["label"]) != len(self.index):
+            raise InputError(
+                f"{self.path} does not hold images {self.index.start} to {self.index.stop - 1}; delete it and run the "
+                "stage that writes it again."
+            )
+        return found
 
 
 def layout(directory: Path, num_images: int, batch_size: int) -> list[Shard]:
@@ -126,16 +141,11 @@ def stream(shards: list[Shard], size: int = CHUNK) -> Iterator[dict[str, np.ndar
     """
     parts: list[dict[str, np.ndarray]] = []
     for shard in shards:
-        found = files.read_npz(shard.path)
-        if not np.array_equal(found["index"], np.asarray(shard.index)):
-            raise InputError(
-                f"{shard.path} does not hold images {shard.index.start} to {shard.index.stop - 1}; delete it and run "
-                "the stage that writes it again."
-            )
-        parts.append(found)
+        parts.append(shard.read())
         if sum(part["images"].size for part in parts) >= size:
-            yield _join(parts)
-            parts = []
+            whole, parts = _join(parts), []  # not held twice while the caller works on it
+            yield whole
+            del whole
     if parts:
         yield _join(parts)
 
@@ -161,4 +171,4 @@ def pick(shards: list[Shard], index: np.ndarray) -> np.ndarray:
 
 
 def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in ("images", "index", "label")}
+    return {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}
