@@ -19,7 +19,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's
 
 import jax
 
-from side_jax import builders
+from side_jax import builders, cpu, pipeline
 from side_jax.config import default_config, from_config
 from side_jax.convert import parameters
 from side_jax.settings import Settings
@@ -155,14 +155,17 @@ def parser(description: str, sizes: list[str]) -> argparse.ArgumentParser:
 def start(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Checks that both are on one device of the same kind, and prints what they are: (device, about)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = [load_settings(size, options.batch_size, options.dtype) for size in options.sizes]
+    cpu.prepare(size for one in settings for size in pipeline.batches(one).values())  # as the command line does
     if (device == "cuda") != (jax.default_backend() == "gpu"):
         sys.exit(f"PyTorch is on {device} and JAX on {jax.default_backend()}; hide the GPU or install both for it.")
-    if jax.device_count() > 1:
-        sys.exit(f"JAX has {jax.device_count()} devices; leave it one, PyTorch uses one: CUDA_VISIBLE_DEVICES=0.")
     if device == "cuda":
+        if jax.device_count() > 1:
+            sys.exit(f"JAX has {jax.device_count()} devices; leave it one, PyTorch uses one: CUDA_VISIBLE_DEVICES=0.")
         torch.set_float32_matmul_precision("high")  # TF32, as JAX has it by default
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     about = {"device": f"{device}: {name}", "cpus": os.cpu_count(), "pytorch_threads": torch.get_num_threads()}
+    about |= {"jax_devices": jax.device_count()}
     about |= {"dtype": options.dtype, "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
     about |= {module.__name__: module.__version__ for module in (jax, torch, diffusers)}
     print(json.dumps(about), flush=True)

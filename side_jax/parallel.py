@@ -111,6 +111,11 @@ def place(tree: Any, over: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(over, PartitionSpec()))
 
 
+def place_parts(tree: Any, over: Mesh) -> Any:
+    """Copies each row of a tree of host arrays [devices, ...], see `spread`, to its device of the mesh."""
+    return jax.device_put(tree, NamedSharding(over, PartitionSpec("batch")))
+
+
 def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ...] = ()) -> Callable:
     """jax.pmap of fn over the local devices.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from side_jax import builders, features, foreign, manifest, parallel, plan
+from side_jax import builders, cpu, features, foreign, manifest, parallel, plan
 from side_jax import workdir as workdirs
 from side_jax.config import from_config
 from side_jax.data import datasets, split
@@ -70,6 +70,7 @@ def _resolve(
     config = features.resolve(foreign.resolve(config), workdir)
     settings = from_config(config)
     chosen = check_stages(stages)
+    cpu.prepare(batches(settings).values())
     check_devices(settings)
     return config, settings, chosen
 
@@ -85,12 +86,19 @@ def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
 
 def check_devices(settings: Settings) -> None:
     """Raises InputError where a batch can't be split over the devices."""
-    parallel.check_divisible("sampler.batch_size", settings.sampler.batch_size, jax.local_device_count())
+    for key, size in batches(settings).items():
+        devices = jax.local_device_count() if key == "sampler.batch_size" else jax.device_count()
+        parallel.check_divisible(key, size, devices)
+
+
+def batches(settings: Settings) -> dict[str, int]:
+    """What is split over devices, by its key in the config."""
+    found = {"sampler.batch_size": settings.sampler.batch_size}
     for section in ("train", "surrogate", "conditional"):
         fit = getattr(settings, section)
-        part = fit.batch_size // fit.accumulate
         key = f"{section}.batch_size" + (f" / accumulate ({fit.accumulate})" if fit.accumulate > 1 else "")
-        parallel.check_divisible(key, part, jax.device_count())
+        found[key] = fit.batch_size // fit.accumulate
+    return found
 
 
 def check_stages(names: Sequence[str]) -> list[str]:

@@ -97,6 +97,9 @@ class Generator:
         scale = np.float32(scale)
         if self._loop == "scan":
             return self._whole(params, base, *parts, scale)
+        # Once for all steps: what isn't on the devices yet would go there at each of them.
+        params, base, scale = parallel.place((params, base, scale), parallel.local_mesh())
+        parts = parallel.place_parts(parts, parallel.local_mesh())
         state = self._start(base, parts[0])
         for first, last, guided in self._segments:
             for i in range(first, last):

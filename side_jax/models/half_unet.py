@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from side_jax.models.classifier import Classifier
-from side_jax.models.layers import GroupNorm, TimeEmbedding, sinusoidal_embedding
+from side_jax.models.layers import Conv3x3, GroupNorm, TimeEmbedding, sinusoidal_embedding
 from side_jax.models.unet import DownBlock, MidBlock, Parts
 
 _HEAD_DIM = 64  # channels of an attention head in ADM
@@ -61,7 +61,7 @@ class HalfUNet(Classifier):
         if self.time_dependent:
             emb = sinusoidal_embedding(t, self.width, flip_sin_to_cos=True)
             emb = TimeEmbedding(4 * self.width, name="time_embedding")(emb)
-        h = nn.Conv(self.width, (3, 3), padding=1, name="conv_in")(x)
+        h = Conv3x3(self.width, padding=1, name="conv_in")(x)
         for i, layers in enumerate(self.stage_sizes):
             padding = None if i == last else 1
             block = DownBlock(parts, self.width * 2**i, layers, i == last, padding, name=f"down_blocks_{i}")

@@ -8,8 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from side_jax.models.convolution import conv3x3
+
+Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), conv_general_dilated=conv3x3)
 # A last convolution that starts at zero, so that every residual branch starts as the identity.
-zeros_conv = functools.partial(nn.Conv, kernel_size=(3, 3), kernel_init=nn.initializers.zeros)
+zeros_conv = functools.partial(Conv3x3, kernel_init=nn.initializers.zeros)
 
 
 class GroupNorm(nn.Module):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from side_jax.models.classifier import Classifier
-from side_jax.models.layers import BatchNorm, GroupNorm, TimeEmbedding, sinusoidal_embedding
+from side_jax.models.layers import BatchNorm, Conv3x3, GroupNorm, TimeEmbedding, sinusoidal_embedding
 
 
 class ResidualBlock(nn.Module):
@@ -40,7 +40,8 @@ class ResidualBlock(nn.Module):
         h = x
         for i, (size, stride, times) in enumerate(zip(sizes, strides, widths, strict=True), start=1):
             h = h if i == 1 else nn.relu(h)
-            conv = nn.Conv(times * self.channels, (size, size), stride, size // 2, use_bias=False, name=f"conv{i}")
+            conv = functools.partial(nn.Conv, kernel_size=(1, 1)) if size == 1 else Conv3x3
+            conv = conv(times * self.channels, strides=stride, padding=size // 2, use_bias=False, name=f"conv{i}")
             h = self.norm(name=f"norm{i}")(conv(h))
             if i == 1 and emb is not None:
                 dense = nn.Dense(2 * self.channels, kernel_init=nn.initializers.zeros, name="time_proj")
@@ -76,7 +77,7 @@ class ResNet(Classifier):
         emb = None
         if self.time_dependent:
             emb = TimeEmbedding(4 * self.width, name="time_embedding")(sinusoidal_embedding(t, 2 * self.width))
-        h = nn.Conv(self.width, (3, 3), self.stem_stride, padding=1, use_bias=False, name="conv_in")(x)
+        h = Conv3x3(self.width, strides=self.stem_stride, padding=1, use_bias=False, name="conv_in")(x)
         h = nn.relu(norm(name="norm_in")(h))
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):

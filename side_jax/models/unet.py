@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from side_jax.models.layers import GroupNorm, TimeEmbedding, sinusoidal_embedding, zeros_conv
+from side_jax.models.layers import Conv3x3, GroupNorm, TimeEmbedding, sinusoidal_embedding, zeros_conv
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, *_: Any, precision: Any = None, **__: Any) -> jax.Array:
@@ -40,7 +40,7 @@ class ResnetBlock(nn.Module):
         def norm(name: str) -> GroupNorm:
             return GroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name=name)
 
-        h = nn.Conv(self.channels, (3, 3), padding=1, dtype=self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
+        h = Conv3x3(self.channels, padding=1, dtype=self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
 
         def projected(width: int) -> jax.Array:
             return nn.Dense(width, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))[:, None, None, :]
@@ -96,7 +96,7 @@ class Downsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [b, h, w, c]; returns [b, h / 2, w / 2, c]."""
         padding = ((1, 1), (1, 1)) if self.padding else ((0, 1), (0, 1))
-        return nn.Conv(x.shape[-1], (3, 3), 2, padding=padding, dtype=self.dtype, name="conv")(x)
+        return Conv3x3(x.shape[-1], strides=2, padding=padding, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
@@ -108,7 +108,7 @@ class Upsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [b, h, w, c]; returns [b, 2 h, 2 w, c]."""
         x = x.repeat(2, axis=1).repeat(2, axis=2)
-        return nn.Conv(x.shape[-1], (3, 3), padding=1, dtype=self.dtype, name="conv")(x)
+        return Conv3x3(x.shape[-1], padding=1, dtype=self.dtype, name="conv")(x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,7 +257,7 @@ class UNet(nn.Module):
         emb = TimeEmbedding(width, self.dtype, name="time_embedding")(emb)
         if self.center_input_sample:
             x = 2.0 * x - 1.0
-        h = nn.Conv(first, (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        h = Conv3x3(first, padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
         for i, (channels, kind) in enumerate(zip(self.block_out_channels, self.down_block_types, strict=True)):
             attend, padding = kind == "AttnDownBlock2D", None if i == last else self.downsample_padding
