@@ -25,7 +25,7 @@ import numpy as np
 from contest import SEED, diffusers, torch
 from diffusers.pipelines.ddim import pipeline_ddim
 
-from side_jax import builders
+from side_jax import builders, parallel
 from side_jax.diffusion import guidance, sampler
 from side_jax.sampling import Generator
 from side_jax.settings import Settings
@@ -119,7 +119,7 @@ class Ours:
 
 
 class Bare:
-    """The jitted guided step alone."""
+    """The jitted guided step alone, on one device."""
 
     def __init__(self, settings: Settings, params: Any, labels: np.ndarray):
         classifier = builders.build_classifier(settings, CLASSES, time_dependent=True)
@@ -128,7 +128,7 @@ class Bare:
         self._table, self._labels = builders.build_step_table(settings, settings.sampler), jnp.asarray(labels)
         self._keys = sampler.sample_keys(jax.random.key(SEED), jnp.arange(len(labels), dtype=jnp.uint32))
         self._start = jax.jit(lambda keys: sampler.start(keys, builders.image_shape(settings)))
-        self._params = jax.device_put(params)
+        self._params = jax.device_put(params, jax.local_devices()[0])
 
         def step(params, labels, scale, keys, at, state):
             gradient = guidance.classifier_gradient(functools.partial(log_prob, params), labels)
@@ -232,7 +232,6 @@ def run_size(size: str, options: argparse.Namespace, device: str) -> list[dict[s
         "classifier": classifier_params(classifier, settings),
         "temperature": np.ones(settings.diffusion.num_timesteps, np.float32),
     }
-    params = jax.device_put(params)
     labels = np.arange(batch_size, dtype=np.int32) % CLASSES
     keys = sampler.sample_keys(jax.random.key(SEED), jnp.arange(batch_size, dtype=jnp.uint32))
     noise = np.asarray(sampler.initial_noise(keys, shape))
@@ -241,7 +240,7 @@ def run_size(size: str, options: argparse.Namespace, device: str) -> list[dict[s
     for guided in (False, True):
         module = builders.build_classifier(settings, CLASSES, time_dependent=True) if guided else None
         generator = builders.build_generator(settings, module)
-        contestants = {"side_jax": Ours(generator, params, labels)}
+        contestants = {"side_jax": Ours(generator, parallel.place(params, parallel.local_mesh()), labels)}
         if guided and device == "cpu":
             contestants["bare step"] = Bare(settings, params, labels)
         for compiled in (False, True):

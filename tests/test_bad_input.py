@@ -137,6 +137,8 @@ VALUES = [
     ({"extract.guidance_interval": (9, 3)}, "guidance_interval is (9, 3)", "t_low <= t_high"),
     ({"extract.guidance_interval": (1, 2)}, "guidance_interval is (1, 2)", "99, 66, 32"),
     ({"sampler.eta": 2.0}, "sampler.eta is 2.0", "between 0 (DDIM) and 1 (DDPM)"),
+    ({"extract.solver": "euler"}, "extract.solver is 'euler'", "ddim, dpmpp_2m"),
+    ({"extract.solver": "dpmpp_2m", "sampler.eta": 0.5}, "extract.solver is 'dpmpp_2m'", "sampler.eta is 0.5"),
     ({"extract.num_steps": -1}, "extract.num_steps is -1", "at least 0"),
     ({"extract.num_steps": 101}, "extract.num_steps is 101", "diffusion.num_timesteps (100)"),
     ({"sampler.loop": "while"}, "sampler.loop is 'while'", "auto, scan, dispatch"),

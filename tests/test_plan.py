@@ -59,11 +59,15 @@ def test_changed_settings_are_to_do_again(finished, capsys, quick):
     assert found["extract/unconditional"].startswith("done")
 
 
-def test_the_attacks_may_have_steps_of_their_own(finished, capsys, quick):
+def test_the_attacks_may_have_a_solver_and_steps_of_their_own(finished, capsys, quick):
     assert runs.run([*runs.arguments(finished, extract__num_steps=2), "--dry-run"]) == 0
     found, _ = lines(capsys)
     assert all(found[unit].startswith("done") for unit in ("synthesize", "surrogate/side"))
     assert found["extract/unconditional"].startswith("2 of 2 shards, 64 images 4.0")
+    assert runs.run([*runs.arguments(finished, extract__solver="dpmpp_2m"), "--dry-run"]) == 0
+    found, _ = lines(capsys)
+    assert found["synthesize"].startswith("done")
+    assert found["extract/unconditional"].startswith("2 of 2 shards, 64 images 6.0")
 
 
 def test_the_same_checks_as_a_real_run(finished, tmp_path, capsys, quick):

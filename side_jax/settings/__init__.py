@@ -108,12 +108,14 @@ class Settings:
 
     @property
     def attack_sampler(self) -> Sampler:
-        """The sampler of the attacks: `sampler`, with extract.num_steps where that says so."""
-        num_steps = self.extract.num_steps or self.sampler.num_steps
-        return dataclasses.replace(self.sampler, num_steps=num_steps)
+        """The sampler of the attacks: `sampler`, with extract.solver and extract.num_steps where these say so."""
+        options = {"solver": self.extract.solver, "num_steps": self.extract.num_steps}
+        return dataclasses.replace(self.sampler, **{name: value for name, value in options.items() if value})
 
     def _check_guidance(self) -> None:
         e, eta = self.extract, self.sampler.eta
+        ok = eta == 0 or e.solver in ("", "ddim")
+        check(ok, "extract.solver", e.solver, f"empty or ddim while sampler.eta is {eta:g}: it draws no noise")
         ok = e.guidance_form == "score" or eta > 0
         need = f"score while sampler.eta is {eta:g}: the mean forms act in proportion to the variance of the noise"
         check(ok, "extract.guidance_form", e.guidance_form, need)

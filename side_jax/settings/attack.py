@@ -82,7 +82,8 @@ class Extract:
     """The attacks, all with the same N_G and the same starting noise."""
 
     num_images: int = 1024  # N_G for each attack and guidance scale
-    num_steps: int = 0  # of the attacks' sampler; 0: sampler.num_steps, as synthetic images have
+    solver: str = ""  # of the attacks; empty: sampler.solver, as synthetic images have
+    num_steps: int = 0  # of the attacks' sampler; 0: sampler.num_steps
     attacks: tuple[str, ...] = DEFAULT_ATTACKS
     guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for the guided attacks
     temperature_scaling: bool = False  # guide by probabilities that were calibrated on the held-back images
@@ -91,6 +92,8 @@ class Extract:
     normalize_gradient: bool = False  # to a root mean square of 1 for each image
 
     def __post_init__(self):
+        if self.solver:
+            one_of("extract.solver", self.solver, SOLVERS)
         one_of("extract.guidance_form", self.guidance_form, FORMS)
         interval = self.guidance_interval
         need = "empty, or (t_low, t_high) with 0 <= t_low <= t_high"
