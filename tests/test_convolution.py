@@ -44,6 +44,8 @@ def test_which_way_is_taken():
     assert convolutions(OWN, (2, 7, 8, 32), 32, one, pad_one) == (1, False)  # no whole number of 2x2 blocks
     assert convolutions(OWN, (2, 8, 8, 16), 32, one, pad_one) == (1, False)
     assert convolutions(OWN, (2, 8, 8, 32), 32, one, ((0, 1), (0, 1))) == (1, False)
+    no_padding = ((0, 0), (0, 0))
+    assert OWN(drawn(2, 8, 8, 32), drawn(3, 3, 32, 32), two, no_padding).shape == (2, 3, 3, 32)
     strided = jax.make_jaxpr(lambda x, k: OWN(x, k, two, pad_two))(drawn(2, 8, 8, 32), drawn(3, 3, 32, 32))
     assert "window_strides=(1, 1)" in str(strided)
 

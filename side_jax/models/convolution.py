@@ -11,6 +11,7 @@ import numpy as np
 
 _MIN_CHANNELS = 32  # with fewer, the transforms cost more than the products save
 _KERNEL = np.asarray([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_AROUND = ((1, 1), (1, 1))  # a padding of one pixel
 _KERNELS = np.kron(_KERNEL, _KERNEL)  # [16, 9]: of a kernel's rows and columns
 
 
@@ -29,20 +30,17 @@ def conv3x3(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **optio
     """
     fits = x.dtype == jnp.float32 and min(kernel.shape[2:]) >= _MIN_CHANNELS and not (x.shape[1] % 2 or x.shape[2] % 2)
     if jax.default_backend() == "cpu" and fits:
-        if tuple(strides) == (1, 1) and _ones(padding):
+        pads = tuple(map(tuple, padding))
+        if tuple(strides) == (1, 1) and pads == _AROUND:
             return _winograd(x, kernel)
-        if tuple(strides) == (2, 2):
-            return _strided(x, kernel, padding)
+        if tuple(strides) == (2, 2) and pads in (_AROUND, ((0, 1), (0, 1))):
+            return _strided(x, kernel, pads[0][0])
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-
-
-def _ones(padding: Any) -> bool:
-    return tuple(map(tuple, padding)) == ((1, 1), (1, 1))
 
 
 def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), _AROUND, dimension_numbers=numbers)
 
 
 @jax.custom_vjp
@@ -81,10 +79,9 @@ def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[
 _winograd.defvjp(_forward, _backward)
 
 
-def _strided(x: jax.Array, kernel: jax.Array, padding: Any) -> jax.Array:
-    """A 2x2 convolution at stride 1 over 2x2 blocks of pixels."""
-    (top, _), (left, _) = padding
-    x = jnp.pad(x, ((0, 0), (top, 2 - top), (left, 2 - left), (0, 0)))
+def _strided(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
+    """A 2x2 convolution at stride 1 over 2x2 blocks of pixels; `before` rows and columns of zeros come first."""
+    x = jnp.pad(x, ((0, 0), (before, 2 - before), (before, 2 - before), (0, 0)))
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
     kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
