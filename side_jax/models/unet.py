@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from side_jax.models.attention import attention
 from side_jax.models.layers import Conv3x3, GroupNorm, TimeEmbedding, sinusoidal_embedding, zeros_conv
 
 
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         def heads(name: str) -> jax.Array:
             return nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, c // head_dim, head_dim)
 
-        y = jax.nn.dot_product_attention(heads("to_q"), heads("to_k"), heads("to_v")).reshape(b, h * w, c)
+        y = attention(heads("to_q"), heads("to_k"), heads("to_v")).reshape(b, h * w, c)
         y = nn.Dense(c, dtype=self.dtype, name="to_out_0")(y)
         return (x + y.reshape(b, h, w, c)) / self.scale_factor
 
