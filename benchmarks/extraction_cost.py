@@ -152,20 +152,19 @@ def table(results: dict[tuple[str, float], list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def figure(results: dict[tuple[str, float], list[dict]], shown: list[tuple[str, float]], path: Path) -> None:
-    """Members found against device-seconds, the mean over seeds, for some recipes at some scales."""
+def figure(results: dict[tuple[str, float], list[dict]], path: Path) -> None:
+    """Members found against device-seconds, the mean over seeds, for each recipe at each scale."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(figsize=(7, 4.5))
-    for key in shown:
-        found = results[key]
+    for (name, scale), found in results.items():
         counts = np.unique(np.geomspace(16, len(found[0]["matched"]), 40).astype(int))
         seconds = counts * np.mean([one["seconds_per_image"] for one in found])
         members = [np.mean([unique(one, count) for one in found]) for count in counts]
-        axes.plot(seconds, members, label=f"{key[0]}, scale {key[1]:g}")
+        axes.plot(seconds, members, label=f"{name}, scale {scale:g}")
     axes.set(xscale="log", xlabel="device-seconds of sampling", ylabel="members extracted, mean over seeds")
     axes.legend(fontsize=7)
     fig.tight_layout()
@@ -212,7 +211,7 @@ def main() -> None:
             print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
     print(table(results))
     if options.figure:
-        figure(results, list(results), options.figure)
+        figure(results, options.figure)
 
 
 if __name__ == "__main__":
