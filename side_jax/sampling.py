@@ -40,7 +40,12 @@ def target_labels(base: jax.Array, num_images: int, num_classes: int) -> np.ndar
 
 
 class Generator:
-    """Makes the images of given global indices; the same index always gives the same image."""
+    """Makes the images of given global indices; the same index always gives the same image.
+
+    Attributes:
+      batch_size: images made together.
+      loop: "scan", one program for the whole trajectory, or "dispatch", one for a step.
+    """
 
     def __init__(
         self,
@@ -65,7 +70,7 @@ class Generator:
         if loop == "auto":
             loop = "dispatch" if guide is not None and jax.default_backend() == "cpu" else "scan"
         self.batch_size = batch_size
-        self._loop = loop
+        self.loop = loop
         self._table, self._segments = table, list(table.segments(guide is not None))
 
         def start(base, index):
@@ -95,7 +100,7 @@ class Generator:
         """As a call, but returns before the images are there: for parallel.merge, which waits for them."""
         parts = parallel.spread(self.batch_size, np.asarray(index, np.uint32), np.asarray(labels, np.int32))
         scale = np.float32(scale)
-        if self._loop == "scan":
+        if self.loop == "scan":
             return self._whole(params, base, *parts, scale)
         # Once for all steps: what isn't on the devices yet would go there at each of them.
         params, base, scale = parallel.place((params, base, scale), parallel.local_mesh())

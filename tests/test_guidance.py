@@ -84,15 +84,42 @@ def test_the_power_prior(form, scale):
 
 
 def test_the_two_mean_forms_by_hand():
-    """mu + lambda std^2 g, with g = -3 x: at x_t (openai/guided-diffusion), or at mu (its algorithm 1)."""
+    """mu + lambda std^2 g, with g = -t x: at x_t and t (openai/guided-diffusion's code), or at mu and t'."""
+
+    def gradient(x, t):
+        return -bcast(t.astype(jnp.float32), x) * x
+
     x, mean, std = jnp.full((2, 1), 0.5), jnp.full((2, 1), 0.25), jnp.float32(0.4)
-    t = jnp.asarray([3, 3])
-    for form, at in (("mean", 0.5), ("mean_at_mean", 0.25)):
-        by = guidance.Guidance(gradient_fn=lambda x, t: -3.0 * x, scale=jnp.float32(2.0), form=form)
-        np.testing.assert_allclose(by.of_mean(mean, std, x, t), 0.25 - 2 * 0.16 * 3 * at, rtol=1e-6)
+    t, next_t = jnp.asarray([3, 3]), jnp.asarray([1, 1])
+    for form, at in (("mean", 3 * 0.5), ("mean_at_mean", 1 * 0.25)):
+        by = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(2.0), form=form)
+        np.testing.assert_allclose(by.of_mean(mean, std, x, t, next_t), 0.25 - 2 * 0.16 * at, rtol=1e-6)
         np.testing.assert_array_equal(by.of_prediction("epsilon", x, x, t, std, std), x)
     by = guidance.Guidance(gradient_fn=lambda x, t: -3.0 * x, scale=jnp.float32(2.0))
-    np.testing.assert_array_equal(by.of_mean(mean, std, x, t), mean)
+    np.testing.assert_array_equal(by.of_mean(mean, std, x, t, next_t), mean)
+
+
+def test_the_sampler_tells_the_mean_forms_where_to_look():
+    """On a grid of 666, 333, 0: x_t with t, or mu with the next timestep."""
+    schedule, seen = make_schedule("linear", 1000), {}
+    table = step_table(schedule, 3, spacing="leading", eta=1.0)
+    keys = sampler.sample_keys(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
+    for form in ("mean", "mean_at_mean"):
+        asked = seen.setdefault(form, [])
+
+        def gradient(x, t, asked=asked):
+            asked.append((x, int(t[0])))
+            return x
+
+        by, state = (
+            guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(1.0), form=form),
+            sampler.start(keys, SHAPE),
+        )
+        for i in range(3):
+            before, state = state, sampler.sample_step(lambda x, t: 0.1 * x, table[i], state, keys, by)
+            assert bool((asked[-1][0] == before.x).all()) == (form == "mean")
+    assert [t for _, t in seen["mean"]] == [666, 333, 0]
+    assert [t for _, t in seen["mean_at_mean"]] == [333, 0, 0]
 
 
 def test_normalized_gradients_have_a_root_mean_square_of_one():

@@ -10,7 +10,7 @@ from side_jax.diffusion.guidance import Guidance, classifier_gradient
 from side_jax.diffusion.steps import step_table
 
 
-def make(schedule, loop, traced, interval=()):
+def make(schedule, loop, traced, interval=(), guided=True):
     def denoise(params, x, t):
         traced.append(None)
         return params["dpm"]["a"] * x
@@ -22,7 +22,9 @@ def make(schedule, loop, traced, interval=()):
         return Guidance(gradient_fn=classifier_gradient(log_prob, labels), scale=scale)
 
     table = step_table(schedule, 4, interval=interval)
-    return sampling.Generator(denoise=denoise, guide=guide, table=table, shape=(2, 2, 1), batch_size=16, loop=loop)
+    return sampling.Generator(
+        denoise=denoise, guide=guide if guided else None, table=table, shape=(2, 2, 1), batch_size=16, loop=loop
+    )
 
 
 @pytest.fixture
@@ -68,6 +70,24 @@ def test_both_loops_heed_the_interval(schedule):
         np.testing.assert_array_equal(found[loop, (0, 999)], found[loop, ()])
     for interval in ((), (400, 800)):
         assert np.abs(found["scan", interval] - found["dispatch", interval]).max() <= 1
+
+
+def test_scale_zero_is_unguided_bit_for_bit_on_every_path(schedule):
+    index, base, labels = np.arange(16), jax.random.key(0), np.arange(16, dtype=np.int32) % 3
+    for loop in ("scan", "dispatch"):
+        guided, unguided = (make(schedule, loop, [], guided=guided) for guided in (True, False))
+        expected = unguided(PARAMS, base, index, labels, 0.0)
+        np.testing.assert_array_equal(guided(PARAMS, base, index, labels, 0.0), expected)
+        assert np.abs(guided(PARAMS, base, index, labels, 20.0).astype(int) - expected).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("backend", "guided", "loop"), [("cpu", True, "dispatch"), ("cpu", False, "scan"), ("gpu", True, "scan")]
+)
+def test_guided_steps_are_dispatched_on_cpu_alone(schedule, monkeypatch, backend, guided, loop):
+    """The gradient of a convolution inside a compiled loop is slow on CPU; elsewhere a trajectory is one program."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert make(schedule, "auto", [], guided=guided).loop == loop
 
 
 @pytest.mark.parametrize("loop", ["scan", "dispatch"])

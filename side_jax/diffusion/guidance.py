@@ -10,14 +10,15 @@ equations (4) to (6), the same change of epsilon is, for a network that predicts
 
     x0_hat = x0_theta + lambda (sigma^2 / a) grad log p,      v_hat = v_theta - lambda (sigma / a) grad log p.   (3)
 
-`mean` forms. The gradient, times the variance std^2 of the step's noise, is added to its mean mu (Dhariwal and Nichol
-2021, algorithm 1), so they need a sampler that draws noise, eta > 0. The literature has two of them:
+`mean` forms. The gradient, times the variance std^2 of the step's noise, is added to the mean mu of x_t' given x_t
+(Dhariwal and Nichol 2021, algorithm 1), so they need a sampler that draws noise, eta > 0. The literature has two:
 
     mean              mu + lambda std^2 grad log p(c | x, t) at x = x_t                            (4)
-    mean_at_mean      mu + lambda std^2 grad log p(c | x, t) at x = mu                             (5)
+    mean_at_mean      mu + lambda std^2 grad log p(c | x, t') at x = mu, which has the noise of t'  (5)
 
-Algorithm 1 as printed is (5), a Taylor expansion around mu; the code of the same authors computes (4), see
-openai/guided-diffusion, issue 51, and so does most of what was built on it.
+The paper derives (5), by a Taylor expansion around mu; the code of the same authors computes (4), which they call a
+slight bug that made no difference, see openai/guided-diffusion#51, and so does most of what was built on it.
+Unlike that code's, the last step here draws no noise, so it isn't guided in these forms.
 
 A classifier that has seen clean images alone can be asked about the clean image that the DPM predicts, x0_hat(x_t),
 with the gradient through the DPM (Bansal et al. 2023, forward universal guidance):
@@ -141,7 +142,7 @@ class Guidance:
         factor = {"epsilon": sigma, "x0": -sigma * sigma / signal, "v": sigma / signal}[prediction_type]
         return output - (self.scale * factor) * self.gradient_fn(x, t)
 
-    def of_mean(self, mean: jax.Array, std: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+    def of_mean(self, mean: jax.Array, std: jax.Array, x: jax.Array, t: jax.Array, next_t: jax.Array) -> jax.Array:
         """Equations (4) and (5) in the mean forms; else the mean as it is.
 
         Args:
@@ -149,7 +150,9 @@ class Guidance:
           std: of its noise, a scalar or the shape of the mean.
           x: x_t, same shape.
           t: int32 [b], the timestep of x_t.
+          next_t: int32 [b], that of x_t'.
         """
         if self.form == "score":
             return mean
-        return mean + self.scale * std * std * self.gradient_fn(mean if self.form == "mean_at_mean" else x, t)
+        at = (mean, next_t) if self.form == "mean_at_mean" else (x, t)
+        return mean + self.scale * std * std * self.gradient_fn(*at)

@@ -110,7 +110,7 @@ def sample_step(
         epsilon, _ = epsilon_and_x0("x0", used, x, step.signal, step.sigma)
     mean = step.next_signal * used + step.next_sigma * epsilon
     if guidance is not None:
-        mean = guidance.of_mean(mean, std, x, t)
+        mean = guidance.of_mean(mean, std, x, t, jnp.full(x.shape[:1], step.next_t))
     if step.stochastic:
         stream = jnp.asarray(step.number + 1, jnp.uint32)
         mean = mean + std * _normal(keys, stream, x.shape[1:])

@@ -114,11 +114,13 @@ def time_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> 
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(f"num_steps must be between 1 and the schedule's {num_timesteps} timesteps, got {num_steps}")
     if spacing == "trailing":
-        grid = np.round(np.arange(num_steps, 0, -1) * (num_timesteps / num_steps)) - 1
+        # As diffusers computes it, so that ties are rounded alike; by rounding errors it may hold one value too many.
+        grid = np.round(np.arange(num_timesteps, 0, -num_timesteps / num_steps))[:num_steps] - 1
     elif spacing == "leading":
         grid = np.arange(num_steps)[::-1] * (num_timesteps // num_steps)
     elif spacing == "linspace":
-        grid = np.round(np.linspace(num_timesteps - 1, 0, num_steps))
+        grid = np.round(np.linspace(0, num_timesteps - 1, num_steps))[::-1]
+        grid[0] = num_timesteps - 1  # of a single step too, where linspace gives its first end
     elif spacing == "log_snr":
         log_snr = np.log(schedule.alpha_bar) - np.log1p(-schedule.alpha_bar)
         wanted = np.linspace(log_snr[-1], log_snr[0], num_steps)

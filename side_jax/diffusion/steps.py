@@ -16,18 +16,19 @@ from side_jax.diffusion.schedule import Schedule, time_grid
 
 SOLVERS = ("ddim", "dpmpp_2m")
 VARIANCES = ("small", "large", "learned_range")
-_TRACED = ("number", "t", "signal", "sigma", "next_signal", "next_sigma", "std", "std_large", "extrapolate")
+_TRACED = ("number", "t", "next_t", "signal", "sigma", "next_signal", "next_sigma", "std", "std_large", "extrapolate")
 _STATIC = ("prediction_type", "learned", "stochastic", "multistep", "clip", "recompute")
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=_TRACED, meta_fields=_STATIC)
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """One step's coefficients, scalars that may be traced, or those of several, arrays; float32 but for the first two.
+    """One step's coefficients, scalars that may be traced, or arrays of several; float32 but for the first three.
 
     Attributes:
       number: int32, 0..S-1.
       t: int32, the timestep given to the denoiser.
+      next_t: int32, t'; 0 in the last step, which ends at the clean image.
       signal: sqrt(abar_t).
       sigma: sqrt(1 - abar_t).
       next_signal: sqrt(abar_t').
@@ -45,6 +46,7 @@ class Step:
 
     number: jax.typing.ArrayLike
     t: jax.typing.ArrayLike
+    next_t: jax.typing.ArrayLike
     signal: jax.typing.ArrayLike
     sigma: jax.typing.ArrayLike
     next_signal: jax.typing.ArrayLike
@@ -155,6 +157,7 @@ def step_table(
     steps = Step(
         number=np.arange(num_steps, dtype=np.int32),
         t=t,
+        next_t=np.append(t[1:], 0).astype(np.int32),
         prediction_type=schedule.prediction_type,
         learned=variance == "learned_range",
         stochastic=eta > 0,
