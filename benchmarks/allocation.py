@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--workdir", required=True, type=Path, help="as of extraction_cost.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
-    parser.add_argument("--recipe", default="ddim-20-trailing-all", help="see extraction_cost.py")
+    parser.add_argument("--recipe", default="ddim-10-trailing-100-899", help="see extraction_cost.py")
     parser.add_argument("--scale", type=float, required=True)
     parser.add_argument("--pool", type=int, default=8192, help="images, with as many for each cluster")
     parser.add_argument("--budgets", type=int, nargs="+", default=[256, 512, 1024, 2048])
@@ -82,11 +82,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     options, overrides = parser.parse_known_args()
     found: dict[tuple[int, bool], list[list[int]]] = {}  # [seed][repeat]
-    share, right = [], []
+    share, right, control = [], [], []
     for seed in options.seeds:
-        path = options.workdir / f"seed_{seed}" / "cost" / f"pool_{options.pool}_{options.recipe}_{options.scale:g}.npz"
+        bench = Bench(options.config, options.workdir / f"seed_{seed}", seed, overrides)
+        path = bench.drawn / f"pool_{options.pool}_{options.recipe}_{options.scale:g}.npz"
         if not path.exists():
-            bench = Bench(options.config, options.workdir / f"seed_{seed}", seed, overrides)
             bench.run(
                 Recipe(name=options.recipe),
                 [options.scale],
@@ -98,7 +98,8 @@ def main() -> None:
         near = near_duplicates(pool["images"], options.near)
         evident = np.asarray([len(others) > 0 for others in near])
         share.append(evident.mean())
-        right.append(pool["matched"][evident].mean() if evident.any() else np.nan)
+        for name, found_of in (("matched", right), ("heldout_matched", control)):
+            found_of.append(pool[name][evident].mean() if evident.any() else np.nan)
         for budget in options.budgets:
             for adaptive in (False, True):
                 counts = []
@@ -108,7 +109,8 @@ def main() -> None:
                 found.setdefault((budget, adaptive), []).append(counts)
     print(
         f"Near duplicates in the pool: {', '.join(f'{100 * s:.1f}%' for s in share)} of its images; of these, "
-        f"{', '.join(f'{100 * r:.1f}%' for r in right)} match a member.\n"
+        f"{', '.join(f'{100 * r:.1f}%' for r in right)} match a member, and "
+        f"{', '.join(f'{100 * c:.1f}%' for c in control)} a held-out image.\n"
     )
     print("| images drawn | members, uniform targets | members, by evidence | difference (standard error over seeds) |")
     print("|---|---|---|---|")

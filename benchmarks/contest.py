@@ -68,6 +68,7 @@ def load_settings(size: str, batch_size: int, dtype: str) -> Settings:
     config.data.num_members = config.data.num_heldout = max(config.data.num_members, 4 * config.train.batch_size)
     config.conditional.batch_size = config.train.batch_size
     config.model.dtype = dtype
+    config.extract.guidance_interval = ()  # both guide every step
     return from_config(config)
 
 

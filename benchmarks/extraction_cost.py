@@ -5,10 +5,12 @@ python benchmarks/extraction_cost.py --config=configs/digits.py --workdir=runs/d
 
 Each seed's target and surrogate are made first, by the pipeline, in <workdir>/seed_<n>. Then every recipe draws the
 same images, from the same noise and target clusters, and is scored against members and held-out images. Beside each
-stands the paper's recipe (Chen et al. 2024): DDIM, 50 steps, the classifier at every one. Seconds are of sampling,
-without compilation: the median batch's, so leave the machine idle. Each row is compared with the paper's recipe at the
-scale of its highest AMS over all seeds. Choose on some seeds, then look at the choice on others, with --recipes and
---scales. What is in the workdir is not drawn again.
+stands the paper's recipe (Chen et al. 2024): DDIM, 50 steps, the classifier at every one; and the same unguided, the
+interval "none". Seconds are of sampling, without compilation: the median batch's times the devices, so leave the
+machine idle. Each row is compared with the paper's recipe at the scale of its highest AMS over all seeds, by members
+per second of as many images, and by the seconds that it takes to as many members as the paper's recipe finds in all.
+Choose on some seeds, then look at the choice on others, with --recipes and --scales. What was drawn from the same
+surrogate is not drawn again.
 """
 
 import argparse
@@ -24,14 +26,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from side_jax import builders, files, sampling
+from side_jax import builders, cpu, files, pipeline, sampling
 from side_jax.config import from_config
+from side_jax.manifest import unit
 from side_jax.memorization.metrics import match
 from side_jax.settings import Settings
 from side_jax.stages import surrogate
 from side_jax.workdir import saved_config
 
 PAPER = "ddim-50-trailing-all"
+UNGUIDED = "ddim-50-trailing-none"
 STAGES = "train,synthesize,label,surrogate"
 
 
@@ -41,10 +45,15 @@ class Recipe:
 
     name: str
 
+    @property
+    def unguided(self) -> bool:
+        """Whether no classifier is asked at all."""
+        return self.name.endswith("-none")
+
     def apply(self, settings: Settings) -> Settings:
         """The settings of a run by this recipe."""
         solver, num_steps, spacing, interval = self.name.split("-", 3)
-        between = () if interval == "all" else tuple(int(end) for end in interval.split("-"))
+        between = () if interval in ("all", "none") else tuple(int(end) for end in interval.split("-"))
         options = {"solver": solver, "num_steps": int(num_steps), "guidance_interval": between}
         return dataclasses.replace(
             settings,
@@ -63,6 +72,9 @@ class Bench:
         command += [f"--config.seed={seed}", f"--stages={STAGES}", attacks, *overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         self.settings = settings = from_config(saved_config(workdir))
+        cpu.prepare(pipeline.batches(settings).values())
+        surrogate_unit = unit(settings, workdir, "surrogate/side")
+        self.drawn = workdir / "cost" / surrogate_unit.fingerprint[:12]
         members, heldout, *_ = builders.load_split(settings, workdir)
         self._sides = [sampling.to_float(side.images) for side in (members, heldout)]
         self._metric = builders.build_metrics(settings)[:1]
@@ -77,7 +89,8 @@ class Bench:
         Targets are those of a run, or with `even` each cluster in turn.
         """
         settings = recipe.apply(self.settings)
-        generator = builders.build_generator(settings, self._classifier, by=settings.attack_sampler)
+        classifier = None if recipe.unguided else self._classifier
+        generator = builders.build_generator(settings, classifier, by=settings.attack_sampler)
         size = settings.sampler.batch_size
         classes = self._classifier.num_classes
         labels = sampling.target_labels(self._base, num_images, classes)
@@ -101,6 +114,7 @@ class Bench:
                     "matched": to_members.matched,
                     "nearest": to_members.nearest,
                     "heldout_matched": to_heldout.matched,
+                    "heldout_nearest": to_heldout.nearest,
                     "labels": labels,
                     "seconds_per_image": np.float64(per_image),
                 },
@@ -110,6 +124,22 @@ class Bench:
 def unique(found: dict[str, np.ndarray], first: int | None = None) -> int:
     """Members extracted by the first so many images, or by all."""
     return len(np.unique(found["nearest"][:first][found["matched"][:first]]))
+
+
+def seconds_to(found: dict[str, np.ndarray], members: int) -> float:
+    """Device-seconds until so many members are extracted; infinite if they never are."""
+    matched = np.flatnonzero(found["matched"])
+    _, first = np.unique(found["nearest"][matched], return_index=True)
+    if len(first) < members:
+        return np.inf
+    return float((np.sort(matched[first])[members - 1] + 1) * found["seconds_per_image"]) if members else 0.0
+
+
+def sooner(ours: list[dict], theirs: list[dict]) -> str:
+    """How many times sooner ours has as many members as theirs finds in all; mean seconds over seeds."""
+    goals = [unique(one) for one in theirs]
+    times = [np.mean([seconds_to(one, n) for one, n in zip(side, goals, strict=True)]) for side in (theirs, ours)]
+    return f"{times[0] / times[1]:.2f}x" if np.isfinite(times[1]) and times[1] > 0 else "never"
 
 
 def ratio_interval(ours: list[np.ndarray], theirs: list[np.ndarray], repeats: int = 2000) -> tuple[float, float]:
@@ -137,8 +167,8 @@ def table(results: dict[tuple[str, float], list[dict]]) -> str:
     paper = max((found for (name, _), found in results.items() if name == PAPER), key=ams)
     lines = [
         "| recipe | scale | AMS, % | of the paper's (95% interval) | held-out, % | members, each seed | ms per image | "
-        "members per second | of the paper's |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "members per second | of the paper's | the paper's members, sooner by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (name, scale), found in sorted(results.items(), key=lambda option: -rate(option[1])):
         low, high = ratio_interval(*([one["matched"] for one in side] for side in (found, paper)))
@@ -147,13 +177,13 @@ def table(results: dict[tuple[str, float], list[dict]]) -> str:
         lines.append(
             f"| {name} | {scale:g} | {100 * ams(found):.2f} | {ams(found) / ams(paper):.2f} ({low:.2f} to "
             f"{high:.2f}) | {100 * heldout:.2f} | {', '.join(str(unique(one)) for one in found)} | {1000 * cost:.2f} | "
-            f"{rate(found):.2f} | {rate(found) / rate(paper):.2f}x |"
+            f"{rate(found):.2f} | {rate(found) / rate(paper):.2f}x | {sooner(found, paper)} |"
         )
     return "\n".join(lines)
 
 
 def figure(results: dict[tuple[str, float], list[dict]], path: Path) -> None:
-    """Members found against device-seconds, the mean over seeds, for each recipe at each scale."""
+    """Members, and dashed held-out images, found against device-seconds: means over seeds, each recipe and scale."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -164,8 +194,11 @@ def figure(results: dict[tuple[str, float], list[dict]], path: Path) -> None:
         counts = np.unique(np.geomspace(16, len(found[0]["matched"]), 40).astype(int))
         seconds = counts * np.mean([one["seconds_per_image"] for one in found])
         members = [np.mean([unique(one, count) for one in found]) for count in counts]
-        axes.plot(seconds, members, label=f"{name}, scale {scale:g}")
-    axes.set(xscale="log", xlabel="device-seconds of sampling", ylabel="members extracted, mean over seeds")
+        (line,) = axes.plot(seconds, members, label=f"{name}, scale {scale:g}")
+        heldout = [one | {"matched": one["heldout_matched"], "nearest": one["heldout_nearest"]} for one in found]
+        controls = [np.mean([unique(one, count) for one in heldout]) for count in counts]
+        axes.plot(seconds, controls, color=line.get_color(), linestyle="dashed")
+    axes.set(xscale="log", xlabel="device-seconds of sampling", ylabel="members (dashed: held-out images) extracted")
     axes.legend(fontsize=7)
     fig.tight_layout()
     fig.savefig(path, dpi=110)
@@ -181,27 +214,25 @@ def main() -> None:
     parser.add_argument("--solvers", nargs="+", default=["ddim", "dpmpp_2m"])
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 20])
     parser.add_argument("--spacings", nargs="+", default=["trailing", "log_snr"])
-    parser.add_argument("--intervals", nargs="+", default=["all"], help="all, or such as 300-799")
+    parser.add_argument("--intervals", nargs="+", default=["all"], help="all, none, or such as 300-799")
     parser.add_argument("--scales", type=float, nargs="+", default=[3.0, 10.0, 30.0])
     parser.add_argument("--recipes", nargs="+", help="by name, in place of the product of the others")
     parser.add_argument("--figure", type=Path, help="a PNG of the recipes' curves")
     options, overrides = parser.parse_known_args()
     grid = itertools.product(options.solvers, options.steps, options.spacings, options.intervals)
     names = options.recipes or ["-".join(map(str, point)) for point in grid]
-    names = list(dict.fromkeys([PAPER, *names]))
+    names = list(dict.fromkeys([PAPER, UNGUIDED, *names]))
     results: dict[tuple[str, float], list[dict]] = {}
     for seed in options.seeds:
-        workdir = options.workdir / f"seed_{seed}"
-        bench = None
+        bench = Bench(options.config, options.workdir / f"seed_{seed}", seed, overrides)
         for name in names:
-            paths = {
-                scale: workdir / "cost" / str(options.num_images) / f"{name}_{scale:g}.npz" for scale in options.scales
-            }
+            recipe, folder = Recipe(name=name), bench.drawn / str(options.num_images)
+            scales = [0.0] if recipe.unguided else options.scales
+            paths = {scale: folder / f"{name}_{scale:g}.npz" for scale in scales}
             absent = [scale for scale, path in paths.items() if not path.exists()]
             if absent:
-                bench = bench or Bench(options.config, workdir, seed, overrides)
                 bench.run(
-                    Recipe(name=name),
+                    recipe,
                     absent,
                     options.num_images,
                     lambda scale, arrays, paths=paths: files.write_npz(paths[scale], **arrays),
