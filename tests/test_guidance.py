@@ -33,10 +33,11 @@ def mixture(schedule):
     return denoise, lambda x, t: jax.nn.log_softmax(joint(x, t), axis=1)
 
 
-def draw(scale, label, n=4096, steps=200, form="score"):
+def draw(scale, label, n=4096, steps=200, form="score", eta=None, solver="ddim"):
     schedule = make_schedule("linear", 400, 2.5e-4, 0.05)
     denoise, log_prob = mixture(schedule)
-    table = step_table(schedule, steps, clip=False, eta=0.0 if form == "score" else 1.0)
+    eta = (0.0 if form == "score" else 1.0) if eta is None else eta
+    table = step_table(schedule, steps, clip=False, eta=eta, solver=solver)
     keys = sampler.sample_keys(jax.random.key(0), jnp.arange(n, dtype=jnp.uint32))
     by = None
     if scale is not None:
@@ -51,6 +52,14 @@ def test_scale_one_draws_from_the_class(form):
     for label in (0, 1):
         x = draw(1.0, label, steps=200 if form == "score" else 400, form=form)
         np.testing.assert_allclose(x.mean(), MEANS[label], atol=0.02 if form == "score" else 0.03)
+        np.testing.assert_allclose(x.std(), STD, rtol=0.04)
+
+
+@pytest.mark.parametrize("options", [{"eta": 1.0, "steps": 400}, {"solver": "dpmpp_2m", "steps": 50}])
+def test_scale_one_draws_from_the_class_by_every_solver(options):
+    for label in (0, 1):
+        x = draw(1.0, label, **options)
+        np.testing.assert_allclose(x.mean(), MEANS[label], atol=0.03)
         np.testing.assert_allclose(x.std(), STD, rtol=0.04)
 
 

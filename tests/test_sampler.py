@@ -90,6 +90,30 @@ def test_the_second_order_solver_is_nearer_at_equal_steps():
     assert error["dpmpp_2m"] < 0.3 * error["ddim"]
 
 
+def test_dpm_solver_with_clipping_is_algorithm_2():
+    """Lu et al. 2022 ("DPM-Solver++"), algorithm 2 as printed, in float64, with each x0_hat clipped."""
+    schedule = make_schedule("linear", 1000)
+    keys = sampler.sample_keys(jax.random.key(3), jnp.arange(64, dtype=jnp.uint32))
+    table = step_table(schedule, 14, solver="dpmpp_2m")
+    got = sampler.sample(lambda x, t: jnp.float32(0.9) * jnp.tanh(x), table, keys, SHAPE)
+    x, before, clipped = np.asarray(sampler.initial_noise(keys, SHAPE), np.float64), None, 0
+    a, sigma = np.sqrt(schedule.alpha_bar[table.steps.t]), np.sqrt(1 - schedule.alpha_bar[table.steps.t])
+    half_log_snr = np.log(a / sigma)
+    for i in range(14):
+        exact = (x - sigma[i] * 0.9 * np.tanh(x)) / a[i]
+        x0 = np.clip(exact, -1, 1)
+        clipped += (x0 != exact).mean() / 14
+        if i == 13:
+            x = x0
+            break
+        h = half_log_snr[i + 1] - half_log_snr[i]
+        r = (half_log_snr[i] - half_log_snr[i - 1]) / h
+        mixed = x0 if before is None else (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+        x, before = sigma[i + 1] / sigma[i] * x - a[i + 1] * np.expm1(-h) * mixed, x0
+    assert 0.1 < clipped < 0.9
+    np.testing.assert_allclose(got, x, atol=2e-4)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_too_few_steps_for_a_second_order_are_ddim(num_steps):
     schedule = make_schedule("linear", 1000)

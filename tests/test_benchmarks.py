@@ -1,0 +1,61 @@
+"""What the benchmarks count, on cases that one can count by hand."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import allocation
+import extraction_cost
+
+
+def found(matched, nearest, seconds=2.0):
+    arrays = {"matched": np.asarray(matched, bool), "nearest": np.asarray(nearest)}
+    return arrays | {"heldout_matched": arrays["matched"] & False, "seconds_per_image": np.float64(seconds)}
+
+
+def test_seconds_to_a_number_of_members():
+    one = found([0, 1, 1, 0, 1], [9, 3, 3, 1, 7])
+    assert [extraction_cost.seconds_to(one, n) for n in range(4)] == [0.0, 4.0, 10.0, np.inf]
+    assert extraction_cost.sooner([one], [found([1, 0, 0, 0, 1], [4, 9, 9, 9, 5], 8.0)]) == "4.00x"
+    assert extraction_cost.sooner([one], [found([1, 1, 1, 0, 0], [4, 5, 6, 9, 9])]) == "never"
+
+
+def test_the_table_compares_with_the_papers_best_scale():
+    paper, ours = found([1, 0, 0, 0], [1, 0, 0, 0], 4.0), found([1, 1, 0, 0], [1, 2, 0, 0], 1.0)
+    results = {(extraction_cost.PAPER, 3.0): [found([0] * 4, [0] * 4)], (extraction_cost.PAPER, 10.0): [paper]}
+    lines = extraction_cost.table(results | {("ddim-5-trailing-all", 10.0): [ours]}).splitlines()
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    # 2 members of 4 images of a second each, against 1 of 4 of 4 seconds; its first member 4 times sooner.
+    assert [cells[0], cells[2], cells[-3], cells[-2], cells[-1]] == [
+        "ddim-5-trailing-all",
+        "50.00",
+        "0.50",
+        "8.00x",
+        "4.00x",
+    ]
+
+
+def test_near_duplicates_are_the_other_images_within_the_distance():
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (600, 4, 4, 1), dtype=np.uint8)
+    images[[7, 599]] = images[300]
+    images[599, 0, 0, 0] ^= 1
+    near = allocation.near_duplicates(images, 0.15)
+    assert {i: list(others) for i, others in enumerate(near) if len(others)} == {
+        7: [300, 599],
+        300: [7, 599],
+        599: [7, 300],
+    }
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_evidence_draws_more_from_the_cluster_with_near_duplicates(adaptive):
+    labels, nobody = np.repeat([0, 1], 400), np.zeros(0, int)
+    near = [np.asarray([i ^ 1]) if i < 400 else nobody for i in range(800)]
+    drawn = allocation.draw(labels, near, 400, adaptive, 0)
+    assert len(np.unique(drawn)) == 400
+    share = (labels[drawn] == 0).mean()
+    assert share > 0.7 if adaptive else 0.4 < share < 0.6
