@@ -30,6 +30,7 @@ STAGES = {
 }
 
 
+@parallel.together()
 def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] = tuple(STAGES)) -> None:
     """Runs the stages in their order, whatever the order they are named in.
 
@@ -38,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
 
     Raises:
       InputError: if anything the user gave can't work; all checks come before the first heavy step.
-      StoppedError: if the machine asks the run to stop while it trains.
+      StoppedError: if the machine asks the run to stop while it trains or samples.
     """
     config, settings, chosen = _resolve(config, workdir, stages)
     with workdirs.locked(workdir) if parallel.primary() else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""SIGTERM, which machines that can be taken away send shortly before: noticed by all processes at the same step."""
+"""SIGTERM, which machines that can be taken away send shortly before: all processes notice, in training at one step."""
 
 import signal
 import threading
@@ -7,17 +7,19 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
+from side_jax import parallel
+
 
 class Preemption:
-    """Use as a context manager around a training loop that asks `reached` after each step."""
+    """Use as a context manager around a loop that asks `reached` after each step of training, or else `told`."""
 
     def __init__(self) -> None:
         self.happened = False
         self._before = None
 
     def __enter__(self) -> "Preemption":
-        # With several processes, JAX's coordination service catches the signal and agrees on a step. Only the main
-        # thread may set a handler.
+        # With several processes, JAX's coordination service catches the signal, tells all and agrees on a step; a
+        # handler of ours would take its place. Only the main thread may set one.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -28,6 +30,11 @@ class Preemption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.happened = True
+
+    def told(self) -> bool:
+        """Whether any process was told to end: for what each does at its own pace."""
+        self.happened = self.happened or parallel.told()
+        return self.happened
 
     def reached(self, step: int) -> bool:
         """Whether training should save and stop after this step."""

@@ -99,7 +99,8 @@ def write(
       description: for the progress bar.
 
     Raises:
-      StoppedError: on SIGTERM, once the batches in flight are written.
+      StoppedError: on SIGTERM, to whichever process, once the batches in flight are written.
+      InputError: if another process failed, once the batches in flight are written.
       OSError: if a shard can't be written; those before it are there.
     """
     own = [shards[i] for i in parallel.share(len(shards))]
@@ -118,7 +119,8 @@ def write(
             writing.append(writer.submit(save, shard, generator.dispatch(params, base, index, labels[index], scale)))
             if len(writing) >= IN_FLIGHT:
                 writing.popleft().result()
-            if preemption.happened:
+            parallel.check_others()
+            if preemption.told():
                 break
         for written in writing:
             written.result()

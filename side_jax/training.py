@@ -240,6 +240,9 @@ def run(
             trees = store.restore(fingerprint=meta["fingerprint"], **stepper.abstract()).trees
             state, ema = trees["state"], trees["ema"]
         first = done = checked = int(state["step"])
+        # JAX agrees on a step after the last that `reached` was given: a signal before this one counts at the barrier.
+        preemption.reached(first)
+        parallel.barrier(f"{description} begins")
         if first:
             logger.info("%s: going on from the checkpoint of step %d of %d.", description, first, fit.num_steps)
 

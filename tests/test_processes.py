@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 import runs
 
-from side_jax import builders
+from side_jax import builders, shards
 from side_jax.config import from_config
 from side_jax.workdir import saved_config
 
@@ -26,11 +28,12 @@ def free_port():
 
 
 def start(workdir, processes, binary="train", **overrides):
-    """A binary with 4 devices in all.
-
-    No compilation cache: on CPU, what two processes read back from one waits for its other half forever (JAX 0.10.2).
-    """
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
+    """A binary with 4 devices in all, and a compilation cache, which several processes must leave alone on CPU."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    environment = os.environ | cache | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
     argv = [sys.executable, "-m", f"side_jax.{binary}", *runs.arguments(workdir, **(STEPS | overrides))]
     started = []
     port = free_port()
@@ -100,6 +103,42 @@ def test_sigterm_saves_before_it_exits(calm, tmp_path, processes):
         assert_equal(workdir, calm)
 
 
+def test_sigterm_while_sampling_ends_all_and_keeps_what_is_made(calm, tmp_path):
+    """Only one is told: each writes the batch in flight, and going on gives the images of an undisturbed run."""
+    many = {"stages": "synthesize", "synthesize__num_images": 4096, "sampler__num_steps": 50}
+    told, undisturbed = (tmp_path / name for name in ("told", "undisturbed"))
+    for workdir in (told, undisturbed):
+        shutil.copytree(calm, workdir)
+    alone = start(undisturbed, 1, "main", **many)
+    pair = start(told, 2, "main", **many)
+    runs.wait_for(told / "synthesize" / "shard_00064.npz", pair)  # the first of the second process's half
+    pair[1].send_signal(signal.SIGTERM)
+    errors = finish(pair, code=143)
+    assert all("synthesize: stopped by SIGTERM with" in error for error in errors), errors
+    parts = {workdir: shards.layout(workdir / "synthesize", 4096, 32) for workdir in (told, undisturbed)}
+    there = [shard for shard in parts[told] if shard.path.exists()]
+    assert all(shard.intact(thorough=True) for shard in there)
+    assert 2 <= len(there) < 128
+    times = [shard.path.stat().st_mtime_ns for shard in there]
+    finish(start(told, 2, "main", **many))
+    assert [shard.path.stat().st_mtime_ns for shard in there] == times  # not made twice
+    finish(alone)
+    images = [shards.read(parts[workdir])["images"].astype(int) for workdir in parts]
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_what_fails_in_the_first_process_ends_the_others(calm, tmp_path):
+    """Only the first one clusters; the other waits for it, and must not for long."""
+    workdir = tmp_path / "failed"
+    shutil.copytree(calm, workdir)
+    began = time.monotonic()
+    errors = finish(start(workdir, 2, "main", stages="synthesize,label", label__cohesion_threshold=1.0), code=1)
+    assert time.monotonic() - began < 60
+    sentence = errors[0].strip().splitlines()[-1].removeprefix("side_jax: ")
+    assert "label.cohesion_threshold" in sentence
+    assert f"side_jax: process 0 failed: {sentence}" in errors[1]
+
+
 def test_two_processes_share_all_stages(tmp_path):
     """Every stage, by two processes of two devices each and by one of four, gives the same images and scores.
 
@@ -128,6 +167,26 @@ def test_two_processes_share_all_stages(tmp_path):
         assert (ours["attack"], ours["guidance_scale"]) == (theirs["attack"], theirs["guidance_scale"])
         np.testing.assert_allclose(ours["p95"], theirs["p95"], rtol=0.05)
     assert (workdirs[2] / "report" / "index.html").exists()
+
+
+def test_another_number_of_processes_than_asked_for_is_an_error(tmp_path, monkeypatch, capsys):
+    """As on a pod or under Slurm, where JAX itself finds how many there are."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert runs.run([*runs.arguments(tmp_path / "run"), "--processes=3"]) == 1
+    assert "--processes=3 was asked for, but 2 came together" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_ask_for_different_numbers_all_say_so(tmp_path):
+    argv = [sys.executable, "-m", "side_jax.train", *runs.arguments(tmp_path / "run")]
+    joined = [*argv, f"--coordinator=127.0.0.1:{free_port()}"]
+    pair = [[*joined, "--processes=2", "--process_id=0"], [*joined, "--processes=3", "--process_id=1"]]
+    options = {"cwd": runs.ROOT, "text": True, "stderr": subprocess.PIPE}
+    errors = finish([subprocess.Popen(command, **options) for command in pair], code=1)
+    sentence = "--processes=3 was asked for, but 2 came together."
+    assert f"side_jax: process 1 failed: {sentence}" in errors[0]
+    assert f"side_jax: {sentence}" in errors[1]
 
 
 def test_a_process_that_no_other_joins_says_so(tmp_path, capsys):

@@ -123,6 +123,27 @@ def test_sigterm_ends_after_the_batches_in_flight(generator, tmp_path, monkeypat
     assert_two_shards_go_on(generator, tmp_path / "told", whole)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [("failed process 0 failed: no space", InputError), ("stopped elsewhere", StoppedError)],
+)
+def test_another_process_that_ends_ends_this_one_after_the_batches_in_flight(
+    generator, tmp_path, monkeypatch, outcome, error
+):
+    whole, real = contents_of_undisturbed(generator, tmp_path / "undisturbed"), generator.dispatch
+
+    def dispatch(params, base, index, labels, scale):
+        if index[0] == BATCH:
+            monkeypatch.setattr(parallel, "_value", {parallel._gate(): outcome}.get)
+        return real(params, base, index, labels, scale)
+
+    monkeypatch.setattr(generator, "dispatch", dispatch)
+    with pytest.raises(error, match=f"^{outcome.partition(' ')[2]}$"):
+        write(generator, tmp_path / "told")
+    monkeypatch.undo()
+    assert_two_shards_go_on(generator, tmp_path / "told", whole)
+
+
 def test_batches_are_written_while_the_next_are_computed(generator, tmp_path, monkeypatch):
     """Of every batch but the last, the next one is handed to the devices before it is on the disk, never three."""
     events, real_dispatch, real_write = [], generator.dispatch, files.write_npz
