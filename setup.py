@@ -36,7 +36,7 @@ setup(
             "ipykernel>=6.29",
         ],
         "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33"],
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "gcsfs"],  # for the gs:// workdir that all hosts of a slice see
         "cuda": ["jax[cuda12]"],
     },
     entry_points={

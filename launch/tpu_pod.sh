@@ -12,12 +12,14 @@ set -euo pipefail
 : "${SIDE_WORKDIR:?set SIDE_WORKDIR to the folder for the results, which all hosts see, such as gs://BUCKET/celeba}"
 
 cd "$(dirname "$0")/.."
-archive=$(mktemp --suffix=.tar.gz)
+archive=$(mktemp "${TMPDIR:-/tmp}/side_jax.XXXXXX")
 trap 'rm -f "$archive"' EXIT
 git archive --format=tar.gz --output="$archive" HEAD
 gcloud compute tpus tpu-vm scp "$archive" "$SIDE_TPU:side_jax.tar.gz" --zone="$SIDE_ZONE" --worker=all
 printf -v command 'SIDE_CONFIG=%q SIDE_WORKDIR=%q SIDE_PROCESSES=%q launch/tpu_vm.sh' \
   "$SIDE_CONFIG" "$SIDE_WORKDIR" "$SIDE_PROCESSES"
 if (($#)); then printf -v flags ' %q' "$@"; fi
-gcloud compute tpus tpu-vm ssh "$SIDE_TPU" --zone="$SIDE_ZONE" --worker=all \
-  --command="mkdir -p side_jax && tar -xzf side_jax.tar.gz -C side_jax && cd side_jax && $command${flags-}"
+# The folders of an earlier commit go, since files may be in them that this one doesn't have; .venv and results stay.
+unpack='mkdir -p side_jax && cd side_jax'
+unpack+=' && tar -tzf ../side_jax.tar.gz | cut -d/ -f1 | sort -u | xargs rm -rf && tar -xzf ../side_jax.tar.gz'
+gcloud compute tpus tpu-vm ssh "$SIDE_TPU" --zone="$SIDE_ZONE" --worker=all --command="$unpack && $command${flags-}"

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -45,9 +46,12 @@ def local(path: Path) -> bool:
 
 @contextlib.contextmanager
 def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """Opens a temporary neighbour of `path`, which replaces it when the block ends without an error."""
+    """Opens a temporary neighbour of `path`, which replaces it when the block ends without an error.
+
+    Each process of a run has its own, so two may write the same file; a run after a kill overwrites what was left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{jax.process_index()}.tmp")
     text = {} if "b" in mode else {"encoding": "utf-8"}
     try:
         with temporary.open(mode, **text) as file:
@@ -59,6 +63,33 @@ def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk half a file would only take up space
         raise
+
+
+def move(folder: Path, target: Path, last: str) -> None:
+    """Moves a folder to where nothing is yet.
+
+    In an object store, which has no folders and moves nothing at once, its files are copied and then deleted; `last`, a
+    file in it, is there until all others are gone, so that after a kill it says what those are that are left.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if local(folder):
+        folder.rename(target)
+        return
+    _copy(folder, target)
+    for path in folder.iterdir():
+        if path.name != last:
+            path.rmtree()  # of a file, too
+    folder.rmtree()
+
+
+def _copy(folder: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        copy = target / path.name
+        if path.is_dir():
+            _copy(path, copy)
+        else:
+            path.copy(copy)  # by epath, as only such a path gets here
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,7 +3,8 @@
 The work of a run is cut into units (`train`, `synthesize`, `label`, `surrogate/side`, `extract/side_10`, ...). A unit's
 fingerprint is a hash of the settings that it depends on and of the fingerprints of the units it reads from, so a
 changed setting reaches exactly what depends on it. A unit owns <workdir>/<unit>/; its manifest.json there says with
-which fingerprint it was begun and whether it is done.
+which fingerprint it was begun and whether it is done. A unit that lost an output is not done: it is run again,
+and since it comes out the same, what was made from it stays.
 """
 
 import dataclasses
@@ -53,6 +54,25 @@ _DEPENDENCIES = {
 }
 
 
+def _outputs(manifest: dict[str, Any]) -> list[str]:
+    """What a unit that is done must hold, below the workdir; shards have a check of their own.
+
+    The curves of the DPM are not among them: nothing is computed from them, and only training from the start would
+    write them again.
+    """
+    unit, steps, best = manifest["unit"], manifest.get("steps"), manifest.get("best_step")
+    of_classifiers = [f"checkpoints/{steps}", "levels.json", "metrics.jsonl", "validation.jsonl"]
+    stage, slash, _ = unit.partition("/")
+    return {
+        "train": ["train/split.json", f"checkpoints/{steps}"],
+        "synthesize": ["synthesize/samples.png"],
+        "label": ["label/labels.npz", "label/clusters.png"],
+        "surrogate/": [f"{unit}/{name}" for name in of_classifiers + ([f"best/{best}"] if best else [])],
+        "evaluate": ["evaluate/results.json", "evaluate/matches.csv"],
+        "report": [f"report/{name}" for name in ("index.html", "guidance.png", *manifest.get("galleries", []))],
+    }.get(stage + slash, [])
+
+
 def fingerprint(settings: Settings, unit: str, **more: Any) -> str:
     """The hash of all that the unit's output depends on; `more` adds what the settings alone do not say."""
     sections, parents = _DEPENDENCIES[unit]
@@ -88,10 +108,16 @@ class Unit:
     def _read(self) -> dict[str, Any] | None:
         return files.read_json(self._path) if self._path.exists() else None
 
-    def done(self) -> bool:
-        """Whether the unit is finished with this very fingerprint."""
+    def _finished(self) -> bool:
         manifest = self._read()
         return bool(manifest and manifest["done"] and manifest["fingerprint"] == self.fingerprint)
+
+    def _lost(self) -> list[str]:
+        return [name for name in _outputs(self.content()) if not (self.workdir / name).exists()]
+
+    def done(self) -> bool:
+        """Whether the unit is finished with this very fingerprint, and its outputs are still there."""
+        return self._finished() and not self._lost()
 
     def begun(self) -> bool:
         """Whether what is there, if anything, was made with this very fingerprint."""
@@ -99,7 +125,7 @@ class Unit:
         return bool(manifest and manifest["fingerprint"] == self.fingerprint)
 
     def content(self) -> dict[str, Any]:
-        """What `finish` recorded."""
+        """What `finish` recorded, the last time."""
         return files.read_json(self._path)
 
     def begin(self, intact: Callable[[], bool] = lambda: True) -> bool:
@@ -109,7 +135,7 @@ class Unit:
         moved to <workdir>/stale/, never deleted. With several processes all call this together, and the first one acts.
 
         Args:
-          intact: whether what a finished unit wrote is still there; if not, it is begun again.
+          intact: whether what a finished unit wrote beside its outputs is still whole; if not, it is begun again.
         """
         if parallel.primary():
             self._begin(intact)
@@ -120,16 +146,20 @@ class Unit:
         if self.done() and intact():
             logger.info("%s: up to date, nothing to do.", self.name)
             return
-        manifest = self._read()
+        if self._finished() and self._lost():
+            logger.info("%s: %s is missing: made again.", self.name, " and ".join(self._lost()))
+        manifest = self._read() or {}
         if manifest and manifest["fingerprint"] != self.fingerprint:
             aside = self.workdir / "stale" / f"{self.name.replace('/', '-')}-{manifest['fingerprint'][:12]}"
             while aside.exists():
                 aside = aside.with_name(aside.name + "+")
-            aside.parent.mkdir(exist_ok=True)
-            self.directory.rename(aside)
+            files.move(self.directory, aside, last=self._path.name)
             logger.info("%s: its settings or inputs changed; the old results are now in %s.", self.name, aside)
+            manifest = {}
         self.directory.mkdir(parents=True, exist_ok=True)
-        files.write_json(self._path, {"unit": self.name, "fingerprint": self.fingerprint, "done": False})
+        # What was recorded the last time stays: the split is compared with it.
+        begun = {"unit": self.name, "fingerprint": self.fingerprint, "done": False}
+        files.write_json(self._path, manifest | begun)
 
     def finish(self, **content: Any) -> None:
         """Marks the unit as done, once every process is, and records what the first one has to say."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import math
 import os
 import shutil
@@ -10,12 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 
 from side_jax import builders, files, manifest
 from side_jax.config import from_config
 from side_jax.errors import InputError
 from side_jax.settings import Settings
+
+_MARGIN = 50 * 2**20  # bytes for all that is small
+# Bytes for each parameter of a network: two checkpoints are kept and one is in flight, each of float32 parameters, two
+# Adam moments and the average.
+_TRAINED = 3 * 4 * 4
 
 
 @contextlib.contextmanager
@@ -27,17 +34,15 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not files.local(workdir):  # an object store has no locks
-            yield
-            return
-        file = open(workdir / ".lock", "a")  # noqa: SIM115 held open for as long as the block runs
+        # An object store has no locks. The file is held open for as long as the block runs.
+        lock = open(workdir / ".lock", "a") if files.local(workdir) else contextlib.nullcontext()  # noqa: SIM115
     except OSError as error:
-        raise InputError(
-            f"--workdir={workdir} can't be written ({error.strerror}); choose a folder of yours."
-        ) from None
-    with file:
+        reason = error.strerror or error
+        raise InputError(f"--workdir={workdir} can't be written ({reason}); choose a folder of yours.") from None
+    with lock as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"--workdir={workdir} is in use by another run; wait for it, or use another.") from None
         yield
@@ -87,29 +92,87 @@ def check_model(settings: Settings, workdir: Path) -> None:
 
 
 def check_space(settings: Settings, workdir: Path) -> None:
-    """Raises InputError where the disk can't hold what the run will write."""
+    """Raises InputError where the disk can't hold what the run has yet to write."""
+    if not files.local(workdir):
+        return
     need, free = space(settings, workdir)
     if free < need:
         raise InputError(
-            f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, but this run can need {need / 2**20:,.0f} MiB; "
-            "free some, or use another disk."
+            f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, but what is left of this run can need "
+            f"{need / 2**20:,.0f} MiB; free some, or use another disk."
         )
 
 
 def space(settings: Settings, workdir: Path) -> tuple[int, float]:
-    """Bytes that the run will write, at most, and those that are free; of an object store, infinitely many."""
-    pixels = math.prod(builders.image_shape(settings))
-    count = settings.synthesize.num_images + settings.extract.num_images * len(settings.extract.runs())
-    # Images at worst uncompressed; two checkpoints kept and one in flight, each of float32 parameters, two Adam
-    # moments and the average, for the U-Net. Classifiers are small beside the fixed margin.
-    parameters = builders.parameter_count(settings)
-    need = count * pixels + 3 * 4 * 4 * parameters + 50 * 2**20
-    if settings.extract.clusters_images and settings.label.features == "pixels":  # other features are few numbers
-        need += 2 * 4 * pixels * settings.synthesize.num_images  # cached, and in label/labels.npz
+    """Bytes that the run has yet to write, at most, and those that are free; of an object store, infinitely many."""
+    need = _images_left(settings, workdir) + _networks_left(settings, workdir) + _features_left(settings, workdir)
+    ends = [manifest.evaluation_unit(settings, workdir), manifest.report_unit(settings, workdir)]
+    if need or not all(work.done() for work in ends):
+        need += _MARGIN
     if not files.local(workdir):
         return need, math.inf
     there = next(folder for folder in (workdir, *Path(os.path.abspath(workdir)).parents) if folder.exists())
     return need, shutil.disk_usage(there).free
+
+
+def _images_left(settings: Settings, workdir: Path) -> int:
+    """Images at worst uncompressed."""
+    sets = [
+        (work, builders.extracted_shards(settings, work)) for _, work in manifest.extraction_units(settings, workdir)
+    ]
+    if settings.extract.needs_pseudo_labels:
+        sets.append((manifest.unit(settings, workdir, "synthesize"), builders.synthetic_shards(settings, workdir)))
+    count = 0
+    for work, parts in sets:
+        begun = work.begun()  # what was made with other settings is made again
+        count += sum(len(part.index) for part in parts if not (begun and part.path.exists()))
+    return count * math.prod(builders.image_shape(settings))
+
+
+def _networks_left(settings: Settings, workdir: Path) -> int:
+    """Checkpoints of the networks that are not trained yet, less what is there of them."""
+
+    @functools.cache
+    def parameters(timed: bool) -> int:
+        # How many labels the members have is not known before they are read: as many as there are clusters, say.
+        classifier = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=timed)
+        return builders.size(jax.eval_shape(builders.init_fn(classifier, settings, 0)))
+
+    def of_classifier(name: str) -> int:
+        timed, s = name != "conditional", settings.surrogate
+        best = 2 * 4 * parameters(timed) if (s if timed else settings.conditional).patience else 0  # and its successor
+        taught = s.objective == "tdkd" and not s.teacher_path and name.startswith("side")
+        return _TRAINED * (parameters(timed) + (parameters(False) if taught else 0)) + best
+
+    train, need = builders.train_unit(settings, workdir), 0
+    if not train.done():
+        need = max(_TRAINED * builders.parameter_count(settings) - _size(train, workdir / "checkpoints"), 0)
+    for name, work in manifest.surrogate_units(settings, workdir).items():
+        if not work.done():
+            need += max(of_classifier(name) - _size(work, work.directory), 0)
+    return need
+
+
+def _features_left(settings: Settings, workdir: Path) -> int:
+    """Features are cached, those of synthetic images also in label/labels.npz; other than pixels are few numbers."""
+    if settings.label.features != "pixels":
+        return 0
+    each, need = 4 * math.prod(builders.image_shape(settings)), 0
+    label = manifest.unit(settings, workdir, "label")
+    if settings.extract.needs_pseudo_labels and not label.done():
+        there = _size(label, workdir / "features") + _size(label, label.directory)
+        need = max(2 * each * settings.synthesize.num_images - there, 0)
+    heldout = manifest.surrogate_units(settings, workdir).get("side_heldout")
+    if heldout and not heldout.done():
+        need += each * settings.data.num_heldout
+    return need
+
+
+def _size(work: manifest.Unit, folder: Path) -> int:
+    """Bytes below a folder on a local disk that belong to the unit as it is set now."""
+    if not work.begun():
+        return 0
+    return sum(os.path.getsize(Path(where) / name) for where, _, names in os.walk(folder) for name in names)
 
 
 def check_writable(workdir: Path) -> None:

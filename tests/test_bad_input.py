@@ -233,10 +233,38 @@ def test_workdir_without_permission(workdir, capsys, nothing_heavy, monkeypatch)
     refused(capsys, runs.arguments(workdir), "label can't be written", "permissions")
 
 
-def test_disk_too_small(tmp_path, capsys, nothing_heavy, monkeypatch):
+@pytest.fixture
+def free(monkeypatch):
+    """Says how many MiB the disk has left."""
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**20, 2**20))
+
+    def leave(mebibytes):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**20, mebibytes * 2**20))
+
+    return leave
+
+
+def test_disk_too_small(tmp_path, capsys, nothing_heavy, free):
+    free(1)
     refused(capsys, runs.arguments(tmp_path / "run"), "1 MiB free", "free some")
+
+
+def test_disk_too_small_for_the_classifiers(tmp_path, capsys, nothing_heavy, free):
+    """Two of 38 million parameters, each with moments and average, in three checkpoints: 48 bytes for each."""
+    free(2000)
+    refused(capsys, runs.arguments(tmp_path / "run", classifier__width=1024), "2,000 MiB free", "can need 3,")
+
+
+def test_a_full_disk_and_nothing_left_to_write(workdir, nothing_heavy, free):
+    free(0)
+    assert runs.run(runs.arguments(workdir)) == 0
+
+
+def test_a_full_disk_and_something_left_to_write(workdir, capsys, nothing_heavy, free):
+    """Little is, but the network has been trained already; what small files take is allowed for."""
+    (workdir / "extract" / "side_10" / "shard_00001.npz").unlink()
+    free(0)
+    refused(capsys, runs.arguments(workdir), "0 MiB free", "what is left of this run can need 50 MiB")
 
 
 def test_disk_full_in_the_middle(workdir, capsys, monkeypatch):
@@ -335,7 +363,7 @@ def test_exchanged_checkpoint(workdir, capsys, nothing_heavy):
 
 def test_missing_checkpoint(workdir, capsys, nothing_heavy):
     shutil.rmtree(workdir / "checkpoints")
-    refused(capsys, again(workdir), "no checkpoint", "run the stage")
+    refused(capsys, again(workdir), "does not hold it", "run --stages=train,extract")
 
 
 @pytest.mark.parametrize("name", ["synthesize/shard_00000.npz", "label/labels.npz", "train/split.json"])

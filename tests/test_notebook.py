@@ -1,6 +1,9 @@
 """launch/colab.ipynb, executed as a user would, on the smoke config."""
 
+import importlib.metadata
 import os
+import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -30,6 +33,53 @@ def test_its_links_lead_somewhere(notebook):
     assert "../configs/celeba.py" in links
     for link in links:
         assert (PATH.parent / link).exists(), link
+
+
+def first_cell(notebook, repository=""):
+    source = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert source.count('REPOSITORY = ""') == 1
+    exec(source.replace('REPOSITORY = ""', f"REPOSITORY = {str(repository)!r}"), {})
+
+
+def test_opened_alone_it_clones_and_installs(notebook, tmp_path, monkeypatch):
+    origin, alone = tmp_path / "origin", tmp_path / "alone"
+    (origin / "configs").mkdir(parents=True)
+    (origin / "configs" / "digits.py").touch()
+    git = ["git", "-C", str(origin), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "configs"], ["commit", "-qm", "configs"]):
+        subprocess.run([*git, *command], check=True)
+    alone.mkdir()
+    real, run = subprocess.run, []
+
+    def recorded(command, **options):
+        run.append(command)
+        return real(command, **options) if command[0] == "git" else None
+
+    monkeypatch.setattr(subprocess, "run", recorded)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [])
+    monkeypatch.chdir(alone)
+    with pytest.raises(SystemExit, match="There is no configs/ here; set REPOSITORY to the address"):
+        first_cell(notebook)
+    assert not run
+    for programs in (["git", "pip"], ["pip"]):  # the second time, as after a restart of the kernel, it is there
+        first_cell(notebook, origin)
+        assert Path.cwd() == alone / "side_jax"
+        assert Path("configs/digits.py").exists()
+        assert ["git" if command[0] == "git" else command[2] for command in run] == programs
+        run.clear()
+        os.chdir(alone)
+    (origin / "launch").mkdir()
+    os.chdir(origin / "launch")  # where Jupyter puts a notebook of launch/
+    first_cell(notebook)
+    assert Path.cwd() == origin
+
+
+def test_its_commands_name_configs_that_are_there(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    named = [part.split()[0] for part in text.split("-m side_jax.main --config=")[1:]]
+    assert "configs/celeba.py" in named
+    for config in named:
+        assert (runs.ROOT / config).exists(), config
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's own machinery, by version

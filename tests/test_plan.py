@@ -1,11 +1,14 @@
 """--dry-run: what is left to do, after the checks of a real run, without writing anything."""
 
+import dataclasses
 import shutil
 
 import pytest
 import runs
 
-from side_jax import plan
+from side_jax import builders, manifest, plan
+from side_jax import workdir as workdirs
+from side_jax.config import from_config
 
 
 def listing(folder):
@@ -84,3 +87,50 @@ def test_steps_are_timed(tmp_path, capsys):
     seconds = [line.split(" device-seconds")[0].split()[-1] for line in found.values() if " device-seconds" in line]
     assert len(seconds) == 9  # train, synthesize, two surrogates, four runs, and the sum
     assert all(float(value.replace(",", "")) > 0 for value in seconds)
+
+
+def left(settings, workdir):
+    """Bytes that are yet to be written, the margin for small files apart."""
+    need, _ = workdirs.space(settings, workdir)
+    return need - 50 * 2**20
+
+
+def test_disk_space_of_what_is_left(finished, tmp_path):
+    settings = from_config(workdirs.saved_config(finished))
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    assert workdirs.space(settings, workdir)[0] == 0
+    (workdir / "extract" / "side_10" / "shard_00001.npz").unlink()
+    assert left(settings, workdir) == 32 * 64
+    (workdir / "report" / "index.html").unlink()
+    assert left(settings, workdir) == 32 * 64
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "checkpoints").mkdir()
+    (workdir / "checkpoints" / "half").write_bytes(bytes(1000))
+    assert left(settings, workdir) == 32 * 64 + 48 * builders.parameter_count(settings) - 1000
+    assert left(settings, workdir) < left(settings, tmp_path / "new")
+    other = dataclasses.replace(settings, extract=dataclasses.replace(settings.extract, num_steps=2))
+    assert left(other, finished) == 5 * 64 * 64  # its images are made anew, the old ones stay beside them
+
+
+def test_disk_space_of_classifiers(finished, tmp_path):
+    """Three checkpoints, each of parameters, two moments and their average; the best ones; and a teacher's."""
+    settings = from_config(workdirs.saved_config(finished))
+    module = builders.build_classifier(settings, 4, time_dependent=True)
+    work = manifest.surrogate_units(settings, finished)["side"]
+    count = builders.size(builders.restore_ema(settings, work, module).trees["ema"])
+
+    def need(attacks, **surrogate):
+        changed = dataclasses.replace(
+            settings,
+            extract=dataclasses.replace(settings.extract, attacks=attacks),
+            surrogate=dataclasses.replace(settings.surrogate, **surrogate),
+        )
+        return left(changed, tmp_path / "new")
+
+    plain, both = need(("unconditional",)), ("unconditional", "side")
+    images = (128 + 2 * 64) * 64 + 2 * 128 * 64 * 4  # synthetic and extracted ones; features, twice
+    assert need(both) - plain == 48 * count + images
+    assert need(both, patience=2, validate_every=5) - need(both) == 2 * 4 * count
+    teacher = builders.build_classifier(settings, 4, time_dependent=False)
+    count = builders.size(builders.init_fn(teacher, settings, 0)())
+    assert need(both, objective="tdkd", teacher_steps=10) - need(both) == 48 * count

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from side_jax import files
 from side_jax.convert import from_sscd, parameters
@@ -55,7 +55,7 @@ def extractor(label: Label, cache: Path, *, batch_size: int) -> Extractor:
     path = converted(cache, digest)
     if not path.exists():
         with files.atomic(path) as file:
-            save_file(parameters.to_state_dict(params), file.name)
+            file.write(save(parameters.to_state_dict(params)))
 
     def embed(params: Any, images: jax.Array, index: jax.Array) -> jax.Array:
         return SSCD().apply({"params": params}, preprocess.prepare(images, label))

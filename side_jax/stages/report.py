@@ -23,12 +23,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     settings = from_config(config)
     work = manifest.report_unit(settings, workdir)
     if work.begin():
-        if parallel.primary():
-            _write(config, settings, workdir, work)
-        work.finish(page="index.html")
+        galleries = _write(config, settings, workdir, work) if parallel.primary() else []
+        work.finish(page="index.html", galleries=galleries)
 
 
-def _write(config: ml_collections.ConfigDict, settings: Settings, workdir: Path, work: manifest.Unit) -> None:
+def _write(config: ml_collections.ConfigDict, settings: Settings, workdir: Path, work: manifest.Unit) -> list[str]:
+    """Returns the names of the galleries' pictures."""
     results = files.read_json(workdir / "evaluate" / "results.json")
     headline = [row for row in results["rows"] if row["metric"] == settings.evaluate.metrics[0]]
     figure = plots.guidance(headline)
@@ -65,6 +65,7 @@ def _write(config: ml_collections.ConfigDict, settings: Settings, workdir: Path,
     )
     with files.atomic(work.directory / "index.html", "w") as file:
         file.write(page)
+    return [f"matches_{gallery['name']}.png" for gallery in galleries]
 
 
 def _training(workdir: Path) -> dict[str, Any] | None:

@@ -15,12 +15,14 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from etils import epath
 
 from side_jax import (
     builders,
     calibration,
     checkpoint,
     clustering,
+    curves,
     features,
     files,
     losses,
@@ -146,14 +148,17 @@ def _fit(settings: Settings, work: Unit, name: str, examples: _Examples) -> None
     )
     levels = noise_levels(schedule.num_timesteps)
     checkpoints = builders.checkpoint_directory(work.workdir, work.name)
+    if parallel.primary():
+        _start_over_if_lost(work, checkpoints, fit.patience)
+    parallel.barrier(f"{work.name} can go on")
     first_step = checkpoint.latest_step(checkpoints) or 0
-    with Curves(work.directory / "validation.jsonl", first_step=first_step, write=parallel.primary()) as curves:
+    with Curves(work.directory / "validation.jsonl", first_step=first_step, write=parallel.primary()) as curve:
         watch = EarlyStop(
             predictions,
             kept_back.labels,
             levels[:1] if name == "conditional" else levels,
             fit.patience,
-            curves,
+            curve,
             work.directory / "best",
             meta,
         )
@@ -180,6 +185,20 @@ def _fit(settings: Settings, work: Unit, name: str, examples: _Examples) -> None
     work.finish(
         steps=steps, classes=examples.classes, images=len(train.labels), held_back=len(kept_back.labels), **content
     )
+
+
+def _start_over_if_lost(work: Unit, checkpoints: Path, patience: int) -> None:
+    """Takes the checkpoints away where something is lost that only training from the start can write again."""
+    step = checkpoint.latest_step(checkpoints)
+    if step is None:
+        return
+    metrics, validation = (work.directory / f"{name}.jsonl" for name in ("metrics", "validation"))
+    whole = metrics.exists() and validation.exists()
+    if patience and any(row["step"] <= step for row in curves.read(validation)):
+        whole = whole and checkpoint.latest_step(work.directory / "best") is not None
+    if not whole:
+        validation.unlink(missing_ok=True)  # so that a kill in between does not hide what is lost
+        epath.Path(checkpoints).rmtree()
 
 
 def _teach(settings: Settings, work: Unit, train: _Examples, shuffle: bool) -> np.ndarray:

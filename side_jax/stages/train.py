@@ -17,6 +17,7 @@ from side_jax.curves import Curves
 from side_jax.data import batches, datasets, split
 from side_jax.data.datasets import Dataset
 from side_jax.diffusion.process import denoising_loss
+from side_jax.errors import InputError
 from side_jax.manifest import Unit
 from side_jax.monitor import Monitor
 from side_jax.settings import Settings
@@ -34,10 +35,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if not unit.begin():
         return
     if parallel.primary() and not path.exists():
-        files.write_json(path, split.make_split(datasets.load(settings.data), settings.data, settings.seed))
+        made = split.make_split(datasets.load(settings.data), settings.data, settings.seed)
+        if unit.content().get("split_sha256", _digest(made)) != _digest(made):
+            raise InputError(
+                f"{path} is missing, and the data are no longer those that the model was trained on; bring either "
+                "back, or use a new --workdir."
+            )
+        files.write_json(path, made)
     parallel.barrier("split")
     members, heldout, _, _ = builders.load_split(settings, workdir, stream=True)
-    counts = files.read_json(path)["counts"]
+    made = files.read_json(path)
+    counts = made["counts"]
     logger.info(
         "train: %d members, %d held-out images that the model never sees; %d exact duplicates left out, "
         "%d held-out images moved out as near duplicates of members.",
@@ -47,7 +55,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         counts["near_duplicates_moved"],
     )
     work = _import if settings.target.path else _fit
-    unit.finish(split=counts, **work(settings, unit, members, heldout))
+    unit.finish(split=counts, split_sha256=_digest(made), **work(settings, unit, members, heldout))
+
+
+def _digest(made: dict[str, Any]) -> str:
+    """Of a split's images, wherever they lie."""
+    return files.digest([[row["sha256"] for row in made[side]] for side in ("members", "heldout")])
 
 
 def _import(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> dict[str, Any]:
@@ -55,8 +68,9 @@ def _import(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) 
     _, params, _ = convert.from_diffusers(settings.target.path)
     meta = checkpoint.settings_meta(settings, unit.fingerprint)
     with checkpoint.Checkpoints(builders.checkpoint_directory(unit.workdir, "train")) as store:
-        params = parallel.place(params, parallel.mesh())
-        store.save(0, state={"params": params}, ema=params, meta=meta)
+        if store.latest_step() is None:  # else something else of this stage was lost
+            params = parallel.place(params, parallel.mesh())
+            store.save(0, state={"params": params}, ema=params, meta=meta)
     logger.info("train: took the model of %s; nothing is trained.", settings.target.path)
     return {"steps": 0, "imported": settings.target.path, "parameters": builders.size(params)}
 
