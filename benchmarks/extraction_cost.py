@@ -90,7 +90,7 @@ class Bench:
         """
         settings = recipe.apply(self.settings)
         classifier = None if recipe.unguided else self._classifier
-        generator = builders.build_generator(settings, classifier, by=settings.attack_sampler)
+        generator = builders.build_generator(settings, classifier, by=settings.guided_sampler)
         size = settings.sampler.batch_size
         classes = self._classifier.num_classes
         labels = sampling.target_labels(self._base, num_images, classes)

@@ -190,7 +190,8 @@ def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]
     found = []
     for run in settings.extract.runs():
         more = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
-        more |= {key: getattr(settings.attack_sampler, key) for key in ("solver", "num_steps")}
+        by = settings.guided_sampler if run.guided else settings.sampler
+        more |= {key: getattr(by, key) for key in ("solver", "num_steps")}
         if run.guided:
             more |= {key: getattr(settings.extract, key) for key in _GUIDES}
         found.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **more)))

@@ -93,7 +93,7 @@ def _sampling(
     left = f"{len(todo):,} of {len(parts):,} shards, {images:,} images"
     guided = bool(run and run.guided)
     at_x0 = guided and ATTACKS[run.attack].at_x0
-    by = settings.attack_sampler if run else settings.sampler
+    by = settings.guided_sampler if guided else settings.sampler
     segments = builders.build_step_table(settings, by).segments(guided)
     batch = sum((stop - start) * clock.sampling_step(flag, flag and at_x0) for start, stop, flag in segments)
     return Line(unit=work.name, left=left, seconds=len(todo) * batch, size=size)

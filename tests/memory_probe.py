@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from side_jax import sampling, shards
+from side_jax import cpu, sampling, shards
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.diffusion.steps import step_table
 from side_jax.memorization.metrics import Metric, joined, match
@@ -24,6 +24,7 @@ def peak():
 
 
 def main():
+    cpu.keep_memory()  # as the real command does, so that nothing goes back to the system
     directory, num_images = Path(sys.argv[1]), int(sys.argv[2])
     table = step_table(make_schedule("linear", 10), 2)
     generator = sampling.Generator(

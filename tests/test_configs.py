@@ -64,7 +64,7 @@ def test_config_builds_its_shapes(variant):
         assert builders.parameter_count(settings) == PARAMETERS[variant.partition(":")[0]]
     assert predicted.shape == shape
     assert log_probs.shape == (2, 10)
-    assert builders.build_step_table(settings, settings.attack_sampler).num_steps == settings.attack_sampler.num_steps
+    assert builders.build_step_table(settings, settings.guided_sampler).num_steps == settings.guided_sampler.num_steps
 
 
 def test_celeba_takes_its_resolution():

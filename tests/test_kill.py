@@ -83,7 +83,7 @@ def test_random_kills_change_nothing(tmp_path):
         if code == 0:
             assert files_of(tmp_path / f"run_{finished}") == expected
             finished += 1
-    assert len(seen) > 1 or kills < 10  # not all at one moment, where there are many
+    assert len(seen) > 1 or kills < 4  # not all at one moment, where there are some
     assert not list(tmp_path.rglob("*.tmp"))
 
 

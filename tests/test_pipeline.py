@@ -149,6 +149,19 @@ def test_new_scales_redo_only_what_depends_on_them(workdir, monkeypatch):
     assert (workdir / "evaluate" / "results.json").read_text() == old.read_text()
 
 
+def test_the_model_as_it_is_keeps_its_sampler_when_the_attacks_get_their_own(workdir, monkeypatch):
+    monkeypatch.setattr(training, "run", None)
+    before = snapshot(workdir)
+    options = {"extract__num_steps": 4, "extract__solver": "dpmpp_2m", "extract__guidance_interval": "(10,90)"}
+    assert runs.run(runs.arguments(workdir, **options)) == 0
+    after = snapshot(workdir)
+    changed = {str(path.parent) for path in after if after[path] != before.get(path)}
+    guided = {f"extract/{name}_{scale}" for name in ("side", "conditional") for scale in (1, 10)}
+    assert changed == guided | {"extract", "evaluate", "report"}
+    page = " ".join((workdir / "report" / "index.html").read_text().split())
+    assert "Without guidance: ddim, 3 steps; guided: dpmpp_2m, 4 steps, the classifier asked at timesteps 10" in page
+
+
 def test_new_clusters_leave_the_target_and_the_baselines_alone(workdir):
     before = snapshot(workdir)
     assert runs.run(runs.arguments(workdir, label__num_clusters=3)) == 0

@@ -107,8 +107,8 @@ class Settings:
         check(neighbors <= data.num_members, "evaluate.normalized_l2_neighbors", neighbors, need)
 
     @property
-    def attack_sampler(self) -> Sampler:
-        """The sampler of the attacks: `sampler`, with extract.solver and extract.num_steps where these say so."""
+    def guided_sampler(self) -> Sampler:
+        """The sampler of guided attacks: `sampler`, with extract.solver and extract.num_steps where these say so."""
         options = {"solver": self.extract.solver, "num_steps": self.extract.num_steps}
         return dataclasses.replace(self.sampler, **{name: value for name, value in options.items() if value})
 
@@ -121,7 +121,7 @@ class Settings:
         check(ok, "extract.guidance_form", e.guidance_form, need)
         if e.guidance_interval:
             low, high = e.guidance_interval
-            grid = time_grid(self.diffusion.make(), self.attack_sampler.num_steps, self.sampler.spacing)
+            grid = time_grid(self.diffusion.make(), self.guided_sampler.num_steps, self.sampler.spacing)
             need = f"one that holds a timestep of the sampler's grid: {', '.join(map(str, grid))}"
             ok = ((low <= grid) & (grid <= high)).any()
             check(ok, "extract.guidance_interval", e.guidance_interval, need)

@@ -82,8 +82,8 @@ class Extract:
     """The attacks, all with the same N_G and the same starting noise."""
 
     num_images: int = 1024  # N_G for each attack and guidance scale
-    solver: str = ""  # of the attacks; empty: sampler.solver, as synthetic images have
-    num_steps: int = 0  # of the attacks' sampler; 0: sampler.num_steps
+    solver: str = ""  # of the guided attacks; empty: sampler.solver, as the unguided one and synthetic images have
+    num_steps: int = 0  # of the guided attacks; 0: sampler.num_steps
     attacks: tuple[str, ...] = DEFAULT_ATTACKS
     guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for the guided attacks
     temperature_scaling: bool = False  # guide by probabilities that were calibrated on the held-back images

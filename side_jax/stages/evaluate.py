@@ -42,12 +42,16 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
         table = csv.writer(file)
         table.writerow(_header([metric.name for metric in metrics]))
         for run_of, unit in progress(units, total=len(units), description="evaluate", unit="run"):
-            found: list[list[list[Matches]]] = []  # [chunk of images][side][metric]
+            scored: list[list[Matches]] = []  # [side][metric]
             for made in shards.stream(builders.extracted_shards(settings, unit)):
                 pictures = sampling.to_float(made["images"])
-                found.append([match(pictures, side, metrics) for side in sides])
-                _write_matches(table, (run_of.attack, run_of.scale), made, found[-1], (member_ids, heldout_ids))
-            scored = [[joined(list(parts)) for parts in zip(*side, strict=True)] for side in zip(*found, strict=True)]
+                found = [match(pictures, side, metrics) for side in sides]
+                _write_matches(table, (run_of.attack, run_of.scale), made, found, (member_ids, heldout_ids))
+                # Joined at once: each holds something of every member.
+                scored = [
+                    [joined(list(parts)) for parts in zip(*both, strict=True)]
+                    for both in zip(*([scored] if scored else []), found, strict=True)
+                ]
             for metric, to_members, to_heldout in zip(metrics, *scored, strict=True):
                 row = {"attack": run_of.attack, "guidance_scale": run_of.scale, "metric": metric.name}
                 rows.append(row | {"band": list(metric.band)} | _scores(to_members, to_heldout, settings))

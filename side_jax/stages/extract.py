@@ -29,7 +29,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 dpm = builders.restore_ema(settings, train, builders.build_unet(settings)).trees["ema"]
             classifier, guide = surrogate.load(settings, workdir, run_of.attack) if run_of.guided else (None, {})
             at_x0 = ATTACKS[run_of.attack].at_x0
-            generator = builders.build_generator(settings, classifier, at_x0=at_x0, by=settings.attack_sampler)
+            by = settings.guided_sampler if run_of.guided else settings.sampler
+            generator = builders.build_generator(settings, classifier, at_x0=at_x0, by=by)
             classes = classifier.num_classes if classifier else 0
             loaded[run_of.attack] = generator, {"dpm": dpm} | guide, classes
         generator, params, classes = loaded[run_of.attack]
