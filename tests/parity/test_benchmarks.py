@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from .theirs import torch  # noqa: F401  skips where it is not installed
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
