@@ -24,6 +24,6 @@ def test_contest(name, tmp_path):
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    results = json.loads(found.read_text())["results"]
+    results = json.loads(found.read_text())["sizes"]
     assert results
     assert all(result["ratio"]["pytorch eager"] > 0 for result in results)
