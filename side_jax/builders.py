@@ -88,9 +88,9 @@ def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
     return init
 
 
-def parameter_count(settings: Settings) -> int:
-    """Of the U-Net; computes shapes only."""
-    return size(jax.eval_shape(init_fn(build_unet(settings), settings, 0)))
+def parameter_count(settings: Settings, module: Any = None) -> int:
+    """Of a network, by default the U-Net; computes shapes only."""
+    return size(jax.eval_shape(init_fn(module or build_unet(settings), settings, 0)))
 
 
 def size(params: Any) -> int:

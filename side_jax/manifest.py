@@ -143,11 +143,13 @@ class Unit:
         return not self.done()
 
     def _begin(self, intact: Callable[[], bool]) -> None:
-        if self.done() and intact():
+        finished = self._finished()
+        lost = self._lost() if finished else []
+        if finished and not lost and intact():
             logger.info("%s: up to date, nothing to do.", self.name)
             return
-        if self._finished() and self._lost():
-            logger.info("%s: %s is missing: made again.", self.name, " and ".join(self._lost()))
+        if lost:
+            logger.info("%s: %s is missing: made again.", self.name, " and ".join(lost))
         manifest = self._read() or {}
         if manifest and manifest["fingerprint"] != self.fingerprint:
             aside = self.workdir / "stale" / f"{self.name.replace('/', '-')}-{manifest['fingerprint'][:12]}"

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 
 from side_jax import builders, files, manifest
@@ -136,7 +135,7 @@ def _networks_left(settings: Settings, workdir: Path) -> int:
     def parameters(timed: bool) -> int:
         # How many labels the members have is not known before they are read: as many as there are clusters, say.
         classifier = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=timed)
-        return builders.size(jax.eval_shape(builders.init_fn(classifier, settings, 0)))
+        return builders.parameter_count(settings, classifier)
 
     def of_classifier(name: str) -> int:
         timed, s = name != "conditional", settings.surrogate

@@ -1,6 +1,8 @@
 """Strict numerics on 8 fake CPU devices; set before anything imports JAX."""
 
+import logging
 import os
+import shutil
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
@@ -28,3 +30,18 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     assert runs.run(runs.arguments(workdir)) == 0
     return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A private copy of a finished tiny run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What the run logs."""
+    monkeypatch.setattr(logging.getLogger("side_jax"), "propagate", True)
+    monkeypatch.setattr("side_jax.cli.log_to_stderr", lambda: None)
+    caplog.set_level(logging.INFO, logger="side_jax")
+    return caplog

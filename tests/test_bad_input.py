@@ -24,12 +24,6 @@ def nothing_heavy(monkeypatch):
     monkeypatch.setattr(shards, "write", refuse)
 
 
-@pytest.fixture
-def workdir(finished, tmp_path):
-    """A private copy of a finished tiny run."""
-    return shutil.copytree(finished, tmp_path / "run")
-
-
 def refused(capsys, argv, *words, code=1):
     """Runs the command and checks for one sentence that holds the words."""
     assert runs.run(argv) == code

@@ -1,10 +1,8 @@
 """Outputs of a finished run that are lost or damaged: run again, only their unit is gone through, to the same bytes."""
 
 import json
-import logging
 import shutil
 
-import pytest
 import runs
 
 from side_jax import training
@@ -40,15 +38,6 @@ UNITS = [
 ]
 
 
-@pytest.fixture
-def said(caplog, monkeypatch):
-    """What the run logs."""
-    monkeypatch.setattr(logging.getLogger("side_jax"), "propagate", True)
-    monkeypatch.setattr("side_jax.cli.log_to_stderr", lambda: None)
-    caplog.set_level(logging.INFO, logger="side_jax")
-    return caplog
-
-
 def contents(workdir):
     """{file: its bytes}; of checkpoints, which hold times, the digests of their arrays; nothing of TensorBoard's."""
     found = {}
@@ -78,9 +67,8 @@ def run_again(workdir, said, name):
     assert not (workdir / "stale").exists()
 
 
-def test_what_is_lost_is_made_again(finished, tmp_path, said):
+def test_what_is_lost_is_made_again(workdir, said):
     """One output after the other, in one workdir."""
-    workdir = shutil.copytree(finished, tmp_path / "run")
     before = contents(workdir)
     assert sum(isinstance(value, dict) for value in before.values()) == 5  # the last steps of three networks
     for name in LOST:
@@ -109,8 +97,7 @@ def test_the_best_parameters_are_found_again(tmp_path, said):
         assert "train: up to date, nothing to do." in said.messages
 
 
-def test_a_damaged_file_is_named_and_deleting_it_helps(finished, tmp_path, said, capsys):
-    workdir = shutil.copytree(finished, tmp_path / "run")
+def test_a_damaged_file_is_named_and_deleting_it_helps(workdir, said, capsys):
     before = contents(workdir)
     for name, cause in (
         ("label/labels.npz", "surrogate/side/levels.json"),
@@ -126,16 +113,14 @@ def test_a_damaged_file_is_named_and_deleting_it_helps(finished, tmp_path, said,
         assert contents(workdir) == before
 
 
-def test_stages_that_need_what_is_lost(finished, tmp_path, capsys):
-    workdir = shutil.copytree(finished, tmp_path / "run")
+def test_stages_that_need_what_is_lost(workdir, capsys):
     lose(workdir / "label" / "labels.npz")
     assert runs.run(runs.arguments(workdir, "surrogate")) == 1
     assert "run --stages=label,surrogate instead" in capsys.readouterr().err
 
 
-def test_a_lost_target_is_still_the_same_target(finished, tmp_path, capsys, monkeypatch):
+def test_a_lost_target_is_still_the_same_target(finished, workdir, capsys, monkeypatch):
     """Neither other settings nor other data make it again."""
-    workdir = shutil.copytree(finished, tmp_path / "run")
     monkeypatch.setattr(training, "run", None)
     lose(workdir / "checkpoints")
     assert runs.run(runs.arguments(workdir, train__num_steps=50)) == 1

@@ -2,12 +2,9 @@
 
 import csv
 import json
-import logging
 import re
-import shutil
 
 import numpy as np
-import pytest
 import runs
 from PIL import Image
 
@@ -15,21 +12,6 @@ from side_jax import builders, training
 from side_jax.config import from_config
 from side_jax.settings import METRICS
 from side_jax.workdir import saved_config
-
-
-@pytest.fixture
-def workdir(finished, tmp_path):
-    """A private copy of a finished tiny run."""
-    return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def said(caplog, monkeypatch):
-    """What the run logs."""
-    monkeypatch.setattr(logging.getLogger("side_jax"), "propagate", True)
-    monkeypatch.setattr("side_jax.cli.log_to_stderr", lambda: None)
-    caplog.set_level(logging.INFO, logger="side_jax")
-    return caplog
 
 
 def snapshot(workdir):

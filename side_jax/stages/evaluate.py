@@ -42,16 +42,13 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
         table = csv.writer(file)
         table.writerow(_header([metric.name for metric in metrics]))
         for run_of, unit in progress(units, total=len(units), description="evaluate", unit="run"):
-            scored: list[list[Matches]] = []  # [side][metric]
+            scored: list[list[Matches]] | None = None  # [side][metric]
             for made in shards.stream(builders.extracted_shards(settings, unit)):
                 pictures = sampling.to_float(made["images"])
                 found = [match(pictures, side, metrics) for side in sides]
                 _write_matches(table, (run_of.attack, run_of.scale), made, found, (member_ids, heldout_ids))
                 # Joined at once: each holds something of every member.
-                scored = [
-                    [joined(list(parts)) for parts in zip(*both, strict=True)]
-                    for both in zip(*([scored] if scored else []), found, strict=True)
-                ]
+                scored = found if scored is None else _joined(scored, found)
             for metric, to_members, to_heldout in zip(metrics, *scored, strict=True):
                 row = {"attack": run_of.attack, "guidance_scale": run_of.scale, "metric": metric.name}
                 rows.append(row | {"band": list(metric.band)} | _scores(to_members, to_heldout, settings))
@@ -70,6 +67,12 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
     }
     files.write_json(work.directory / "results.json", results)
     logger.info("evaluate: %d rows in %s.", len(rows), work.directory / "results.json")
+
+
+def _joined(before: list[list[Matches]], more: list[list[Matches]]) -> list[list[Matches]]:
+    """Both [side][metric]."""
+    sides = zip(before, more, strict=True)
+    return [[joined(list(parts)) for parts in zip(*side, strict=True)] for side in sides]
 
 
 def _scores(to_members: Matches, to_heldout: Matches, settings: Settings) -> dict[str, Any]:
