@@ -26,7 +26,7 @@ setup(
         "onnx": ["onnxruntime>=1.20"],
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "ruff>=0.6",
             "scikit-image>=0.22",
             "array_record>=0.8.1",
