@@ -5,6 +5,8 @@ import os
 import shutil
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most of the time would go into compiling, here and in the commands that the tests start.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
 import jax
@@ -12,7 +14,6 @@ import pytest
 
 from side_jax.diffusion.schedule import make_schedule
 
-jax.config.update("jax_disable_most_optimizations", True)  # most of the time would go into compiling
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -18,7 +18,6 @@ def made(tmp_path_factory):
     for devices in (1, 8):
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": str(HERE.parent),
         }
         command = [sys.executable, str(HERE / "device_probe.py"), str(folder / f"{devices}.npz")]
