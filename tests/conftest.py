@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time would go into compiling, here and in the commands that the tests start.
@@ -14,6 +15,10 @@ import pytest
 
 from side_jax.diffusion.schedule import make_schedule
 
+# Many runs of this process compile the same; no other process shares the folder, where half a file would be a warning.
+cache = tempfile.TemporaryDirectory(prefix="side_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
