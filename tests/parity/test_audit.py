@@ -36,8 +36,8 @@ def foreign(tmp_path_factory):
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     clean = torch.from_numpy(images[order[:MEMBERS]]).permute(0, 3, 1, 2).float() / 127.5 - 1
     for _ in range(STEPS):
-        batch = clean[torch.randint(MEMBERS, (64,))]
-        noise, t = torch.randn_like(batch), torch.randint(1000, (64,))
+        batch = clean[torch.randint(MEMBERS, (32,))]
+        noise, t = torch.randn_like(batch), torch.randint(1000, (32,))
         loss = torch.nn.functional.mse_loss(unet(scheduler.add_noise(batch, noise, t), t).sample, noise)
         optimizer.zero_grad()
         loss.backward()
