@@ -16,6 +16,7 @@ import runs
 
 from side_jax import builders, shards
 from side_jax.config import from_config
+from side_jax.stages import surrogate
 from side_jax.workdir import saved_config
 
 STEPS = {"train__num_steps": 60, "train__log_every": 20, "train__checkpoint_every": 20}
@@ -139,18 +140,22 @@ def test_what_fails_in_the_first_process_ends_the_others(calm, tmp_path):
     assert f"side_jax: process 0 failed: {sentence}" in errors[1]
 
 
+def assert_close(one, other):
+    """Parameters that are equal but for rounding: several processes sum gradients in another order than one."""
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-3), one, other)
+
+
 def test_two_processes_train_like_one(calm, tmp_path):
-    """But for rounding: gradients are summed in another order."""
     finish(start(tmp_path / "run", 1))
     (ema, rows), (expected, expected_rows) = trained(tmp_path / "run"), trained(calm)
-    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-3), ema, expected)
+    assert_close(ema, expected)
     for row, other in zip(rows, expected_rows, strict=True):
         for key in ("step", "loss", "gradient_norm"):
             np.testing.assert_allclose(row[key], other[key], rtol=1e-4)
 
 
 def test_two_processes_share_all_stages(calm, tmp_path):
-    """Every stage by two processes of two devices each; one of four then makes the same images and scores.
+    """Every stage by two processes of two devices each; one of four then makes the same surrogate, images and scores.
 
     A process of two devices cuts a batch into other parts than one of four, which rounds differently. Shards by two
     processes must not be those of one alone.
@@ -160,6 +165,11 @@ def test_two_processes_share_all_stages(calm, tmp_path):
     shutil.copytree(calm, workdirs[2])
     errors = finish(start(workdirs[2], 2, "main", **few))
     assert "report" in errors[0]
+    alone = shutil.copytree(workdirs[2], tmp_path / "alone")
+    shutil.rmtree(alone / "surrogate")
+    finish(start(alone, 1, "main", stages="surrogate", **few))
+    settings = from_config(saved_config(alone))
+    assert_close(*(surrogate.load(settings, workdir, "side")[1] for workdir in (alone, workdirs[2])))
     shutil.copytree(workdirs[2], workdirs[1])
     made = list(workdirs[1].rglob("shard_*.npz"))
     assert len(made) == 4 + 2 * 2  # of 32 images: 128 synthetic ones, 64 of each run
