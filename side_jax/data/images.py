@@ -1,21 +1,48 @@
 """One picture to a uint8 array: decoded, upright, in 8 bits, cropped to the centre and resized by area."""
 
+import os
+import stat
+import warnings
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: an EPS, for one, is a program
+MAX_PIXELS = 2**26  # such as 8192 x 8192, of which every copy takes 256 MiB in colour
+
+# The way that PIL documents: else a file that claims even more would be decoded, after a warning.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
 
 def read_picture(file: Path | IO[bytes]) -> Image.Image:
     """Decodes a picture wholly, turned as its EXIF orientation says; of an animation, the first frame.
 
     Raises:
-      Exception: of many types, as PIL's decoders do, if the file is damaged.
+      Exception: of many types, as PIL's decoders do, if the file is damaged, no file, not of FORMATS by its content, or
+        has more than MAX_PIXELS.
     """
-    with Image.open(file) as picture:
-        picture.load()  # PIL is lazy: without it, a truncated file would fail much later
-        return ImageOps.exif_transpose(picture)
+    if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("it is no regular file")  # opening a pipe would wait for whoever writes to it
+    try:
+        with Image.open(file, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            picture.load()  # PIL is lazy: without it, a truncated file would fail much later
+            return ImageOps.exif_transpose(picture)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"it claims more than {MAX_PIXELS} pixels") from None
+
+
+def as_array(picture: Image.Image, channels: int) -> np.ndarray:
+    """The whole picture as uint8 [h, w, channels], 0..255, with the colours that fit_image gives it.
+
+    Raises:
+      ValueError: as fit_image does.
+    """
+    array = np.asarray(_eight_bits(picture).convert("L" if channels == 1 else "RGB"), np.uint8)
+    return array.reshape(picture.height, picture.width, channels)
 
 
 def fit_image(picture: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -44,7 +71,9 @@ def fit_image(picture: Image.Image, size: int, channels: int) -> np.ndarray:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """PIL's own conversion clips grey of 16 bits at 255, which would turn a scan white."""
     if picture.mode == "F":
-        raise ValueError("its grey values are floating-point numbers, which have no known range")
+        raise ValueError(
+            "its grey values are floating-point numbers, which have no known range: save it in 8 or 16 bits"
+        )
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:

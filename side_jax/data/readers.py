@@ -4,7 +4,6 @@ import dataclasses
 import io
 import os
 import threading
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from side_jax.data import arrays
 from side_jax.data.images import read_picture
 from side_jax.errors import InputError
 from side_jax.settings import Data
@@ -84,7 +84,14 @@ def folder(data: Data) -> Source:
     if not root.is_dir():
         raise InputError(f"the folder {data.path!r} (config.data.path) does not exist; name a folder of images.")
     names = []
-    for where, below, files in os.walk(root):
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"the folder {error.filename!r} (in config.data.path) can't be listed ({error.strerror}); make it "
+            "readable, or move it elsewhere."
+        )
+
+    for where, below, files in os.walk(root, onerror=refuse):
         below[:] = [name for name in below if not name.startswith(".")]
         names += [
             Path(where, name).relative_to(root).as_posix()
@@ -103,24 +110,15 @@ def folder(data: Data) -> Source:
 def npz(data: Data) -> Source:
     """An NPZ with `images`, uint8 [n, h, w] or [n, h, w, 1 or 3], and perhaps `labels`, integers [n]."""
     where = f"the file {data.path!r} (config.data.path)"
-    try:
-        with open(data.path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("images", "labels") if name in archive.files}
-    except FileNotFoundError:
-        raise InputError(f"{where} does not exist; name an NPZ file with `images` and perhaps `labels`.") from None
-    except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        # An array of objects is among them: it would have to be unpickled, which could run anything.
-        raise InputError(f"{where} can't be read as an NPZ of plain arrays ({error}).") from None
-    if "images" not in arrays:
+    if not Path(data.path).exists():
+        raise InputError(f"{where} does not exist; name an NPZ file with `images` and perhaps `labels`.")
+    names = arrays.names(Path(data.path), where)
+    if "images" not in names:
         raise InputError(f"{where} has no array `images`; save it with np.savez(path, images=..., labels=...).")
-    images = arrays["images"]
-    if images.dtype != np.uint8:
-        raise InputError(f"`images` in {where} is of type {images.dtype}, but it must be uint8 (0..255).")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape:
-        raise InputError(
-            f"`images` in {where} has the shape {images.shape}, but it must be [n, h, w] or [n, h, w, 1 or 3]."
-        )
-    labels = arrays.get("labels", np.zeros(len(images), np.int64))
+    images = arrays.read_images(Path(data.path), where, "images")
+    labels = np.zeros(len(images), np.int64)
+    if "labels" in names:
+        labels = arrays.read(Path(data.path), where, "labels")
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"`labels` in {where} is {labels.dtype} of the shape {labels.shape}, but it must be integers of "

@@ -1,6 +1,7 @@
 """Images that are read and decoded on demand, and passes over all images on several threads."""
 
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +12,8 @@ from side_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 64  # images that a thread reads at a time
+CHUNK = 64  # images that a thread reads at a time, fewer if they have more than
+CHUNK_BYTES = 2**26
 THREADS = 4
 
 
@@ -52,7 +54,7 @@ class Stream:
         images, failed = self.try_read(np.atleast_1d(ids))
         if failed:
             name = next(iter(failed.values()))
-            raise InputError(f"the image {name} can't be read, though it is in the split; restore it.")
+            raise InputError(f"the image {name} can't be read; restore it.")
         return images if ids.ndim else images[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -117,23 +119,24 @@ def scan(
     """Calls visit(ids int64 [k], images uint8 [k, h, w, c]) once for every chunk of images, on several threads.
 
     Args:
-      images: uint8 [n, h, w, c].
+      images: uint8 [n, h, w, c], or anything that is indexed by the first of its dimensions.
       visit: called in no particular order, possibly at the same time, never twice for an image.
       skipped: takes the images that can't be read, which `visit` sees black; None: they are an error.
 
     Raises:
       InputError: if too many images, or without `skipped` any, can't be read.
     """
+    size = max(1, min(CHUNK, CHUNK_BYTES // math.prod(images.shape[1:])))
 
     def work(start: int) -> dict[int, str]:
-        ids = np.arange(start, min(start + CHUNK, len(images)))
+        ids = np.arange(start, min(start + size, len(images)))
         chunk, failed = images.try_read(ids) if isinstance(images, Stream) and skipped else (images[ids], {})
         visit(ids, chunk)
         return failed
 
     pool = ThreadPoolExecutor(THREADS)
     try:
-        for failed in pool.map(work, range(0, len(images), CHUNK)):
+        for failed in pool.map(work, range(0, len(images), size)):
             if failed:
                 skipped.add(failed)
     finally:
