@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["side_jax", "side_jax.*"]),
-    package_data={"side_jax.stages": ["*.j2"]},
+    package_data={"side_jax.page": ["*.j2", "*.css", "*.js"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "faces": ["scikit-image>=0.22"],
@@ -27,6 +27,8 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.8",
+            "jsonschema>=4.21",
+            "selenium>=4.23",
             "ruff>=0.6",
             "scikit-image>=0.22",
             "array_record>=0.8.1",

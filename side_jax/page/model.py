@@ -1,0 +1,238 @@
+"""What an audit's page says: sentences, tables, figures, the gallery of pairs and where it all comes from.
+
+Plain frozen data, checked when made, so that a page that exists can be drawn. Every string is shown as it is: none is
+markup, and none is trusted.
+"""
+
+import dataclasses
+import math
+import re
+
+TONES = ("alarm", "calm", "unsure")  # of the verdict's status
+KINDS = ("text", "number", "rate")  # of a column; numbers and rates stand at the right
+EMPHASES = ("", "strong", "faint", *TONES)  # of a cell
+CLOSER = ("smaller", "larger")  # which values of a score mean closer
+
+_DATA_URI = re.compile(r"data:image/(png|webp|jpeg);base64,[A-Za-z0-9+/]+=*")
+
+
+def _check(ok: bool, name: str, value: object, must: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {must}, got {value!r}")
+
+
+def _filled(name: str, text: object) -> None:
+    _check(isinstance(text, str) and bool(text.strip()), name, text, "text that is not empty")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture inside the page.
+
+    Attributes:
+      uri: a data: URI of a PNG, WebP or JPEG.
+      reveals: whether it shows data in detail, as none on a private page may; False for charts and blurred images.
+    """
+
+    uri: str
+    reveals: bool = True
+
+    def __post_init__(self):
+        _check(
+            _DATA_URI.fullmatch(self.uri) is not None, "picture.uri", self.uri[:40], "a base64 data: URI of an image"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column: its label, one of KINDS, and what it means, listed below the table where not empty."""
+
+    label: str
+    kind: str = "text"
+    help: str = ""
+
+    def __post_init__(self):
+        _filled("column.label", self.label)
+        _check(self.kind in KINDS, "column.kind", self.kind, f"one of {', '.join(KINDS)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell.
+
+    Attributes:
+      text: what it shows.
+      sort: the number it is sorted by; without one it stands last, but a text column sorts by its texts.
+      emphasis: one of EMPHASES.
+    """
+
+    text: str
+    sort: float | None = None
+    emphasis: str = ""
+
+    def __post_init__(self):
+        _check(self.sort is None or math.isfinite(self.sort), "cell.sort", self.sort, "finite or None")
+        _check(self.emphasis in EMPHASES, "cell.emphasis", self.emphasis, f"one of {', '.join(EMPHASES)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table, sortable by each column; a first column of kind text heads its rows."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+    def __post_init__(self):
+        _filled("table.caption", self.caption)
+        _check(bool(self.columns), "table.columns", self.columns, "at least one")
+        for row in self.rows:
+            _check(len(row) == len(self.columns), "a row's cells", len(row), f"{len(self.columns)}, one a column")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart or a sheet of images, with its heading, a text for those who can't see it, and a note."""
+
+    heading: str
+    picture: Picture
+    alt: str
+    note: str = ""
+
+    def __post_init__(self):
+        _filled("figure.heading", self.heading)
+        _filled("figure.alt", self.alt)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score of every pair: its label, which values are closer (one of CLOSER), decimals shown, and what it means.
+
+    A membership score has one too: there `closer` says which values speak for a member.
+    """
+
+    label: str
+    closer: str
+    decimals: int = 3
+    help: str = ""
+
+    def __post_init__(self):
+        _filled("score.label", self.label)
+        _check(self.closer in CLOSER, "score.closer", self.closer, f"one of {', '.join(CLOSER)}")
+        _check(0 <= self.decimals <= 12, "score.decimals", self.decimals, "between 0 and 12")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A generated image beside its nearest member and held-out image.
+
+    Attributes:
+      index: of the generated image in its attack's run.
+      attack: which attack made it.
+      scale: its guidance scale; None without guidance.
+      cluster: the pseudo-label that guided it; None without one.
+      member: id of the nearest member.
+      name: the member's name, a private page leaves it out.
+      heldout: id of the nearest held-out image; None where there is none.
+      values: one for each of the gallery's scores; None where not measured.
+      matched: whether it counts as a match.
+      picture: the tiles side by side, from page.pictures.strip.
+    """
+
+    index: int
+    attack: str
+    scale: float | None
+    cluster: int | None
+    member: int
+    name: str = ""
+    heldout: int | None
+    values: tuple[float | None, ...]
+    matched: bool
+    picture: Picture
+
+    def __post_init__(self):
+        _filled("pair.attack", self.attack)
+        for value in (self.scale, *self.values):
+            _check(value is None or math.isfinite(value), "a pair's scale or value", value, "finite or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A part of every pair's picture: its label, and what it shows where that needs saying."""
+
+    label: str
+    help: str = ""
+
+    def __post_init__(self):
+        _filled("tile.label", self.label)
+
+
+TILES = (
+    Tile(label="Generated"),
+    Tile(label="Nearest member"),
+    Tile(label="Nearest held-out"),
+    Tile(
+        label="Difference",
+        help="of the generated image and the nearest member: the largest of the channels, four times as bright; black "
+        "is equal, and 64 levels of 255 or more are white",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """The pairs, in the order that the page opens with, their scores, and the labels of their pictures' tiles."""
+
+    scores: tuple[Score, ...]
+    pairs: tuple[Pair, ...]
+    tiles: tuple[Tile, ...] = TILES
+    note: str = ""
+
+    def __post_init__(self):
+        _check(bool(self.tiles), "gallery.tiles", self.tiles, "at least one")
+        for pair in self.pairs:
+            _check(len(pair.values) == len(self.scores), "a pair's values", len(pair.values), f"{len(self.scores)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Page:
+    """The page.
+
+    Attributes:
+      title: of the page and its first heading.
+      status: the verdict in a word or three, such as "Leaks".
+      tone: one of TONES, the status's colour.
+      verdict: two sentences for people who read nothing else.
+      findings: further sentences, numbered.
+      notes: what to know before relying on them.
+      provenance: (label, value), such as hashes, versions and the command.
+      config: the whole config as text.
+      private: blurred pictures and bare ids only. Names in `gallery` are left out and pictures that reveal refused; the
+        sentences, tables, provenance and config are shown as given, so they must hold no name or path of an image.
+    """
+
+    title: str
+    status: str
+    tone: str
+    verdict: tuple[str, str]
+    findings: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    gallery: Gallery | None = None
+    notes: tuple[str, ...] = ()
+    provenance: tuple[tuple[str, str], ...] = ()
+    config: str = ""
+    private: bool = False
+
+    def __post_init__(self):
+        _filled("page.title", self.title)
+        _filled("page.status", self.status)
+        _check(self.tone in TONES, "page.tone", self.tone, f"one of {', '.join(TONES)}")
+        _check(len(self.verdict) == 2, "page.verdict", self.verdict, "two sentences")
+        for sentence in self.verdict:
+            _filled("a sentence of page.verdict", sentence)
+        pictures = [(figure.heading, figure.picture) for figure in self.figures]
+        pictures += [(f"pair {pair.index}", pair.picture) for pair in (self.gallery.pairs if self.gallery else ())]
+        for where, picture in pictures:
+            _check(not (self.private and picture.reveals), f"the picture of {where}", "one that reveals", "blurred")
