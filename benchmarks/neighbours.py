@@ -1,0 +1,162 @@
+"""Speed of exact nearest neighbours: python benchmarks/neighbours.py --generated 10000 --members 50000 --dimension 512
+
+side_jax's nearest (measure rmse) against faiss's IndexFlatL2, scikit-learn's brute force and torch.cdist with topk, on
+the same float32 rows, from the host's memory to indices in the host's memory. They take turns, so what else the machine
+does hits all; PyTorch is on the GPU where JAX is. The rows are random, normal: a bad case for bounds, since all
+distances are alike. Beside the times: in how many rows of a sample the indices differ from those of float64, and of how
+many rows side_jax had to take the bounds anew from float32. What is not installed is left out. Threads are each
+library's own choice; the machine must be idle.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's first use: leaves PyTorch its memory
+
+import jax
+import numpy as np
+import sklearn
+from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
+
+from side_jax.memorization import neighbors
+
+OURS, SEED = "side_jax", 0
+Contestant = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # (rows, members, k) -> indices [n, k]
+
+
+def installed(name: str) -> Any:
+    """The module, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of their dependencies, by version
+            return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def with_faiss(faiss: Any) -> Contestant:
+    """IndexFlatL2."""
+
+    def search(rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
+        index = faiss.IndexFlatL2(rows.shape[1])
+        index.add(members)
+        return index.search(rows, k)[1]
+
+    return search
+
+
+def with_scikit_learn(rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
+    """NearestNeighbors by brute force, on all cores."""
+    found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(members)
+    return found.kneighbors(rows, return_distance=False)
+
+
+def with_torch(torch: Any, device: str) -> Contestant:
+    """By torch.cdist and topk, 1,024 rows at a time."""
+
+    def search(rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
+        there = torch.from_numpy(members).to(device)
+        parts = [torch.from_numpy(rows[i : i + 1024]).to(device) for i in range(0, len(rows), 1024)]
+        found = [torch.cdist(part, there).topk(k, largest=False).indices for part in parts]
+        return torch.cat(found).cpu().numpy()
+
+    return search
+
+
+class Counted:
+    """side_jax, and of how many rows it took the bounds anew."""
+
+    def __init__(self):
+        self.again, self._compare = 0, neighbors._compare
+
+    def __call__(self, rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
+        """The indices."""
+        self.again = 0
+        neighbors._compare = self._counted
+        try:
+            return neighbors.nearest(rows, members, k)[1]
+        finally:
+            neighbors._compare = self._compare
+
+    def _counted(self, how: Any, few: Any, *rest: Any) -> Any:
+        self.again += len(few)
+        return self._compare(how, few, *rest)
+
+
+def measure(contestants: dict[str, Contestant], data: tuple[Any, ...], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, search in contestants.items():
+            start = time.perf_counter()
+            search(*data)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generated", type=int, default=10_000)
+    parser.add_argument("--members", type=int, default=50_000)
+    parser.add_argument("--dimension", type=int, default=512)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--checked", type=int, default=100, help="rows whose neighbours are also found in float64")
+    parser.add_argument("--json", type=Path, help="a file for all numbers")
+    options = parser.parse_args()
+    random = np.random.default_rng(SEED)
+    sides = (options.generated, options.members)
+    rows, members = (random.standard_normal((size, options.dimension), np.float32) for size in sides)
+
+    faiss, torch = installed("faiss"), installed("torch")
+    ours = Counted()
+    contestants: dict[str, Contestant] = {OURS: ours}
+    if faiss:
+        contestants["faiss"] = with_faiss(faiss)
+    contestants["scikit-learn"] = with_scikit_learn
+    if torch:
+        device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+        contestants[f"torch {device}"] = with_torch(torch, device)
+    about = {"jax_backend": jax.default_backend(), "device": jax.devices()[0].device_kind, "cpus": os.cpu_count()}
+    about |= {"machine": platform.machine()} | {key: value for key, value in vars(options).items() if key != "json"}
+    about |= {module.__name__: module.__version__ for module in (jax, np, sklearn, faiss, torch) if module}
+    print(json.dumps(about), flush=True)
+    for name, module in (("faiss", faiss), ("torch", torch)):
+        if not module:
+            print(f"{name} is left out: it is not installed")
+
+    checked = np.sort(random.choice(len(rows), min(options.checked, len(rows)), replace=False))
+    exact = cdist(rows[checked].astype(np.float64), members.astype(np.float64), "sqeuclidean")
+    truth = np.argsort(exact, axis=1, kind="stable")[:, : options.k]
+    data = (rows, members, options.k)
+    differ = {name: int((search(*data)[checked] != truth).any(axis=1).sum()) for name, search in contestants.items()}
+    seconds = measure(contestants, data, options.rounds)
+
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    others = {name: value for name, value in median.items() if name != OURS}
+    best = min(others, key=others.get)
+    for name, values in seconds.items():
+        line = f"  {name:13} {median[name]:8.3f} s ({min(values):.3f}..{max(values):.3f})"
+        line += f"  ratio {median[name] / median[OURS]:.3f}"
+        print(f"{line}  {differ[name]} of {len(checked)} rows differ from float64")
+    print(f"  {OURS} took the bounds anew of {100 * ours.again / len(rows):.2f}% of the rows")
+    print(f"  best other ({best}) / {OURS}: {others[best] / median[OURS]:.3f}")
+    if options.json:
+        result = {"seconds": seconds, "median": median, "best_other": best, "ratio": others[best] / median[OURS]}
+        result |= {"differ": differ, "checked": len(checked), "bounds_anew": ours.again}
+        options.json.write_text(json.dumps(about | result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
