@@ -29,7 +29,7 @@ import numpy as np
 from side_jax import builders, cpu, files, pipeline, sampling
 from side_jax.config import from_config
 from side_jax.manifest import unit
-from side_jax.memorization.metrics import match
+from side_jax.memorization.metrics import match, references
 from side_jax.settings import Settings
 from side_jax.stages import surrogate
 from side_jax.workdir import saved_config
@@ -76,8 +76,10 @@ class Bench:
         surrogate_unit = unit(settings, workdir, "surrogate/side")
         self.drawn = workdir / "cost" / surrogate_unit.fingerprint[:12]
         members, heldout, *_ = builders.load_split(settings, workdir)
-        self._sides = [sampling.to_float(side.images) for side in (members, heldout)]
-        self._metric = builders.build_metrics(settings)[:1]
+        self._metric = builders.build_metrics(settings.evaluate)[:1]
+        self._sides = [
+            references(side.images, self._metric) for side in (members, heldout.take(np.arange(len(members))))
+        ]
         dpm = builders.restore_ema(settings, builders.train_unit(settings, workdir), builders.build_unet(settings))
         self._classifier, guide = surrogate.load(settings, workdir, "side")
         self._params = {"dpm": dpm.trees["ema"]} | guide
@@ -104,8 +106,8 @@ class Bench:
                 start = time.perf_counter()
                 images.append(generator(self._params, self._base, part, labels[part], scale))
                 seconds.append(time.perf_counter() - start)
-            pictures = sampling.to_float(np.concatenate(images))
-            to_members, to_heldout = (match(pictures, side, self._metric)[0] for side in self._sides)
+            found = [match(np.concatenate(images), side, self._metric)[0] for side in self._sides]
+            to_members, to_heldout = (one.score(self._metric[0].bands["high"]) for one in found)
             per_image = statistics.median(seconds) * jax.local_device_count() / size
             save(
                 scale,

@@ -24,12 +24,21 @@ from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling import ApplyFn, Generator
-from side_jax.settings import Sampler, Settings
+from side_jax.settings import Evaluate, Sampler, Settings
 
 _STREAMS = (
     *("train", "synthesize", "label", "surrogate/side", "surrogate/conditional", "extract", "probe", "monitor"),
     *("surrogate/side_random", "surrogate/side_shuffled", "surrogate/side_heldout", "surrogate/oracle"),
-    *("held back", "random labels", "validation", "teacher"),
+    *(
+        "held back",
+        "random labels",
+        "validation",
+        "teacher",
+        "evaluate",
+        "membership/members",
+        "membership/heldout",
+        "suspects",
+    ),
 )
 
 
@@ -195,20 +204,22 @@ def build_teacher(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: log_softmax(embed_all(model, images), axis=1).astype(np.float32)
 
 
-def build_metrics(settings: Settings) -> list[Metric]:
-    """What evaluation computes, with its bands fixed by the config."""
-    e = settings.evaluate
-    known = {
-        "normalized_l2": Metric(
-            name="normalized_l2",
-            band=(0.0, e.normalized_l2_below),
-            num_neighbors=e.normalized_l2_neighbors,
-            alpha=e.normalized_l2_alpha,
-        ),
-        "rmse": Metric(name="rmse", band=(0.0, e.rmse_below)),
-        "distance_ratio": Metric(name="distance_ratio", band=(0.0, RATIO_BELOW)),
+def build_metrics(evaluate: Evaluate) -> list[Metric]:
+    """What evaluation computes, with its bands fixed by the settings."""
+    e = evaluate
+    of_l2 = {
+        "num_neighbors": e.normalized_l2_neighbors,
+        "alpha": e.normalized_l2_alpha,
+        "around": e.normalized_l2_around,
     }
-    return [known[name] for name in e.metrics]
+    options = {
+        "normalized_l2": {"below": e.normalized_l2_below, "factors": e.band_factors} | of_l2,
+        "rmse": {"below": e.rmse_below, "factors": e.band_factors},
+        "tiled_l2": {"below": e.tiled_l2_below, "factors": e.band_factors, "grid": e.tiled_l2_grid},
+        "distance_ratio": {"below": RATIO_BELOW},
+        "cosine": {"below": 1 - e.cosine_above, "factors": e.band_factors},
+    }
+    return [Metric(name=name, **options[name]) for name in e.metrics]
 
 
 def train_unit(settings: Settings, workdir: Path) -> Unit:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from side_jax.memorization.metrics import wilson_interval
+from side_jax.memorization.intervals import wilson_interval
 
 TEMPERATURES = (0.05, 20.0)  # between these one is sought
 

@@ -7,19 +7,21 @@ import errno
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from side_jax import files, parallel, pipeline
+from side_jax import files, parallel, pipeline, samples
 from side_jax import workdir as workdirs
 from side_jax.errors import InputError, StoppedError
-from side_jax.stages import report
+from side_jax.stages import report, suspects
 
+_HELP_FLAGS = ("--help", "-h", "-help")
 _HELP = """{description}
 
 Options:
@@ -52,7 +54,9 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
     if options is None:
         return 0
     config, workdir, stages, processes, dry = options
-    try:
+
+    def work() -> None:
+        nonlocal config
         parallel.join(*processes)
         if config is None:
             config = workdirs.saved_config(workdir)
@@ -60,10 +64,33 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
             found = pipeline.dry_run(config, workdir, stages)
             if parallel.primary():
                 print(found)
-            return 0
+            return
         pipeline.run(config, workdir, stages)
         if "report" in stages and parallel.primary():
             print(report.in_plain_words(config, workdir))
+        if "suspects" in stages and parallel.primary():
+            print(suspects.in_plain_words(workdir))
+
+    return _guarded(work, workdir)
+
+
+def audit_samples(argv: Sequence[str]) -> int:
+    """The audit of images alone, see samples.py; returns the exit code."""
+    log_to_stderr()
+    if any(argument in _HELP_FLAGS for argument in argv[1:]):
+        print(samples.HELP)
+        return 0
+    try:
+        values, config = _read(lambda: samples.parse(argv))
+    except InputError as error:
+        return _fail(error, 2)
+    return _guarded(lambda: print(samples.run(values, config, argv)), values.out)
+
+
+def _guarded(work: Callable[[], None], where: object) -> int:
+    """Runs the work; one sentence for each error. Returns the exit code."""
+    try:
+        work()
     except InputError as error:
         return _fail(error, 1)
     except StoppedError as error:
@@ -71,7 +98,7 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
-        where = error.filename or workdir
+        where = error.filename or where
         return _fail(
             f"writing {where} failed: {error.strerror}. What was written before is kept; run again after mending it.", 1
         )
@@ -108,19 +135,17 @@ def _parse(
     flags.DEFINE_string("coordinator", None, "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
     flags.DEFINE_integer("process_id", None, "", lower_bound=0, flag_values=values)
-    if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
+    if any(argument in _HELP_FLAGS for argument in argv[1:]):
         print(_HELP.format(description=description.strip(), stages=", ".join(default_stages)))
         return None
-    try:
+
+    def read() -> tuple[list[str], ml_collections.ConfigDict | None]:
         # absl's flags can't have a hyphen.
         rest = values(["--dry_run" if argument == "--dry-run" else argument for argument in argv])[1:]
         config = values.config
-        if config is not None:
-            config.lock()  # a config file that can't be loaded raises only when its config is used
-    except InputError:
-        raise
-    except Exception as error:  # absl and ml_collections raise many types, and a config file may raise any
-        raise InputError(_reason(error)) from error
+        return rest, None if config is None else config.lock()  # a file that can't be loaded raises only when it's used
+
+    rest, config = _read(read)
     if rest:
         raise InputError(f"{rest[0]!r} is no flag; every option begins with --, see --help.")
     if not values.workdir:
@@ -129,6 +154,16 @@ def _parse(
         raise InputError(f"--process_id={values.process_id} must be below --processes={values.processes}.")
     processes = values.processes, values.coordinator, values.process_id
     return config, files.as_path(values.workdir), values.stages, processes, values.dry_run
+
+
+def _read(parse: Callable[[], Any]) -> Any:
+    """What `parse` returns; raises InputError for whatever it raises."""
+    try:
+        return parse()
+    except InputError:
+        raise
+    except Exception as error:  # absl and ml_collections raise many types, and a config file may raise any
+        raise InputError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,18 +1,24 @@
 """Stages evaluate and report: scores the images that the workdir holds.
 
 Usage: python -m side_jax.evaluate --config=configs/digits.py --workdir=runs/digits
+   or: python -m side_jax.evaluate --samples=PATH --members=PATH --heldout=PATH --out=DIR    (--samples --help)
+   or: python -m side_jax.evaluate --suspects --workdir=runs/digits    (what an attacker without the data would suspect)
 """
 
 import sys
 
-from side_jax import cli
+from side_jax import cli, samples
 
 STAGES = ("evaluate", "report")
+SUSPECTS = ("suspects",)
 
 
 def main() -> None:
     """The console entry point."""
-    sys.exit(cli.main(sys.argv, __doc__, STAGES))
+    if samples.asked(sys.argv[1:]):
+        sys.exit(cli.audit_samples(sys.argv))
+    argv = [argument for argument in sys.argv if argument != "--suspects"]
+    sys.exit(cli.main(argv, __doc__, STAGES if argv == sys.argv else SUSPECTS))
 
 
 if __name__ == "__main__":

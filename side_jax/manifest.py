@@ -9,12 +9,12 @@ and since it comes out the same, what was made from it stays.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from side_jax import __version__, files, parallel
-from side_jax.settings import ATTACKS, Run, Settings
+from side_jax.settings import ATTACKS, SOURCES, Run, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,9 @@ def _outputs(manifest: dict[str, Any]) -> list[str]:
         "synthesize": ["synthesize/samples.png"],
         "label": ["label/labels.npz", "label/clusters.png"],
         "surrogate/": [f"{unit}/{name}" for name in of_classifiers + ([f"best/{best}"] if best else [])],
-        "evaluate": ["evaluate/results.json", "evaluate/matches.csv"],
-        "report": [f"report/{name}" for name in ("index.html", "guidance.png", *manifest.get("galleries", []))],
+        "evaluate": [f"evaluate/{name}" for name in ("results.json", "matches.csv", "members.csv")],
+        "suspects": ["suspects/suspects.csv", "suspects/suspects.png"],
+        "report": [f"report/{name}" for name in ("index.html", *manifest.get("figures", []))],
     }.get(stage + slash, [])
 
 
@@ -115,9 +116,9 @@ class Unit:
     def _lost(self) -> list[str]:
         return [name for name in _outputs(self.content()) if not (self.workdir / name).exists()]
 
-    def done(self) -> bool:
-        """Whether the unit is finished with this very fingerprint, and its outputs are still there."""
-        return self._finished() and not self._lost()
+    def done(self, without: Sequence[str] = ()) -> bool:
+        """Whether the unit is finished with this very fingerprint, and its outputs, but for some, are still there."""
+        return self._finished() and set(self._lost()) <= set(without)
 
     def begun(self) -> bool:
         """Whether what is there, if anything, was made with this very fingerprint."""
@@ -200,18 +201,36 @@ def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]
     return found
 
 
+def blind_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
+    """Those of extraction_units that need neither training nor held-out images."""
+    learns = {run: SOURCES[ATTACKS[run.attack].classifier] for run in settings.extract.runs() if run.guided}
+    return [(run, work) for run, work in extraction_units(settings, workdir) if learns.get(run) in (None, "synthetic")]
+
+
 def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that scores every extraction run."""
     parents = [work.fingerprint for _, work in extraction_units(settings, workdir)]
     more = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": FORMAT_VERSION}
+    if settings.uses_features:
+        label = dataclasses.asdict(settings.label)
+        more["features"] = {name: value for name, value in label.items() if ("label", name) not in _NOT_PART}
     return Unit(workdir=workdir, name="evaluate", fingerprint=files.digest(more))
 
 
 def report_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that writes the report."""
     parent = evaluation_unit(settings, workdir).fingerprint
-    fingerprint = files.digest({"name": settings.name, "parent": parent, "version": __version__})
+    shown = dataclasses.asdict(settings.report)
+    fingerprint = files.digest({"name": settings.name, "report": shown, "parent": parent, "version": __version__})
     return Unit(workdir=workdir, name="report", fingerprint=fingerprint)
+
+
+def suspects_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that ranks generated images without the training data."""
+    parents = [work.fingerprint for _, work in blind_units(settings, workdir)]
+    own = {"rmse_below": settings.evaluate.rmse_below, "timestep": settings.evaluate.membership_timestep}
+    more = {"own": own, "parents": parents, "format": FORMAT_VERSION}
+    return Unit(workdir=workdir, name="suspects", fingerprint=files.digest(more))
 
 
 def unit(settings: Settings, workdir: Path, name: str, directory: str | None = None, **more: Any) -> Unit:

@@ -21,7 +21,8 @@ import numpy as np
 from side_jax import parallel, sampling
 from side_jax.curves import Curves
 from side_jax.memorization import neighbors
-from side_jax.memorization.metrics import RATIO_BELOW, distance_ratio, wilson_interval
+from side_jax.memorization.intervals import wilson_interval
+from side_jax.memorization.metrics import RATIO_BELOW, distance_ratio
 from side_jax.settings import Monitor as MonitorSettings
 
 logger = logging.getLogger(__name__)

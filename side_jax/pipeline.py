@@ -15,7 +15,7 @@ from side_jax.data import datasets, split
 from side_jax.errors import InputError
 from side_jax.manifest import Unit
 from side_jax.settings import Settings
-from side_jax.stages import evaluate, extract, label, report, surrogate, synthesize, train
+from side_jax.stages import evaluate, extract, label, report, surrogate, suspects, synthesize, train
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ STAGES = {
     "evaluate": evaluate.run,
     "report": report.run,
 }
+_ALL = STAGES | {"suspects": suspects.run}  # not of an audit: what an attacker does
 
 
 @parallel.together()
@@ -50,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] 
         parallel.barrier("checked")
         for name in chosen:
             logger.info("stage %s.", name)
-            STAGES[name](config, workdir)
+            _ALL[name](config, workdir)
 
 
 def dry_run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str] = tuple(STAGES)) -> str:
@@ -109,11 +110,11 @@ def check_stages(names: Sequence[str]) -> list[str]:
       InputError: for an unknown name, or none at all.
     """
     for name in names:
-        if name not in STAGES:
-            raise InputError(f"--stages names {name!r}, which is no stage; choose from {', '.join(STAGES)}.")
+        if name not in _ALL:
+            raise InputError(f"--stages names {name!r}, which is no stage; choose from {', '.join(_ALL)}.")
     if not names:
-        raise InputError(f"--stages is empty; choose from {', '.join(STAGES)}.")
-    return [name for name in STAGES if name in names]
+        raise InputError(f"--stages is empty; choose from {', '.join(_ALL)}.")
+    return [name for name in _ALL if name in names]
 
 
 def check_inputs(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
@@ -128,12 +129,14 @@ def check_inputs(settings: Settings, workdir: Path, chosen: Sequence[str]) -> No
         "evaluate": [manifest.evaluation_unit(settings, workdir)],
         "report": [],
     }
-    missing: list[str] = []
-    for name in STAGES:
-        if name in chosen and missing:
+    undone = [name for name in STAGES if name not in chosen and not all(work.done() for work in units[name])]
+    for name in chosen:
+        if name == "suspects":
+            missing = [stage for stage in suspects.lacking(settings, workdir) if stage not in chosen]
+        else:
+            missing = [stage for stage in undone if stage in list(STAGES)[: list(STAGES).index(name)]]
+        if missing:
             raise InputError(
                 f"stage {name} needs what stage {missing[0]} makes, and {workdir} does not hold it for this "
                 f"config; run --stages={','.join([*missing, *(c for c in chosen if c not in missing)])} instead."
             )
-        if name not in chosen and not all(work.done() for work in units[name]):
-            missing.append(name)

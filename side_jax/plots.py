@@ -146,6 +146,109 @@ def noise_levels(rows: dict[str, list[dict[str, Any]]], chance: dict[str, float]
     return _png(figure)
 
 
+def rarefaction(seen: list[dict[str, Any]], members: int) -> bytes:
+    """Different members found against the number of images, and what more would find: a PNG.
+
+    Args:
+      seen: results.json's "rarefaction", of the runs to show.
+      members: how many there are.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    for i, row in enumerate(seen):
+        colour = _COLOURS.get(row["attack"], f"C{i}")
+        axes.plot(row["fit"]["sizes"], row["fit"]["expected"], color=colour, linestyle="--", linewidth=1)
+        axes.plot(row["sizes"], row["expected"], color=colour, label=_run_name(row), linewidth=2.2)
+        found, chao = row["expected"][-1], row["chao1"]
+        last = row["sizes"][-1]
+        axes.plot([last], [found], "o", color=colour)
+        axes.errorbar(
+            [last * row["ahead"]["factor"]],
+            [row["ahead"]["chao"]],
+            yerr=[[0], [max(0.0, chao["high"] - row["ahead"]["chao"])]],
+            color=colour,
+            marker="x",
+            capsize=3,
+        )
+    axes.axhline(members, color="0.6", linestyle=":", label="all members")
+    axes.set(xscale="log", xlabel="generated images (dashed: the fitted law; crosses: Chao)", ylabel="members found")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def similarity(
+    values: dict[str, tuple[np.ndarray, np.ndarray]], metric: str, thresholds: dict[str, float | None]
+) -> bytes:
+    """Histograms of the nearest member's and the nearest held-out image's value, with the thresholds: a PNG.
+
+    Args:
+      values: of each run to show, ([n] to members, [n] to held-out images).
+      metric: what they are.
+      thresholds: by name; None is left out.
+    """
+    figure, axes = plt.subplots(1, len(values), figsize=(4.6 * len(values), 3.4), layout="constrained", squeeze=False)
+    top = max(float(np.percentile(np.concatenate(pair), 99.5)) for pair in values.values())
+    marks = {name: at for name, at in thresholds.items() if at is not None}
+    edges = np.linspace(0, max([top, *marks.values()]) * 1.02 or 1.0, 60)
+    for axis, (name, (members, heldout)) in zip(axes[0], values.items(), strict=True):
+        shown = ((members, "tab:red", "nearest member"), (heldout, "tab:blue", "nearest held-out image"))
+        for own, colour, label in shown:
+            axis.hist(np.clip(own, 0, edges[-1]), edges, color=colour, alpha=0.45, label=label)
+        for (label, at), style in zip(marks.items(), ("-", "--"), strict=False):
+            axis.axvline(at, color="0.1", linestyle=style, linewidth=1, label=f"{label}: {at:.3g}")
+        axis.set(title=name, xlabel=f"{metric}: closer is further left", ylabel="generated images")
+        axis.set_yscale("symlog", linthresh=10)
+        axis.legend(fontsize=7)
+    return _png(figure)
+
+
+def sensitivity(rows: list[dict[str, Any]]) -> bytes:
+    """The share of distorted copies that each metric sees, against the strength: a PNG.
+
+    Args:
+      rows: results.json's "controls".
+    """
+    kinds = list(dict.fromkeys(row["distortion"] for row in rows if row["strength"] is not None))
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.6 * len(kinds), 3.4), layout="constrained", sharey=True)
+    for axis, kind in zip(np.atleast_1d(axes), kinds, strict=True):
+        for i, metric in enumerate(metrics):
+            for level, style in (("high", "-"), ("calibrated", ":")):
+                own = [r for r in rows if (r["distortion"], r["metric"], r["level"]) == (kind, metric, level)]
+                if own:
+                    x, y = ([row[key] for row in own] for key in ("strength", "found"))
+                    label = metric + (" (calibrated)" if level == "calibrated" else "")
+                    axis.plot(x, [100 * rate for rate in y], style, color=f"C{i}", marker=".", label=label)
+        axis.set(title=kind, xlabel=next(row["unit"] for row in rows if row["distortion"] == kind), ylim=(-3, 103))
+    figure.axes[0].set_ylabel("copies matched with their original, %")
+    figure.axes[-1].legend(fontsize=7)
+    return _png(figure)
+
+
+def yields(rows: list[dict[str, Any]], name: str) -> bytes:
+    """Matched images and different members of each cluster that guided, most first: a PNG.
+
+    Args:
+      rows: {cluster, images, matched, members}.
+      name: of the run.
+    """
+    figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    ordered = sorted(rows, key=lambda row: (-row["matched"] / row["images"], row["cluster"]))
+    at = np.arange(len(ordered))
+    axis.bar(at, [100 * row["matched"] / row["images"] for row in ordered], color="tab:blue")
+    axis.set(ylabel="matched images, %", xlabel="cluster (above: different members)", title=name, xticks=at)
+    axis.set_xticklabels([str(row["cluster"]) for row in ordered], fontsize=6, rotation=90)
+    for i, row in enumerate(ordered):
+        if row["members"]:
+            height = 100 * row["matched"] / row["images"]
+            axis.annotate(str(row["members"]), (i, height), ha="center", va="bottom", fontsize=6)
+    return _png(figure)
+
+
+def _run_name(row: dict[str, Any]) -> str:
+    return row["attack"] + (f", scale {row['guidance_scale']:g}" if row["guidance_scale"] else "")
+
+
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     # No software version or date inside the file: the same results give the same bytes.

@@ -13,7 +13,7 @@ import numpy as np
 from side_jax import cpu, sampling, shards
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.diffusion.steps import step_table
-from side_jax.memorization.metrics import Metric, joined, match
+from side_jax.memorization.metrics import Metric, joined, match, references
 
 SHAPE = (32, 32, 3)
 
@@ -35,10 +35,10 @@ def main():
     options = {"params": np.float32(0.5), "base": jax.random.key(0), "labels": labels, "scale": 0.0}
     shards.write(generator, parts, description="probe", **options)
     after_writing = peak()
-    members = np.random.default_rng(0).uniform(-1, 1, (16, *SHAPE)).astype(np.float32)
-    metric = [Metric(name="rmse", band=(0.0, 0.1))]
-    found = [match(sampling.to_float(made["images"]), members, metric)[0] for made in shards.stream(parts)]
-    assert len(joined(found).matched) == num_images
+    metric = [Metric(name="rmse", below=0.1)]
+    members = references(np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8), metric)
+    found = [match(made["images"], members, metric)[0] for made in shards.stream(parts)]
+    assert len(joined(found).value) == num_images
     print(after_writing, peak())
 
 

@@ -20,7 +20,12 @@ TINY = {
     "synthesize.num_images": 128,
     "extract.num_images": 64,
     "extract.guidance_scales": "(1.0,10.0)",
+    # Most of the time of so short a run would go into compiling these; test_pipeline.py has a run with all of them.
+    "evaluate.membership": False,
+    "evaluate.distribution": False,
+    "evaluate.controls": False,
 }
+WHOLE = {f"evaluate__{name}": True for name in ("membership", "distribution", "controls")}
 
 
 def arguments(workdir, stages=None, **overrides):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from side_jax import calibration, plots
-from side_jax.memorization.metrics import wilson_interval
+from side_jax.memorization.intervals import wilson_interval
 
 
 def classifier(n=20_000, classes=5, seed=0):

@@ -494,8 +494,12 @@ def test_files_are_hashed_and_must_stay_the_same(tmp_path):
 
 def test_files_that_no_stage_reads_are_let_be(tmp_path):
     options = {"label__features": "onnx", "label__weights": "nowhere", "extract__attacks": ("unconditional",)}
+    options |= {"evaluate__distribution": False}
     for config in (configured(**options), configured(label__weights="nowhere", surrogate__teacher_path="nowhere")):
         assert resolve(config, tmp_path).to_dict() == config.to_dict()
+    # Laws and cosines are compared in that space, whatever the attacks.
+    for needs in ({"evaluate__distribution": True}, {"evaluate__metrics": ("cosine",)}):
+        refused(lambda: resolve(configured(**(options | needs)), tmp_path), "config.label.weights is", "no file")  # noqa: B023
 
 
 def test_encoders_that_do_not_fit_the_images_are_refused(tmp_path):

@@ -20,22 +20,29 @@ MOMENTS = [
 LONGER = {"train__num_steps": 60, "surrogate__num_steps": 60, "synthesize__num_images": 256, "extract__num_images": 256}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nothing disturbed, beside the cache of what it compiled."""
+    folder = tmp_path_factory.mktemp("kill")
+    assert runs.start(runs.arguments(folder / "run", **LONGER), folder / "cache").wait() == 0
+    return folder / "run"
+
+
 def kill_when(process, path):
     runs.wait_for(path, [process])
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
 
-def test_killed_runs_end_like_undisturbed_ones(tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert runs.start(runs.arguments(undisturbed, **LONGER), tmp_path / "cache").wait() == 0
+def test_killed_runs_end_like_undisturbed_ones(undisturbed, tmp_path):
+    killed, cache = tmp_path / "killed", undisturbed.with_name("cache")
     for unit, moment in MOMENTS:
-        process = runs.start(runs.arguments(killed, **LONGER), tmp_path / "cache")
+        process = runs.start(runs.arguments(killed, **LONGER), cache)
         kill_when(process, killed / moment)
         manifest = json.loads((killed / unit / "manifest.json").read_text())
         assert manifest["done"] is False, f"{unit} was done before the kill"
         assert not (killed / "evaluate" / "results.json").exists()
-    assert runs.start(runs.arguments(killed, **LONGER), tmp_path / "cache").wait() == 0
+    assert runs.start(runs.arguments(killed, **LONGER), cache).wait() == 0
     results = [(workdir / "evaluate" / "results.json").read_bytes() for workdir in (undisturbed, killed)]
     assert results[0] == results[1]
     matches = [(workdir / "evaluate" / "matches.csv").read_bytes() for workdir in (undisturbed, killed)]
@@ -52,18 +59,18 @@ def files_of(workdir):
     return {str(path.relative_to(workdir)): path.read_bytes() for path in kept}
 
 
-def test_random_kills_change_nothing(tmp_path):
+def test_random_kills_change_nothing(undisturbed, tmp_path):
     """SIGKILL or SIGTERM at random moments, SIDE_JAX_KILLS of them, and the same command after each."""
     kills, moments = int(os.environ.get("SIDE_JAX_KILLS", 2)), random.Random(0)
-    arguments = {"extract__num_images": 256, "sampler__num_steps": 20}
+    cache, expected = undisturbed.with_name("cache"), files_of(undisturbed)
 
     def start(workdir):
-        return runs.start(runs.arguments(workdir, **arguments), tmp_path / "cache", stderr=subprocess.DEVNULL)
+        return runs.start(runs.arguments(workdir, **LONGER), cache, stderr=subprocess.DEVNULL)
 
-    assert start(tmp_path / "warm").wait() == 0  # fills the compilation cache
     begun = time.monotonic()
-    assert start(tmp_path / "undisturbed").wait() == 0
-    duration, expected = time.monotonic() - begun, files_of(tmp_path / "undisturbed")
+    assert start(tmp_path / "calm").wait() == 0
+    duration = time.monotonic() - begun
+    assert files_of(tmp_path / "calm") == expected
     done, finished, seen = 0, 0, set()
     while done < kills or not finished:
         process = start(tmp_path / f"run_{finished}")

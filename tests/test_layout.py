@@ -30,6 +30,7 @@ PURE = {
         "functools",
         "math",
         "typing",
+        "concurrent",
         "warnings",
         "dataclasses",
         "collections",

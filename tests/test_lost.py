@@ -24,7 +24,9 @@ LOST = [
     "evaluate/matches.csv",
     "report/index.html",
     "report/guidance.png",
+    "evaluate/members.csv",
     "report/matches_unconditional.png",
+    "report/rarefaction.png",
 ]
 UNITS = [
     "train",

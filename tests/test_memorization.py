@@ -1,73 +1,17 @@
-"""Nearest neighbours against brute force in float64, scores against cases worked out by hand."""
+"""Scores against cases worked out by hand, of every metric, band and reading."""
 
 import numpy as np
 import pytest
-from sklearn.neighbors import NearestNeighbors
 
-from side_jax.memorization import neighbors
-from side_jax.memorization.metrics import Metric, difference_interval, match, wilson_interval
+from side_jax.memorization.metrics import Metric, joined, match, references
 
-RMSE = Metric(name="rmse", band=(0.0, 0.15))
+RMSE = Metric(name="rmse", below=0.15)
 
 
-def brute_force(images, references):
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (images, references))
-    return np.sqrt(((a[:, None] - b[None]) ** 2).mean(-1))
-
-
-@pytest.mark.parametrize("block", [1, 7, 256])
-def test_nearest_is_brute_force(block):
-    rng = np.random.default_rng(0)
-    images, references = rng.uniform(-1, 1, (30, 4, 4, 3)), rng.uniform(-1, 1, (50, 4, 4, 3))
-    distances, index = neighbors.nearest(images, references, 5, block)
-    expected = brute_force(images, references)
-    np.testing.assert_array_equal(index, np.argsort(expected, axis=1, kind="stable")[:, :5])
-    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :5], rtol=1e-5)
-
-
-def test_nearest_agrees_with_scikit_learn():
-    rng = np.random.default_rng(1)
-    images, references = rng.normal(size=(20, 6, 6, 1)), rng.normal(size=(40, 6, 6, 1))
-    expected, index = NearestNeighbors(n_neighbors=3).fit(references.reshape(40, -1)).kneighbors(images.reshape(20, -1))
-    distances, got = neighbors.nearest(images, references, 3)
-    np.testing.assert_array_equal(got, index)
-    np.testing.assert_allclose(distances * 6, expected, rtol=1e-5)
-
-
-def test_near_copies_of_bright_images_keep_their_tiny_distance():
-    """Where |a|^2 - 2ab + |b|^2 in float32 would return noise."""
-    reference = np.full((3, 8, 8, 1), 1000.0)
-    reference[1:] += [[[[1.0]]], [[[2.0]]]]
-    copies = reference.copy()
-    copies[:, 0, 0, 0] += 1 / 16
-    distances, index = neighbors.nearest(copies, reference, 1)
-    assert index[:, 0].tolist() == [0, 1, 2]
-    np.testing.assert_allclose(distances[:, 0], 1 / 128, rtol=1e-4)
-
-
-def test_duplicates_and_zeros_tie_to_the_lower_index():
-    references = np.zeros((4, 2, 2, 1))
-    references[2] = 1.0
-    distances, index = neighbors.nearest(np.zeros((1, 2, 2, 1)), references, 4)
-    assert index.tolist() == [[0, 1, 3, 2]]
-    assert distances.tolist() == [[0, 0, 0, 1]]
-
-
-def test_within_is_the_union_over_images():
-    rng = np.random.default_rng(2)
-    images, references = rng.uniform(-1, 1, (25, 3, 3, 1)), rng.uniform(-1, 1, (60, 3, 3, 1))
-    low, high = rng.uniform(0.3, 0.5, 25), rng.uniform(0.5, 0.6, 25)
-    expected = brute_force(images, references)
-    expected = ((expected >= low[:, None]) & (expected < high[:, None])).any(0)
-    assert 0 < expected.sum() < 60
-    np.testing.assert_array_equal(neighbors.within(images, references, low, high, block=4), expected)
-
-
-def test_refuses_what_it_cannot_compare():
-    with pytest.raises(ValueError, match="differ in shape"):
-        neighbors.nearest(np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4, 3)), 1)
-    with pytest.raises(ValueError, match="k must be between 1 and the 2 references"):
-        neighbors.nearest(np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4, 1)), 3)
+def scores(images, among, metric, **options):
+    """(matches, their score in the nearest band)."""
+    (found,) = match(images, references(among, [metric]), [metric], **options)
+    return found, found.score(metric.bands["high"])
 
 
 def flat(*values):
@@ -77,87 +21,168 @@ def flat(*values):
 
 def test_scores_by_hand():
     """Members at 0, 0.1 and 0.9; images at 0.04, 0.06, 0.45 and 0.95; a match is nearer than 0.15."""
-    scored = match(flat(0.04, 0.06, 0.45, 0.95), flat(0.0, 0.1, 0.9), [RMSE])[0]
-    np.testing.assert_allclose(scored.value, [0.04, 0.04, 0.35, 0.05], atol=1e-6)
-    assert scored.nearest.tolist() == [0, 1, 1, 2]
-    assert scored.matched.tolist() == [True, True, False, True]
-    assert scored.ams == 0.75
-    assert scored.unique == 3
-    assert scored.ums == 0.75
+    found, score = scores(flat(0.04, 0.06, 0.45, 0.95), flat(0.0, 0.1, 0.9), RMSE)
+    np.testing.assert_allclose(found.value, [0.04, 0.04, 0.35, 0.05], atol=1e-6)
+    assert found.nearest.tolist() == [0, 1, 1, 2]
+    assert score.matched.tolist() == [True, True, False, True]
+    assert score.extracted.tolist() == [1, 1, 1]
+    assert score.hits.tolist() == [2, 2, 1]
+    assert (score.ams, score.unique, score.ums, score.ums_nearest) == (0.75, 3, 0.75, 0.75)
 
 
 def test_ums_counts_all_pairs_and_can_exceed_ams():
     """One image between two members matches once, but both members are in its band."""
-    scored = match(flat(0.04, -0.9), flat(0.0, 0.1, 0.9), [RMSE])[0]
-    assert scored.ams == 0.5
-    assert scored.unique == 1
-    assert scored.ums == 1.0
+    _, score = scores(flat(0.04, -0.9), flat(0.0, 0.1, 0.9), RMSE)
+    assert (score.ams, score.unique, score.ums_nearest, score.ums) == (0.5, 1, 0.5, 1.0)
 
 
-def test_bands_are_half_open():
-    scored = match(flat(0.25, 0.5), flat(0.0, 4.0), [Metric(name="rmse", band=(0.25, 0.5))])[0]
-    assert scored.matched.tolist() == [True, False]
+def test_bands_are_half_open_disjoint_and_cumulative():
+    """One image at each distance; the last but one is at the very end of the farthest band."""
+    metric = Metric(name="rmse", below=0.25, factors=(2.0, 4.0))
+    assert metric.bands == {
+        "high": (0.0, 0.25),
+        "mid": (0.25, 0.5),
+        "low": (0.5, 1.0),
+        "high to mid": (0.0, 0.5),
+        "high to low": (0.0, 1.0),
+    }
+    images = flat(0.0, 0.125, 0.25, 0.375, 0.5, 1.0, 2.0)
+    found = match(images, references(flat(0.0, 9.0), [metric]), [metric])[0]
+    counts = {name: int(found.score(band).matched.sum()) for name, band in metric.bands.items()}
+    assert counts == {"high": 2, "mid": 2, "low": 1, "high to mid": 4, "high to low": 5}
 
 
-def test_normalized_l2_by_hand():
-    """Distances 0.1, 0.3 and 0.8 to the three neighbours: 0.1 / (0.5 * 0.4) = 0.5."""
-    metric = Metric(name="normalized_l2", band=(0.0, 0.6), num_neighbors=3, alpha=0.5)
-    scored = match(flat(0.1), flat(0.0, 0.4, 0.9, 5.0), [metric])[0]
-    np.testing.assert_allclose(scored.value, [0.5], rtol=1e-5)
-    assert scored.in_band.tolist() == [True, False, False, False]
+def test_a_nearer_match_leaves_a_farther_band_but_its_other_neighbours_enter_ums_there():
+    """Peers' trap: by disjoint bands, AMS and all-pairs UMS of one band speak of different images."""
+    metric = Metric(name="rmse", below=0.1, factors=(3.0, 5.0))
+    found = match(flat(0.05), references(flat(0.0, 0.25, 9.0), [metric]), [metric])[0]
+    mid = found.score(metric.bands["mid"])
+    assert (mid.ams, mid.ums, mid.ums_nearest) == (0.0, 1.0, 0.0)
+    both = found.score(metric.bands["high to mid"])
+    assert (both.ams, both.ums, both.ums_nearest) == (1.0, 2.0, 1.0)
+
+
+def test_pairs_reach_to_a_limit_beyond_the_bands():
+    (found,) = match(flat(0.0), references(flat(0.1, 0.4, 9.0), [RMSE]), [RMSE], limits={"rmse": 0.5})
+    assert found.score((0.0, 0.5)).hits.tolist() == [1, 1, 0]
+    assert found.incidence((0.2, 0.5)).tolist() == [[0, 1]]
+
+
+def test_normalized_l2_around_the_generated_image_by_hand():
+    """Distances 0.1, 0.3 and 0.8 to the three neighbours: 0.1 / (0.5 * 0.4) = 0.5; the second is at 1.5."""
+    metric = Metric(name="normalized_l2", below=0.6, factors=(3.0,), num_neighbors=3, alpha=0.5)
+    found, score = scores(flat(0.1), flat(0.0, 0.4, 0.9, 5.0), metric)
+    np.testing.assert_allclose(found.value, [0.5], rtol=1e-5)
+    assert score.hits.tolist() == [1, 0, 0, 0]
+    assert found.score(metric.bands["mid"]).hits.tolist() == [0, 1, 0, 0]
+
+
+def test_normalized_l2_around_the_member_by_hand():
+    """The matched member's own neighbours are at 0.4 and 0.9: 0.1 / (0.5 * 0.65); member 1's yardstick is 0.45."""
+    metric = Metric(name="normalized_l2", below=0.6, factors=(3.0,), num_neighbors=2, alpha=0.5, around="member")
+    found, score = scores(flat(0.1), flat(0.0, 0.4, 0.9, 5.0), metric)
+    np.testing.assert_allclose(found.value, [0.1 / (0.5 * 0.65)], rtol=1e-5)
+    assert score.hits.tolist() == [1, 0, 0, 0]
+    # 0.3 / (0.5 * (0.4 + 0.5) / 2) = 1.33, in [0.6, 1.8); member 2 is at 0.8 / (0.5 * (0.5 + 0.9) / 2) = 2.29.
+    assert found.score(metric.bands["mid"]).hits.tolist() == [0, 1, 0, 0]
+
+
+def test_normalized_l2_around_a_member_with_copies():
+    """A copy of the member counts among its neighbours, the member itself never does."""
+    metric = Metric(name="normalized_l2", below=0.6, num_neighbors=2, alpha=0.5, around="member")
+    among = references(flat(0.0, 0.0, 0.4), [metric])
+    np.testing.assert_allclose(among.spread, [0.1, 0.1, 0.2], rtol=1e-5)
+    same = references(flat(0.0, 0.0, 0.0, 0.0), [metric])
+    assert same.spread.tolist() == [0] * 4
+    assert match(flat(0.2), same, [metric])[0].value.tolist() == [0]
 
 
 def test_normalized_l2_lies_in_zero_to_one_over_alpha():
     rng = np.random.default_rng(3)
-    images, references = rng.uniform(-1, 1, (40, 3, 3, 1)), rng.uniform(-1, 1, (40, 3, 3, 1))
-    metric = Metric(name="normalized_l2", band=(0.0, 1.0), num_neighbors=10, alpha=0.5)
-    value = match(images, references, [metric])[0].value
+    images, among = (rng.uniform(-1, 1, (40, 3, 3, 1)).astype(np.float32) for _ in range(2))
+    metric = Metric(name="normalized_l2", below=1.0, num_neighbors=10, alpha=0.5)
+    value = scores(images, among, metric)[0].value
     assert value.min() >= 0
     assert value.max() <= 2
-    exact = match(references[:5], references, [metric])[0]
+    exact, score = scores(among[:5], among, metric)
     assert exact.value.tolist() == [0] * 5
-    assert exact.ams == 1
+    assert score.ams == 1
+
+
+def test_tiled_l2_is_that_of_the_worst_tile():
+    """One of four tiles differs by 0.4; the RMSE over the image is 0.2."""
+    member = np.zeros((1, 4, 4, 1), np.float32)
+    image = member.copy()
+    image[0, :2, 2:] = 0.4
+    tiled, plain = Metric(name="tiled_l2", below=0.5, grid=2), Metric(name="rmse", below=0.5)
+    found = match(image, references(member.repeat(2, axis=0), [tiled, plain]), [tiled, plain])
+    np.testing.assert_allclose([one.value[0] for one in found], [0.4, 0.2], rtol=1e-5)
+    assert found[0].score((0.0, 0.5)).hits.tolist() == [1, 1]
+    assert found[0].score((0.0, 0.3)).ams == 0
+
+
+def test_cosine_is_of_features_alone():
+    metric = Metric(name="cosine", below=0.4)
+    features = np.asarray([[1.0, 0.0], [0.5, 0.75**0.5]], np.float32)
+    among = references(flat(0.0, 0.0), [metric], features)
+    (found,) = match(flat(5.0, 7.0), among, [metric], features=np.asarray([[2.0, 0.0], [-1.0, 0.0]], np.float32))
+    np.testing.assert_allclose(found.value, [0.0, 1.5], atol=1e-6)
+    assert found.nearest.tolist() == [0, 1]
+    assert found.score((0.0, 0.4)).hits.tolist() == [1, 0]  # the second is at 0.5
+    assert found.score((0.0, 0.4)).ams == 0.5
 
 
 def test_distance_ratio_by_hand_and_with_duplicates():
-    metric = Metric(name="distance_ratio", band=(0.0, 1 / 3))
-    scored = match(flat(0.1, 0.4), flat(0.0, 0.9), [metric])[0]
-    np.testing.assert_allclose(scored.value, [0.1 / 0.8, 0.4 / 0.5], rtol=1e-5)
-    assert scored.matched.tolist() == [True, False]
+    metric = Metric(name="distance_ratio", below=1 / 3)
+    found, score = scores(flat(0.1, 0.4), flat(0.0, 0.9), metric)
+    np.testing.assert_allclose(found.value, [0.1 / 0.8, 0.4 / 0.5], rtol=1e-5)
+    assert score.matched.tolist() == [True, False]
+    assert score.ums == score.ums_nearest == 0.5
     # Two exact copies among the members: 0 / 0 says nothing, so it is no match.
-    assert match(flat(0.0), flat(0.0, 0.0, 1.0), [metric])[0].ams == 0
+    assert scores(flat(0.0), flat(0.0, 0.0, 1.0), metric)[1].ams == 0
+
+
+METRICS = [
+    Metric(name="rmse", below=0.15, factors=(1.25, 1.5)),
+    Metric(name="normalized_l2", below=0.8, factors=(1.25,), num_neighbors=10),
+    Metric(name="tiled_l2", below=0.3, grid=2),
+    Metric(name="distance_ratio", below=1 / 3),
+    Metric(name="cosine", below=0.4),
+]
+
+
+def features(images):
+    return images.reshape(len(images), -1)
+
+
+@pytest.mark.parametrize("around", ["generated", "member"])
+def test_parts_joined_are_the_whole(around):
+    rng = np.random.default_rng(5)
+    members = rng.uniform(-1, 1, (30, 4, 4, 1)).astype(np.float32)
+    images = members[rng.integers(0, 30, 50)] + 0.2 * rng.normal(size=(50, 4, 4, 1)).astype(np.float32)
+    metrics = [METRICS[0], Metric(name="normalized_l2", below=0.8, factors=(1.5,), num_neighbors=4, around=around)]
+    among = references(members, metrics)
+    whole = match(images, among, metrics)
+    parts = [match(part, among, metrics) for part in (images[:7], images[7:8], images[8:])]
+    for metric, one, *pieces in zip(metrics, whole, *parts, strict=True):
+        together = joined(pieces)
+        np.testing.assert_array_equal(together.nearest, one.nearest)
+        np.testing.assert_allclose(together.value, one.value, rtol=1e-5)
+        for band in metric.bands.values():
+            ours, theirs = together.score(band), one.score(band)
+            np.testing.assert_array_equal(ours.hits, theirs.hits)
+            np.testing.assert_array_equal(ours.extracted, theirs.extracted)
+            assert sorted(map(tuple, together.incidence(band))) == sorted(map(tuple, one.incidence(band)))
 
 
 def test_metrics_see_copies_and_not_strangers():
-    """The positive control (noised copies of members) and the negative one (other images)."""
+    """The positive control (noised copies of members) and the negative one (other images), by every metric."""
     rng = np.random.default_rng(4)
-    members, others = rng.uniform(-1, 1, (60, 8, 8, 1)), rng.uniform(-1, 1, (60, 8, 8, 1))
-    copies = members + 0.05 * rng.normal(size=members.shape)
-    metrics = [
-        RMSE,
-        Metric(name="normalized_l2", band=(0.0, 0.8), num_neighbors=10),
-        Metric(name="distance_ratio", band=(0.0, 1 / 3)),
-    ]
-    for seen, unseen in zip(match(copies, members, metrics), match(others, members, metrics), strict=True):
-        assert seen.ams == 1
-        assert seen.unique == 60
-        assert unseen.ams == 0
-
-
-def test_wilson_interval():
-    """Against the formula (Wilson 1927), and never [0, 0]."""
-    z, n, hits = 1.959964, 200, 7
-    p = hits / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n)
-    np.testing.assert_allclose(wilson_interval(hits, n, 0.95), (centre - half, centre + half), rtol=1e-6)
-    low, high = wilson_interval(0, 1024, 0.95)
-    assert low == 0
-    assert 0.003 < high < 0.004
-
-
-def test_difference_interval():
-    """Newcombe 1998, table II: 56 of 70 against 48 of 80 and 9 of 10 against 3 of 10, by his method 10."""
-    np.testing.assert_allclose(difference_interval((56, 48), (70, 80), 0.95), (0.0524, 0.3339), atol=5e-5)
-    np.testing.assert_allclose(difference_interval((9, 3), (10, 10), 0.95), (0.1705, 0.8090), atol=5e-5)
-    np.testing.assert_allclose(difference_interval((5, 0), (56, 29), 0.95), (-0.0381, 0.1926), atol=5e-5)
+    members, others = (rng.uniform(-1, 1, (60, 8, 8, 1)).astype(np.float32) for _ in range(2))
+    copies = members + 0.05 * rng.normal(size=members.shape).astype(np.float32)
+    among = references(members, METRICS, features(members))
+    seen, unseen = (match(images, among, METRICS, features=features(images)) for images in (copies, others))
+    for metric, of_copies, of_others in zip(METRICS, seen, unseen, strict=True):
+        score = of_copies.score(metric.bands["high"])
+        assert (score.ams, score.unique) == (1, 60), metric.name
+        assert of_others.score(metric.bands["high"]).ams == 0, metric.name

@@ -91,7 +91,7 @@ def test_a_run_is_watched_and_the_report_shows_it(tmp_path):
     rows = [json.loads(line) for line in (workdir / "train" / "monitor.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [20, 40]
     page = (workdir / "report" / "index.html").read_text()
-    assert "when did memorisation begin?" in page
+    assert "When did memorisation begin?" in page
     assert "At no step that was looked at" in page  # 40 steps are too few to copy anything
 
 

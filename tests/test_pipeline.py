@@ -3,15 +3,26 @@
 import csv
 import json
 import re
+import shutil
 
+import jsonschema
 import numpy as np
+import pytest
 import runs
 from PIL import Image
 
 from side_jax import builders, training
 from side_jax.config import from_config
-from side_jax.settings import METRICS
+from side_jax.settings import Evaluate
 from side_jax.workdir import saved_config
+
+
+@pytest.fixture(scope="module")
+def whole(finished, tmp_path_factory):
+    """The finished run, evaluated by everything that there is."""
+    workdir = shutil.copytree(finished, tmp_path_factory.mktemp("whole") / "run")
+    assert runs.run(runs.arguments(workdir, **runs.WHOLE)) == 0
+    return workdir
 
 
 def snapshot(workdir):
@@ -27,16 +38,50 @@ def test_results_follow_the_contract(finished):
     assert set(results) >= {"rows", "dataset", "versions"}
     assert results["dataset"]["members"] == results["dataset"]["heldout"] == 64
     runs_of = {"unconditional": (0.0,), "conditional": (1.0, 10.0), "side": (1.0, 10.0)}
-    expected = {(attack, scale, m) for attack, scales in runs_of.items() for scale in scales for m in METRICS}
+    expected = {
+        (attack, scale, m) for attack, scales in runs_of.items() for scale in scales for m in Evaluate().metrics
+    }
     assert {(row["attack"], row["guidance_scale"], row["metric"]) for row in results["rows"]} == expected
     for row in results["rows"]:
         assert row["n_generated"] == 64
         assert 0 <= row["ams_ci"][0] <= row["ams"] <= row["ams_ci"][1] <= 1
         assert 0 <= row["heldout_ams"] <= 1
         assert row["unique"] <= 64 * row["ams"] + 1e-9
+        assert (row["ams_at_most"] is None) == (row["ams"] > 0)
         assert row["unique"] <= row["ums"] * 64 + 1e-9
         assert len(row["band"]) == 2
         assert {"heldout_ums", "heldout_unique", "p95"} <= set(row)
+
+
+def test_results_follow_the_schema(finished, whole):
+    schema = json.loads((runs.ROOT / "docs" / "results.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for workdir in (finished, whole):
+        jsonschema.validate(json.loads((workdir / "evaluate" / "results.json").read_text()), schema)
+
+
+def test_members_carry_their_membership_scores(whole):
+    """A row for each image of both sides; SecMI, PIA and the loss of each, and how many images of a run extract it."""
+    with open(whole / "evaluate" / "members.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    split = json.loads((whole / "train" / "split.json").read_text())
+    for side in ("members", "heldout"):
+        own = [row for row in rows if row["side"] == side]
+        expected = sorted((row["id"], row["sha256"]) for row in split[side])
+        assert [(int(row["id"]), row["sha256"]) for row in own] == expected
+        for kind in ("loss", "secmi", "pia"):
+            assert all(float(row[kind]) > 0 for row in own)
+    results = json.loads((whole / "evaluate" / "results.json").read_text())
+    for row in results["rows"]:
+        if row["metric"] == "normalized_l2" and row["level"] == "high":
+            column = f"extracted_{row['attack']}_{row['guidance_scale']:g}"
+            counts = [int(one[column]) for one in rows if one["side"] == "members"]
+            assert sum(count > 0 for count in counts) == row["unique"]
+            assert sum(counts) == row["ams"] * row["n_generated"]
+    assert set(results["membership"]) == {"timestep", "secmi_stride", "loss", "secmi", "pia"}
+    assert (
+        results["membership"]["loss"]["at"][0]["note"] == "a rate of 0.01 needs 99 calibration images, and there are 32"
+    )
 
 
 def test_matches_hold_one_row_for_each_generated_image(finished):
@@ -88,7 +133,7 @@ def test_checkpoints_and_metrics_follow_the_contract(finished):
 def test_report_is_one_file_that_opens_from_disk(finished):
     page = (finished / "report" / "index.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
-    for text in ("Sampled as it is", "Guided by SIDE", "Control: of the same", "distance_ratio"):
+    for text in ("No leak found", "Sampled as it is", "Guided by SIDE", "Control: of the same", "distance_ratio"):
         assert text in page
     pictures = (
         "report/guidance.png",

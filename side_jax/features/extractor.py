@@ -80,7 +80,31 @@ def extract(extractor: Extractor, images: np.ndarray, cache: Path) -> np.ndarray
     if path.exists():
         return files.read_npz(path)["features"]
     features = embed_all(extractor, images)
-    mean = features.mean(axis=0, keepdims=True, dtype=np.float64) if extractor.centre else np.zeros((1, 1))
+    _to_directions(features, _mean(features) if extractor.centre else np.zeros((1, 1)))
+    if not features.any():
+        raise InputError(
+            f"the {name} features of all {len(images)} images are zero, so no two can be compared; look at the images, "
+            "and where they are as they should be, choose other features by config.label.features."
+        )
+    files.write_npz(path, features=features)
+    return features
+
+
+def comparer(extractor: Extractor, members: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images uint8 [n, h, w, c] to features float32 [n, d] of unit norm that compare with the members'.
+
+    Where the extractor's features are centred, all images' are at the mean of the members'.
+    """
+    mean = _mean(embed_all(extractor, members)) if extractor.centre else np.zeros((1, 1))
+    return lambda images: _to_directions(embed_all(extractor, images), mean)
+
+
+def _mean(features: np.ndarray) -> np.ndarray:
+    return features.mean(axis=0, keepdims=True, dtype=np.float64)
+
+
+def _to_directions(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Scales rows to unit norm after subtracting the mean, in place; what has no direction becomes zero."""
     for start in range(0, len(features), _ROWS):  # in float64, but not all of them at once
         rows = features[start : start + _ROWS].astype(np.float64)
         # What is left of a row by rounding errors of float32 alone has no direction either.
@@ -88,10 +112,4 @@ def extract(extractor: Extractor, images: np.ndarray, cache: Path) -> np.ndarray
         rows = rows - mean
         norm = np.linalg.norm(rows, axis=1, keepdims=True)
         features[start : start + _ROWS] = np.divide(rows, norm, out=np.zeros_like(rows), where=norm > rounding)
-    if not features.any():
-        raise InputError(
-            f"the {name} features of all {len(images)} images are zero, so no two can be compared; look at the images, "
-            "and where they are as they should be, choose other features by config.label.features."
-        )
-    files.write_npz(path, features=features)
     return features

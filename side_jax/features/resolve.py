@@ -22,7 +22,7 @@ def resolve(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.
     """
     settings = from_config(config)
     label, surrogate = settings.label, settings.surrogate
-    if not settings.extract.clusters_images:
+    if not (settings.extract.clusters_images or settings.uses_features):
         return config
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -1,20 +1,23 @@
 """Every setting of a run: its name, meaning, default and limits.
 
 The dataclasses here are the single list of fields: target.py has those of the model that is audited, surrogate.py those
-of SIDE's pseudo-labels and classifiers, attack.py those of the attacks. config.py turns them into the ConfigDict that
-files in configs/ override, and back. Defaults suit small images; each config file says what it changes.
+of SIDE's pseudo-labels and classifiers, attack.py those of the attacks, evaluate.py those of the measure and report.
+config.py turns them into the ConfigDict that files in configs/ override, and back. Defaults suit small images; each
+config file says what it changes.
 """
 
 import dataclasses
 
 from side_jax.diffusion.schedule import time_grid
-from side_jax.settings.attack import ATTACKS, METRICS, SOURCES, Attack, Evaluate, Extract, Run, Sampler
+from side_jax.settings.attack import ATTACKS, CONTROLS, SOURCES, Attack, Extract, Run, Sampler
 from side_jax.settings.checks import check, one_of
+from side_jax.settings.evaluate import METRICS, Evaluate, Report
 from side_jax.settings.surrogate import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.target import Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
     "ATTACKS",
+    "CONTROLS",
     "METRICS",
     "SOURCES",
     "Attack",
@@ -28,6 +31,7 @@ __all__ = [
     "Model",
     "Monitor",
     "Network",
+    "Report",
     "Run",
     "Sampler",
     "Settings",
@@ -59,6 +63,7 @@ class Settings:
     conditional: ClassifierFit = ClassifierFit()
     extract: Extract = Extract()
     evaluate: Evaluate = Evaluate()
+    report: Report = Report()
 
     def __post_init__(self):
         check(self.seed >= 0, "seed", self.seed, "at least 0")
@@ -102,15 +107,18 @@ class Settings:
             size, most = getattr(self, section).batch_size, count - held_back(count)
             need = f"at most {most}, as {name} learns from {count} images of which a tenth is held back"
             check(size <= most, f"{section}.batch_size", size, need)
-        neighbors = self.evaluate.normalized_l2_neighbors
-        need = f"at most data.num_members ({data.num_members})"
-        check(neighbors <= data.num_members, "evaluate.normalized_l2_neighbors", neighbors, need)
+        self._check_measure()
 
     @property
     def guided_sampler(self) -> Sampler:
         """The sampler of guided attacks: `sampler`, with extract.solver and extract.num_steps where these say so."""
         options = {"solver": self.extract.solver, "num_steps": self.extract.num_steps}
         return dataclasses.replace(self.sampler, **{name: value for name, value in options.items() if value})
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether evaluation compares images in the space of label.features."""
+        return self.evaluate.distribution or "cosine" in self.evaluate.metrics
 
     def _check_guidance(self) -> None:
         e, eta = self.extract, self.sampler.eta
@@ -125,3 +133,17 @@ class Settings:
             need = f"one that holds a timestep of the sampler's grid: {', '.join(map(str, grid))}"
             ok = ((low <= grid) & (grid <= high)).any()
             check(ok, "extract.guidance_interval", e.guidance_interval, need)
+
+    def _check_measure(self) -> None:
+        e, data = self.evaluate, self.data
+        most = min(data.num_members, data.num_heldout) - (e.normalized_l2_around == "member")  # itself is no neighbour
+        sides = f"data.num_members ({data.num_members}) and data.num_heldout ({data.num_heldout})"
+        need = f"at most {most}, by {sides}"
+        ok = e.normalized_l2_neighbors <= most
+        check(ok, "evaluate.normalized_l2_neighbors", e.normalized_l2_neighbors, need)
+        need = f"a divisor of data.image_size ({data.image_size}), since tiles are of equal size"
+        ok = "tiled_l2" not in e.metrics or data.image_size % e.tiled_l2_grid == 0
+        check(ok, "evaluate.tiled_l2_grid", e.tiled_l2_grid, need)
+        steps = self.diffusion.num_timesteps
+        need = f"below diffusion.num_timesteps ({steps})"
+        check(e.membership_timestep < steps, "evaluate.membership_timestep", e.membership_timestep, need)

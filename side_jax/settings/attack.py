@@ -1,4 +1,4 @@
-"""Settings of the attacks: the sampler, which attacks, and what counts as a match."""
+"""Settings of the attacks: the sampler, and which attacks."""
 
 import dataclasses
 
@@ -46,8 +46,13 @@ SOURCES = {
     "side_heldout": "heldout",
     "oracle": "members",
 }
+CONTROLS = (
+    "side_random",
+    "side_shuffled",
+    "side_heldout",
+    "oracle",
+)  # of ATTACKS, those that no attacker can run, or would
 DEFAULT_ATTACKS = ("unconditional", "conditional", "side")
-METRICS = ("normalized_l2", "rmse", "distance_ratio")
 VARIANCES = ("small", "large")  # the target's U-Net has no output for a learned one
 
 
@@ -163,29 +168,3 @@ class Run:
     def name(self) -> str:
         """For folders, tables and people."""
         return f"{self.attack}_{self.scale:g}" if self.guided else self.attack
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """What counts as a match. Thresholds are set before a run, never after looking at its results."""
-
-    metrics: tuple[str, ...] = METRICS  # the first is the headline of the report
-    normalized_l2_below: float = 0.8
-    normalized_l2_neighbors: int = 10  # n of Carlini et al.; they use 50 for a training set of 50,000
-    normalized_l2_alpha: float = 0.5
-    rmse_below: float = 0.15  # for images in [-1, 1]
-    confidence: float = 0.95
-
-    def __post_init__(self):
-        check(len(self.metrics) >= 1, "evaluate.metrics", self.metrics, f"one or more of {', '.join(METRICS)}")
-        for metric in self.metrics:
-            one_of("evaluate.metrics", metric, METRICS)
-        for name in ("normalized_l2_below", "normalized_l2_alpha", "rmse_below"):
-            check(getattr(self, name) > 0, f"evaluate.{name}", getattr(self, name), "above 0")
-        check(
-            self.normalized_l2_neighbors >= 2,
-            "evaluate.normalized_l2_neighbors",
-            self.normalized_l2_neighbors,
-            "at least 2",
-        )
-        check(0 < self.confidence < 1, "evaluate.confidence", self.confidence, "strictly between 0 and 1")

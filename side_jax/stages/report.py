@@ -1,216 +1,206 @@
 """Stage 7: report/index.html, one self-contained page that says how much came out, beside its control."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import jinja2
 import ml_collections
 import numpy as np
 
-from side_jax import builders, curves, files, images, manifest, monitor, parallel, plots, sampling, shards
+from side_jax import builders, curves, files, manifest, monitor, parallel, plots, presentation, shards
 from side_jax.config import from_config
-from side_jax.memorization import neighbors
-from side_jax.memorization.metrics import difference_interval, joined, match
-from side_jax.settings import ATTACKS, Run, Settings
+from side_jax.measure import Side
+from side_jax.presentation import Audit, Drawn, findings
+from side_jax.presentation.findings import percent
+from side_jax.settings import Run, Settings
 
-TRIPLES_SHOWN = 24
+_PATHS = (("data", "path"), ("data", "data_dir"), ("data", "heldout_from"), ("target", "path"), ("label", "weights"))
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Writes report/index.html, report/guidance.png and report/matches_<run>.png."""
+    """Writes report/index.html, and its figures beside it as PNG."""
     settings = from_config(config)
     work = manifest.report_unit(settings, workdir)
     if work.begin():
-        galleries = _write(config, settings, workdir, work) if parallel.primary() else []
-        work.finish(page="index.html", galleries=galleries)
+        drawn = _write(config, settings, workdir, work) if parallel.primary() else []
+        work.finish(page="index.html", figures=drawn)
 
 
 def _write(config: ml_collections.ConfigDict, settings: Settings, workdir: Path, work: manifest.Unit) -> list[str]:
-    """Returns the names of the galleries' pictures."""
+    """Returns the names of the figures' files."""
     results = files.read_json(workdir / "evaluate" / "results.json")
-    headline = [row for row in results["rows"] if row["metric"] == settings.evaluate.metrics[0]]
-    figure = plots.guidance(headline)
-    galleries = []
-    for row in _shown(headline):
-        gallery = _gallery(settings, workdir, row)
-        galleries.append(gallery)
-        with files.atomic(work.directory / f"matches_{gallery['name']}.png") as file:
-            file.write(gallery.pop("png"))
-    with files.atomic(work.directory / "guidance.png") as file:
-        file.write(figure)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("side_jax", "stages"), autoescape=True, undefined=jinja2.StrictUndefined
+    *datasets, member_ids, heldout_ids = builders.load_split(settings, workdir)
+    members, heldout = (
+        Side(images=part.images, ids=ids, names=part.names, digests=())
+        for part, ids in zip(datasets, (member_ids, heldout_ids), strict=True)
     )
-    environment.filters["percent"] = percent
-    page = environment.get_template("report.html.j2").render(
-        settings=settings,
+    units = dict(manifest.extraction_units(settings, workdir))
+
+    def fetch(attack: str, scale: float, index: np.ndarray) -> np.ndarray:
+        return shards.pick(builders.extracted_shards(settings, units[Run(attack=attack, scale=scale)]), index)
+
+    audit = Audit(
+        title=f"{settings.name}: how much training data comes out",
         results=results,
-        sentences=sentences(results, settings),
-        by_metric=[
-            (name, [row for row in results["rows"] if row["metric"] == name]) for name in settings.evaluate.metrics
-        ],
-        figure=images.data_uri(figure),
-        galleries=galleries,
-        training=_training(workdir),
-        attacks=ATTACKS,
-        knowledge=_knowledge(results["classifiers"]),
-        pictures={
-            name: images.data_uri((workdir / path).read_bytes())
-            for name, path in (("samples", "synthesize/samples.png"), ("clusters", "label/clusters.png"))
-            if results["surrogate"]
-        },
-        config=json.dumps(config.to_dict(), indent=2),
+        directory=workdir / "evaluate",
+        members=members,
+        heldout=heldout,
+        fetch=fetch,
+        confidence=settings.evaluate.confidence,
+        report=settings.report,
+        figures=tuple(_figures(results, settings, workdir)),
+        notes=(_made(results, settings),),
+        provenance=_provenance(results, settings),
+        config=json.dumps(_shown(config, settings.report.private), indent=2),
     )
-    with files.atomic(work.directory / "index.html", "w") as file:
-        file.write(page)
-    return [f"matches_{gallery['name']}.png" for gallery in galleries]
+    return presentation.write(audit, work.directory)
 
 
-def _training(workdir: Path) -> dict[str, Any] | None:
+def _figures(results: dict[str, Any], settings: Settings, workdir: Path) -> list[Drawn]:
+    """What only an audit of a model has: its training, its samples, their clusters, and what the classifiers know."""
+    drawn = [figure for figure in (_training(settings, workdir), _knowledge(results["classifiers"])) if figure]
+    sheets = (
+        ("samples", "synthesize/samples.png", "Samples of the model, unguided", "Unguided samples of the model"),
+        (
+            "clusters",
+            "label/clusters.png",
+            "What SIDE takes for labels",
+            "Images of the most and least cohesive clusters",
+        ),
+    )
+    if results["surrogate"]:
+        for name, path, heading, alt in sheets:
+            note = _clusters(results["surrogate"]) if name == "clusters" else ""
+            png = (workdir / path).read_bytes()
+            drawn.append(Drawn(name=name, heading=heading, png=png, alt=alt, note=note, reveals=True))
+    return drawn
+
+
+def _training(settings: Settings, workdir: Path) -> Drawn | None:
     """The curves of training and what the monitor found; None for a foreign model, which was not trained here."""
     metrics, watched = (curves.read(workdir / "train" / f"{name}.jsonl") for name in ("metrics", "monitor"))
     if not metrics:
         return None
-    figure = images.data_uri(plots.training(metrics, watched))
-    return {"figure": figure, "began": monitor.began(watched) if watched else None, "last": watched[-1:]}
+    return Drawn(
+        name="training",
+        heading="When did memorisation begin?" if watched else "Training",
+        png=plots.training(metrics, watched),
+        alt="Loss and the memorisation monitor against the training step"
+        if watched
+        else "Loss against the training step",
+        note=_began(watched, settings) if watched else "Not watched: set monitor.every_steps to see when it begins.",
+    )
 
 
-def _knowledge(classifiers: dict[str, Any]) -> str | None:
-    """The figure of what each classifier knows at each noise level; None where nothing is guided."""
+def _began(watched: list[dict[str, Any]], settings: Settings) -> str:
+    began, last = monitor.began(watched), watched[-1]
+    copied, closer = (
+        f"From step {step:,} on" if (step := began[key]) is not None else "At no step that was looked at"
+        for key in ("copied", "closer")
+    )
+    said = (
+        f"{copied}, significantly more samples copy a member (d1 / d2 < 1/3) than copy a held-out image. {closer}, "
+        "significantly more than half of the samples were closer to a member than to every held-out image. At the "
+        "last look "
+        f"{percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, and "
+        f"{percent(last['closer'])} were closer to a member."
+    )
+    if settings.data.split_by == "identity":
+        said += (
+            " The split is by identity: a model that has learned its people without copying a photograph also draws "
+            "closer to members, so only copying shows memorisation of images here."
+        )
+    return said
+
+
+def _knowledge(classifiers: dict[str, Any]) -> Drawn | None:
+    """What each classifier knows at each noise level; None where nothing is guided."""
     if not classifiers:
         return None
     rows = {name: found["levels"] for name, found in classifiers.items()}
     chance = {name: 1 / found["classes"] for name, found in classifiers.items()}
-    return images.data_uri(plots.noise_levels(rows, chance))
-
-
-def percent(rate: float) -> str:
-    """A rate in [0, 1] for people: 0.0254 -> 2.54%."""
-    return f"{100 * rate:.2f}%"
-
-
-def best(rows: list[dict[str, Any]], attack: str) -> dict[str, Any] | None:
-    """The row of an attack's guidance scale with the highest AMS, the smaller scale on ties."""
-    own = [row for row in rows if row["attack"] == attack]
-    return max(own, key=lambda row: (row["ams"], -row["guidance_scale"]), default=None)
-
-
-def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    shown = ("side", "conditional", "conditional_x0", "unconditional")
-    return [row for row in (best(rows, attack) for attack in shown) if row]
-
-
-def sentences(results: dict[str, Any], settings: Settings) -> list[str]:
-    """The most important figures in plain words: what leaks unguided, what SIDE adds, and the controls."""
-    rows = [row for row in results["rows"] if row["metric"] == settings.evaluate.metrics[0]]
-    members = results["dataset"]["members"]
-    plain, side, *conditional = (
-        best(rows, attack) for attack in ("unconditional", "side", "conditional", "conditional_x0")
+    listed = "; ".join(
+        f"{name}: {found['classes']} classes, {found['images']} images, {found['steps']} steps, accuracy "
+        f"{percent(found['levels'][0]['accuracy'])} at the least noise and "
+        f"{percent(found['levels'][-1]['accuracy'])} at "
+        f"the most, on {found['held_back']} images held back"
+        for name, found in classifiers.items()
     )
-    baseline = max(filter(None, conditional), key=lambda row: row["ams"], default=None)
-    said = []
-    if plain:
-        said.append(
-            f"Sampled as it is, {percent(plain['ams'])} of {plain['n_generated']:,} images match a training image: "
-            f"{plain['unique']} of the {members} members came out."
-        )
-    strongest = max((row for row in (side, baseline, plain) if row), key=lambda row: row["ams"], default=rows[0])
-    for row, name in ((side, "SIDE"), (baseline, "the conditional baseline")):
-        if row is None or (row is baseline and side):
-            continue
-        compared = ""
-        if plain and plain["ams"] > 0:
-            times = row["ams"] / plain["ams"]
-            compared = (
-                f", {times:.1f} times the rate" if times > 1 else f", NO more than without it ({times:.2f} times)"
-            )
-        said.append(
-            f"Guided by {name} at its best scale ({row['guidance_scale']:g}), {percent(row['ams'])} match{compared}: "
-            f"{row['unique']} members came out"
-            + (", fewer than without it." if plain and row["unique"] < plain["unique"] else ".")
-        )
-    if side and baseline:
-        better = "conditional baseline" + (" (shown the predicted clean image)" if baseline is conditional[1] else "")
-        said[-1] += f" The {better} reaches {percent(baseline['ams'])} at its best."
-    if side and plain:
-        said.append(_random_control(side, plain, best(rows, "side_random"), settings.evaluate.confidence))
-    low, high = strongest["heldout_ams_ci"]
-    level = f"{100 * settings.evaluate.confidence:g}%"
-    said.append(
-        f"Control: of the same {strongest['n_generated']:,} images, {percent(strongest['heldout_ams'])} match one of "
-        f"{results['dataset']['heldout']} images that the model never saw ({level} interval {percent(low)} to "
-        f"{percent(high)})."
+    return Drawn(
+        name="classifiers",
+        heading="Where do the classifiers know the label?",
+        png=plots.noise_levels(rows, chance),
+        alt="Accuracy and calibration of each classifier at each noise level",
+        note=f"{listed}. Calibration: expected calibration error (Guo et al. 2017, 15 bins), solid as trained, "
+        "dashed after "
+        "temperature scaling fitted on the other half of those images.",
     )
-    return said
 
 
-def _random_control(side: dict, plain: dict, control: dict | None, confidence: float) -> str:
-    """Whether SIDE's gain survives the control of random labels, in words; each row is of an attack's best scale."""
-    if control is None:
-        return (
-            "Not controlled: whether random labels would do as well is not known; add side_random to extract.attacks."
-        )
-
-    def ahead_of(other: dict) -> tuple[float, float]:
-        trials = side["n_generated"], other["n_generated"]
-        hits = round(side["ams"] * trials[0]), round(other["ams"] * trials[1])
-        return difference_interval(hits, trials, confidence)
-
-    at = f"Control: with random pseudo-labels of the same sizes, at most {percent(control['ams'])} match"
-    if ahead_of(plain)[0] <= 0:
-        return f"{at}; SIDE itself gains nothing significant over no guidance that a control would have to explain."
-    low, high = (100 * end for end in ahead_of(control))
-    verdict = "survives" if low > 0 else "does NOT survive"
+def _clusters(found: dict[str, Any]) -> str:
+    features = ", ".join(f"{key} {value}" for key, value in found["features"].items())
     return (
-        f"{at}: the gain of SIDE {verdict} this control ({100 * confidence:g}% interval of the difference {low:+.2f} "
-        f"to {high:+.2f} points)."
+        f"Features: {features}. Of {found['clusters']} clusters {found['kept']} are kept; "
+        f"{found['rejected_by_cohesion']} "
+        f"lack cohesion, {found['empty']} are empty, {found['tiny']} too small, {found['duplicate']} duplicates of "
+        "another. "
+        f"{found['featureless']} images have no features, {found['dropped_images']} no label."
     )
+
+
+def _made(results: dict[str, Any], settings: Settings) -> str:
+    """How the images were made."""
+    target, surrogate, interval = results["target"], results["surrogate"], settings.extract.guidance_interval
+    said = (
+        f"Target: {target['parameters']:,} parameters at step {target['step']:,}, {results['dataset']['members']} "
+        "members of "
+        f"{results['dataset']['name']}; denoising loss {target['denoising_loss_members']:.4f} on members, "
+        f"{target['denoising_loss_heldout']:.4f} on held-out images. All attacks make "
+        f"{settings.extract.num_images:,} images "
+        f"from the same starting noise. Without guidance: {settings.sampler.solver}, {settings.sampler.num_steps} "
+        "steps; "
+        f"guided: {settings.guided_sampler.solver}, {settings.guided_sampler.num_steps} steps"
+    )
+    if interval:
+        said += f", the classifier asked at timesteps {interval[0]} to {interval[1]}"
+    if surrogate:
+        low, high = surrogate["cohesion"][0], surrogate["cohesion"][2]
+        said += (
+            f". SIDE saw {surrogate['synthetic_images']:,} of the model's own samples and no label; "
+            f"{surrogate['kept']} of "
+            f"{surrogate['clusters']} clusters were cohesive enough (cohesion {low:.2f} to {high:.2f}; images of the "
+            f"others: {surrogate['assignment']})"
+        )
+    return said + "."
+
+
+def _provenance(results: dict[str, Any], settings: Settings) -> tuple[tuple[str, str], ...]:
+    versions, target = results["versions"], results["target"]
+    return (
+        ("Weights of the model, SHA-256", target["ema_sha256"]),
+        ("Split, SHA-256", results["dataset"]["split_sha256"]),
+        ("Settings of the evaluation, SHA-256", files.digest(dataclasses.asdict(settings.evaluate))),
+        ("Seed", str(settings.seed)),
+        *((name, value) for name, value in versions.items()),
+        ("Command", "python -m side_jax.main, with the config below"),
+        ("Tables", "evaluate/results.json, matches.csv and members.csv in the workdir"),
+    )
+
+
+def _shown(config: ml_collections.ConfigDict, private: bool) -> dict[str, Any]:
+    """The config; private, without what a path may tell."""
+    shown = config.to_dict()
+    for section, key in _PATHS if private else ():
+        shown[section][key] = "(left out)" if shown[section][key] else ""
+    return shown
 
 
 def in_plain_words(config: ml_collections.ConfigDict, workdir: Path) -> str:
     """What the command line prints at its end."""
     results = files.read_json(workdir / "evaluate" / "results.json")
-    lines = [f"  {i}. {text}" for i, text in enumerate(sentences(results, from_config(config)), start=1)]
-    return "\n".join(["", *lines, f"Report: {workdir / 'report' / 'index.html'}"])
-
-
-def _gallery(settings: Settings, workdir: Path, row: dict[str, Any]) -> dict[str, Any]:
-    """The closest match of each extracted member: generated | nearest member | nearest held-out."""
-    run_of = Run(attack=row["attack"], scale=row["guidance_scale"])
-    work = next(work for found, work in manifest.extraction_units(settings, workdir) if found == run_of)
-    parts = builders.extracted_shards(settings, work)
-    members, heldout, member_ids, heldout_ids = builders.load_split(settings, workdir)
-    sides = [jnp.asarray(sampling.to_float(side.images)) for side in (members, heldout)]
-    metric = builders.build_metrics(settings)[:1]
-    found = [
-        [match(sampling.to_float(made["images"]), side, metric)[0] for side in sides] for made in shards.stream(parts)
-    ]
-    scored, control = (joined(list(side)) for side in zip(*found, strict=True))
-    order = np.argsort(scored.value, kind="stable")
-    first = {}
-    for i in order[scored.matched[order]]:
-        first.setdefault(scored.nearest[i], i)
-    chosen = np.asarray(list(first.values())[:TRIPLES_SHOWN], np.int64)
-    made = shards.pick(parts, chosen) if len(chosen) else np.empty((0, *members.images.shape[1:]), np.uint8)
-    rmse = [neighbors.nearest(sampling.to_float(made), side, 1)[0][:, 0] for side in sides] if len(chosen) else []
-    triples = np.stack([made, members.images[scored.nearest[chosen]], heldout.images[control.nearest[chosen]]], axis=1)
-    cells = [
-        {
-            "index": int(i),
-            "member": int(member_ids[scored.nearest[i]]),
-            "heldout": int(heldout_ids[control.nearest[i]]),
-            "value": float(scored.value[i]),
-            "heldout_value": float(control.value[i]),
-            "rmse": float(rmse[0][j]),
-            "heldout_rmse": float(rmse[1][j]),
-            "picture": images.data_uri(images.png(images.grid(triples[j], columns=3, side=64))),
-        }
-        for j, i in enumerate(chosen)
-    ]
-    if not len(chosen):
-        triples = np.full((1, 3, *made.shape[1:]), 255, np.uint8)
-    strips = np.stack([np.asarray(images.grid(triple, columns=3)) for triple in triples])
-    strips = strips.reshape((*strips.shape[:3], made.shape[-1]))
-    return {"name": run_of.name, "row": row, "cells": cells, "png": images.png(images.grid(strips, 4, side=1, gap=10))}
+    confidence = from_config(config).evaluate.confidence
+    status, _, verdict = findings.verdict(results, confidence)
+    said = findings.sentences(results, confidence)
+    lines = [f"  {i}. {text}" for i, text in enumerate(said, start=1)]
+    return "\n".join(["", f"{status}. {' '.join(verdict)}", *lines, f"Report: {workdir / 'report' / 'index.html'}"])

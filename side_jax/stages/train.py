@@ -92,7 +92,7 @@ def _fit(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> 
                 builders.build_generator(settings),
                 builders.base_key(settings, "monitor"),
                 members.images,
-                heldout.images,
+                heldout.images[: len(members)],  # as many, so that the closer side is a coin's toss
                 stack.enter_context(curves),
             )
         streamed = not isinstance(members.images, np.ndarray)

@@ -1,0 +1,117 @@
+"""What the audited model itself betrays about images: the scores of diffusion/evidence.py, on all devices."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from side_jax import builders, parallel, sampling
+from side_jax.diffusion import evidence
+from side_jax.diffusion.process import denoising_loss
+from side_jax.diffusion.sampler import sample_keys
+from side_jax.memorization.intervals import halves
+from side_jax.memorization.membership import attack_quality
+from side_jax.settings import Settings
+
+REPEATS = 8  # draws of the noise
+# Of membership: the plain denoising loss, SecMI's t-error (Duan et al. 2023) and PIA (Kong et al. 2024).
+MEMBERSHIP = ("loss", "secmi", "pia")
+# Of suspects, beside their graph and the surrogate: one-step consistency, and the norm of the score (Rao et al. 2025).
+SUSPICION = ("variance", "distance", "score_norm")
+
+
+class Witness:
+    """The audited model with its parameters on the devices."""
+
+    def __init__(self, settings: Settings, workdir: Path):
+        """Reads the model's checkpoint."""
+        unet, self._settings = builders.build_unet(settings), settings
+        restored = builders.restore_ema(settings, builders.train_unit(settings, workdir), unet)
+        self._params = {"dpm": restored.trees["ema"]}
+        self._compiled: dict[tuple[str, ...], Callable] = {}
+        self.about = {
+            "step": restored.step,
+            "ema_sha256": restored.meta["sha256"]["ema"],
+            "parameters": builders.size(self._params),
+        }
+
+    def scores(self, kinds: tuple[str, ...], images: np.ndarray, stream: str) -> dict[str, np.ndarray]:
+        """Scores of images uint8 [n, h, w, c]: float32 [n] for each kind named above; smaller is member-like.
+
+        An image's noise depends on the stream and its place among the images alone.
+        """
+        if kinds not in self._compiled:  # members and held-out images are scored by one program
+            self._compiled[kinds] = parallel.in_batches(
+                _scorer(self._settings, kinds), self._settings.sampler.batch_size
+            )
+        index = np.arange(len(images), dtype=np.uint32)
+        found = self._compiled[kinds]((self._params, self._base(stream)), images, index)
+        return {kind: found[:, i] for i, kind in enumerate(kinds)}
+
+    def mean_loss(self, images: np.ndarray) -> float:
+        """The mean denoising loss of images uint8 [n, h, w, c] over all timesteps: how far the model overfits."""
+        schedule, denoise = builders.build_schedule(self._settings), builders.build_denoise(self._settings)
+
+        def fn(whole: Any, images: jax.Array, index: jax.Array) -> jax.Array:
+            params, base = whole
+            own = (lambda x, t: denoise(params, x, t)), schedule, sampling.to_float(images)
+            return denoising_loss(*own, sample_keys(base, index))[0]
+
+        compute, base = parallel.in_batches(fn, self._settings.sampler.batch_size), self._base("probe")
+        index = np.arange(len(images), dtype=np.uint32)
+        keys = (jax.random.fold_in(base, draw) for draw in range(REPEATS))
+        return float(np.mean([compute((self._params, key), images, index).mean() for key in keys]))
+
+    def _base(self, stream: str) -> jax.Array:
+        return builders.base_key(self._settings, stream)
+
+
+def _scorer(settings: Settings, kinds: tuple[str, ...]) -> Callable:
+    """((parameters, base key), images uint8 [b, h, w, c], index uint32 [b]) -> float32 [b, kinds]."""
+    schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
+    t, stride = timesteps(settings)
+
+    def fn(whole: tuple[Any, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
+        params, base = whole
+        x0, keys = sampling.to_float(images), sample_keys(base, index)
+        common = (lambda x, t: denoise(params, x, t)), schedule, x0
+        found = {}
+        if "loss" in kinds:
+            found["loss"] = evidence.denoising_loss_at(*common, keys, t, REPEATS)
+        if "secmi" in kinds:
+            found["secmi"] = evidence.secmi_t_error(*common, t // stride * stride, stride)
+        if "pia" in kinds:
+            found["pia"] = evidence.pia(*common, t)
+        if "score_norm" in kinds:
+            found["score_norm"] = evidence.score_norm(*common, t)
+        if "variance" in kinds:
+            found["variance"], found["distance"] = evidence.one_step_consistency(*common, keys, t, REPEATS)
+        return jnp.stack([found[kind] for kind in kinds], axis=1)
+
+    return fn
+
+
+def timesteps(settings: Settings) -> tuple[int, int]:
+    """(the timestep at which the scores are taken, SecMI's stride): by default a tenth of all, and a tenth of that."""
+    t = settings.evaluate.membership_timestep or max(1, settings.diffusion.num_timesteps // 10)
+    t = min(t, settings.diffusion.num_timesteps - 1 - max(1, t // 10))  # SecMI goes one stride beyond it
+    return max(t, 0), max(1, t // 10)
+
+
+def quality(scores: dict[str, dict[str, np.ndarray]], settings: Settings) -> dict[str, Any]:
+    """How well each membership score tells members from held-out images, for results.json.
+
+    Args:
+      scores: {"members" or "heldout": {kind: float [m]}}.
+      settings: of the run.
+    """
+    seed, confidence = builders.stream_seed(settings, "evaluate"), settings.evaluate.confidence
+    found: dict[str, Any] = {"timestep": timesteps(settings)[0], "secmi_stride": timesteps(settings)[1]}
+    for kind, heldout in scores["heldout"].items():
+        calibrates = np.zeros(len(heldout), bool)
+        calibrates[halves(len(heldout), seed)[0]] = True
+        found[kind] = attack_quality(scores["members"][kind], heldout, calibrates, confidence=confidence)
+    return found
