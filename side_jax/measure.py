@@ -69,7 +69,7 @@ def measure(
       seed: of what is drawn at random.
 
     Returns:
-      Parts of results.json: rows, rarefaction, thresholds, controls, distribution.
+      Parts of results.json: metrics, rows, rarefaction, thresholds, controls, distribution.
     """
     rows, seen, laws, extracted = [], [], [], {}
     sides = [embed(side.images[: len(members)]) for side in (members, heldout)] if embed else []
@@ -98,7 +98,8 @@ def measure(
         copied, fresh = (side.images[: settings.control_images] for side in (members, heldout))
         tested = {"controls": controls.sensitivity(scorer, copied, fresh, settings.confidence)}
     thresholds = {name: dataclasses.asdict(found) for name, found in scorer.thresholds.items()}
-    return {"rows": rows, "rarefaction": seen, "distribution": laws, "thresholds": thresholds, "controls": []} | tested
+    found = {"metrics": scorer.definitions, "rows": rows, "rarefaction": seen, "distribution": laws}
+    return found | {"thresholds": thresholds, "controls": []} | tested
 
 
 def _header(metrics: list[str]) -> list[str]:

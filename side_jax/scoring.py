@@ -188,6 +188,11 @@ class Scorer:
         return [metric.name for metric in self._metrics]
 
     @property
+    def definitions(self) -> list[dict[str, Any]]:
+        """All that a value of each depends on, for results.json."""
+        return [dataclasses.asdict(metric) for metric in self._metrics]
+
+    @property
     def bands(self) -> list[tuple[float, float]]:
         """Of each metric, what counts as a match."""
         return [metric.bands["high"] for metric in self._metrics]
