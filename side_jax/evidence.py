@@ -20,7 +20,7 @@ REPEATS = 8  # draws of the noise
 # Of membership: the plain denoising loss, SecMI's t-error (Duan et al. 2023) and PIA (Kong et al. 2024).
 MEMBERSHIP = ("loss", "secmi", "pia")
 # Of suspects, beside their graph and the surrogate: one-step consistency, and the norm of the score (Rao et al. 2025).
-SUSPICION = ("variance", "distance", "score_norm")
+SUSPICION = ("variance", "score_norm")
 
 
 class Witness:

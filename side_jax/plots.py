@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 _COLOURS = {
     **{"unconditional": "0.45", "conditional": "tab:orange", "conditional_x0": "tab:red", "side": "tab:blue"},
@@ -154,13 +155,17 @@ def rarefaction(seen: list[dict[str, Any]], members: int) -> bytes:
       members: how many there are.
     """
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    highest = 0.0
     for i, row in enumerate(seen):
         colour = _COLOURS.get(row["attack"], f"C{i}")
+        found, chao = row["expected"][-1], row["chao1"]
+        highest = max(highest, row["fit"]["expected"][-1], chao["high"] if found else 0.0)
         axes.plot(row["fit"]["sizes"], row["fit"]["expected"], color=colour, linestyle="--", linewidth=1)
         axes.plot(row["sizes"], row["expected"], color=colour, label=_run_name(row), linewidth=2.2)
-        found, chao = row["expected"][-1], row["chao1"]
         last = row["sizes"][-1]
         axes.plot([last], [found], "o", color=colour)
+        if not found:
+            continue  # Chao's interval is then that of all members: nothing is known
         axes.errorbar(
             [last * row["ahead"]["factor"]],
             [row["ahead"]["chao"]],
@@ -169,7 +174,10 @@ def rarefaction(seen: list[dict[str, Any]], members: int) -> bytes:
             marker="x",
             capsize=3,
         )
-    axes.axhline(members, color="0.6", linestyle=":", label="all members")
+    if members > 4 * highest > 0:  # the line would press all else to the ground
+        axes.plot([], [], " ", label=f"all members: {members:,}, far above")
+    else:
+        axes.axhline(members, color="0.6", linestyle=":", label=f"all members: {members:,}")
     axes.set(xscale="log", xlabel="generated images (dashed: the fitted law; crosses: Chao)", ylabel="members found")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
@@ -186,19 +194,27 @@ def similarity(
       metric: what they are.
       thresholds: by name; None is left out.
     """
-    figure, axes = plt.subplots(1, len(values), figsize=(4.6 * len(values), 3.4), layout="constrained", squeeze=False)
+    size = (4.4 * len(values) + 2.2, 3.4)
+    figure, axes = plt.subplots(1, len(values), figsize=size, layout="constrained", squeeze=False)
     top = max(float(np.percentile(np.concatenate(pair), 99.5)) for pair in values.values())
     marks = {name: at for name, at in thresholds.items() if at is not None}
     edges = np.linspace(0, max([top, *marks.values()]) * 1.02 or 1.0, 60)
     for axis, (name, (members, heldout)) in zip(axes[0], values.items(), strict=True):
         shown = ((members, "tab:red", "nearest member"), (heldout, "tab:blue", "nearest held-out image"))
+        highest = 0
         for own, colour, label in shown:
-            axis.hist(np.clip(own, 0, edges[-1]), edges, color=colour, alpha=0.45, label=label)
+            counts, *_ = axis.hist(np.clip(own, 0, edges[-1]), edges, color=colour, alpha=0.45, label=label)
+            highest = max(highest, counts.max())
         for (label, at), style in zip(marks.items(), ("-", "--"), strict=False):
             axis.axvline(at, color="0.1", linestyle=style, linewidth=1, label=f"{label}: {at:.3g}")
         axis.set(title=name, xlabel=f"{metric}: closer is further left", ylabel="generated images")
-        axis.set_yscale("symlog", linthresh=10)
-        axis.legend(fontsize=7)
+        if highest > 20:
+            axis.set_yscale("symlog", linthresh=10)
+            axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
+        else:
+            axis.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return _png(figure)
 
 
@@ -221,7 +237,7 @@ def sensitivity(rows: list[dict[str, Any]]) -> bytes:
                     axis.plot(x, [100 * rate for rate in y], style, color=f"C{i}", marker=".", label=label)
         axis.set(title=kind, xlabel=next(row["unit"] for row in rows if row["distortion"] == kind), ylim=(-3, 103))
     figure.axes[0].set_ylabel("copies matched with their original, %")
-    figure.axes[-1].legend(fontsize=7)
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return _png(figure)
 
 

@@ -15,7 +15,10 @@ from side_jax.presentation import Audit, Drawn, findings
 from side_jax.presentation.findings import percent
 from side_jax.settings import Run, Settings
 
-_PATHS = (("data", "path"), ("data", "data_dir"), ("data", "heldout_from"), ("target", "path"), ("label", "weights"))
+_PATHS = (
+    *(("data", key) for key in ("path", "data_dir", "heldout_from")),
+    *(("target", "path"), ("label", "weights"), ("surrogate", "teacher_path")),
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -83,7 +83,7 @@ def _write(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
         table.writerow([*COLUMNS, *KINDS])
         for run_of, unit in progress(runs, total=len(runs), description="suspects", unit="run"):
             made = shards.read(builders.extracted_shards(settings, unit))
-            found = witness.scores(("variance", "score_norm"), made["images"], "suspects")
+            found = witness.scores(evidence.SUSPICION, made["images"], "suspects")
             found |= {"clique": clique_sizes(made["images"], settings.evaluate.rmse_below)}
             if classify:
                 found["confidence"] = classify(made["images"])
