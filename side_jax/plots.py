@@ -158,27 +158,21 @@ def rarefaction(seen: list[dict[str, Any]], members: int) -> bytes:
     highest = 0.0
     for i, row in enumerate(seen):
         colour = _COLOURS.get(row["attack"], f"C{i}")
-        found, chao = row["expected"][-1], row["chao1"]
-        highest = max(highest, row["fit"]["expected"][-1], chao["high"] if found else 0.0)
+        found = row["expected"][-1]
+        highest = max(highest, row["fit"]["expected"][-1], row["ahead"]["chao"])
         axes.plot(row["fit"]["sizes"], row["fit"]["expected"], color=colour, linestyle="--", linewidth=1)
         axes.plot(row["sizes"], row["expected"], color=colour, label=_run_name(row), linewidth=2.2)
         last = row["sizes"][-1]
         axes.plot([last], [found], "o", color=colour)
-        if not found:
-            continue  # Chao's interval is then that of all members: nothing is known
-        axes.errorbar(
-            [last * row["ahead"]["factor"]],
-            [row["ahead"]["chao"]],
-            yerr=[[0], [max(0.0, chao["high"] - row["ahead"]["chao"])]],
-            color=colour,
-            marker="x",
-            capsize=3,
-        )
+        if found:
+            axes.plot([last * row["ahead"]["factor"]], [row["ahead"]["chao"]], "x", color=colour)
     if members > 4 * highest > 0:  # the line would press all else to the ground
         axes.plot([], [], " ", label=f"all members: {members:,}, far above")
     else:
         axes.axhline(members, color="0.6", linestyle=":", label=f"all members: {members:,}")
-    axes.set(xscale="log", xlabel="generated images (dashed: the fitted law; crosses: Chao)", ylabel="members found")
+    axes.set(
+        xscale="log", xlabel="generated images (dashed: the fitted law; crosses: Chao's bound)", ylabel="members found"
+    )
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     return _png(figure)

@@ -1,0 +1,160 @@
+"""How well evidence without the training data finds copies: average precision of each kind, and of all together.
+
+python -m side_jax.evaluate --suspects --workdir=runs/digits
+python benchmarks/suspects.py --workdir runs/digits [more workdirs] --plot suspects.png
+
+A suspect is right where evaluate/matches.csv says that the image matches a member by the headline metric; the run must
+have been evaluated, too. By chance, average precision and the precision of the first images are the base rate, the
+share of all images that match. Intervals are percentiles of a bootstrap over images (95%). Where values are equal, so
+that the first images are not defined, the mean over all their orders is given. Beside each run stand the runs of an
+attack pooled, over workdirs and guidance scales: an image counts by its rank in its own run, as the attacker has it.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import bootstrap, rankdata
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from side_jax.presentation import matches
+from side_jax.stages.suspects import KINDS
+
+FIRST = (10, 50, 100)
+COMBINED = "all together"
+Run = dict[str, np.ndarray]  # "right" bool [n], and of each kind of evidence the suspicion float64 [n], above 0 to 1
+
+
+def runs(workdir: Path) -> dict[tuple[str, float], Run]:
+    """Of each ranked run of a workdir, by attack and guidance scale, the truth and the suspicion of each image."""
+    truth, suspected = (_columns(workdir / name) for name in ("evaluate/matches.csv", "suspects/suspects.csv"))
+    headline = next(name for name in truth if name.endswith("_member_match"))
+    right = dict(zip(_keys(truth), truth[headline] == "1", strict=True))
+    names = np.asarray([key[:2] for key in _keys(suspected)], object)
+    found = {}
+    for name in dict.fromkeys(map(tuple, names)):
+        own = (names == np.asarray(name, object)).all(axis=1)
+        part = {column: values[own] for column, values in suspected.items()}
+        one = {"right": np.asarray([right[key] for key in _keys(part)])}
+        for kind, much in KINDS.items():
+            if (part[kind] != "").all():
+                value = part[kind].astype(float)
+                one[kind] = rankdata(value if much else -value) / len(value)
+        found[name] = one | {COMBINED: rankdata(-part["rank"].astype(int)) / len(part["rank"])}
+    return found
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    header, *rows = matches.table(path)
+    return dict(zip(header, map(np.asarray, zip(*rows, strict=True)), strict=True))
+
+
+def _keys(columns: dict[str, np.ndarray]) -> list[tuple[str, float, int]]:
+    of = zip(*(columns[name].tolist() for name in ("attack", "guidance_scale", "index")), strict=True)
+    return [(attack, float(scale), int(index)) for attack, scale, index in of]
+
+
+def pooled(parts: Iterable[Run]) -> Run:
+    """Several runs as one; of the evidence, what all have."""
+    parts = list(parts)
+    return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0] if all(kind in p for p in parts)}
+
+
+def precision_of_first(right: np.ndarray, suspicion: np.ndarray, count: int) -> float:
+    """The share of right ones, bool [n], among the `count` most suspicious, the mean over the orders of equal ones."""
+    last = np.sort(suspicion)[-count]
+    sure, tied = suspicion > last, suspicion == last
+    return float((right[sure].sum() + (count - sure.sum()) * right[tied].mean()) / count)
+
+
+def average_precision(right: np.ndarray, suspicion: np.ndarray) -> float:
+    """scikit-learn's; 0 where nothing is right, as some resamples are."""
+    return float(average_precision_score(right, suspicion)) if right.any() else 0.0
+
+
+def interval(right: np.ndarray, suspicion: np.ndarray, resamples: int) -> tuple[float, float]:
+    """Of the average precision, by a bootstrap over images."""
+    found = bootstrap(
+        (right, suspicion),
+        average_precision,
+        paired=True,
+        vectorized=False,
+        n_resamples=resamples,
+        batch=50,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def lines(name: str, one: Run, resamples: int) -> list[str]:
+    """The table's rows of one run."""
+    right, rows = one["right"], []
+    for kind in [kind for kind in one if kind != "right"]:
+        cells = [name, str(len(right)), f"{100 * right.mean():.2f}", kind]
+        if right.any():
+            value, (low, high) = average_precision(right, one[kind]), interval(right, one[kind], resamples)
+            cells += [f"{100 * value:.2f} ({100 * low:.2f} to {100 * high:.2f})", f"{value / right.mean():.2f}x"]
+            firsts = [count for count in FIRST if count <= len(right)]
+            shares = [f"{100 * precision_of_first(right, one[kind], count):.1f}" for count in firsts]
+            cells += shares + ["-"] * (len(FIRST) - len(shares))
+        else:
+            cells += ["-"] * (2 + len(FIRST))
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def table(found: dict[str, Run], resamples: int) -> str:
+    """A Markdown table of runs by their names."""
+    firsts = " | ".join(f"of the first {count}, %" for count in FIRST)
+    head = f"| run | images | base rate, % | evidence | average precision, % | of the base rate | {firsts} |"
+    rows = [row for name, one in found.items() for row in lines(name, one, resamples)]
+    return "\n".join([head, "|" + "---|" * (6 + len(FIRST)), *rows])
+
+
+def figure(found: dict[str, Run], path: Path) -> None:
+    """Precision-recall curves, a panel for each run; dashed, the base rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, panels = plt.subplots(1, len(found), figsize=(4.5 * len(found), 4), sharey=True, squeeze=False)
+    for axes, (name, one) in zip(panels[0], found.items(), strict=True):
+        for kind in [kind for kind in one if kind != "right" and one["right"].any()]:
+            precision, recall, _ = precision_recall_curve(one["right"], one[kind])
+            # Its last point, no image at all, is set to 1 by definition.
+            axes.plot(recall[:-1], precision[:-1], label=kind, linewidth=2 if kind == COMBINED else 1)
+        axes.axhline(one["right"].mean(), color="grey", linestyle="dashed", label="base rate")
+        axes.set(title=name, xlabel="recall", ylim=(0, 1.02))
+    panels[0][0].set_ylabel("precision")
+    panels[0][-1].legend(fontsize=7)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, type=Path, nargs="+", help="audited, and with suspects")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument("--plot", type=Path, help="a PNG of precision-recall curves, each attack's runs pooled")
+    options = parser.parse_args()
+    single, attacks = {}, {}
+    for workdir in options.workdir:
+        for (attack, scale), one in runs(workdir).items():
+            name = f"{workdir.name}: {matches.title({'attack': attack, 'guidance_scale': scale})}"
+            single[name] = one
+            attacks.setdefault(attack, []).append(one)
+        print(f"{workdir} is read", file=sys.stderr, flush=True)
+    whole = {f"{attack}, {len(parts)} runs": pooled(parts) for attack, parts in attacks.items()}
+    print(table(single | {name: one for name, one in whole.items() if len(single) > len(whole)}, options.resamples))
+    if options.plot:
+        figure(whole, options.plot)
+
+
+if __name__ == "__main__":
+    main()
