@@ -30,7 +30,7 @@ Options:
   --workdir=DIR     The folder for everything the run writes; made if needed. Running the same command again goes on
                     where it stopped, and redoes only what depends on a changed setting.
   --stages=A,B      The stages to run, in their order, of: train, synthesize, label, surrogate, extract, evaluate,
-                    report. By default {stages}.
+                    report; apart from these, suspects. By default {stages}.
   --dry-run         Checks everything, then says what there is to do: shards, device-seconds estimated from timed
                     steps, disk space. Writes nothing.
   --processes=N     Joins N processes, each with its devices, to one run (all run the same command and see the same

@@ -257,7 +257,12 @@ def test_the_best_parameters_and_their_temperatures_guide(everything):
 
 def test_all_that_the_page_says_is_on_it(everything):
     page = (everything / "report" / "index.html").read_text()
-    for text in (*ATTACKS, "random pseudo-labels of the same sizes", "Where do the classifiers know", "What SIDE takes for"):
+    for text in (
+        *ATTACKS,
+        "random pseudo-labels of the same sizes",
+        "Where do the classifiers know",
+        "What SIDE takes for",
+    ):
         assert text in page
 
 
