@@ -25,7 +25,7 @@ def table(results: list[dict], metric: str) -> str:
     cells = defaultdict(list)
     for result in results:
         for row in result["rows"]:
-            if row["metric"] == metric:
+            if (row["metric"], row["level"]) == (metric, "high"):
                 cells[row["attack"], row["guidance_scale"]].append(row)
     plain = cells["unconditional", 0.0]
     base, base_unique = (np.mean([row[key] for row in plain]) for key in ("ams", "unique"))

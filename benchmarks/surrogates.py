@@ -96,7 +96,9 @@ def run_in(workdir: Path, base: Path, config: ml_collections.ConfigDict, shared:
             if not (workdir / name).exists():
                 (workdir / name).symlink_to((base / name).resolve(), target_is_directory=True)
         pipeline.run(config, workdir, [stage for stage in pipeline.STAGES if stage not in ("train", "report")])
-    (row,) = [row for row in files.read_json(results)["rows"] if row["metric"] == METRIC.value]
+    (row,) = [
+        row for row in files.read_json(results)["rows"] if (row["metric"], row["level"]) == (METRIC.value, "high")
+    ]
     return row
 
 

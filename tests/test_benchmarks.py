@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import allocation
 import extraction_cost
+import seeds
 
 
 def found(matched, nearest, seconds=2.0):
@@ -59,3 +60,15 @@ def test_evidence_draws_more_from_the_cluster_with_near_duplicates(adaptive):
     assert len(np.unique(drawn)) == 400
     share = (labels[drawn] == 0).mean()
     assert share > 0.7 if adaptive else 0.4 < share < 0.6
+
+
+def test_seeds_are_tabled_by_what_counts_as_a_match():
+    """Farther bands of the same metric have rows of their own, which are not meant."""
+    high = {"metric": "rmse", "level": "high", "ams": 0.01, "unique": 2, "heldout_ams": 0.0}
+    low = high | {"level": "low", "ams": 0.9, "unique": 50}
+    rows = [row | {"attack": "unconditional", "guidance_scale": 0.0} for row in (high, low)]
+    rows += [row | {"attack": "side", "guidance_scale": 10.0, "ams": 3 * row["ams"]} for row in (high, low)]
+    lines = seeds.table([{"rows": rows}] * 2, "rmse").splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| unconditional | 0 | 1.00, 1.00 | 1.00 |")
+    assert "| 3.00, 3.00 | 3.00 | 3.00x | 2, 2 |" in lines[3]
