@@ -78,18 +78,14 @@ def _scorer(settings: Settings, kinds: tuple[str, ...]) -> Callable:
         params, base = whole
         x0, keys = sampling.to_float(images), sample_keys(base, index)
         common = (lambda x, t: denoise(params, x, t)), schedule, x0
-        found = {}
-        if "loss" in kinds:
-            found["loss"] = evidence.denoising_loss_at(*common, keys, t, REPEATS)
-        if "secmi" in kinds:
-            found["secmi"] = evidence.secmi_t_error(*common, t // stride * stride, stride)
-        if "pia" in kinds:
-            found["pia"] = evidence.pia(*common, t)
-        if "score_norm" in kinds:
-            found["score_norm"] = evidence.score_norm(*common, t)
-        if "variance" in kinds:
-            found["variance"], found["distance"] = evidence.one_step_consistency(*common, keys, t, REPEATS)
-        return jnp.stack([found[kind] for kind in kinds], axis=1)
+        known = {
+            "loss": lambda: evidence.denoising_loss_at(*common, keys, t, REPEATS),
+            "secmi": lambda: evidence.secmi_t_error(*common, t // stride * stride, stride),
+            "pia": lambda: evidence.pia(*common, t),
+            "score_norm": lambda: evidence.score_norm(*common, t),
+            "variance": lambda: evidence.one_step_consistency(*common, keys, t, REPEATS)[0],
+        }
+        return jnp.stack([known[kind]() for kind in kinds], axis=1)
 
     return fn
 

@@ -60,8 +60,8 @@ class Scorer:
           members: uint8 [m, h, w, c].
           heldout: uint8 [k, h, w, c]; of more than m, the first m are the control, and all calibrate.
           metrics: what to compute.
-          settings: confidence, bootstrap and false-match rate.
-          seed: of the halves and of the bootstrap.
+          settings: confidence and false-match rate.
+          seed: of the halves.
           embed: features, for the metric cosine.
         """
         self._metrics, self._settings, self._seed = metrics, settings, seed

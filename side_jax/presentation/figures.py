@@ -62,7 +62,7 @@ def _rarefaction(results: dict[str, Any], best: list[Row]) -> Drawn:
     seen = [row for row in results["rarefaction"] if matches.title(row) in names]
     note = (
         "Solid: the mean over all subsets of the images. Dashed: the fitted law, continued to ten times as many. "
-        "Crosses: Chao's estimate there, and up to the upper end of his estimate for unlimited sampling."
+        "Crosses: Chao's estimate there, a lower bound."
     )
     if not any(row["expected"][-1] for row in seen):
         note = "No member was found, so nothing can be continued; other members may come out of more images."
