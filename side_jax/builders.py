@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from side_jax import parallel, shards
+from side_jax import files, parallel, shards
 from side_jax.checkpoint import Checkpoints, Restored
 from side_jax.data import datasets, split
 from side_jax.diffusion import guidance, steps
 from side_jax.diffusion.schedule import Schedule
 from side_jax.features import Extractor, denoiser, embed_all, onnx, pixels, sscd
 from side_jax.manifest import Unit, unit
+from side_jax.measure import Side
 from side_jax.memorization.metrics import RATIO_BELOW, Metric
 from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
@@ -183,13 +184,18 @@ def build_extractor(settings: Settings, workdir: Path) -> Extractor:
         params = restore_ema(settings, train_unit(settings, workdir), unet).trees["ema"]
         return denoiser.extractor(unet, params, build_schedule(settings), label, seed=seed, **batch)
 
-    known = {
+    known = modelless_extractors(settings, settings.data.channels, workdir / "features")
+    return (known | {"denoiser": build_denoiser})[label.features]()
+
+
+def modelless_extractors(settings: Settings, channels: int, cache: Path) -> dict[str, Callable[[], Extractor]]:
+    """Those of label.features that need no target, for images of so many channels; converted weights go to `cache`."""
+    label, batch = settings.label, {"batch_size": settings.sampler.batch_size}
+    return {
         "pixels": lambda: pixels.extractor(**batch),
-        "denoiser": build_denoiser,
-        "sscd": lambda: sscd.extractor(label, workdir / "features", **batch),
-        "onnx": lambda: onnx.extractor(label, settings.data.channels, **batch),
+        "sscd": lambda: sscd.extractor(label, cache, **batch),
+        "onnx": lambda: onnx.extractor(label, channels, **batch),
     }
-    return known[label.features]()
 
 
 def build_teacher(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
@@ -270,3 +276,14 @@ def load_split(
     if not stream:
         parts = [dataclasses.replace(part, images=np.asarray(part.images)) for part in parts]
     return *parts, member_ids, heldout_ids
+
+
+def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
+    """(members, held-out images) as the train stage split them, all in memory."""
+    *parts, member_ids, heldout_ids = load_split(settings, workdir)
+    rows = files.read_json(workdir / "train" / "split.json")  # whose hashes load_split has found to hold
+    members, heldout = (
+        Side(images=part.images, ids=ids, names=part.names, digests=tuple(row["sha256"] for row in rows[name]))
+        for name, part, ids in zip(("members", "heldout"), parts, (member_ids, heldout_ids), strict=True)
+    )
+    return members, heldout

@@ -80,10 +80,12 @@ def measure(
         for name, parts in runs:
             found, features = [], []
             for made in parts:
-                found.append(scorer.match(made["images"]))
-                _write_matches(table, name, made, found[-1], members, heldout, scorer)
+                embedded = None
                 if embed and sum(map(np.size, features)) < FEATURES:
-                    features.append(embed(made["images"]))
+                    embedded = embed(made["images"])
+                    features.append(embedded)
+                found.append(scorer.match(made["images"], embedded))
+                _write_matches(table, name, made, found[-1], members, heldout, scorer)
             whole = scoring.join(found)
             run = {"attack": name[0], "guidance_scale": name[1]}
             rows += [run | row for row in scorer.rows(whole, plain)]

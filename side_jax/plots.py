@@ -147,21 +147,21 @@ def noise_levels(rows: dict[str, list[dict[str, Any]]], chance: dict[str, float]
     return _png(figure)
 
 
-def rarefaction(seen: list[dict[str, Any]], members: int) -> bytes:
+def rarefaction(seen: dict[str, dict[str, Any]], members: int) -> bytes:
     """Different members found against the number of images, and what more would find: a PNG.
 
     Args:
-      seen: results.json's "rarefaction", of the runs to show.
+      seen: results.json's "rarefaction", of the runs to show by their titles.
       members: how many there are.
     """
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     highest = 0.0
-    for i, row in enumerate(seen):
+    for i, (title, row) in enumerate(seen.items()):
         colour = _COLOURS.get(row["attack"], f"C{i}")
         found = row["expected"][-1]
         highest = max(highest, row["fit"]["expected"][-1], row["ahead"]["chao"])
         axes.plot(row["fit"]["sizes"], row["fit"]["expected"], color=colour, linestyle="--", linewidth=1)
-        axes.plot(row["sizes"], row["expected"], color=colour, label=_run_name(row), linewidth=2.2)
+        axes.plot(row["sizes"], row["expected"], color=colour, label=title, linewidth=2.2)
         last = row["sizes"][-1]
         axes.plot([last], [found], "o", color=colour)
         if found:
@@ -253,10 +253,6 @@ def yields(rows: list[dict[str, Any]], name: str) -> bytes:
             height = 100 * row["matched"] / row["images"]
             axis.annotate(str(row["members"]), (i, height), ha="center", va="bottom", fontsize=6)
     return _png(figure)
-
-
-def _run_name(row: dict[str, Any]) -> str:
-    return row["attack"] + (f", scale {row['guidance_scale']:g}" if row["guidance_scale"] else "")
 
 
 def _png(figure: Any) -> bytes:

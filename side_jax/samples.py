@@ -25,7 +25,7 @@ from side_jax.config import default_config, from_config
 from side_jax.data.image_sets import FLAGS, ImageSet, Together, read_together
 from side_jax.data.listed import describe
 from side_jax.errors import InputError
-from side_jax.features import Extractor, onnx, pixels, sscd
+from side_jax.features import Extractor
 from side_jax.measure import Side, measure
 from side_jax.presentation import Audit, findings
 from side_jax.scoring import Scorer
@@ -128,10 +128,7 @@ def run(values: flags.FlagValues, config: ml_collections.ConfigDict, command: Se
         _replace(work, out)
     finally:
         work.rmtree(missing_ok=True)
-    said = findings.sentences(results, settings.evaluate.confidence)
-    status, _, verdict = findings.verdict(results, settings.evaluate.confidence)
-    lines = [f"  {i}. {text}" for i, text in enumerate(said, start=1)]
-    return "\n".join(["", f"{status}. {' '.join(verdict)}", *lines, f"Report: {out / 'index.html'}"])
+    return findings.in_plain_words(results, settings.evaluate.confidence, out / "index.html")
 
 
 def _settings(config: ml_collections.ConfigDict, out: Path) -> Settings:
@@ -208,12 +205,7 @@ def _different(one: ImageSet) -> ImageSet:
 
 def _extractor(settings: Settings, channels: int, out: Path) -> Extractor:
     """label.features without a model; raises InputError where that needs one."""
-    size = {"batch_size": settings.sampler.batch_size}
-    known = {
-        "pixels": lambda: pixels.extractor(**size),
-        "sscd": lambda: sscd.extractor(settings.label, out / CACHE, **size),
-        "onnx": lambda: onnx.extractor(settings.label, channels, **size),
-    }
+    known = builders.modelless_extractors(settings, channels, out / CACHE)
     if settings.label.features not in known:
         raise InputError(
             f"config.label.features is {settings.label.features!r}, which needs the model; for samples alone choose "

@@ -92,9 +92,9 @@ class Scorer:
             )
         return found
 
-    def match(self, images: np.ndarray) -> Found:
-        """The matches of images uint8 [n, h, w, c] on every side."""
-        features = self._features(images)
+    def match(self, images: np.ndarray, features: np.ndarray | None = None) -> Found:
+        """The matches of images uint8 [n, h, w, c] on every side; their features, if known, are not computed again."""
+        features = self._features(images) if features is None else features
         options = {"metrics": self._metrics, "features": features, "limits": self._limits}
         found = {name: match(images, self._sides[name], **options) for name in ("members", "heldout")}
         same = self._sides["equal"] is self._sides["members"]

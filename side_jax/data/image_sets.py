@@ -12,6 +12,7 @@ from side_jax.data import duplicates
 from side_jax.data.images import as_array, fit_image
 from side_jax.data.listed import Listed, describe, existing, find
 from side_jax.data.names import short
+from side_jax.data.split import note_hashes
 from side_jax.data.storage import Stream, scan
 from side_jax.errors import InputError
 
@@ -207,8 +208,7 @@ def _read(listed: Listed, shape: tuple[int, int, int]) -> tuple[ImageSet, np.nda
 
     def visit(ids: np.ndarray, chunk: np.ndarray) -> None:
         signatures[ids] = duplicates.signatures(chunk)
-        for i, image in zip(ids.tolist(), chunk, strict=True):
-            hashes[i] = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+        note_hashes(hashes, ids, chunk)
         if memory is not None:
             memory[ids] = chunk
 

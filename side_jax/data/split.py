@@ -21,11 +21,12 @@ CANDIDATES = 2048  # held-out candidates that are compared with the members at a
 def image_hashes(images: np.ndarray | Stream) -> list[str]:
     """SHA-256 of each image's pixels, after crop and resize: uint8 [n, h, w, c] -> n strings."""
     hashes = [""] * len(images)
-    scan(images, functools.partial(_hash, hashes))
+    scan(images, functools.partial(note_hashes, hashes))
     return hashes
 
 
-def _hash(hashes: list[str], ids: np.ndarray, chunk: np.ndarray) -> None:
+def note_hashes(hashes: list[str], ids: np.ndarray, chunk: np.ndarray) -> None:
+    """Puts the SHA-256 of each image of a chunk, uint8 [k, h, w, c], in its place."""
     for i, image in zip(ids, chunk, strict=True):
         hashes[i] = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
 
@@ -106,7 +107,7 @@ def _read_all(dataset: Dataset, data: Data) -> tuple[list[str], np.ndarray, np.n
 
     def visit(ids: np.ndarray, chunk: np.ndarray) -> None:
         signatures[ids] = duplicates.signatures(chunk)
-        _hash(hashes, ids, chunk)
+        note_hashes(hashes, ids, chunk)
 
     skipped = Skipped(data.max_corrupt)
     scan(dataset.images, visit, skipped)

@@ -59,12 +59,12 @@ def _guidance(rows: list[Row]) -> Drawn:
 
 def _rarefaction(results: dict[str, Any], best: list[Row]) -> Drawn:
     names = [matches.title(row) for row in best]
-    seen = [row for row in results["rarefaction"] if matches.title(row) in names]
+    seen = {title: row for row in results["rarefaction"] if (title := matches.title(row)) in names}
     note = (
         "Solid: the mean over all subsets of the images. Dashed: the fitted law, continued to ten times as many. "
         "Crosses: Chao's estimate there, a lower bound."
     )
-    if not any(row["expected"][-1] for row in seen):
+    if not any(row["expected"][-1] for row in seen.values()):
         note = "No member was found, so nothing can be continued; other members may come out of more images."
     return Drawn(
         name="rarefaction",

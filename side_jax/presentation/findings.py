@@ -153,6 +153,13 @@ def _more(results: dict[str, Any], row: Row) -> str:
     return f", and {seen['ahead']['factor']} times as many images would bring out about {seen['ahead']['fit']:,.0f}"
 
 
+def in_plain_words(results: dict[str, Any], confidence: float, page: object) -> str:
+    """What a command prints at its end: the verdict, the findings, and where the page is."""
+    status, _, said = verdict(results, confidence)
+    lines = [f"  {i}. {text}" for i, text in enumerate(sentences(results, confidence), start=1)]
+    return "\n".join(["", f"{status}. {' '.join(said)}", *lines, f"Report: {page}"])
+
+
 def sentences(results: dict[str, Any], confidence: float) -> list[str]:
     """The most important figures in plain words: what leaks unguided, what SIDE adds, and the controls."""
     rows = headline(results)

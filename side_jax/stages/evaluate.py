@@ -10,8 +10,7 @@ import ml_collections
 
 from side_jax import __version__, builders, evidence, features, files, manifest, parallel, shards
 from side_jax.config import from_config
-from side_jax.data.split import image_hashes
-from side_jax.measure import Side, measure
+from side_jax.measure import measure
 from side_jax.progress import progress
 from side_jax.scoring import Scorer
 from side_jax.settings import Settings
@@ -31,11 +30,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
     seed = builders.stream_seed(settings, "evaluate")
-    *datasets, member_ids, heldout_ids = builders.load_split(settings, workdir)
-    members, heldout = (
-        Side(images=part.images, ids=ids, names=part.names, digests=tuple(image_hashes(part.images)))
-        for part, ids in zip(datasets, (member_ids, heldout_ids), strict=True)
-    )
+    members, heldout = builders.load_sides(settings, workdir)
     embed = None
     if settings.uses_features:
         embed = features.comparer(builders.build_extractor(settings, workdir), members.images)

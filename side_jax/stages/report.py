@@ -10,7 +10,6 @@ import numpy as np
 
 from side_jax import builders, curves, files, manifest, monitor, parallel, plots, presentation, shards
 from side_jax.config import from_config
-from side_jax.measure import Side
 from side_jax.presentation import Audit, Drawn, findings
 from side_jax.presentation.findings import percent
 from side_jax.settings import Run, Settings
@@ -33,11 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
 def _write(config: ml_collections.ConfigDict, settings: Settings, workdir: Path, work: manifest.Unit) -> list[str]:
     """Returns the names of the figures' files."""
     results = files.read_json(workdir / "evaluate" / "results.json")
-    *datasets, member_ids, heldout_ids = builders.load_split(settings, workdir)
-    members, heldout = (
-        Side(images=part.images, ids=ids, names=part.names, digests=())
-        for part, ids in zip(datasets, (member_ids, heldout_ids), strict=True)
-    )
+    members, heldout = builders.load_sides(settings, workdir)
     units = dict(manifest.extraction_units(settings, workdir))
 
     def fetch(attack: str, scale: float, index: np.ndarray) -> np.ndarray:
@@ -202,8 +197,4 @@ def _shown(config: ml_collections.ConfigDict, private: bool) -> dict[str, Any]:
 def in_plain_words(config: ml_collections.ConfigDict, workdir: Path) -> str:
     """What the command line prints at its end."""
     results = files.read_json(workdir / "evaluate" / "results.json")
-    confidence = from_config(config).evaluate.confidence
-    status, _, verdict = findings.verdict(results, confidence)
-    said = findings.sentences(results, confidence)
-    lines = [f"  {i}. {text}" for i, text in enumerate(said, start=1)]
-    return "\n".join(["", f"{status}. {' '.join(verdict)}", *lines, f"Report: {workdir / 'report' / 'index.html'}"])
+    return findings.in_plain_words(results, from_config(config).evaluate.confidence, workdir / "report" / "index.html")
