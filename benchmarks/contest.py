@@ -19,7 +19,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's
 
 import jax
 
-from side_jax import builders, cpu, pipeline
+from side_jax import builders, cpu
 from side_jax.config import default_config, from_config
 from side_jax.convert import parameters
 from side_jax.settings import Settings
@@ -157,7 +157,7 @@ def start(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Checks that both are on one device of the same kind, and prints what they are: (device, about)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = [load_settings(size, options.batch_size, options.dtype) for size in options.sizes]
-    cpu.prepare(size for one in settings for size in pipeline.batches(one).values())  # as the command line does
+    cpu.prepare(one.sampler.batch_size for one in settings)  # as the command line does
     if (device == "cuda") != (jax.default_backend() == "gpu"):
         sys.exit(f"PyTorch is on {device} and JAX on {jax.default_backend()}; hide the GPU or install both for it.")
     if device == "cuda":

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from side_jax import builders, cpu, files, pipeline, sampling
+from side_jax import builders, cpu, files, sampling
 from side_jax.config import from_config
 from side_jax.manifest import unit
 from side_jax.memorization.metrics import match, references
@@ -72,7 +72,7 @@ class Bench:
         command += [f"--config.seed={seed}", f"--stages={STAGES}", attacks, *overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         self.settings = settings = from_config(saved_config(workdir))
-        cpu.prepare(pipeline.batches(settings).values())
+        cpu.prepare([settings.sampler.batch_size])
         surrogate_unit = unit(settings, workdir, "surrogate/side")
         self.drawn = workdir / "cost" / surrogate_unit.fingerprint[:12]
         members, heldout, *_ = builders.load_split(settings, workdir)

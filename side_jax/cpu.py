@@ -13,6 +13,8 @@ import jax
 # Of mallopt(3), glibc's.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
+_cores_are_devices = False
+
 
 def prepare(batch_sizes: Iterable[int]) -> None:
     """Does both of the below, unless JAX is in use already."""
@@ -25,11 +27,13 @@ def use_cores(batch_sizes: Iterable[int]) -> None:
 
     XLA spreads single operations over cores, but not the many small ones; devices work side by side throughout. There
     will be the largest power of two of them that the cores allow, that divides every batch, and that leaves each
-    device 8 images or more. Who has chosen a number, by XLA_FLAGS or JAX_NUM_CPU_DEVICES, keeps it.
+    device 8 images or more. Who has chosen a number, by XLA_FLAGS or JAX_NUM_CPU_DEVICES, keeps it. They are for work
+    that devices do apart from each other, see `talking`.
 
     Args:
       batch_sizes: of all that will be split over the devices.
     """
+    global _cores_are_devices
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -38,6 +42,21 @@ def use_cores(batch_sizes: Iterable[int]) -> None:
         devices *= 2
     with contextlib.suppress(RuntimeError):  # JAX is in use already
         jax.config.update("jax_num_cpu_devices", devices)
+        _cores_are_devices = True
+
+
+def talking() -> list[jax.Device]:
+    """The devices for work in which they wait for each other, of all processes: of those that `use_cores` made, one.
+
+    XLA ends a process of which one device waits 40 seconds for another, and on a busy machine the devices of one CPU do
+    (JAX 0.10.2). Training on one of them is no slower on two cores: single operations are spread over all.
+    """
+    if not _cores_are_devices or jax.default_backend() != "cpu":
+        return jax.devices()
+    first = {}
+    for device in jax.devices():
+        first.setdefault(device.process_index, device)
+    return list(first.values())
 
 
 def keep_memory() -> None:

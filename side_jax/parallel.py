@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
+from side_jax import cpu
 from side_jax.errors import InputError, StoppedError
 
 _passed: list[str] = []  # the barriers behind this process; all processes come to the same ones in one order
@@ -134,8 +135,8 @@ def check_divisible(key: str, batch_size: int, devices: int) -> None:
 
 
 def mesh() -> Mesh:
-    """All devices of all processes on one axis, `batch`."""
-    return Mesh(np.asarray(jax.devices()), ("batch",))
+    """The devices that train together, of all processes, on one axis, `batch`."""
+    return Mesh(np.asarray(cpu.talking()), ("batch",))
 
 
 def local_mesh() -> Mesh:

@@ -72,7 +72,7 @@ def _resolve(
     config = features.resolve(foreign.resolve(config), workdir)
     settings = from_config(config)
     chosen = check_stages(stages)
-    cpu.prepare(batches(settings).values())
+    cpu.prepare([settings.sampler.batch_size])
     check_devices(settings)
     return config, settings, chosen
 
@@ -88,19 +88,11 @@ def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
 
 def check_devices(settings: Settings) -> None:
     """Raises InputError where a batch can't be split over the devices."""
-    for key, size in batches(settings).items():
-        devices = jax.local_device_count() if key == "sampler.batch_size" else jax.device_count()
-        parallel.check_divisible(key, size, devices)
-
-
-def batches(settings: Settings) -> dict[str, int]:
-    """What is split over devices, by its key in the config."""
-    found = {"sampler.batch_size": settings.sampler.batch_size}
+    parallel.check_divisible("sampler.batch_size", settings.sampler.batch_size, jax.local_device_count())
     for section in ("train", "surrogate", "conditional"):
         fit = getattr(settings, section)
         key = f"{section}.batch_size" + (f" / accumulate ({fit.accumulate})" if fit.accumulate > 1 else "")
-        found[key] = fit.batch_size // fit.accumulate
-    return found
+        parallel.check_divisible(key, fit.batch_size // fit.accumulate, parallel.mesh().size)
 
 
 def check_stages(names: Sequence[str]) -> list[str]:

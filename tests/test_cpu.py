@@ -37,6 +37,7 @@ def fresh(code, **environment):
 )
 def test_devices_by_cores_and_batches(monkeypatch, cores, batch_sizes, devices):
     chosen = {}
+    monkeypatch.setattr(cpu, "_cores_are_devices", False)  # as it is again afterwards
     monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr(jax.config, "update", lambda name, value: chosen.update({name: value}))
@@ -58,6 +59,19 @@ print(jax.device_count())
     assert fresh(code).split() == ["4", "4"]
     assert fresh(code, JAX_NUM_CPU_DEVICES="2").split() == ["2", "2"]
     assert fresh(code, XLA_FLAGS="--xla_force_host_platform_device_count=1").split() == ["1", "1"]
+
+
+def test_devices_that_wait_for_each_other_are_one_of_those_made_of_cores_and_all_of_those_chosen():
+    code = """
+import os
+os.sched_getaffinity = lambda _: range(4)
+from side_jax import cpu, parallel
+cpu.prepare([64])
+print(parallel.mesh().size, parallel.local_mesh().size)
+"""
+    assert fresh(code).split() == ["1", "4"]
+    assert fresh(code, JAX_NUM_CPU_DEVICES="2").split() == ["2", "2"]
+    assert fresh(code, XLA_FLAGS="--xla_force_host_platform_device_count=8").split() == ["8", "8"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
