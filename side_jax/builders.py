@@ -280,10 +280,17 @@ def load_split(
 
 def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
     """(members, held-out images) as the train stage split them, all in memory."""
+    by_identity = settings.data.split_by == "identity"
     *parts, member_ids, heldout_ids = load_split(settings, workdir)
     rows = files.read_json(workdir / "train" / "split.json")  # whose hashes load_split has found to hold
     members, heldout = (
-        Side(images=part.images, ids=ids, names=part.names, digests=tuple(row["sha256"] for row in rows[name]))
+        Side(
+            images=part.images,
+            ids=ids,
+            names=part.names,
+            digests=tuple(row["sha256"] for row in rows[name]),
+            groups=part.labels if by_identity else None,
+        )
         for name, part, ids in zip(("members", "heldout"), parts, (member_ids, heldout_ids), strict=True)
     )
     return members, heldout

@@ -97,17 +97,20 @@ def timesteps(settings: Settings) -> tuple[int, int]:
     return max(t, 0), max(1, t // 10)
 
 
-def quality(scores: dict[str, dict[str, np.ndarray]], settings: Settings) -> dict[str, Any]:
+def quality(
+    scores: dict[str, dict[str, np.ndarray]], settings: Settings, groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """How well each membership score tells members from held-out images, for results.json.
 
     Args:
       scores: {"members" or "heldout": {kind: float [m]}}.
       settings: of the run.
+      groups: int [k], of the held-out images, see `intervals.halves`.
     """
     seed, confidence = builders.stream_seed(settings, "evaluate"), settings.evaluate.confidence
     found: dict[str, Any] = {"timestep": timesteps(settings)[0], "secmi_stride": timesteps(settings)[1]}
     for kind, heldout in scores["heldout"].items():
         calibrates = np.zeros(len(heldout), bool)
-        calibrates[halves(len(heldout), seed)[0]] = True
+        calibrates[halves(len(heldout), seed, groups)[0]] = True
         found[kind] = attack_quality(scores["members"][kind], heldout, calibrates, confidence=confidence)
     return found

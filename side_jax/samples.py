@@ -225,7 +225,7 @@ def _write(
     metrics, e = builders.build_metrics(settings.evaluate), settings.evaluate
     scorer = Scorer(members.images, heldout.images, metrics, e, seed=settings.seed, embed=embed)
     laws, most = embed if e.distribution else None, len(members)
-    heldout = Side(**{field.name: getattr(heldout, field.name)[:most] for field in dataclasses.fields(Side)})
+    heldout = heldout.first(most)
     runs = [(NAME, _parts(together.samples))]
     results = measure(work, runs, members, heldout, scorer, e, embed=laws, evidence={}, seed=settings.seed)
     results |= {

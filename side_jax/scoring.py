@@ -53,6 +53,7 @@ class Scorer:
         *,
         seed: int,
         embed: Embed | None = None,
+        groups: np.ndarray | None = None,
     ):
         """Prepares the sides and calibrates.
 
@@ -63,6 +64,7 @@ class Scorer:
           settings: confidence and false-match rate.
           seed: of the halves.
           embed: features, for the metric cosine.
+          groups: int [k], of the held-out images; those of one are in one half.
         """
         self._metrics, self._settings, self._seed = metrics, settings, seed
         self._embed = embed if any(metric.name == "cosine" for metric in metrics) else None
@@ -71,16 +73,16 @@ class Scorer:
         fewer = len(heldout) < len(members)
         self._sides["equal"] = prepare(members[: len(heldout)]) if fewer else self._sides["members"]
         self.sizes = {name: len(side) for name, side in self._sides.items()}
-        self.thresholds = self._calibrate(heldout)
+        self.thresholds = self._calibrate(heldout, groups)
         self._limits = {name: found.below for name, found in self.thresholds.items() if found.below}
 
     def _features(self, images: np.ndarray) -> np.ndarray | None:
         return self._embed(images) if self._embed else None
 
-    def _calibrate(self, heldout: np.ndarray) -> dict[str, Threshold]:
+    def _calibrate(self, heldout: np.ndarray, groups: np.ndarray | None) -> dict[str, Threshold]:
         """Held-out images stand in for images that can't be copies; their nearest member is a false match."""
         null = match(heldout, self._sides["members"], self._metrics, features=self._features(heldout))
-        calibration, test = intervals.halves(len(heldout), self._seed)
+        calibration, test = intervals.halves(len(heldout), self._seed, groups)
         found = {}
         for metric, matches in zip(self._metrics, null, strict=True):
             below = intervals.calibrated_threshold(matches.value[calibration], self._settings.false_match_rate)

@@ -267,6 +267,19 @@ def test_halves():
     np.testing.assert_allclose(share, 0.5, atol=0.1)
 
 
+def test_halves_keep_groups_whole():
+    groups = np.random.default_rng(0).permutation(np.repeat([7, 3, 5, 9], [10, 10, 10, 70]))
+    for seed in range(20):
+        first, second = halves(100, seed, groups)
+        assert sorted([*first, *second]) == list(range(100))
+        assert not set(groups[first]) & set(groups[second])
+        assert len(first) in (10, 20, 30, 70, 80, 90)
+    first, second = halves(90, 0, np.repeat(np.arange(9), 10))
+    assert sorted((len(first), len(second))) == [40, 50]  # as near to half as groups allow
+    np.testing.assert_array_equal(halves(30, 5, np.arange(30)[::-1])[0].size, 15)
+    np.testing.assert_array_equal(halves(30, 5, np.zeros(30)), halves(30, 5))  # one group can't be told apart
+
+
 def test_refuses_what_it_cannot_count():
     with pytest.raises(ValueError, match=r"not all 0, got \(0, 0, 0, 0\)"):
         paired_difference_interval(0, 0, 0, 0, 0.95)
@@ -291,3 +304,5 @@ def test_refuses_what_it_cannot_count():
         calibrated_threshold(np.zeros(3), 1)
     with pytest.raises(ValueError, match="n must be 2 or more, got 1"):
         halves(1, 0)
+    with pytest.raises(ValueError, match="groups must be 4 numbers, got 3"):
+        halves(4, 0, np.arange(3))

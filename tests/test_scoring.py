@@ -106,6 +106,16 @@ def test_calibrated_threshold_is_that_of_held_out_images_nearest_members(sides):
     assert row["ums"] >= row["ums_nearest"]
 
 
+def test_images_of_one_person_calibrate_together(sides):
+    members, heldout, _ = sides
+    settings = Evaluate(metrics=("rmse",), false_match_rate=0.1)
+    people = np.repeat([0, 1, 2], [20, 30, 10])
+    threshold = Scorer(members, heldout, METRICS[:1], settings, seed=0, groups=people).thresholds["rmse"]
+    calibration, test = intervals.halves(N, 0, people)
+    assert (threshold.calibrated_on, threshold.tested_on) == (len(calibration), len(test))
+    assert not set(people[calibration]) & set(people[test])
+
+
 def test_too_few_held_out_images_calibrate_nothing(sides):
     members, heldout, _ = sides
     scorer = make(members, heldout[:20])

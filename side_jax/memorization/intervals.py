@@ -219,23 +219,37 @@ def calibrated_threshold(null: np.ndarray, false_match_rate: float) -> float | N
     return float(np.partition(null, k - 1)[k - 1]) if k else None
 
 
-def halves(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def halves(n: int, seed: int, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Splits range(n) at random in two, fixed by the seed.
+
+    Images of one person are alike: with some of them in either half, a threshold would seem to hold for people whom it
+    was never tested on. So whole groups go into a half, where there are two or more.
 
     Args:
       n: 2 or more.
       seed: of the split, 0 or more.
+      groups: int [n], the group of each; None: each is its own.
 
     Returns:
-      (calibration int64 [n // 2], evaluation int64 [n - n // 2]), each ascending.
+      (calibration int64, evaluation int64), each ascending. Without groups the first has n // 2; with groups, as many
+      of them, in random order, as come closest to it, and neither is empty.
 
     Raises:
-      ValueError: for fewer than 2.
+      ValueError: for fewer than 2, or groups of another number.
     """
     if n < 2:
         raise ValueError(f"n must be 2 or more, got {n}")
-    order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+    if groups is not None and len(groups) != n:
+        raise ValueError(f"groups must be {n} numbers, got {len(groups)}")
+    rng = np.random.default_rng(seed)
+    _, group = np.unique(np.arange(n) if groups is None else groups, return_inverse=True)
+    sizes = np.bincount(group)
+    if len(sizes) == 1:
+        return halves(n, seed)
+    order = rng.permutation(len(sizes))
+    first = order[: 1 + np.argmin(np.abs(np.cumsum(sizes[order])[:-1] - n // 2))]
+    calibrates = np.isin(group, first)
+    return np.flatnonzero(calibrates), np.flatnonzero(~calibrates)
 
 
 def _check_confidence(confidence: float) -> None:

@@ -34,10 +34,11 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
     embed = None
     if settings.uses_features:
         embed = features.comparer(builders.build_extractor(settings, workdir), members.images)
-    metrics = builders.build_metrics(settings.evaluate)
-    scorer = Scorer(members.images, heldout.images, metrics, settings.evaluate, seed=seed, embed=embed)
+    e, groups = settings.evaluate, heldout.groups
+    metrics = builders.build_metrics(e)
+    scorer = Scorer(members.images, heldout.images, metrics, e, seed=seed, embed=embed, groups=groups)
     witness, scores = evidence.Witness(settings, workdir), {}
-    if settings.evaluate.membership:
+    if e.membership:
         for name, side in (("members", members), ("heldout", heldout)):
             scores[name] = witness.scores(evidence.MEMBERSHIP, side.images, f"membership/{name}")
     units = manifest.extraction_units(settings, workdir)
@@ -45,10 +46,8 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
         ((run_of.attack, run_of.scale), shards.stream(builders.extracted_shards(settings, unit)))
         for run_of, unit in progress(units, total=len(units), description="evaluate", unit="run")
     )
-    with_laws = embed if settings.evaluate.distribution else None
-    results = measure(
-        work.directory, runs, members, heldout, scorer, settings.evaluate, embed=with_laws, evidence=scores, seed=seed
-    )
+    with_laws = embed if e.distribution else None
+    results = measure(work.directory, runs, members, heldout, scorer, e, embed=with_laws, evidence=scores, seed=seed)
     results |= {
         "dataset": {
             "name": settings.data.tfds_name or settings.data.name,
@@ -58,7 +57,7 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
             "image_shape": list(members.images.shape[1:]),
             "split_sha256": files.file_digest(workdir / "train" / "split.json"),
         },
-        "membership": evidence.quality(scores, settings) if scores else {},
+        "membership": evidence.quality(scores, settings, groups) if scores else {},
         "target": witness.about
         | {"denoising_loss_members": witness.mean_loss(members.images)}
         | {"denoising_loss_heldout": witness.mean_loss(heldout.images)},

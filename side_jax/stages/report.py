@@ -99,9 +99,8 @@ def _began(watched: list[dict[str, Any]], settings: Settings) -> str:
     )
     said = (
         f"{copied}, significantly more samples copy a member (d1 / d2 < 1/3) than copy a held-out image. {closer}, "
-        "significantly more than half of the samples were closer to a member than to every held-out image. At the "
-        "last look "
-        f"{percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, and "
+        "significantly more than half of the samples were closer to a member than to every held-out image. At the last "
+        f"look {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, and "
         f"{percent(last['closer'])} were closer to a member."
     )
     if settings.data.split_by == "identity":
@@ -121,8 +120,7 @@ def _knowledge(classifiers: dict[str, Any]) -> Drawn | None:
     listed = "; ".join(
         f"{name}: {found['classes']} classes, {found['images']} images, {found['steps']} steps, accuracy "
         f"{percent(found['levels'][0]['accuracy'])} at the least noise and "
-        f"{percent(found['levels'][-1]['accuracy'])} at "
-        f"the most, on {found['held_back']} images held back"
+        f"{percent(found['levels'][-1]['accuracy'])} at the most, on {found['held_back']} images held back"
         for name, found in classifiers.items()
     )
     return Drawn(
@@ -130,9 +128,8 @@ def _knowledge(classifiers: dict[str, Any]) -> Drawn | None:
         heading="Where do the classifiers know the label?",
         png=plots.noise_levels(rows, chance),
         alt="Accuracy and calibration of each classifier at each noise level",
-        note=f"{listed}. Calibration: expected calibration error (Guo et al. 2017, 15 bins), solid as trained, "
-        "dashed after "
-        "temperature scaling fitted on the other half of those images.",
+        note=f"{listed}. Calibration: expected calibration error (Guo et al. 2017, 15 bins), solid as trained, dashed "
+        "after temperature scaling fitted on the other half of those images.",
     )
 
 
@@ -140,9 +137,8 @@ def _clusters(found: dict[str, Any]) -> str:
     features = ", ".join(f"{key} {value}" for key, value in found["features"].items())
     return (
         f"Features: {features}. Of {found['clusters']} clusters {found['kept']} are kept; "
-        f"{found['rejected_by_cohesion']} "
-        f"lack cohesion, {found['empty']} are empty, {found['tiny']} too small, {found['duplicate']} duplicates of "
-        "another. "
+        f"{found['rejected_by_cohesion']} lack cohesion, {found['empty']} are empty, {found['tiny']} too small, "
+        f"{found['duplicate']} duplicates of another. "
         f"{found['featureless']} images have no features, {found['dropped_images']} no label."
     )
 
@@ -152,12 +148,10 @@ def _made(results: dict[str, Any], settings: Settings) -> str:
     target, surrogate, interval = results["target"], results["surrogate"], settings.extract.guidance_interval
     said = (
         f"Target: {target['parameters']:,} parameters at step {target['step']:,}, {results['dataset']['members']} "
-        "members of "
-        f"{results['dataset']['name']}; denoising loss {target['denoising_loss_members']:.4f} on members, "
+        f"members of {results['dataset']['name']}; denoising loss {target['denoising_loss_members']:.4f} on members, "
         f"{target['denoising_loss_heldout']:.4f} on held-out images. All attacks make "
-        f"{settings.extract.num_images:,} images "
-        f"from the same starting noise. Without guidance: {settings.sampler.solver}, {settings.sampler.num_steps} "
-        "steps; "
+        f"{settings.extract.num_images:,} images from the same starting noise. Without guidance: "
+        f"{settings.sampler.solver}, {settings.sampler.num_steps} steps; "
         f"guided: {settings.guided_sampler.solver}, {settings.guided_sampler.num_steps} steps"
     )
     if interval:
@@ -166,9 +160,8 @@ def _made(results: dict[str, Any], settings: Settings) -> str:
         low, high = surrogate["cohesion"][0], surrogate["cohesion"][2]
         said += (
             f". SIDE saw {surrogate['synthetic_images']:,} of the model's own samples and no label; "
-            f"{surrogate['kept']} of "
-            f"{surrogate['clusters']} clusters were cohesive enough (cohesion {low:.2f} to {high:.2f}; images of the "
-            f"others: {surrogate['assignment']})"
+            f"{surrogate['kept']} of {surrogate['clusters']} clusters were cohesive enough (cohesion {low:.2f} to "
+            f"{high:.2f}; images of the others: {surrogate['assignment']})"
         )
     return said + "."
 
