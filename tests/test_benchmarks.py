@@ -9,7 +9,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import allocation
 import extraction_cost
+import membership
 import seeds
+
+from side_jax.memorization.membership import attack_quality
 
 
 def found(matched, nearest, seconds=2.0):
@@ -37,6 +40,20 @@ def test_the_table_compares_with_the_papers_best_scale():
         "8.00x",
         "4.00x",
     ]
+
+
+def test_members_called_stand_beside_held_out_images_called():
+    """The threshold of 10% is the first of the nine that calibrate, 1.0: half of the members are below, one of five."""
+    heldout, calibrates = np.append(np.arange(1.0, 10), [0.5, 20, 21, 22, 23]), np.arange(14) < 9
+    one = attack_quality(np.asarray([0.0, 0.1, 5, 6]), heldout, calibrates, (0.1, 0.01))
+    head, _, row, _, note = membership.table({"s": {"timestep": 100, "loss": one}}).splitlines()
+    assert "members called at 10% | held-out images called | members called at 1% |" in head
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    # Of 20 pairs a member is the lower in 4 + 4 + 5 + 5 less what 0.5 is below.
+    assert cells[:3] == ["s", "loss", f"{one['auc']:.3f} ({one['auc_ci'][0]:.3f} to {one['auc_ci'][1]:.3f})"]
+    assert one["auc"] == 18 / 20
+    assert [cells[3][:6], *cells[4:]] == ["2 of 4", "1 of 5 (20.00%)", "-", "-"]
+    assert note == "-: a rate of 0.01 needs 99 calibration images, and there are 9."
 
 
 def test_near_duplicates_are_the_other_images_within_the_distance():

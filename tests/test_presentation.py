@@ -90,8 +90,14 @@ def results():
         "calibration": 45,
         "at": [
             {"false_positive_rate": 0.01, "true_positive_rate": None, "note": "too few images"},
-            {"false_positive_rate": 0.1, "true_positive_rate": draw(), "true_positive_rate_ci": draw.interval()},
+            {
+                "false_positive_rate": 0.1,
+                "true_positive_rate": draw(),
+                "true_positive_rate_ci": draw.interval(),
+                "called_heldout": 3,
+            },
         ],
+        "evaluation": 45,
     }
     return {
         "rows": [row(draw, *run, metric, level) for run in RUNS for metric in METRICS for level in LEVELS],
@@ -282,7 +288,8 @@ def test_every_number_of_membership(results):
     assert texts(found, "Evidence") == ["pia"]
     assert texts(found, "AUC") == [f"{one['auc']:.3f} ({low:.3f} to {high:.3f})"]
     assert texts(found, "True positives at 1%") == ["too few images"]
-    assert texts(found, "True positives at 10%") == shares(one["at"][1:], "true_positive_rate")
+    (rate,) = shares(one["at"][1:], "true_positive_rate")
+    assert texts(found, "True positives at 10%") == [f"{rate}; 3 of 45 false"]
     assert "at timestep 77" in found.note
     assert "on 45 held-out images" in found.note
 

@@ -273,10 +273,8 @@ def _membership(found: dict[str, Any]) -> model.Table:
         row = [_cell(kind), _cell(f"{one['auc']:.3f} ({one['auc_ci'][0]:.3f} to {one['auc_ci'][1]:.3f})", one["auc"])]
         for at in one["at"]:
             known = at["true_positive_rate"] is not None
-            text = at["note"]
-            if known:
-                text = _spread(at["true_positive_rate"], at["true_positive_rate_ci"])
-                text += f"; {at['called_heldout']:,} of {one['evaluation']:,} false"
+            text = _spread(at["true_positive_rate"], at["true_positive_rate_ci"]) if known else at["note"]
+            text += f"; {at['called_heldout']:,} of {one['evaluation']:,} false" if known else ""
             row.append(_cell(text, at["true_positive_rate"], "" if known else "faint"))
         cells.append(tuple(row))
     note = (
