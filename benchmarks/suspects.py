@@ -150,7 +150,9 @@ def main() -> None:
             single[name] = one
             attacks.setdefault(attack, []).append(one)
         print(f"{workdir} is read", file=sys.stderr, flush=True)
-    whole = {f"{attack}, {len(parts)} runs": pooled(parts) for attack, parts in attacks.items()}
+    whole = {
+        f"{attack}, {len(parts)} run{'s' if len(parts) > 1 else ''}": pooled(parts) for attack, parts in attacks.items()
+    }
     print(table(single | {name: one for name, one in whole.items() if len(single) > len(whole)}, options.resamples))
     if options.plot:
         figure(whole, options.plot)
