@@ -81,7 +81,7 @@ def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> by
             axis.fill_between(step, low, high, color=colour, alpha=0.12)
         axes[3].axhline(50, color="0.5", linestyle=":", label="chance")
         axes[2].set_title("samples with d1 / d2 < 1/3, %")
-        axes[3].set_title("closer to a member than to held-out, %")
+        axes[3].set_title("closer to members, %")
         for axis in axes[2:]:
             axis.legend()
     for axis in axes:

@@ -89,12 +89,13 @@ def results():
         "auc_ci": draw.interval(),
         "calibration": 45,
         "at": [
-            {"false_positive_rate": 0.01, "true_positive_rate": None, "note": "too few images"},
+            {"false_positive_rate": 0.01, "true_positive_rate": None, "note": "it needs 99 images"},
             {
                 "false_positive_rate": 0.1,
                 "true_positive_rate": draw(),
                 "true_positive_rate_ci": draw.interval(),
                 "called_heldout": 3,
+                "note": None,
             },
         ],
         "evaluation": 45,
@@ -170,6 +171,13 @@ def test_tables_come_in_the_order_of_their_weight(results):
         "Attacks by rmse below 0.8",
         "How much is left to find?",
     ]
+
+
+def test_the_best_of_several_scales_is_warned_of_where_there_are_several(results):
+    caption = "Attacks by rmse below 0.8"
+    assert "best of several scales" in table(results, caption).note
+    results["rows"] = [one for one in results["rows"] if one["guidance_scale"] != 1]
+    assert "best of several scales" not in table(results, caption).note
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -287,10 +295,11 @@ def test_every_number_of_membership(results):
     low, high = one["auc_ci"]
     assert texts(found, "Evidence") == ["pia"]
     assert texts(found, "AUC") == [f"{one['auc']:.3f} ({low:.3f} to {high:.3f})"]
-    assert texts(found, "True positives at 1%") == ["too few images"]
+    assert texts(found, "True positives at 1%") == ["not known"]
     (rate,) = shares(one["at"][1:], "true_positive_rate")
     assert texts(found, "True positives at 10%") == [f"{rate}; 3 of 45 false"]
     assert "at timestep 77" in found.note
+    assert found.note.endswith(" Not known: it needs 99 images.")
     assert "on 45 held-out images" in found.note
 
 

@@ -116,7 +116,8 @@ def _attacks(metric: str, rows: list[Row], explained: bool) -> model.Table:
         )
         for row in rows
     ]
-    note = "Taking the best of several scales favours the guided attacks a little: read the whole table. " * scaled
+    several = len({row["guidance_scale"] for row in rows if row["guidance_scale"]}) > 1
+    note = "Taking the best of several scales favours the guided attacks a little: read the whole table. " * several
     note += "; ".join(
         f"{name}: {ATTACKS[name].says}" for name in dict.fromkeys(r["attack"] for r in rows) if name in ATTACKS
     )
@@ -273,7 +274,7 @@ def _membership(found: dict[str, Any]) -> model.Table:
         row = [_cell(kind), _cell(f"{one['auc']:.3f} ({one['auc_ci'][0]:.3f} to {one['auc_ci'][1]:.3f})", one["auc"])]
         for at in one["at"]:
             known = at["true_positive_rate"] is not None
-            text = _spread(at["true_positive_rate"], at["true_positive_rate_ci"]) if known else at["note"]
+            text = _spread(at["true_positive_rate"], at["true_positive_rate_ci"]) if known else "not known"
             text += f"; {at['called_heldout']:,} of {one['evaluation']:,} false" if known else ""
             row.append(_cell(text, at["true_positive_rate"], "" if known else "faint"))
         cells.append(tuple(row))
@@ -281,4 +282,6 @@ def _membership(found: dict[str, Any]) -> model.Table:
         f"By the model itself, at timestep {found['timestep']}: denoising loss, SecMI's t-error, PIA. Thresholds are "
         f"fixed on {found[kinds[0]]['calibration']} held-out images, rates of false positives measured on the others."
     )
+    lacking = dict.fromkeys(at["note"] for kind in kinds for at in found[kind]["at"] if at["note"])
+    note += "".join(f" Not known: {one}." for one in lacking)
     return model.Table(caption="Membership evidence", columns=columns, rows=tuple(cells), note=note)
