@@ -49,7 +49,7 @@ def talking() -> list[jax.Device]:
     """The devices for work in which they wait for each other, of all processes: of those that `use_cores` made, one.
 
     XLA ends a process of which one device waits 40 seconds for another, and on a busy machine the devices of one CPU do
-    (JAX 0.10.2). Training on one of them is no slower on two cores: single operations are spread over all.
+    (JAX 0.10.2). Training on one of them still uses all cores: XLA spreads single operations over them.
     """
     if not _cores_are_devices or jax.default_backend() != "cpu":
         return jax.devices()

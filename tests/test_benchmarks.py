@@ -49,7 +49,7 @@ def test_members_called_stand_beside_held_out_images_called():
     head, _, row, _, note = membership.table({"s": {"timestep": 100, "loss": one}}).splitlines()
     assert "members called at 10% | held-out images called | members called at 1% |" in head
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    # Of 20 pairs a member is the lower in 4 + 4 + 5 + 5 less what 0.5 is below.
+    # Of 20 pairs: 0.0 and 0.1 are lower than all 5 held-out images that evaluate, 5 and 6 than the 4 above 0.5.
     assert cells[:3] == ["s", "loss", f"{one['auc']:.3f} ({one['auc_ci'][0]:.3f} to {one['auc_ci'][1]:.3f})"]
     assert one["auc"] == 18 / 20
     assert [cells[3][:6], *cells[4:]] == ["2 of 4", "1 of 5 (20.00%)", "-", "-"]
