@@ -15,6 +15,7 @@ PURE = {
         "jax",
         "numpy",
         "dataclasses",
+        "diffrax",
         "collections",
         "functools",
         "itertools",

@@ -1,0 +1,259 @@
+"""The likelihood of images under a DPM: by its probability-flow ODE, and the bound that its training minimises.
+
+With the notation of process.py, epsilon(x, t) what the network predicts, d values in an image, and the half log-odds
+
+    l_t = log( sigma_t / a_t ),     a = (1 + e^(2 l))^(-1/2),     sigma = (1 + e^(-2 l))^(-1/2)         (1)
+
+in place of the timestep (between two timesteps, t is interpolated linearly in l and given to the network as a real
+number), the probability-flow ODE of the variance-preserving process (Song et al. 2021, "Score-Based Generative
+Modeling through SDEs", eq. 13) is
+
+    dx / dl = sigma ( epsilon(x, t) - sigma x ),                                                   (2)
+
+by which a density changes as (their eq. 39; Chen et al. 2018, "Neural Ordinary Differential Equations", theorem 1)
+
+    log p(x_0) = log N(x_T; 0, I) + integral from l_0 to l_T of  sigma ( tr d epsilon / dx - sigma d ) dl.   (3)
+
+The trace is exact, by d products with the Jacobian, or Hutchinson's estimate (Grathwohl et al. 2019, "FFJORD"): the
+mean of z^T (d epsilon / dx) z over probes z of +1 and -1 with equal chance (Rademacher), of which every image keeps its
+own along the whole way, as an adaptive solver needs. (2) ends at the least noise that the network knows, l_0: what has
+the density (3) is a clean image plus noise of standard deviation e^(l_0), in units of the data. The ODE's law is the
+DPM's own only as far as its score is exact; samplers that draw noise have another.
+
+The variational bound is that of DDPM's Markov chain (Ho et al. 2020, eq. 5), in nats:
+
+    -log p(x_0) <= L_T + sum over t = 1..T-1 of L_t + L_0,                                         (4)
+    L_T = KL( q(x_T | x_0) || N(0, I) ),
+    L_t = E KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) ),    L_0 = E -log p(x_0 | x_0'),
+
+with x_0' the image after its first noise, q's posterior of variance beta_tilde_t (their eq. 7), p of the same or of the
+large variance beta_t, and means that differ by sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) times x_0 - x0_hat. The
+expectations are over one draw for each t. p(x_0 | .) is either that Gaussian, a density, or its integral over the bin
+of each of 256 levels (their eq. 13), a probability; its variance is beta_tilde_1, since beta_tilde_0 is 0.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from side_jax.diffusion.process import bcast, epsilon_and_x0, q_sample
+from side_jax.diffusion.sampler import DenoiseFn, initial_noise
+from side_jax.diffusion.schedule import Schedule
+
+VARIANCES = ("small", "large")
+DECODERS = ("density", "levels")
+MAX_STEPS = 4096  # of the solver; an image that needs more has no likelihood: NaN
+
+
+class Likelihood(NamedTuple):
+    """log_prob, float32 [b], in nats, NaN where the solver gave up; evaluations, int32 [b], of the network."""
+
+    log_prob: jax.Array
+    evaluations: jax.Array
+
+
+def ode_log_likelihood(
+    denoise_fn: DenoiseFn,
+    schedule: Schedule,
+    x0: jax.Array,
+    keys: jax.Array,
+    *,
+    probes: int = 1,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+) -> Likelihood:
+    """Equation (3) by an adaptive Runge-Kutta method of order 5 (Tsitouras 2011), each image with steps of its own.
+
+    Neither an image's steps nor its probes depend on the batch that it shares.
+
+    Args:
+      denoise_fn: (x [b, ...], t float32 [b], perhaps between timesteps) -> what schedule.prediction_type says, each
+        image for itself.
+      schedule: the noise schedule.
+      x0: float32 [b, ...], in units of the data.
+      keys: typed PRNG keys [b]; not used where the trace is exact.
+      probes: of Hutchinson's estimate, 1 or more; 0: the exact trace, which costs as much as d probes.
+      rtol: relative tolerance of the solver, above 0.
+      atol: absolute tolerance, above 0.
+
+    Raises:
+      ValueError: if probes is below 0 or a tolerance is not above 0.
+    """
+    if probes < 0:
+        raise ValueError(f"probes must be at least 0 (0: the exact trace), got {probes}")
+    if not (rtol > 0 and atol > 0):
+        raise ValueError(f"rtol and atol must be above 0, got {rtol} and {atol}")
+    shape, size = x0.shape[1:], x0[0].size
+    levels = 0.5 * (np.log1p(-schedule.alpha_bar) - np.log(schedule.alpha_bar))
+    field = _one_by_one(functools.partial(_field, denoise_fn, schedule.prediction_type, levels))
+
+    def solve(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if probes:
+            vectors = jax.random.rademacher(key, (probes, *shape), jnp.float32)
+        else:
+            vectors = jnp.eye(size, dtype=jnp.float32).reshape(size, *shape)
+
+        def slope(level: jax.Array, state: tuple[jax.Array, jax.Array], vectors: jax.Array) -> tuple:
+            return field(state[0], level, vectors, jnp.float32(max(probes, 1)))
+
+        first, last = jnp.float32(levels[0]), jnp.float32(levels[-1])
+        # Diffrax mixes float and weak types, which is right but not what a strict mode allows.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(slope),
+                diffrax.Tsit5(),
+                first,
+                last,
+                None,
+                (x * jnp.float32(schedule.alpha_bar[0] ** 0.5), jnp.float32(0)),
+                args=vectors,
+                stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+                adjoint=diffrax.ForwardMode(),  # nothing is differentiated by it: plain loops
+                max_steps=MAX_STEPS,
+                throw=False,
+            )
+        end, change = (values[0] for values in solution.ys)
+        normal = -0.5 * (jnp.square(end).sum() + jnp.float32(size * np.log(2 * np.pi)))
+        found = normal + change + jnp.float32(0.5 * size * np.log(schedule.alpha_bar[0]))
+        steps = solution.stats["num_steps"]
+        return jnp.where(solution.result == diffrax.RESULTS.successful, found, jnp.nan), 6 * steps + 1
+
+    return Likelihood(*jax.vmap(solve)(x0, keys))
+
+
+def _field(
+    denoise_fn: DenoiseFn,
+    prediction_type: str,
+    levels: np.ndarray,
+    x: jax.Array,
+    level: jax.Array,
+    vectors: jax.Array,
+    count: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Equations (2) and (3): x [b, ...], level [b], vectors [b, k, ...], count [b] -> slopes [b, ...] and [b]."""
+    t = jnp.interp(level, jnp.asarray(levels, jnp.float32), jnp.arange(len(levels), dtype=jnp.float32))
+    signal, sigma = (bcast(jnp.sqrt(jax.nn.sigmoid(sign * 2.0 * level)), x) for sign in (-1.0, 1.0))
+
+    def epsilon(x: jax.Array) -> jax.Array:
+        return epsilon_and_x0(prediction_type, denoise_fn(x, t), x, signal, sigma)[0]
+
+    # Reverse mode, since the U-Net's layers for CPU have gradients of their own, which are reverse mode's alone.
+    found, pull = jax.vjp(epsilon, x)
+
+    def product(vector: jax.Array) -> jax.Array:
+        return (pull(vector)[0] * vector).sum(axis=tuple(range(1, x.ndim)))
+
+    if vectors.shape[1] == 1:
+        trace = product(vectors[:, 0])
+    else:
+        trace = jax.lax.map(product, vectors.swapaxes(0, 1)).sum(axis=0) / count
+    sigma_b, size = sigma.reshape(-1), jnp.float32(x[0].size)
+    return sigma * (found - sigma * x), sigma_b * (trace - sigma_b * size)
+
+
+def _one_by_one(fn: Callable) -> Callable:
+    """A function of one image from one of a batch: under vmap, it is called with the whole batch at once.
+
+    So each image has the solver's state of its own, and the network still sees batches, not a vmapped image.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def single(*arguments: jax.Array) -> tuple:
+        return jax.tree.map(lambda a: a[0], fn(*(a[None] for a in arguments)))
+
+    @single.def_vmap
+    def whole(size: int, batched: list[bool], *arguments: jax.Array) -> tuple:
+        full = [a if has else jnp.broadcast_to(a, (size, *a.shape)) for a, has in zip(arguments, batched, strict=True)]
+        return fn(*full), (True, True)
+
+    return single
+
+
+def variational_bound(
+    denoise_fn: DenoiseFn,
+    schedule: Schedule,
+    x0: jax.Array,
+    keys: jax.Array,
+    *,
+    variance: str = "small",
+    decoder: str = "levels",
+    clip: bool = True,
+) -> jax.Array:
+    """The terms of (4) for each image: float32 [T + 1, b], in nats, L_0 first and L_T last; their sum is the bound.
+
+    Args:
+      denoise_fn: (x [b, ...], t int32 [b]) -> what schedule.prediction_type says.
+      schedule: the noise schedule.
+      x0: float32 [b, ...]; with the decoder "levels" the 256 levels of an image in [-1, 1].
+      keys: typed PRNG keys [b]; an image's noise depends on its own key and t alone.
+      variance: of p: "small" or "large".
+      decoder: "levels", a probability of 8-bit images, or "density", which compares with ode_log_likelihood.
+      clip: clip x0_hat to [-1, 1].
+
+    Raises:
+      ValueError: for an unknown variance or decoder.
+    """
+    for name, value, known in (("variance", variance, VARIANCES), ("decoder", decoder, DECODERS)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+    betas, alpha_bar = schedule.betas, schedule.alpha_bar
+    before = np.append(1.0, alpha_bar[:-1])
+    tilde = betas * (1 - before) / (1 - alpha_bar)
+    first = tilde[1] if len(tilde) > 1 else betas[0]
+    wide = np.append(first, betas[1:] if variance == "large" else tilde[1:])
+    ratio = tilde[1:] / wide[1:]
+    apart = np.append(0.0, 0.5 * (ratio - 1 - np.log(ratio)))  # of both variances, for each value of an image
+    scale = before * (betas / (1 - alpha_bar)) ** 2 / (2 * wide)
+    axes, size = tuple(range(1, x0.ndim)), x0[0].size
+
+    def terms(_: None, row: tuple[jax.Array, ...]) -> tuple[None, jax.Array]:
+        t, apart, scale = row
+        noise = initial_noise(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t), x0.shape[1:])
+        times = jnp.full(x0.shape[:1], t, jnp.int32)
+        x = q_sample(schedule, x0, times, noise)
+        signal, sigma = (jnp.asarray(c**0.5, jnp.float32)[t] for c in (alpha_bar, 1 - alpha_bar))
+        _, x0_hat = epsilon_and_x0(schedule.prediction_type, denoise_fn(x, times), x, signal, sigma)
+        if clip:
+            x0_hat = jnp.clip(x0_hat, -1.0, 1.0)
+        kl = size * apart + scale * jnp.square(x0 - x0_hat).sum(axis=axes)
+        decoded = _decoder(decoder, x0, x0_hat, first**0.5).sum(axis=axes)
+        return None, jnp.where(t == 0, -decoded, kl)
+
+    rows = (apart.astype(np.float32), scale.astype(np.float32))
+    _, found = jax.lax.scan(terms, None, (jnp.arange(len(betas), dtype=jnp.int32), *map(jnp.asarray, rows)))
+    end = alpha_bar[-1]
+    prior = 0.5 * (end * jnp.square(x0).sum(axis=axes) + size * (-end - np.log1p(-end)))
+    return jnp.concatenate([found, prior[None]])
+
+
+def _decoder(decoder: str, x0: jax.Array, mean: jax.Array, std: float) -> jax.Array:
+    """Log p(x_0 | .) of each value, the shape of x0."""
+    away = (x0 - mean) / std
+    if decoder == "density":
+        return -0.5 * jnp.square(away) - np.log(std * np.sqrt(2 * np.pi))
+    half = 1 / (255 * std)
+    # By symmetry of the normal law, both ends of the bin on the side where the difference of tails keeps its digits.
+    flip = jnp.where(away > 0, -1.0, 1.0)
+    upper, lower = flip * away + half, flip * away - half
+    open_below = jnp.where(flip > 0, x0 < -1 + 1 / 255, x0 > 1 - 1 / 255)
+    open_above = jnp.where(flip > 0, x0 > 1 - 1 / 255, x0 < -1 + 1 / 255)
+    high = jnp.where(open_above, 0.0, jax.scipy.special.log_ndtr(upper))
+    low = jnp.where(open_below, -jnp.inf, jax.scipy.special.log_ndtr(lower))
+    return high + jnp.log1p(-jnp.exp(low - high))
+
+
+def bits_per_dimension(nats: jax.typing.ArrayLike, size: int, *, density: bool) -> jax.typing.ArrayLike:
+    """-log p in nats to bits for each of an image's `size` values.
+
+    Args:
+      nats: -log p, any shape.
+      size: values in an image.
+      density: whether p is a density of images in [-1, 1], which then counts as constant over each of the 256 levels,
+        2 / 255 wide; else a probability.
+    """
+    return nats / (size * np.log(2)) + (np.log2(255 / 2) if density else 0.0)
