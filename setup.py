@@ -47,6 +47,7 @@ setup(
             "side-jax-train = side_jax.train:main",
             "side-jax-extract = side_jax.extract:main",
             "side-jax-evaluate = side_jax.evaluate:main",
+            "side-jax-theory = side_jax.theory:main",
         ]
     },
 )

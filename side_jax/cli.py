@@ -18,8 +18,11 @@ from ml_collections import config_flags
 
 from side_jax import files, parallel, pipeline, samples
 from side_jax import workdir as workdirs
+from side_jax.config import default_config
 from side_jax.errors import InputError, StoppedError
+from side_jax.settings.theory import Theory
 from side_jax.stages import report, suspects
+from side_jax.stages import theory as theory_stage
 
 _HELP_FLAGS = ("--help", "-h", "-help")
 _HELP = """{description}
@@ -42,6 +45,17 @@ Options:
 At the end: DIR/report/index.html for people, DIR/evaluate/results.json and matches.csv for programs.
 Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read, 143 stopped by SIGTERM while training
 or sampling, after what was done was saved."""
+_THEORY_HELP = """{description}
+
+Options:
+  --config=FILE     The settings: a file such as configs/theory_gmm.py. Without it, the defaults of
+                    side_jax/settings/theory.py.
+  --config.a=X      Overrides one value of the file, such as --config.repeats=50.
+  --workdir=DIR     The folder for theory/results.json and theory/theorem1.png; made if needed. What an earlier run left
+                    there is replaced when this one is finished.
+  --help            Shows this.
+
+Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read."""
 
 
 def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -> int:
@@ -77,7 +91,7 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
 def audit_samples(argv: Sequence[str]) -> int:
     """The audit of images alone, see samples.py; returns the exit code."""
     log_to_stderr()
-    if any(argument in _HELP_FLAGS for argument in argv[1:]):
+    if _asks_for_help(argv):
         print(samples.HELP)
         return 0
     try:
@@ -85,6 +99,20 @@ def audit_samples(argv: Sequence[str]) -> int:
     except InputError as error:
         return _fail(error, 2)
     return _guarded(lambda: print(samples.run(values, config, argv)), values.out)
+
+
+def theory(argv: Sequence[str], description: str) -> int:
+    """Theorem 1 in closed form, see stages/theory.py; returns the exit code."""
+    log_to_stderr()
+    if _asks_for_help(argv):
+        print(_THEORY_HELP.format(description=description.strip()))
+        return 0
+    try:
+        _, config, workdir = _given(_flags(argv), argv)
+    except InputError as error:
+        return _fail(error, 2)
+    config = default_config(Theory) if config is None else config
+    return _guarded(lambda: print(theory_stage.run(config, workdir)), workdir)
 
 
 def _guarded(work: Callable[[], None], where: object) -> int:
@@ -127,21 +155,45 @@ def _parse(
     argv: Sequence[str], description: str, default_stages: Sequence[str]
 ) -> tuple[ml_collections.ConfigDict | None, Path, list[str], tuple[int, str | None, int | None], bool] | None:
     """(config or None, workdir, stages, arguments of parallel.join, dry run), or None where only help was asked for."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=list(argv))
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values = _flags(argv)
     flags.DEFINE_list("stages", list(default_stages), "", flag_values=values)
     flags.DEFINE_integer("processes", 1, "", lower_bound=1, flag_values=values)
     flags.DEFINE_string("coordinator", None, "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
     flags.DEFINE_integer("process_id", None, "", lower_bound=0, flag_values=values)
-    if any(argument in _HELP_FLAGS for argument in argv[1:]):
+    if _asks_for_help(argv):
         print(_HELP.format(description=description.strip(), stages=", ".join(default_stages)))
         return None
 
+    # absl's flags can't have a hyphen.
+    values, config, workdir = _given(
+        values, ["--dry_run" if argument == "--dry-run" else argument for argument in argv]
+    )
+    if values.process_id is not None and values.process_id >= values.processes:
+        raise InputError(f"--process_id={values.process_id} must be below --processes={values.processes}.")
+    processes = values.processes, values.coordinator, values.process_id
+    return config, workdir, values.stages, processes, values.dry_run
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return any(argument in _HELP_FLAGS for argument in argv[1:])
+
+
+def _flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags that every command has which takes a config."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=list(argv))
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    return values
+
+
+def _given(
+    values: flags.FlagValues, argv: Sequence[str]
+) -> tuple[flags.FlagValues, ml_collections.ConfigDict | None, Path]:
+    """(the flags read from the command line, config or None, workdir)."""
+
     def read() -> tuple[list[str], ml_collections.ConfigDict | None]:
-        # absl's flags can't have a hyphen.
-        rest = values(["--dry_run" if argument == "--dry-run" else argument for argument in argv])[1:]
+        rest = values(list(argv))[1:]
         config = values.config
         return rest, None if config is None else config.lock()  # a file that can't be loaded raises only when it's used
 
@@ -150,10 +202,7 @@ def _parse(
         raise InputError(f"{rest[0]!r} is no flag; every option begins with --, see --help.")
     if not values.workdir:
         raise InputError("--workdir=DIR is missing: the folder for everything the run writes.")
-    if values.process_id is not None and values.process_id >= values.processes:
-        raise InputError(f"--process_id={values.process_id} must be below --processes={values.processes}.")
-    processes = values.processes, values.coordinator, values.process_id
-    return config, files.as_path(values.workdir), values.stages, processes, values.dry_run
+    return values, config, files.as_path(values.workdir)
 
 
 def _read(parse: Callable[[], Any]) -> Any:

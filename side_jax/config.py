@@ -14,9 +14,9 @@ from side_jax.errors import InputError
 from side_jax.settings import Settings
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """The ConfigDict of all defaults, for a config file to override."""
-    return ml_collections.ConfigDict(dataclasses.asdict(Settings()))
+def default_config(cls: type = Settings) -> ml_collections.ConfigDict:
+    """The ConfigDict of all defaults, for a config file to override: of an audit, or of another class of settings."""
+    return ml_collections.ConfigDict(dataclasses.asdict(cls()))
 
 
 def base_config(file: str, name: str, *arguments: str) -> ml_collections.ConfigDict:
@@ -30,13 +30,13 @@ def base_config(file: str, name: str, *arguments: str) -> ml_collections.ConfigD
     return runpy.run_path(str(Path(file).with_name(name)))["get_config"](*arguments)
 
 
-def from_config(config: ml_collections.ConfigDict) -> Settings:
-    """Validates a ConfigDict.
+def from_config(config: ml_collections.ConfigDict, cls: type = Settings) -> Any:
+    """Validates a ConfigDict; returns Settings, or an object of another class of settings.
 
     Raises:
       InputError: naming the key, its value and what it must be.
     """
-    return _build(Settings, config.to_dict(), "")
+    return _build(cls, config.to_dict(), "")
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:

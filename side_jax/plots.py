@@ -255,6 +255,51 @@ def yields(rows: list[dict[str, Any]], name: str) -> bytes:
     return _png(figure)
 
 
+def theorem(results: dict[str, Any]) -> bytes:
+    """The divergence's difference against |D_i|, for each epsilon, and where the theorem is misread: a PNG.
+
+    Args:
+      results: of stages/theory.py.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    rows = [row for row in results["rows"] if row["label"] is None]
+    colours = plt.get_cmap("viridis")
+
+    def curve(axis: Any, own: list[dict[str, Any]], place: float, **style: Any) -> None:
+        x, y, bar = np.asarray([[row[key] for key in ("size", "difference", "deviation")] for row in own]).T
+        axis.errorbar(x * 1.04**place, y, bar, marker="o", markersize=4, capsize=2, **style)  # side by side
+
+    epsilons = results["settings"]["epsilons"]
+    for i, epsilon in enumerate(epsilons):
+        own = [row for row in rows if row["case"] == "informative" and row["epsilon"] == epsilon]
+        colour = colours(0.9 * i / max(1, len(epsilons) - 1))
+        curve(
+            axes[0], own, i - (len(epsilons) - 1) / 2, color=colour, linewidth=0, elinewidth=1.2, label=f"{epsilon:g}"
+        )
+        axes[0].axhline(own[0]["limit_at_epsilon"], color=colour, linestyle=":", linewidth=1)
+    limit, entropy = results["limits"]["mean"], results["entropy"]
+    axes[0].axhline(limit, color="tab:red", label=f"limit, {limit:.3f}")
+    axes[0].set_title("informative labels, models $p_i$ and $p$")
+    shown = (
+        ("fitted", "random labels, models fitted to $D_i$ and to $D$", "tab:blue"),
+        ("held", "informative labels, models that hold their images", "tab:orange"),
+        ("held_random", "random labels, models that hold their images", "tab:purple"),
+    )
+    for i, (case, label, colour) in enumerate(shown):
+        curve(axes[1], [row for row in rows if row["case"] == case], i - 1, color=colour, linewidth=0.8, label=label)
+    axes[1].axhline(0, color="0.5", linewidth=0.8, label="the theorem's limit for random labels, 0")
+    axes[1].axhline(limit, color="tab:red", label=f"its limit for informative labels, {limit:.3f}")
+    axes[1].axhline(-entropy, color="0.3", linestyle="--", label=f"minus the labels' entropy, {-entropy:.3f}")
+    axes[1].set_title("what the theorem does not say")
+    for axis in axes:
+        axis.set(xscale="log", xlabel="$|D_i|$ (bars: deviation of one data set)")
+    axes[0].set_ylabel("difference of divergences, nats")
+    axes[0].legend(fontsize=8, title=r"$\epsilon$ (dotted: its own limit)", title_fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.suptitle(results["settings"]["name"], fontsize=10)
+    return _png(figure)
+
+
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     # No software version or date inside the file: the same results give the same bytes.

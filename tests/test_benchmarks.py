@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import allocation
 import extraction_cost
+import knn_bias
 import membership
 import seeds
 
@@ -89,3 +91,15 @@ def test_seeds_are_tabled_by_what_counts_as_a_match():
     assert len(lines) == 4
     assert lines[2].startswith("| unconditional | 0 | 1.00, 1.00 | 1.00 |")
     assert "| 3.00, 3.00 | 3.00 | 3.00x | 2, 2 |" in lines[3]
+
+
+@pytest.mark.parametrize("law", knn_bias.LAWS)
+def test_the_bias_of_neighbours_is_measured_against_the_truth(law):
+    """Which exact densities at draws of q give, too; and both estimators are near it in two dimensions."""
+    pair = knn_bias.Pair(law, 2)
+    x = pair.draw(np.random.default_rng(0), 2000)
+    terms = pair.log_q(x) - stats.norm.logpdf(x, 0, pair.scale).sum(axis=1)
+    assert abs(terms.mean() - pair.truth()) < 4 * terms.std() / 2000**0.5 + 1e-9
+    found = knn_bias.measure(pair, 2000, 2000, [1], 2)
+    assert found.shape == (2, 1, 2, 2)
+    np.testing.assert_allclose(found[..., 0], pair.truth(), atol=0.25)

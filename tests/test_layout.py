@@ -57,7 +57,7 @@ def test_pure_rooms_import_no_machinery(room):
             assert ok, f"{path.relative_to(ROOT)} imports {name}"
 
 
-@pytest.mark.parametrize("binary", ["main", "train", "extract", "evaluate"])
+@pytest.mark.parametrize("binary", ["main", "train", "extract", "evaluate", "theory"])
 def test_binaries_are_short(binary):
     assert len((PACKAGE / f"{binary}.py").read_text().splitlines()) < 80
 

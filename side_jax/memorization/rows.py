@@ -3,17 +3,18 @@
 import numpy as np
 
 
-def checked(least: int, **sets: np.ndarray) -> list[np.ndarray]:
-    """The sets as float32 [n, d], in their order.
+def checked(least: int, dtype: type = np.float32, /, **sets: np.ndarray) -> list[np.ndarray]:
+    """The sets as float32 or `dtype` [n, d], in their order.
 
     Args:
       least: the number of rows that each must have.
+      dtype: np.float32 or np.float64.
       **sets: real [n, d], by the name that an error shall give.
 
     Raises:
       ValueError: if a set is not rows, has too few of them, holds a number that is not finite, or differs in d.
     """
-    arrays = {name: np.ascontiguousarray(rows, np.float32) for name, rows in sets.items()}
+    arrays = {name: np.ascontiguousarray(rows, dtype) for name, rows in sets.items()}
     width = None
     for name, rows in arrays.items():
         if rows.ndim != 2:

@@ -1,0 +1,17 @@
+"""Theorem 1 of Chen et al. 2024 in closed form, on mixtures of Gaussians: no images, no network.
+
+Usage: python -m side_jax.theory --config=configs/theory_gmm.py --workdir=runs/theory_gmm
+"""
+
+import sys
+
+from side_jax import cli
+
+
+def main() -> None:
+    """The console entry point."""
+    sys.exit(cli.theory(sys.argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()
