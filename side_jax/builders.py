@@ -39,6 +39,8 @@ _STREAMS = (
         "membership/members",
         "membership/heldout",
         "suspects",
+        "divergence/members",
+        "divergence/heldout",
     ),
 )
 

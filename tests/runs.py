@@ -23,9 +23,11 @@ TINY = {
     # Most of the time of so short a run would go into compiling these; test_pipeline.py has a run with all of them.
     "evaluate.membership": False,
     "evaluate.distribution": False,
+    "evaluate.divergence": False,
+    "evaluate.divergence_draws": 2,
     "evaluate.controls": False,
 }
-WHOLE = {f"evaluate__{name}": True for name in ("membership", "distribution", "controls")}
+WHOLE = {f"evaluate__{name}": True for name in ("membership", "distribution", "divergence", "controls")}
 
 
 def arguments(workdir, stages=None, **overrides):

@@ -154,6 +154,8 @@ VALUES = [
     ({"evaluate.band_factors": "(1.5,1.25)"}, "band_factors is (1.5, 1.25)", "ascending numbers above 1"),
     ({"evaluate.false_match_rate": 0.0}, "false_match_rate is 0.0", "between 0 and 1"),
     ({"evaluate.membership_timestep": 100}, "membership_timestep is 100", "diffusion.num_timesteps (100)"),
+    ({"evaluate.divergence_epsilon": 0.0}, "divergence_epsilon is 0.0", "above 0"),
+    ({"evaluate.divergence_draws": 1}, "divergence_draws is 1", "at least 2"),
     ({"evaluate.control_images": 0}, "control_images is 0", "at least 1"),
     ({"report.pairs": 2000}, "report.pairs is 2000", "between 0 and 1000"),
     ({"seed": -1}, "seed is -1", "at least 0"),

@@ -118,3 +118,41 @@ def test_a_leak_must_stand_out_of_all_attacks_that_were_tried():
 
 def test_a_control_that_finds_much_is_no_leak_by_an_attack():
     assert verdict(row("unconditional", 0, 0.0), row("oracle", 300))[0] == "No leak found"
+
+
+def divergence(members, heldout, error=1.0, unsolved=0):
+    """As results.json has it."""
+
+    def of(value, error):
+        return None if unsolved else {"estimate": value, "standard_error": error}
+
+    sides = {"members": of(members, error), "heldout": of(heldout, error)}
+    difference = {"difference": of(heldout - members, error * 2**0.5)}
+    return {"epsilon": 0.05, "draws": 64, "unsolved": unsolved} | sides | difference
+
+
+def last(**found):
+    return findings.sentences(results(PLAIN) | {"divergence": divergence(**found)}, 0.95)[-1]
+
+
+def test_a_model_nearer_to_its_members():
+    said = last(members=53.3, heldout=76.5)
+    assert "23.2 nats nearer to its training images than to images that it never saw" in said
+    assert "at noise 0.05: 53.3 (standard error 1.0) nats, around as many unseen images 76.5" in said
+
+
+def test_a_model_as_near_to_both():
+    said = last(members=53.3, heldout=55.0)
+    assert "as far from its training images as from images that it never saw" in said
+
+
+def test_a_model_farther_from_its_members():
+    assert "20.0 nats FARTHER from its training images" in last(members=60.0, heldout=40.0)
+
+
+def test_a_likelihood_that_was_not_solved_is_no_number():
+    assert "not known: of 3 of 128 points" in last(members=1.0, heldout=1.0, unsolved=3)
+
+
+def test_without_a_divergence_nothing_is_said_of_it():
+    assert "divergence" not in "".join(said(PLAIN, SIDE))

@@ -206,3 +206,17 @@ def test_bad_options_of_the_bound(options):
     schedule = make_schedule("linear", 10)
     with pytest.raises(ValueError, match="unknown"):
         likelihood.variational_bound(mixture(schedule), schedule, images(drawn(1)), keys(1), **options)
+
+
+def test_parameters_may_be_traced():
+    """The same from inside of a compiled function that is given the denoiser's parameters."""
+    schedule = make_schedule("linear", 100)
+
+    def found(shift, x, k):
+        def denoise(x, t):
+            return mixture(schedule)(x + shift[None], t)
+
+        return likelihood.ode_log_likelihood(denoise, schedule, x, k).log_prob
+
+    args = jnp.full(SHAPE, 0.1), images(drawn(3)), keys(3)
+    np.testing.assert_allclose(jax.jit(found)(*args), found(*args), rtol=1e-4, atol=1e-4)

@@ -33,7 +33,7 @@ of each of 256 levels (their eq. 13), a probability; its variance is beta_tilde_
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import diffrax
@@ -90,7 +90,12 @@ def ode_log_likelihood(
         raise ValueError(f"rtol and atol must be above 0, got {rtol} and {atol}")
     shape, size = x0.shape[1:], x0[0].size
     levels = 0.5 * (np.log1p(-schedule.alpha_bar) - np.log(schedule.alpha_bar))
-    field = _one_by_one(functools.partial(_field, denoise_fn, schedule.prediction_type, levels))
+    field = functools.partial(_field, denoise_fn, schedule.prediction_type, levels)
+    batch = len(x0), probes or size
+    example = (x0.shape, batch[:1], (*batch, *shape), batch[:1])
+    # What denoise_fn holds, such as parameters that are traced, goes through the loops as an argument.
+    field, held = jax.closure_convert(field, *(jnp.zeros(of, jnp.float32) for of in example))
+    field = _one_by_one(field, len(example), len(x0))
 
     def solve(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         if probes:
@@ -98,8 +103,9 @@ def ode_log_likelihood(
         else:
             vectors = jnp.eye(size, dtype=jnp.float32).reshape(size, *shape)
 
-        def slope(level: jax.Array, state: tuple[jax.Array, jax.Array], vectors: jax.Array) -> tuple:
-            return field(state[0], level, vectors, jnp.float32(max(probes, 1)))
+        def slope(level: jax.Array, state: tuple[jax.Array, jax.Array], args: tuple) -> tuple:
+            vectors, held = args
+            return field(state[0], level, vectors, jnp.float32(max(probes, 1)), *held)
 
         first, last = jnp.float32(levels[0]), jnp.float32(levels[-1])
         # Diffrax mixes float and weak types, which is right but not what a strict mode allows.
@@ -111,7 +117,7 @@ def ode_log_likelihood(
                 last,
                 None,
                 (x * jnp.float32(schedule.alpha_bar[0] ** 0.5), jnp.float32(0)),
-                args=vectors,
+                args=(vectors, held),
                 stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
                 adjoint=diffrax.ForwardMode(),  # nothing is differentiated by it: plain loops
                 max_steps=MAX_STEPS,
@@ -156,20 +162,28 @@ def _field(
     return sigma * (found - sigma * x), sigma_b * (trace - sigma_b * size)
 
 
-def _one_by_one(fn: Callable) -> Callable:
+def _one_by_one(fn: Callable, count: int, size: int) -> Callable:
     """A function of one image from one of a batch: under vmap, it is called with the whole batch at once.
 
     So each image has the solver's state of its own, and the network still sees batches, not a vmapped image.
+
+    Args:
+      fn: of `count` arguments [size, ...] and of further ones that all images share, to two results [size, ...].
+      count: as above.
+      size: as above, and of the vmap.
     """
 
+    def batch(arguments: tuple, batched: list[bool]) -> Iterator[jax.Array]:
+        for a, has in zip(arguments[:count], batched, strict=False):
+            yield a if has else jnp.broadcast_to(a, (size, *a.shape))
+
     @jax.custom_batching.custom_vmap
-    def single(*arguments: jax.Array) -> tuple:
-        return jax.tree.map(lambda a: a[0], fn(*(a[None] for a in arguments)))
+    def single(*arguments: jax.Array) -> tuple:  # only its shapes are ever asked for
+        return jax.tree.map(lambda a: a[0], fn(*batch(arguments, [False] * count), *arguments[count:]))
 
     @single.def_vmap
-    def whole(size: int, batched: list[bool], *arguments: jax.Array) -> tuple:
-        full = [a if has else jnp.broadcast_to(a, (size, *a.shape)) for a, has in zip(arguments, batched, strict=True)]
-        return fn(*full), (True, True)
+    def whole(_: int, batched: list[bool], *arguments: jax.Array) -> tuple:
+        return fn(*batch(arguments, batched), *arguments[count:]), (True, True)
 
     return single
 

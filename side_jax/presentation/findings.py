@@ -198,9 +198,37 @@ def sentences(results: dict[str, Any], confidence: float) -> list[str]:
     if side and plain:
         said.append(_random_control(side, plain, best(rows, "side_random"), confidence))
     said.append(_heldout_control(strongest, results["dataset"]["heldout_used"], confidence))
+    if results.get("divergence"):
+        said.append(_divergence(results["divergence"]))
     if plain and plain["attack"] == "samples":
         said += _other_measures(results["rows"], plain)
     return said
+
+
+def _divergence(found: dict[str, Any]) -> str:
+    """The memorisation divergence and what it means."""
+    at = f"memorisation divergence at noise {found['epsilon']:g}"
+    if found["unsolved"]:
+        return (
+            f"The {at} is not known: of {found['unsolved']} of {2 * found['draws']} points, the likelihood could not "
+            "be computed."
+        )
+
+    def size(of: Row) -> str:
+        return f"{of['estimate']:.1f} (standard error {of['standard_error']:.1f})"
+
+    nearer, error = (found["difference"][key] for key in ("estimate", "standard_error"))
+    values = f"{at}: {size(found['members'])} nats, around as many unseen images {size(found['heldout'])}"
+    if abs(nearer) < 2 * error:
+        return (
+            "Judged by its own likelihood, the model is as far from its training images as from images that it never "
+            f"saw ({values}; smaller is nearer)."
+        )
+    where = "nearer to its training images than to" if nearer > 0 else "FARTHER from its training images than from"
+    return (
+        f"Judged by its own likelihood, the model is {abs(nearer):.1f} nats {where} images that it never saw ({values}; "
+        "smaller is nearer, and a model that had learned only what both have in common would have no difference)."
+    )
 
 
 def _other_measures(rows: list[Row], headline: Row) -> list[str]:

@@ -28,6 +28,10 @@ class Evaluate:
     distribution: bool = True  # also AuthPct, C_T, the FLD gap and Frechet distances, in the space of label.features
     membership: bool = True  # also membership evidence of the DPM on each member and held-out image
     membership_timestep: int = 0  # of the denoising loss, SecMI and PIA; 0: a tenth of diffusion.num_timesteps
+    divergence: bool = True  # also the memorisation divergence around members and held-out images, by the model itself
+    # Its noise, for images in [-1, 1]: as near as data.near_duplicate_rmse takes two images for one, by its default.
+    divergence_epsilon: float = 0.05
+    divergence_draws: int = 64  # points on each side whose likelihood is computed, some 150 calls of the network each
     controls: bool = True  # also the sensitivity of every metric to distorted copies of members
     control_images: int = 256  # members that are copied for it, at most
 
@@ -36,7 +40,8 @@ class Evaluate:
         for metric in self.metrics:
             one_of("evaluate.metrics", metric, METRICS)
         check(len(set(self.metrics)) == len(self.metrics), "evaluate.metrics", self.metrics, "different ones")
-        for name in ("normalized_l2_below", "normalized_l2_alpha", "rmse_below", "tiled_l2_below"):
+        positive = ("normalized_l2_below", "normalized_l2_alpha", "rmse_below", "tiled_l2_below", "divergence_epsilon")
+        for name in positive:
             check(getattr(self, name) > 0, f"evaluate.{name}", getattr(self, name), "above 0")
         check(0 < self.cosine_above < 1, "evaluate.cosine_above", self.cosine_above, "strictly between 0 and 1")
         for name, least in (
@@ -44,6 +49,7 @@ class Evaluate:
             ("tiled_l2_grid", 1),
             ("control_images", 1),
             ("membership_timestep", 0),
+            ("divergence_draws", 2),
         ):
             check(getattr(self, name) >= least, f"evaluate.{name}", getattr(self, name), f"at least {least}")
         one_of("evaluate.normalized_l2_around", self.normalized_l2_around, AROUND)

@@ -58,6 +58,7 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
             "split_sha256": files.file_digest(workdir / "train" / "split.json"),
         },
         "membership": evidence.quality(scores, settings, groups) if scores else {},
+        "divergence": witness.divergence(members.images, heldout.images[: len(members)]) if e.divergence else {},
         "target": witness.about
         | {"denoising_loss_members": witness.mean_loss(members.images)}
         | {"denoising_loss_heldout": witness.mean_loss(heldout.images)},
