@@ -46,6 +46,7 @@ def attacks_of(rows: list[Row]) -> list[Row]:
 def called(row: Row) -> str:
     """The attack, for people."""
     names = {"unconditional": "plain sampling", "side": "SIDE", "samples": "the samples given"}
+    names["conditional_model"] = "classifier-free guidance"
     name = names.get(row["attack"], row["attack"].replace("_", " "))
     return name + (f" at guidance scale {row['guidance_scale']:g}" if row["guidance_scale"] else "")
 
@@ -161,13 +162,14 @@ def in_plain_words(results: dict[str, Any], confidence: float, page: object) -> 
 
 
 def sentences(results: dict[str, Any], confidence: float) -> list[str]:
-    """The most important figures in plain words: what leaks unguided, what SIDE adds, and the controls."""
+    """The most important figures in plain words: what leaks unguided, what guidance adds, and the controls."""
     rows = headline(results)
     members = results["dataset"]["members"]
     plain, side, *conditional = (
         best(rows, attack) for attack in ("unconditional", "side", "conditional", "conditional_x0")
     )
     plain = plain or best(rows, "samples")
+    own = best(rows, "conditional_model")
     baseline = max(filter(None, conditional), key=lambda row: row["ams"], default=None)
     said = []
     if plain:
@@ -177,8 +179,8 @@ def sentences(results: dict[str, Any], confidence: float) -> list[str]:
             f"{how}{percent(plain['ams'])} of {of} match a training image: "
             f"{plain['unique']:,} of the {members:,} members came out."
         )
-    strongest = max((row for row in (side, baseline, plain) if row), key=lambda row: row["ams"], default=rows[0])
-    for row, name in ((side, "SIDE"), (baseline, "the conditional baseline")):
+    strongest = max((row for row in (own, side, baseline, plain) if row), key=lambda row: row["ams"], default=rows[0])
+    for row, name in ((own, "its own labels"), (side, "SIDE"), (baseline, "the conditional baseline")):
         if row is None or (row is baseline and side):
             continue
         compared = ""
