@@ -30,18 +30,8 @@ from side_jax.settings import Evaluate, Sampler, Settings
 _STREAMS = (
     *("train", "synthesize", "label", "surrogate/side", "surrogate/conditional", "extract", "probe", "monitor"),
     *("surrogate/side_random", "surrogate/side_shuffled", "surrogate/side_heldout", "surrogate/oracle"),
-    *(
-        "held back",
-        "random labels",
-        "validation",
-        "teacher",
-        "evaluate",
-        "membership/members",
-        "membership/heldout",
-        "suspects",
-        "divergence/members",
-        "divergence/heldout",
-    ),
+    *("held back", "random labels", "validation", "teacher", "evaluate", "membership/members", "membership/heldout"),
+    *("suspects", "member labels", "divergence/members", "divergence/heldout"),
 )
 
 
@@ -71,7 +61,7 @@ def build_unet(settings: Settings) -> UNet:
     for name in ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim"):
         options[name] = options[name] or None
     options["dtype"] = jnp.dtype(options["dtype"])
-    return UNet(out_channels=settings.data.channels, **options)
+    return UNet(out_channels=settings.data.channels, num_labels=settings.condition.num_labels, **options)
 
 
 def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bool) -> Classifier:
@@ -120,9 +110,15 @@ def build_step_table(settings: Settings, by: Sampler) -> steps.StepTable:
 
 
 def build_denoise(settings: Settings) -> ApplyFn:
-    """The DPM: ({"dpm": parameters}, x_t, t) -> what the schedule's prediction type says."""
+    """The DPM without labels: ({"dpm": parameters}, x_t, t) -> what the schedule's prediction type says."""
     unet = build_unet(settings)
     return lambda params, x, t: unet.apply({"params": params["dpm"]}, x, t)
+
+
+def build_conditional_denoise(settings: Settings) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
+    """As build_denoise, of (params, x_t, t, labels int32 [b]), where -1 is no label."""
+    unet = build_unet(settings)
+    return lambda params, x, t, labels: unet.apply({"params": params["dpm"]}, x, t, labels=labels)
 
 
 def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -> ApplyFn:
@@ -141,9 +137,14 @@ def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -
 
 
 def build_generator(
-    settings: Settings, classifier: Classifier | None = None, *, at_x0: bool = False, by: Sampler | None = None
+    settings: Settings,
+    classifier: Classifier | None = None,
+    *,
+    at_x0: bool = False,
+    own_labels: bool = False,
+    by: Sampler | None = None,
 ) -> Generator:
-    """The sampler of the DPM, guided where a classifier is given.
+    """The sampler of the DPM, guided where a classifier is given, or by its own labels.
 
     Its parameters are {"dpm": the U-Net's} and, guided, "classifier" and "temperature", float32 [T], by which the
     classifier's log-probabilities at each timestep are divided.
@@ -152,20 +153,25 @@ def build_generator(
       settings: of the run.
       classifier: that guides.
       at_x0: whether it looks at the predicted clean image; else at x_t.
+      own_labels: whether the labels that the DPM was trained with guide, in place of a classifier.
       by: the sampler; None: that of synthetic images.
     """
     by = by or settings.sampler
     log_prob = build_log_prob(settings, classifier, at_x0=at_x0) if classifier else None
+    conditional, schedule = build_conditional_denoise(settings), build_schedule(settings)
 
     def guide(params: Any, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
-        gradient = guidance.classifier_gradient(functools.partial(log_prob, params), labels)
+        if own_labels:
+            gradient = guidance.implicit_gradient(functools.partial(conditional, params), labels, schedule)
+        else:
+            gradient = guidance.classifier_gradient(functools.partial(log_prob, params), labels)
         if settings.extract.normalize_gradient:
             gradient = guidance.normalized(gradient)
         return guidance.Guidance(gradient_fn=gradient, scale=scale, form=settings.extract.guidance_form)
 
     return Generator(
         denoise=build_denoise(settings),
-        guide=guide if classifier else None,
+        guide=guide if classifier or own_labels else None,
         table=build_step_table(settings, by),
         shape=image_shape(settings),
         batch_size=by.batch_size,

@@ -68,22 +68,38 @@ class Witness:
         keys = (jax.random.fold_in(base, draw) for draw in range(REPEATS))
         return float(np.mean([compute((self._params, key), images, index).mean() for key in keys]))
 
-    def log_prob(self, x: np.ndarray, stream: str) -> np.ndarray:
-        """log p of points float32 [n, h, w, c], in [-1, 1] or near it: float32 [n], in nats, NaN where not solved.
+    def log_prob(self, x: np.ndarray, stream: str, labels: np.ndarray | None = None) -> np.ndarray:
+        """Log p of points, in nats; NaN where it could not be solved.
 
         By the probability-flow ODE with one Rademacher probe, which depends on the stream and a point's place alone.
+
+        Args:
+          x: float32 [n, h, w, c], in [-1, 1] or near it.
+          stream: of the probes.
+          labels: int32 [n], for p(x | label) of a conditional model; None: p(x) without label.
+
+        Returns:
+          float32 [n].
         """
         if ("log_prob",) not in self._compiled:
-            schedule, denoise = builders.build_schedule(self._settings), builders.build_denoise(self._settings)
+            schedule, settings = builders.build_schedule(self._settings), self._settings
+            conditional = settings.condition.num_labels > 0
+            free, labelled = builders.build_denoise(settings), builders.build_conditional_denoise(settings)
 
-            def fn(whole: Any, x: jax.Array, index: jax.Array) -> jax.Array:
+            def fn(whole: Any, x: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
                 params, base = whole
-                own = (lambda x, t: denoise(params, x, t)), schedule, x, sample_keys(base, index)
-                return likelihood.ode_log_likelihood(*own, rtol=TOLERANCE, atol=TOLERANCE).log_prob
+
+                def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+                    return labelled(params, x, t, labels) if conditional else free(params, x, t)
+
+                keys = sample_keys(base, index)
+                found = likelihood.ode_log_likelihood(denoise, schedule, x, keys, rtol=TOLERANCE, atol=TOLERANCE)
+                return found.log_prob
 
             self._compiled[("log_prob",)] = parallel.in_batches(fn, self._settings.sampler.batch_size)
         index = np.arange(len(x), dtype=np.uint32)
-        return self._compiled[("log_prob",)]((self._params, self._base(stream)), x, index)
+        labels = np.full(len(x), -1, np.int32) if labels is None else labels
+        return self._compiled[("log_prob",)]((self._params, self._base(stream)), x, index, labels)
 
     def divergence(self, members: np.ndarray, heldout: np.ndarray) -> dict[str, Any]:
         """The memorisation divergence around members and around as many held-out images, for results.json.

@@ -32,11 +32,12 @@ _NOT_PART = [
     *[("data", key) for key in ("path", "data_dir", "storage", "memory_limit_mb", "max_corrupt")],
     ("model", "remat"),
     ("target", "path"),
+    ("condition", "path"),  # its content is in sha256
 ]
 # Of settings.extract, what changes guided runs alone.
 _GUIDES = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
 # What makes the target model; a workdir belongs to one.
-TARGET_SECTIONS = ("seed", "data", "target", "diffusion", "model", "train", "monitor")
+TARGET_SECTIONS = ("seed", "data", "target", "diffusion", "model", "condition", "train", "monitor")
 # Unit: (settings that it depends on, units that it reads).
 _DEPENDENCIES = {
     "train": (TARGET_SECTIONS, ()),
@@ -83,6 +84,8 @@ def fingerprint(settings: Settings, unit: str, **more: Any) -> str:
         own.get(section, {}).pop(key, None)
     if unit == "train" and settings.target.path:
         del own["train"]  # a foreign model was not trained by it
+    if unit == "train" and not settings.condition.labels:
+        del own["condition"]  # without labels none are left out
     if unit == "train" and not settings.monitor.stop_at_rate:
         del own["monitor"]  # watching alone changes nothing
     above = [fingerprint(settings, parent) for parent in parents]
@@ -197,14 +200,17 @@ def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]
         more |= {key: getattr(by, key) for key in ("solver", "num_steps")}
         if run.guided:
             more |= {key: getattr(settings.extract, key) for key in _GUIDES}
+            if ATTACKS[run.attack].own_labels:
+                del more["temperature_scaling"]  # of classifiers
         found.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **more)))
     return found
 
 
 def blind_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
-    """Those of extraction_units that need neither training nor held-out images."""
-    learns = {run: SOURCES[ATTACKS[run.attack].classifier] for run in settings.extract.runs() if run.guided}
-    return [(run, work) for run, work in extraction_units(settings, workdir) if learns.get(run) in (None, "synthetic")]
+    """Those of extraction_units that need neither training nor held-out images; a model's own labels come with it."""
+    learns = {name: SOURCES.get(attack.classifier) for name, attack in ATTACKS.items()}
+    units = extraction_units(settings, workdir)
+    return [(run, work) for run, work in units if learns[run.attack] in (None, "synthetic")]
 
 
 def evaluation_unit(settings: Settings, workdir: Path) -> Unit:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from side_jax import builders, cpu, features, foreign, manifest, parallel, plan
+from side_jax import builders, conditioning, cpu, features, foreign, manifest, parallel, plan
 from side_jax import workdir as workdirs
 from side_jax.config import from_config
 from side_jax.data import datasets, split
@@ -69,7 +69,7 @@ def dry_run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[s
 def _resolve(
     config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]
 ) -> tuple[ml_collections.ConfigDict, Settings, list[str]]:
-    config = features.resolve(foreign.resolve(config), workdir)
+    config = features.resolve(conditioning.resolve(foreign.resolve(config)), workdir)
     settings = from_config(config)
     chosen = check_stages(stages)
     cpu.prepare([settings.sampler.batch_size])
@@ -82,7 +82,8 @@ def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
     if "train" in chosen and not builders.train_unit(settings, workdir).done():
         dataset = datasets.load(settings.data)
         surrogate.check_true_labels(settings, dataset.num_classes)
-        split.make_split(dataset, settings.data, settings.seed)
+        made = split.make_split(dataset, settings.data, settings.seed)
+        conditioning.check(settings, dataset, made)
     workdirs.check_space(settings, workdir)
 
 

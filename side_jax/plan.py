@@ -16,8 +16,8 @@ import numpy as np
 
 from side_jax import builders, checkpoint, losses, manifest, shards, training
 from side_jax import workdir as workdirs
-from side_jax.settings import ATTACKS, ClassifierFit, Run, Settings
-from side_jax.stages.train import dpm_loss
+from side_jax.settings import ATTACKS, Attack, ClassifierFit, Run, Settings
+from side_jax.stages.train import build_loss
 
 REPEATS = 3
 
@@ -91,11 +91,11 @@ def _sampling(
         return Line(unit=work.name, left="done", seconds=0.0)
     size = images * math.prod(builders.image_shape(settings))
     left = f"{len(todo):,} of {len(parts):,} shards, {images:,} images"
-    guided = bool(run and run.guided)
-    at_x0 = guided and ATTACKS[run.attack].at_x0
+    attack = ATTACKS[run.attack if run else "unconditional"]
+    guided = attack.guided
     by = settings.guided_sampler if guided else settings.sampler
     segments = builders.build_step_table(settings, by).segments(guided)
-    batch = sum((stop - start) * clock.sampling_step(flag, flag and at_x0) for start, stop, flag in segments)
+    batch = sum((stop - start) * clock.sampling_step(attack if flag else None) for start, stop, flag in segments)
     return Line(unit=work.name, left=left, seconds=len(todo) * batch, size=size)
 
 
@@ -113,12 +113,10 @@ class _Clock:
     def train_step(self) -> float:
         """Of the DPM."""
         settings = self._settings
-        unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
-
-        def loss_fn(*args: Any) -> Any:
-            return dpm_loss(unet, schedule, settings.train.horizontal_flip, *args)
-
-        return self._device_seconds("train", lambda: self._step(loss_fn, unet, settings.train, ()))
+        unet = builders.build_unet(settings)
+        loss_fn = build_loss(settings, unet, builders.build_schedule(settings))
+        labels = (np.zeros(settings.train.batch_size, np.int32),) if settings.condition.labels else ()
+        return self._device_seconds("train", lambda: self._step(loss_fn, unet, settings.train, labels))
 
     def classifier_step(self, name: str, fit: ClassifierFit) -> float:
         """Of a classifier's training."""
@@ -141,21 +139,23 @@ class _Clock:
         jax.block_until_ready((state, ema))
         return (time.perf_counter() - start) / REPEATS
 
-    def sampling_step(self, guided: bool, at_x0: bool) -> float:
-        """Of a batch of every local device."""
-        return self._device_seconds(("sampling", guided, at_x0), lambda: self._sample(guided, at_x0))
+    def sampling_step(self, attack: Attack | None) -> float:
+        """Of a batch of every local device; None: without guidance."""
+        at_x0, own_labels = (attack.at_x0, attack.own_labels) if attack else (False, False)
+        kind = attack is not None, at_x0, own_labels
+        return self._device_seconds(("sampling", *kind), lambda: self._sample(*kind))
 
-    def _sample(self, guided: bool, at_x0: bool) -> float:
+    def _sample(self, guided: bool, at_x0: bool, own_labels: bool) -> float:
         steps = min(4, self._settings.diffusion.num_timesteps)
         sampler = dataclasses.replace(self._settings.sampler, num_steps=steps)
         extract = dataclasses.replace(self._settings.extract, guidance_interval=())
         settings = dataclasses.replace(self._settings, sampler=sampler, extract=extract)
         params, classifier = {"dpm": builders.init_fn(builders.build_unet(settings), settings, 0)()}, None
-        if guided:
+        if guided and not own_labels:
             classifier = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=not at_x0)
             params["classifier"] = builders.init_fn(classifier, settings, 0)()
             params["temperature"] = np.ones(settings.diffusion.num_timesteps, np.float32)
-        generator = builders.build_generator(settings, classifier, at_x0=at_x0)
+        generator = builders.build_generator(settings, classifier, at_x0=at_x0, own_labels=own_labels)
         index = np.arange(sampler.batch_size)
         generator(params, jax.random.key(0), index, np.zeros_like(index), 1.0)  # compiles
         start = time.perf_counter()

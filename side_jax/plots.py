@@ -12,6 +12,7 @@ from matplotlib import ticker
 
 _COLOURS = {
     **{"unconditional": "0.45", "conditional": "tab:orange", "conditional_x0": "tab:red", "side": "tab:blue"},
+    "conditional_model": "tab:pink",
     **{"side_random": "tab:cyan", "side_shuffled": "tab:olive", "side_heldout": "tab:purple", "oracle": "tab:green"},
 }
 

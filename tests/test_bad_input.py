@@ -9,6 +9,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import runs
+from test_convert import write
 
 from side_jax import shards, training
 
@@ -109,6 +110,24 @@ VALUES = [
     ({"model.resnet_time_scale_shift": "ada"}, "is 'ada'", "default, scale_shift"),
     ({"model.dtype": "float16"}, "model.dtype is 'float16'", "float32, bfloat16"),
     ({"model.dropout": 1.0}, "model.dropout is 1.0", "below 1"),
+    ({"condition.labels": "own"}, "condition.labels is 'own'", "true, random, single, file"),
+    ({"condition.num_labels": 10}, "condition.num_labels is 10", "0 while condition.labels is empty"),
+    ({"condition.labels": "true"}, "condition.num_labels is 0", "at least 2"),
+    ({"condition.labels": "single", "condition.num_labels": 2}, "condition.num_labels is 2", "1 with condition.labels"),
+    ({"condition.labels": "random", "condition.num_labels": 65}, "condition.num_labels is 65", "data.num_members (64)"),
+    ({"condition.labels": "true", "condition.num_labels": 9}, "num_labels is 9", "10 different labels; set it to 10"),
+    ({"condition.labels": "file", "condition.num_labels": 2}, "condition.path is ''", "NPZ of labels"),
+    (
+        {"condition.labels": "file", "condition.num_labels": 2, "condition.path": "labels.npz"},
+        "config.condition.path is 'labels.npz', which is no file",
+    ),
+    ({"condition.path": "labels.npz"}, "condition.path is 'labels.npz'", "empty unless condition.labels is file"),
+    ({"condition.dropout": 0.0}, "condition.dropout is 0.0", "above 0"),
+    (
+        {"extract.attacks": "('conditional_model',)"},
+        "extract.attacks is ('conditional_model',)",
+        "set condition.labels",
+    ),
     ({"train.num_steps": 0}, "train.num_steps is 0", "at least 1"),
     ({"train.learning_rate": -1.0}, "train.learning_rate is -1.0", "above 0"),
     ({"train.learning_rate": "nan"}, "train.learning_rate holds nan", "finite"),
@@ -139,7 +158,7 @@ VALUES = [
     (
         {"extract.attacks": "('magic',)"},
         "extract.attacks is 'magic'",
-        "unconditional, conditional, conditional_x0, side",
+        "unconditional, conditional, conditional_x0, conditional_model, side",
     ),
     ({"extract.guidance_scales": (-1.0,)}, "guidance_scales is (-1.0,)", "at least 0"),
     ({"extract.guidance_scales": (3.0, 3.0)}, "guidance_scales is (3.0, 3.0)", "different"),
@@ -297,6 +316,37 @@ def test_one_label_is_none(tmp_path, capsys, nothing_heavy, attack):
     np.savez(path, images=images)
     data = {"data__name": "npz", "data__path": path, "extract__attacks": f"('unconditional','{attack}')"}
     refused(capsys, runs.arguments(tmp_path / "run", **data), attack, "labels, but all images have the same one")
+
+
+EVERY, HALF = np.arange(1797), np.arange(1797, dtype=np.int32) % 2
+LABELS = [
+    ({"id": EVERY[:3], "label": HALF[:3]}, "has no label for", "of the 64 members"),
+    ({"id": np.append(EVERY, EVERY), "label": np.append(HALF, HALF)}, "has several labels for image"),
+    ({"id": EVERY, "label": HALF * 2}, "goes from 0 to 2", "condition.num_labels is 2"),
+    ({"id": EVERY, "label": HALF - 1}, "goes from -1 to 0", "labels are 0 to 1"),
+    ({"id": EVERY, "label": HALF * 0}, "gives no member the label 1"),
+    ({"id": EVERY, "label": HALF[:9]}, "`label` in the file", "shape (9,)"),
+    ({"id": EVERY, "label": HALF.astype(np.float32)}, "is float32", "must be integers"),
+    ({"id": EVERY}, "must hold the arrays `id` and `label`", "np.savez(path, id=..., label=...)"),
+    ({"id": EVERY, "label": np.asarray([{}] * 1797, object)}, "can't be read as an NPZ of plain arrays"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "words"), [(row[0], row[1:]) for row in LABELS], ids=[row[1] for row in LABELS])
+def test_labels_of_a_file(tmp_path, capsys, nothing_heavy, arrays, words):
+    path = tmp_path / "labels.npz"
+    np.savez(path, **arrays)
+    condition = {"condition__labels": "file", "condition__num_labels": 2, "condition__path": path}
+    refused(capsys, runs.arguments(tmp_path / "run", **condition), "(config.condition.path)", *words)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_labels_for_a_model_from_elsewhere(tmp_path, capsys, nothing_heavy):
+    write(tmp_path / "model")
+    data = {"data__name": "folder", "data__path": "seen", "data__heldout_from": "unseen", "data__image_size": 8}
+    labels = {"condition__labels": "single", "condition__num_labels": 1, "target__path": tmp_path / "model"}
+    words = ("condition.labels is 'single'", "empty while target.path is set")
+    refused(capsys, runs.arguments(tmp_path / "run", **data, **labels), *words)
 
 
 def test_a_model_that_draws_one_flat_colour(workdir, capsys, nothing_heavy):

@@ -30,6 +30,7 @@ PARAMETERS = {
     "cifar10.py": DDPM_CIFAR10_32,
     "digits.py": 651_041,
     "diffusers.py": 652_195,
+    "digits_conditional.py": 651_041 + 11 * 128,  # the embedding of ten labels, and of none
     "faces.py": 1_112_801,
     "imagenette.py": DDPM_CELEBAHQ_256,
     "orl_faces.py": 1_112_801,

@@ -85,6 +85,17 @@ def test_the_round_trip_is_bit_exact(tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+def test_a_conditional_model_is_written_with_its_labels(tmp_path):
+    """As PyTorch's Embedding, rows first; diffusers counts no label as one more class."""
+    module = TINY.clone(num_labels=2)
+    write(tmp_path, module)
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["num_class_embeds"] == 3
+    state, params = load_file(tmp_path / "unet" / WEIGHTS), random_params(module)
+    np.testing.assert_array_equal(state["class_embedding.weight"], params["class_embedding"]["embedding"])
+    jax.tree.map(np.testing.assert_array_equal, parameters.from_state_dict(state, params, "here"), params)
+    refused(tmp_path / "unet", "num_class_embeds = 3", "class-conditional models are not read")
+
+
 def test_what_is_read_predicts(checkpoint):
     module, params, _ = from_diffusers(checkpoint)
     out = jax.jit(module.apply)({"params": params}, np.ones((2, 8, 8, 1), np.float32), np.asarray([0, 29], np.int32))

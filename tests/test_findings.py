@@ -57,6 +57,16 @@ def test_without_a_gain_there_is_nothing_to_explain():
     assert "survive" not in control
 
 
+def test_a_conditional_model_is_said_to_be_guided_by_its_own_labels():
+    first, second, control = said(PLAIN, row("conditional_model", 90, 2.0))
+    assert first.startswith("Sampled as it is, 3.00%")
+    assert second.startswith("Guided by its own labels at its best scale (2), 9.00% match, 3.0 times the rate")
+    assert control.startswith("Control: of the same 1,000 images")
+    status, _, (sentence, _) = findings.verdict(results(PLAIN, row("conditional_model", 90, 2.0)), 0.95)
+    assert status == "Leaks"
+    assert "images by classifier-free guidance at guidance scale 2, 90" in sentence
+
+
 def test_a_control_that_was_not_run_is_missed():
     assert "Not controlled" in said(PLAIN, SIDE)[-2]
     assert not any("ontrolled" in sentence for sentence in said(PLAIN))

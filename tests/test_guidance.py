@@ -63,6 +63,74 @@ def test_scale_one_draws_from_the_class_by_every_solver(options):
         np.testing.assert_allclose(x.std(), STD, rtol=0.04)
 
 
+def of_its_own_labels(schedule):
+    """(denoise without a label, denoise with labels, log p(c | x_t)) of the mixture, exact, by the schedule's kind.
+
+    The law of class c is N(mu_c, std^2), so that its noised score is -(x_t - a mu_c) / (a^2 std^2 + sigma^2).
+    """
+    marginal, log_prob = mixture(schedule)
+    alpha_bar = jnp.asarray(schedule.alpha_bar, jnp.float32)
+
+    def predicted(epsilon, x, t):
+        a, sigma = (bcast(jnp.sqrt(part[t]), x) for part in (alpha_bar, 1 - alpha_bar))
+        x0 = (x - sigma * epsilon) / a
+        return {"epsilon": epsilon, "x0": x0, "v": a * epsilon - sigma * x0}[schedule.prediction_type]
+
+    def conditional(x, t, labels):
+        a = bcast(alpha_bar[t], x)
+        mean = bcast(jnp.asarray(MEANS, jnp.float32)[labels], x)
+        own = jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * mean) / (a * STD**2 + 1 - a)
+        return predicted(jnp.where(bcast(labels, x) < 0, marginal(x, t), own), x, t)
+
+    return (lambda x, t: conditional(x, t, jnp.full(t.shape, -1))), conditional, log_prob
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_a_conditional_model_holds_the_gradient_of_its_labels(prediction_type):
+    """The difference of its predictions is that of log p(c | x_t), which the closed form has without any network."""
+    schedule = make_schedule("linear", 400, 2.5e-4, 0.05, prediction_type=prediction_type)
+    _, conditional, log_prob = of_its_own_labels(schedule)
+    x = jnp.linspace(-1.5, 1.5, 24).reshape(24, 1, 1, 1)
+    t, labels = jnp.asarray([20, 60, 150, 250] * 6), jnp.asarray([0, 1] * 12)
+    got = guidance.implicit_gradient(conditional, labels, schedule)(x, t)
+    expected = guidance.classifier_gradient(log_prob, labels)(x, t)
+    assert np.abs(expected).max() > 3
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", guidance.FORMS)
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_a_conditional_model_at_scale_zero_is_the_one_without_labels(prediction_type, form):
+    """Bit for bit, step by step."""
+    schedule = make_schedule("linear", 400, 2.5e-4, 0.05, prediction_type=prediction_type)
+    denoise, conditional, _ = of_its_own_labels(schedule)
+    table = step_table(schedule, 4, eta=0.0 if form == "score" else 1.0)
+    keys = sampler.sample_keys(jax.random.key(0), jnp.arange(16, dtype=jnp.uint32))
+    gradient = guidance.implicit_gradient(conditional, jnp.arange(16) % 2, schedule)
+    by = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(0), form=form)
+    state = plain = sampler.start(keys, SHAPE)
+    for i in range(4):
+        state = sampler.sample_step(denoise, table[i], state, keys, by)
+        plain = sampler.sample_step(denoise, table[i], plain, keys)
+        np.testing.assert_array_equal(state.x, plain.x)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_a_conditional_model_at_scale_one_draws_what_it_draws_with_the_label(prediction_type):
+    """In the score form the very images, from the same noise, but for rounding."""
+    schedule = make_schedule("linear", 400, 2.5e-4, 0.05, prediction_type=prediction_type)
+    denoise, conditional, _ = of_its_own_labels(schedule)
+    table = step_table(schedule, 20, clip=False)
+    keys = sampler.sample_keys(jax.random.key(0), jnp.arange(256, dtype=jnp.uint32))
+    labels = jnp.arange(256) % 2
+    gradient = guidance.implicit_gradient(conditional, labels, schedule)
+    by = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(1.0))
+    got = sampler.sample(denoise, table, keys, SHAPE, by)
+    direct = sampler.sample(lambda x, t: conditional(x, t, labels), table, keys, SHAPE)
+    np.testing.assert_allclose(got, direct, atol=2e-4)
+    assert np.abs(direct - sampler.sample(denoise, table, keys, SHAPE)).max() > 0.5
+
+
 @pytest.mark.parametrize("scale", [0.5, 4.0])
 @pytest.mark.parametrize("form", guidance.FORMS)
 def test_the_power_prior(form, scale):

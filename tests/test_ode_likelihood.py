@@ -209,14 +209,14 @@ def test_bad_options_of_the_bound(options):
 
 
 def test_parameters_may_be_traced():
-    """The same from inside of a compiled function that is given the denoiser's parameters."""
+    """The same from inside of a compiled function that is given the denoiser's parameters, and each image's label."""
     schedule = make_schedule("linear", 100)
 
-    def found(shift, x, k):
+    def found(shifts, labels, x, k):
         def denoise(x, t):
-            return mixture(schedule)(x + shift[None], t)
+            return mixture(schedule)(x + shifts[labels][:, None, None, None], t)
 
         return likelihood.ode_log_likelihood(denoise, schedule, x, k).log_prob
 
-    args = jnp.full(SHAPE, 0.1), images(drawn(3)), keys(3)
+    args = jnp.asarray([0.1, -0.2]), jnp.asarray([0, 1, 1]), images(drawn(3)), keys(3)
     np.testing.assert_allclose(jax.jit(found)(*args), found(*args), rtol=1e-4, atol=1e-4)

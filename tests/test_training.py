@@ -16,7 +16,7 @@ from side_jax.checkpoint import Checkpoints
 from side_jax.config import default_config, from_config
 from side_jax.errors import InputError
 from side_jax.settings import Fit
-from side_jax.stages.train import dpm_loss
+from side_jax.stages.train import build_loss, dpm_loss
 
 
 @pytest.fixture(autouse=True)
@@ -171,9 +171,10 @@ def test_watch_stops_training_and_is_asked_again_after_a_restart(tmp_path):
     np.testing.assert_array_equal(again["p"], first["p"])
 
 
-def small_dpm(**changes):
+def small_dpm(num_labels=0, **changes):
     """(settings, loss, init) of a tiny U-Net on digits."""
     config = default_config()
+    config.condition.update({"labels": "random", "num_labels": num_labels} if num_labels else {})
     config.model.block_out_channels = (8, 16)
     config.model.norm_num_groups = 4
     config.train.batch_size = 32
@@ -181,22 +182,23 @@ def small_dpm(**changes):
     config.train.update(changes)
     settings = from_config(config)
     unet = builders.build_unet(settings)
-    loss = functools.partial(dpm_loss, unet, builders.build_schedule(settings), settings.train.horizontal_flip)
+    loss = build_loss(settings, unet, builders.build_schedule(settings))
     return settings, loss, builders.init_fn(unet, settings, 0)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
 
 
-def train(steps, **changes):
-    """{state, ema} on the host after some steps on random images."""
-    settings, loss, init = small_dpm(**changes)
-    stepper = training.Stepper(loss, init, settings.train, (IMAGES[:1],))
+def train(steps, num_labels=0, **changes):
+    """{state, ema} on the host after some steps on random images, with labels 0, 1, ... where there are any."""
+    settings, loss, init = small_dpm(num_labels, **changes)
+    data = (IMAGES, np.arange(len(IMAGES), dtype=np.int32) % num_labels) if num_labels else (IMAGES,)
+    stepper = training.Stepper(loss, init, settings.train, tuple(array[:1] for array in data))
     state, ema = stepper.initial()
     key = stepper.key(0)
     for step in range(steps):
         chosen = training.batch_indices(0, step, len(IMAGES), 32)
-        state, ema = stepper(state, ema, stepper.load(lambda ids: (IMAGES[ids],), chosen), key)
+        state, ema = stepper(state, ema, stepper.load(lambda ids: tuple(array[ids] for array in data), chosen), key)
     return stepper, {"state": state, "ema": ema}
 
 
@@ -224,6 +226,44 @@ def test_eight_devices_train_like_one_and_their_checkpoint_restores_on_one(monke
     close(trees, eight, rtol=0)
 
 
+def test_labels_are_left_out_alike_on_any_number_of_devices_and_in_parts(monkeypatch):
+    """Which are depends on the images' keys alone: with others left out, the table of labels would be another one."""
+    _, eight = train(10, num_labels=4, learning_rate=1e-4)
+    on_devices(monkeypatch, 1)
+    _, one = train(10, num_labels=4, learning_rate=1e-4, accumulate=4)
+    close(one["ema"], eight["ema"], rtol=1e-3, atol=2e-5)
+    close(one["state"]["totals"]["loss"], eight["state"]["totals"]["loss"], rtol=1e-4)
+    moved = one["state"]["params"]["class_embedding"]["embedding"] - small_dpm(4)[2]()["class_embedding"]["embedding"]
+    assert (np.abs(moved).max(axis=1) > 1e-4).all()  # of every label, and of none
+
+
+def test_labels_are_left_out_for_their_share_of_images():
+    """Independently of what else an image's key draws: the flip, the noise and the timestep stay as they were."""
+    _, loss, _ = small_dpm()
+    schedule, seen = loss.args[1], []
+
+    def spy(variables, x, t, deterministic, labels, rngs):
+        seen.append((x, t, labels))
+        return jnp.zeros_like(x)
+
+    count = 4096
+    images, labels = jnp.zeros((count, 4, 4, 1), jnp.uint8), jnp.arange(count) % 7
+    keys = jax.random.split(jax.random.key(0), count)
+    unet = types.SimpleNamespace(apply=spy)
+    for batch, share in (((images,), 0.2), ((images, labels), 0.2), ((images, labels), 0.0)):
+        dpm_loss(unet, schedule, True, {}, batch, keys, jax.random.key(1), label_dropout=share)
+    plain, some, none = seen
+    assert plain[2] is None
+    np.testing.assert_array_equal(none[2], labels)
+    hidden = np.asarray(some[2]) == -1
+    np.testing.assert_array_equal(some[2][~hidden], labels[~hidden])
+    np.testing.assert_allclose(hidden.mean(), 0.2, atol=4 * np.sqrt(0.2 * 0.8 / count))
+    for i in (0, 1):
+        np.testing.assert_array_equal(some[i], plain[i])
+    t = np.asarray(some[1])
+    np.testing.assert_allclose(hidden[t < np.median(t)].mean(), 0.2, atol=4 * np.sqrt(0.2 * 0.8 / (count / 2)))
+
+
 def test_accumulating_gradients_changes_nothing_but_rounding():
     _, whole = train(10, learning_rate=1e-4)
     _, parts = train(10, learning_rate=1e-4, accumulate=4)
@@ -246,7 +286,7 @@ def test_the_flip_mirrors_about_half_of_the_images_and_is_off_by_default():
     schedule = builders.build_schedule(settings)
     seen = {}
 
-    def spy(variables, x, t, deterministic, rngs):
+    def spy(variables, x, t, deterministic, labels, rngs):
         seen["x"] = x
         return jnp.zeros_like(x)
 

@@ -58,7 +58,7 @@ def to_diffusers(
 
     Args:
       directory: made if needed; existing files of the same names are replaced.
-      module: the U-Net.
+      module: the U-Net; of a conditional one, the last of diffusers' classes is no label. It can't be read back here.
       params: its parameters.
       schedule: written as trained_betas, in full precision.
       image_size: of both sides, or (height, width); for the pipelines.

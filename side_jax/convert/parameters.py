@@ -1,8 +1,8 @@
 """Parameter trees to and from PyTorch state dicts, by one rule: the modules have the state dict's own names.
 
 A path such as down_blocks_0/resnets_1/conv1/kernel is down_blocks.0.resnets.1.conv1.weight. A convolution's kernel is
-[h, w, in, out] here and [out, in, h, w] there, a dense one [in, out] and [out, in]. No value is changed, so a float32
-round trip is exact.
+[h, w, in, out] here and [out, in, h, w] there, a dense one [in, out] and [out, in], an embedding [rows, features] on
+both sides. No value is changed, so a float32 round trip is exact.
 """
 
 import re
@@ -22,6 +22,7 @@ _LEAVES = {"bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 # Which of our axes each of PyTorch's is: of a bias or scale, a dense kernel, a convolution's.
 _TO_PYTORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+_EMBEDDING = (0, 1)
 
 
 def state_dict_name(path: tuple[str, ...]) -> str:
@@ -32,7 +33,7 @@ def state_dict_name(path: tuple[str, ...]) -> str:
 
 def to_state_dict(params: Any) -> dict[str, np.ndarray]:
     """Parameters as a state dict of float32 arrays."""
-    return {state_dict_name(path): _turned(value) for path, value in _leaves(params)}
+    return {state_dict_name(path): _turned(value, _axes(path, np.ndim(value))) for path, value in _leaves(params)}
 
 
 def from_state_dict(
@@ -69,13 +70,14 @@ def from_state_dict(
         value = np.asarray(state[name], np.float32)
         if len(shape) == 2 and value.ndim == 4 and value.shape[2:] == (1, 1):
             value = value[:, :, 0, 0]
-        asked = tuple(shape[axis] for axis in _TO_PYTORCH[len(shape)])
+        axes = _axes(path, len(shape))
+        asked = tuple(shape[axis] for axis in axes)
         if value.shape != asked:
             raise InputError(
                 f"the weights in {where} are not of {model}: {name} has shape {value.shape}, but there it would be "
                 f"{asked}; {fix}."
             )
-        value = _turned(value, back=True)
+        value = _turned(value, np.argsort(axes))
         branch = tree
         for part in path[:-1]:
             branch = branch.setdefault(part, {})
@@ -83,10 +85,12 @@ def from_state_dict(
     return tree
 
 
-def _turned(value: Any, back: bool = False) -> np.ndarray:
-    value = np.asarray(value, np.float32)
-    axes = _TO_PYTORCH[value.ndim]
-    return np.ascontiguousarray(value.transpose(np.argsort(axes) if back else axes))
+def _axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
+    return _EMBEDDING if path[-1] == "embedding" else _TO_PYTORCH[ndim]
+
+
+def _turned(value: Any, axes: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(value, np.float32).transpose(axes))
 
 
 def _modern(name: str) -> str:

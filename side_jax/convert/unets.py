@@ -87,7 +87,8 @@ def read_module(folder: Path) -> UNet:
 
 def unet_config(module: UNet) -> dict[str, Any]:
     """What config.json says of a module, but for in_channels and sample_size, which a module doesn't know."""
-    return {"out_channels": module.out_channels} | {name: getattr(module, name) for name in _OPTIONS}
+    labels = {"num_class_embeds": module.num_labels + 1} if module.num_labels else {}
+    return {"out_channels": module.out_channels} | {name: getattr(module, name) for name in _OPTIONS} | labels
 
 
 def image_shape(folder: Path) -> tuple[int, int, int]:

@@ -80,8 +80,8 @@ def _refusing(where: str) -> Iterator[None]:
         yield
     except Exception as error:  # a stranger's bytes make zipfile, zlib and NumPy's parser raise nearly anything
         raise InputError(
-            f"{where} can't be read as an NPZ of plain arrays ({reason(error)}); save it with np.savez(path, "
-            "images=...)."
+            f"{where} can't be read as an NPZ of plain arrays ({reason(error)}); save it with "
+            "np.savez(path, name=array)."
         ) from None
 
 

@@ -25,6 +25,13 @@ with the gradient through the DPM (Bansal et al. 2023, forward universal guidanc
 
     grad_{x_t} log p(c | x0_hat(x_t)).                                                             (6)
 
+A model that was trained with labels, and without them on a share of its images, holds a classifier of its own. By
+Bayes' rule its gradient is the difference of two scores (Ho and Salimans 2022, section 3.2), so that (2) becomes
+classifier-free guidance, with lambda = 1 + w of their equation 6: without a label at 0, the conditional model at 1.
+
+    grad_{x_t} log p(c | x_t) = -( epsilon_theta(x_t, t, c) - epsilon_theta(x_t, t) ) / sqrt(1 - alpha_bar_t)    (7)
+    epsilon_hat               = epsilon_theta(x_t, t) + lambda ( epsilon_theta(x_t, t, c) - epsilon_theta(x_t, t) )
+
 A guidance scale lambda other than 1 is a power prior p(c | x)^lambda, which makes up for a miscalibrated classifier.
 With normalised gradients lambda is instead the root mean square, over an image's pixels, of what is added to the score
 (or to the mean, in units of the variance), whatever the classifier's confidence.
@@ -90,6 +97,32 @@ def at_predicted_x0(
     return log_prob
 
 
+def implicit_gradient(
+    denoise_fn: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], labels: jax.Array, schedule: Schedule
+) -> GradientFn:
+    """Equation (7), the guidance direction of a conditional model's own labels.
+
+    Args:
+      denoise_fn: the DPM, (x_t [b, h, w, c], t int32 [b], labels int32 [b]) -> what schedule.prediction_type says; the
+        label -1 is none.
+      labels: int32 [b], each image's target label c.
+      schedule: of the DPM.
+
+    Returns:
+      A function of (x_t, t) whose value has the shape of x_t. The sampler asks the DPM without a label, too: compiled
+      together with it, that is one evaluation, and a guided step two in all.
+    """
+
+    def gradient(x: jax.Array, t: jax.Array) -> jax.Array:
+        signal, sigma = coefficients(schedule, t, x)
+        difference = denoise_fn(x, t, labels) - denoise_fn(x, t, jnp.full_like(labels, -1))
+        # Epsilon is affine in the output: of a difference it is that for x_t = 0, with no digits lost to x_t.
+        epsilon, _ = epsilon_and_x0(schedule.prediction_type, difference, jnp.zeros_like(x), signal, sigma)
+        return -epsilon / sigma
+
+    return gradient
+
+
 def normalized(gradient_fn: GradientFn) -> GradientFn:
     """The gradient with each image's root mean square brought to 1; where it is zero, it stays zero."""
 
@@ -109,7 +142,8 @@ class Guidance:
     """What the sampler lets act on each guided step. A scale of 0 changes nothing, bit for bit.
 
     Attributes:
-      gradient_fn: (x, t int32 [b]) -> the direction, the shape of x; see classifier_gradient and normalized.
+      gradient_fn: (x, t int32 [b]) -> the direction, the shape of x; see classifier_gradient, implicit_gradient and
+        normalized.
       scale: the guidance scale lambda >= 0, a scalar; may be traced.
       form: one of FORMS.
     """

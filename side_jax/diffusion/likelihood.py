@@ -33,13 +33,14 @@ of each of 256 levels (their eq. 13), a probability; its variance is beta_tilde_
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from side_jax.diffusion.process import bcast, epsilon_and_x0, q_sample
 from side_jax.diffusion.sampler import DenoiseFn, initial_noise
@@ -93,9 +94,10 @@ def ode_log_likelihood(
     field = functools.partial(_field, denoise_fn, schedule.prediction_type, levels)
     batch = len(x0), probes or size
     example = (x0.shape, batch[:1], (*batch, *shape), batch[:1])
-    # What denoise_fn holds, such as parameters that are traced, goes through the loops as an argument.
-    field, held = jax.closure_convert(field, *(jnp.zeros(of, jnp.float32) for of in example))
-    field = _one_by_one(field, len(example), len(x0))
+    # What denoise_fn holds, such as traced parameters or labels, goes through the loops as arguments.
+    traced = jax.make_jaxpr(field)(*(jax.ShapeDtypeStruct(of, jnp.float32) for of in example))
+    held = tuple(traced.consts)
+    field = _one_by_one(traced.jaxpr, len(example), len(x0))
 
     def solve(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         if probes:
@@ -162,28 +164,29 @@ def _field(
     return sigma * (found - sigma * x), sigma_b * (trace - sigma_b * size)
 
 
-def _one_by_one(fn: Callable, count: int, size: int) -> Callable:
+def _one_by_one(jaxpr: core.Jaxpr, count: int, size: int) -> Callable:
     """A function of one image from one of a batch: under vmap, it is called with the whole batch at once.
 
     So each image has the solver's state of its own, and the network still sees batches, not a vmapped image.
 
     Args:
-      fn: of `count` arguments [size, ...] and of further ones that all images share, to two results [size, ...].
+      jaxpr: of `count` arguments [size, ...] to two results [size, ...]; its constants come as further arguments.
       count: as above.
       size: as above, and of the vmap.
     """
 
-    def batch(arguments: tuple, batched: list[bool]) -> Iterator[jax.Array]:
-        for a, has in zip(arguments[:count], batched, strict=False):
-            yield a if has else jnp.broadcast_to(a, (size, *a.shape))
+    def call(arguments: tuple, batched: list[bool]) -> tuple:
+        own, held = arguments[:count], arguments[count:]
+        full = [a if has else jnp.broadcast_to(a, (size, *a.shape)) for a, has in zip(own, batched, strict=False)]
+        return tuple(core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, held))(*full))
 
     @jax.custom_batching.custom_vmap
     def single(*arguments: jax.Array) -> tuple:  # only its shapes are ever asked for
-        return jax.tree.map(lambda a: a[0], fn(*batch(arguments, [False] * count), *arguments[count:]))
+        return jax.tree.map(lambda a: a[0], call(arguments, [False] * count))
 
     @single.def_vmap
     def whole(_: int, batched: list[bool], *arguments: jax.Array) -> tuple:
-        return fn(*batch(arguments, batched), *arguments[count:]), (True, True)
+        return call(arguments, batched), (True, True)
 
     return single
 

@@ -1,4 +1,4 @@
-"""Local files of weights that a config names: that they are there, and still the ones that were used before."""
+"""Local files that a config names, of weights or labels: that they are there, and still the ones used before."""
 
 from pathlib import Path
 

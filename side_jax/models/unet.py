@@ -210,6 +210,8 @@ class UNet(nn.Module):
 
     Attributes:
       out_channels: of the image.
+      num_labels: that images may have, C; the embedding of labels has one row more, the last, for images without one,
+        and is added to the time embedding. 0: an unconditional model, without it.
       The others are those of diffusers' UNet2DModel: settings.Model says what each means, and None stands for its null.
       dtype: of the computation; parameters and output are float32, and so are the time embedding's angles, the
         statistics of every norm and every softmax.
@@ -234,12 +236,22 @@ class UNet(nn.Module):
     mid_block_scale_factor: float = 1.0
     resnet_time_scale_shift: str = "default"
     center_input_sample: bool = False
+    num_labels: int = 0
     dtype: Any = jnp.float32
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, deterministic: bool = True) -> jax.Array:
-        """x: float32 [b, h, w, c]; t: int32 [b]; returns float32 of the shape of x."""
+    def __call__(
+        self, x: jax.Array, t: jax.Array, deterministic: bool = True, labels: jax.Array | None = None
+    ) -> jax.Array:
+        """The prediction, float32 of the shape of x.
+
+        Args:
+          x: float32 [b, h, w, c].
+          t: int32 or float32 [b].
+          deterministic: without dropout.
+          labels: int32 [b], in 0..num_labels-1, or -1 for no label; None: none has one. Not used where num_labels is 0.
+        """
         first, last = self.block_out_channels[0], len(self.block_out_channels) - 1
         # As diffusers has it: without a number of its own, the middle's attention is normalised only under "default".
         middle_groups = self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
@@ -256,6 +268,12 @@ class UNet(nn.Module):
         emb = sinusoidal_embedding(t, first, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)
         width = self.time_embedding_dim or 4 * first
         emb = TimeEmbedding(width, self.dtype, name="time_embedding")(emb)
+        if self.num_labels:
+            labels = jnp.full(x.shape[:1], -1, jnp.int32) if labels is None else labels
+            # As PyTorch's nn.Embedding starts: Flax's default would be lost beside the time embedding.
+            options = {"embedding_init": nn.initializers.normal(1.0), "dtype": self.dtype, "name": "class_embedding"}
+            table = nn.Embed(self.num_labels + 1, width, **options)
+            emb = emb + table(jnp.where(labels < 0, self.num_labels, labels))
         if self.center_input_sample:
             x = 2.0 * x - 1.0
         h = Conv3x3(first, padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))

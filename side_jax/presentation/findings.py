@@ -3,6 +3,7 @@
 from typing import Any
 
 from side_jax.memorization.intervals import difference_interval, mcnemar
+from side_jax.presentation import nearness
 from side_jax.settings import CONTROLS
 
 Row = dict[str, Any]
@@ -46,6 +47,7 @@ def attacks_of(rows: list[Row]) -> list[Row]:
 def called(row: Row) -> str:
     """The attack, for people."""
     names = {"unconditional": "plain sampling", "side": "SIDE", "samples": "the samples given"}
+    names["conditional_model"] = "classifier-free guidance"
     name = names.get(row["attack"], row["attack"].replace("_", " "))
     return name + (f" at guidance scale {row['guidance_scale']:g}" if row["guidance_scale"] else "")
 
@@ -161,13 +163,14 @@ def in_plain_words(results: dict[str, Any], confidence: float, page: object) -> 
 
 
 def sentences(results: dict[str, Any], confidence: float) -> list[str]:
-    """The most important figures in plain words: what leaks unguided, what SIDE adds, and the controls."""
+    """The most important figures in plain words: what leaks unguided, what guidance adds, and the controls."""
     rows = headline(results)
     members = results["dataset"]["members"]
     plain, side, *conditional = (
         best(rows, attack) for attack in ("unconditional", "side", "conditional", "conditional_x0")
     )
     plain = plain or best(rows, "samples")
+    own = best(rows, "conditional_model")
     baseline = max(filter(None, conditional), key=lambda row: row["ams"], default=None)
     said = []
     if plain:
@@ -177,8 +180,8 @@ def sentences(results: dict[str, Any], confidence: float) -> list[str]:
             f"{how}{percent(plain['ams'])} of {of} match a training image: "
             f"{plain['unique']:,} of the {members:,} members came out."
         )
-    strongest = max((row for row in (side, baseline, plain) if row), key=lambda row: row["ams"], default=rows[0])
-    for row, name in ((side, "SIDE"), (baseline, "the conditional baseline")):
+    strongest = max((row for row in (own, side, baseline, plain) if row), key=lambda row: row["ams"], default=rows[0])
+    for row, name in ((own, "its own labels"), (side, "SIDE"), (baseline, "the conditional baseline")):
         if row is None or (row is baseline and side):
             continue
         compared = ""
@@ -199,36 +202,10 @@ def sentences(results: dict[str, Any], confidence: float) -> list[str]:
         said.append(_random_control(side, plain, best(rows, "side_random"), confidence))
     said.append(_heldout_control(strongest, results["dataset"]["heldout_used"], confidence))
     if results.get("divergence"):
-        said.append(_divergence(results["divergence"]))
+        said.append(nearness.sentence(results["divergence"]))
     if plain and plain["attack"] == "samples":
         said += _other_measures(results["rows"], plain)
     return said
-
-
-def _divergence(found: dict[str, Any]) -> str:
-    """The memorisation divergence and what it means."""
-    at = f"memorisation divergence at noise {found['epsilon']:g}"
-    if found["unsolved"]:
-        return (
-            f"The {at} is not known: of {found['unsolved']} of {2 * found['draws']} points, the likelihood could not "
-            "be computed."
-        )
-
-    def size(of: Row) -> str:
-        return f"{of['estimate']:.1f} (standard error {of['standard_error']:.1f})"
-
-    nearer, error = (found["difference"][key] for key in ("estimate", "standard_error"))
-    values = f"{at}: {size(found['members'])} nats, around as many unseen images {size(found['heldout'])}"
-    if abs(nearer) < 2 * error:
-        return (
-            "Judged by its own likelihood, the model is as far from its training images as from images that it never "
-            f"saw ({values}; smaller is nearer)."
-        )
-    where = "nearer to its training images than to" if nearer > 0 else "FARTHER from its training images than from"
-    return (
-        f"Judged by its own likelihood, the model is {abs(nearer):.1f} nats {where} images that it never saw ({values}; "
-        "smaller is nearer, and a model that had learned only what both have in common would have no difference)."
-    )
 
 
 def _other_measures(rows: list[Row], headline: Row) -> list[str]:

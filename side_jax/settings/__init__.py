@@ -13,7 +13,7 @@ from side_jax.settings.attack import ATTACKS, CONTROLS, SOURCES, Attack, Extract
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.evaluate import METRICS, Evaluate, Report
 from side_jax.settings.surrogate import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
-from side_jax.settings.target import Data, Diffusion, Fit, Model, Monitor, Target, Train
+from side_jax.settings.target import Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
     "ATTACKS",
@@ -22,6 +22,7 @@ __all__ = [
     "SOURCES",
     "Attack",
     "ClassifierFit",
+    "Condition",
     "Data",
     "Diffusion",
     "Evaluate",
@@ -53,6 +54,7 @@ class Settings:
     target: Target = Target()
     diffusion: Diffusion = Diffusion()
     model: Model = Model()
+    condition: Condition = Condition()
     train: Train = Train()
     monitor: Monitor = Monitor()
     sampler: Sampler = Sampler()
@@ -73,6 +75,7 @@ class Settings:
         )
         ok = not self.target.path or bool(self.data.heldout_from)
         check(ok, "data.heldout_from", self.data.heldout_from, need)
+        self._check_condition()
         data, halvings = self.data, len(self.model.block_out_channels) - 1
         check(
             data.image_size % 2**halvings == 0,
@@ -119,6 +122,22 @@ class Settings:
     def uses_features(self) -> bool:
         """Whether evaluation compares images in the space of label.features."""
         return self.evaluate.distribution or "cosine" in self.evaluate.metrics
+
+    def _check_condition(self) -> None:
+        labels, data, attacks = self.condition.labels, self.data, self.extract.attacks
+        need = "empty while target.path is set: models that were trained elsewhere are read as unconditional ones alone"
+        check(not (labels and self.target.path), "condition.labels", labels, need)
+        count, need = (
+            self.condition.num_labels,
+            f"at most data.num_members ({data.num_members}): a label needs a member",
+        )
+        check(count <= data.num_members, "condition.num_labels", count, need)
+        need = (
+            "without conditional_model while condition.labels is empty: set condition.labels and condition.num_labels, "
+            "so that the model is trained with labels"
+        )
+        ok = bool(labels) or not any(ATTACKS[attack].own_labels for attack in attacks)
+        check(ok, "extract.attacks", attacks, need)
 
     def _check_guidance(self) -> None:
         e, eta = self.extract, self.sampler.eta

@@ -15,6 +15,12 @@ class Attack:
     says: str  # what guides it, for people
     classifier: str | None = None  # the unit surrogate/<classifier> that guides it
     at_x0: bool = False  # the classifier looks at the predicted clean image, not at x_t
+    own_labels: bool = False  # the labels that the model was trained with guide it, without a classifier
+
+    @property
+    def guided(self) -> bool:
+        """Whether anything guides it."""
+        return self.own_labels or self.classifier is not None
 
 
 ATTACKS = {
@@ -24,6 +30,9 @@ ATTACKS = {
     ),
     "conditional_x0": Attack(
         says="the same classifier, shown the predicted clean image", classifier="conditional", at_x0=True
+    ),
+    "conditional_model": Attack(
+        says="the conditional target itself: its own labels, by classifier-free guidance", own_labels=True
     ),
     "side": Attack(says="SIDE: pseudo-labels of synthetic images", classifier="side"),
     "side_random": Attack(says="control: SIDE with random pseudo-labels of the same sizes", classifier="side_random"),
@@ -120,7 +129,8 @@ class Extract:
     @property
     def classifiers(self) -> list[str]:
         """The classifiers that guide the attacks."""
-        return list(dict.fromkeys(ATTACKS[run.attack].classifier for run in self.runs() if run.guided))
+        named = (ATTACKS[run.attack].classifier for run in self.runs())
+        return list(dict.fromkeys(name for name in named if name))
 
     @property
     def sources(self) -> set[str]:
@@ -147,7 +157,7 @@ class Extract:
         runs = []
         for attack in ATTACKS:
             if attack in self.attacks:
-                scales = self.guidance_scales if ATTACKS[attack].classifier else (0.0,)
+                scales = self.guidance_scales if ATTACKS[attack].guided else (0.0,)
                 runs.extend(Run(attack=attack, scale=scale) for scale in scales)
         return runs
 
@@ -161,8 +171,8 @@ class Run:
 
     @property
     def guided(self) -> bool:
-        """Whether a classifier guides it."""
-        return ATTACKS[self.attack].classifier is not None
+        """Whether a classifier, or the model's own labels, guide it."""
+        return ATTACKS[self.attack].guided
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the target: its data, its diffusion, its network, how it is trained and watched, or where it is from."""
+"""Settings of the target: its data, diffusion and network, its labels, how it is trained and watched, or its origin."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ DATASETS = ("digits", "faces", "folder", "npz", "tfds")
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 DTYPES = ("float32", "bfloat16")
+LABELS = ("true", "random", "single", "file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,37 @@ class Model:
         check(self.downsample_padding in (0, 1), "model.downsample_padding", self.downsample_padding, "0 or 1")
         one_of("model.resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift"))
         one_of("model.dtype", self.dtype, DTYPES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Condition:
+    """Labels that the DPM is trained with, for classifier-free guidance (Ho and Salimans 2022)."""
+
+    # "": none, the model is unconditional. "true": the members' own. "random": balanced groups of members, drawn once
+    # from the seed. "single": one that all members share, which tells nothing. "file": those of path.
+    labels: str = ""
+    num_labels: int = 0  # how many: 0 without labels, 1 for "single", else at least 2
+    path: str = ""  # for labels="file": an NPZ of `id`, int64 [n], as in train/split.json, and `label`, int32 [n]
+    sha256: str = ""  # of that file; filled in when it is first read, so that a changed file is noticed
+    dropout: float = 0.1  # share of training images shown without their label: guidance needs that prediction too
+
+    def __post_init__(self):
+        labels, count = self.labels, self.num_labels
+        need = f"empty (an unconditional model) or one of {', '.join(LABELS)}"
+        check(labels in ("", *LABELS), "condition.labels", labels, need)
+        ok, need = {
+            "": (count == 0, "0 while condition.labels is empty: an unconditional model has no labels"),
+            "single": (count == 1, "1 with condition.labels = single, the one label that all members share"),
+        }.get(labels, (count >= 2, f"at least 2 with condition.labels = {labels}"))
+        check(ok, "condition.num_labels", count, need)
+        if labels == "file":
+            check(
+                bool(self.path), "condition.path", self.path, "the NPZ of labels to read with condition.labels = file"
+            )
+        else:
+            check(not self.path, "condition.path", self.path, "empty unless condition.labels is file")
+        need = "above 0 (the prediction without a label must be learned too) and below 1"
+        check(0 < self.dropout < 1, "condition.dropout", self.dropout, need)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

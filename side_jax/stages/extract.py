@@ -27,11 +27,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
             if dpm is None:
                 train = builders.train_unit(settings, workdir)
                 dpm = builders.restore_ema(settings, train, builders.build_unet(settings)).trees["ema"]
-            classifier, guide = surrogate.load(settings, workdir, run_of.attack) if run_of.guided else (None, {})
-            at_x0 = ATTACKS[run_of.attack].at_x0
+            attack, classifier, guide, classes = ATTACKS[run_of.attack], None, {}, 0
+            if attack.classifier:
+                classifier, guide = surrogate.load(settings, workdir, run_of.attack)
+                classes = classifier.num_classes
+            elif attack.own_labels:
+                classes = settings.condition.num_labels
+            options = {"at_x0": attack.at_x0, "own_labels": attack.own_labels}
             by = settings.guided_sampler if run_of.guided else settings.sampler
-            generator = builders.build_generator(settings, classifier, at_x0=at_x0, by=by)
-            classes = classifier.num_classes if classifier else 0
+            generator = builders.build_generator(settings, classifier, by=by, **options)
             loaded[run_of.attack] = generator, {"dpm": dpm} | guide, classes
         generator, params, classes = loaded[run_of.attack]
         count = settings.extract.num_images

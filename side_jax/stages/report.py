@@ -16,7 +16,7 @@ from side_jax.settings import Run, Settings
 
 _PATHS = (
     *(("data", key) for key in ("path", "data_dir", "heldout_from")),
-    *(("target", "path"), ("label", "weights"), ("surrogate", "teacher_path")),
+    *(("target", "path"), ("condition", "path"), ("label", "weights"), ("surrogate", "teacher_path")),
 )
 
 
@@ -148,14 +148,16 @@ def _made(results: dict[str, Any], settings: Settings) -> str:
     target, surrogate, interval = results["target"], results["surrogate"], settings.extract.guidance_interval
     said = (
         f"Target: {target['parameters']:,} parameters at step {target['step']:,}, {results['dataset']['members']} "
-        f"members of {results['dataset']['name']}; denoising loss {target['denoising_loss_members']:.4f} on members, "
-        f"{target['denoising_loss_heldout']:.4f} on held-out images. All attacks make "
+        f"members of {results['dataset']['name']}{_labels(settings)}; denoising loss "
+        f"{target['denoising_loss_members']:.4f} on members, {target['denoising_loss_heldout']:.4f} on held-out "
+        "images. All attacks make "
         f"{settings.extract.num_images:,} images from the same starting noise. Without guidance: "
         f"{settings.sampler.solver}, {settings.sampler.num_steps} steps; "
         f"guided: {settings.guided_sampler.solver}, {settings.guided_sampler.num_steps} steps"
     )
     if interval:
-        said += f", the classifier asked at timesteps {interval[0]} to {interval[1]}"
+        asked = "the classifier asked" if settings.extract.classifiers else "with guidance"
+        said += f", {asked} at timesteps {interval[0]} to {interval[1]}"
     if surrogate:
         low, high = surrogate["cohesion"][0], surrogate["cohesion"][2]
         said += (
@@ -164,6 +166,15 @@ def _made(results: dict[str, Any], settings: Settings) -> str:
             f"{high:.2f}; images of the others: {surrogate['assignment']})"
         )
     return said + "."
+
+
+def _labels(settings: Settings) -> str:
+    """The labels that the model was trained with; nothing of an unconditional one."""
+    condition = settings.condition
+    if not condition.labels:
+        return ""
+    count = f"{condition.num_labels} label" + "s" * (condition.num_labels > 1)
+    return f" with {count} ({condition.labels}), left out for {100 * condition.dropout:g}% of the images it was shown"
 
 
 def _provenance(results: dict[str, Any], settings: Settings) -> tuple[tuple[str, str], ...]:

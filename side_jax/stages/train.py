@@ -1,4 +1,4 @@
-"""Stage 1: splits the data, and trains the unconditional DPM on the members or takes a foreign one."""
+"""Stage 1: splits the data, and trains the DPM on the members, with labels if asked to, or takes a foreign one."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from side_jax import builders, checkpoint, convert, files, parallel, sampling, training
+from side_jax import builders, checkpoint, conditioning, convert, files, parallel, sampling, training
 from side_jax.config import from_config
 from side_jax.curves import Curves
 from side_jax.data import batches, datasets, split
@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
             )
         files.write_json(path, made)
     parallel.barrier("split")
-    members, heldout, _, _ = builders.load_split(settings, workdir, stream=True)
+    members, heldout, ids, _ = builders.load_split(settings, workdir, stream=True)
     made = files.read_json(path)
     counts = made["counts"]
     logger.info(
@@ -54,8 +54,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         counts["exact_duplicates_left_out"],
         counts["near_duplicates_moved"],
     )
-    work = _import if settings.target.path else _fit
-    unit.finish(split=counts, split_sha256=_digest(made), **work(settings, unit, members, heldout))
+    if settings.target.path:
+        content = _import(settings, unit)
+    else:
+        content = _fit(settings, unit, members, heldout, conditioning.member_labels(settings, members, ids))
+    unit.finish(split=counts, split_sha256=_digest(made), **content)
 
 
 def _digest(made: dict[str, Any]) -> str:
@@ -63,7 +66,7 @@ def _digest(made: dict[str, Any]) -> str:
     return files.digest([[row["sha256"] for row in made[side]] for side in ("members", "heldout")])
 
 
-def _import(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> dict[str, Any]:
+def _import(settings: Settings, unit: Unit) -> dict[str, Any]:
     """Keeps the foreign model's weights as the checkpoint of step 0."""
     _, params, _ = convert.from_diffusers(settings.target.path)
     meta = checkpoint.settings_meta(settings, unit.fingerprint)
@@ -75,7 +78,10 @@ def _import(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) 
     return {"steps": 0, "imported": settings.target.path, "parameters": builders.size(params)}
 
 
-def _fit(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> dict[str, Any]:
+def _fit(
+    settings: Settings, unit: Unit, members: Dataset, heldout: Dataset, labels: np.ndarray | None
+) -> dict[str, Any]:
+    """Trains the DPM on the members, with their labels int32 [n]; None: an unconditional one."""
     unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
     seed = builders.stream_seed(settings, "train")
     directory = builders.checkpoint_directory(unit.workdir, "train")
@@ -96,10 +102,11 @@ def _fit(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> 
                 stack.enter_context(curves),
             )
         streamed = not isinstance(members.images, np.ndarray)
+        given = () if labels is None else (labels,)
         params, steps = training.run(
-            loss_fn=functools.partial(dpm_loss, unet, schedule, settings.train.horizontal_flip),
+            loss_fn=build_loss(settings, unet, schedule),
             init_fn=builders.init_fn(unet, settings, seed),
-            fetch=lambda chosen: (members.images[chosen],),
+            fetch=lambda chosen: (members.images[chosen], *(array[chosen] for array in given)),
             num_examples=len(members),
             fit=settings.train,
             seed=seed,
@@ -114,17 +121,39 @@ def _fit(settings: Settings, unit: Unit, members: Dataset, heldout: Dataset) -> 
     return {"steps": steps, "parameters": builders.size(params)}
 
 
+def build_loss(settings: Settings, unet: Any, schedule: Any) -> training.LossFn:
+    """The DPM's loss by the settings."""
+    options = {"label_dropout": settings.condition.dropout}
+    return functools.partial(dpm_loss, unet, schedule, settings.train.horizontal_flip, **options)
+
+
 def dpm_loss(
-    unet: Any, schedule: Any, flip: bool, params: Any, batch: tuple, keys: jax.Array, key: jax.Array
+    unet: Any,
+    schedule: Any,
+    flip: bool,
+    params: Any,
+    batch: tuple,
+    keys: jax.Array,
+    key: jax.Array,
+    *,
+    label_dropout: float = 0.0,
 ) -> tuple[jax.Array, tuple[training.Metrics, training.Carried]]:
-    """The denoising loss of a batch of uint8 images, and its profile over timesteps."""
+    """The denoising loss of a batch, and its profile over timesteps.
+
+    The batch is uint8 images [b, h, w, c] and, of a conditional DPM, their labels int32 [b], of which a share of
+    label_dropout, drawn by each image's key, is not shown (Ho and Salimans 2022, algorithm 1).
+    """
     images = sampling.to_float(batch[0])
+    labels = batch[1] if len(batch) > 1 else None
+    if labels is not None:
+        hidden = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 3), label_dropout))(keys)
+        labels = jnp.where(hidden, -1, labels)
     if flip:
         mirrored = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 2)))(keys)
         images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
     def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-        return unet.apply({"params": params}, x, t, deterministic=False, rngs={"dropout": key})
+        return unet.apply({"params": params}, x, t, deterministic=False, labels=labels, rngs={"dropout": key})
 
     losses, t = denoising_loss(denoise, schedule, images, keys)
     part = jax.nn.one_hot(t * PROFILE_BINS // schedule.num_timesteps, PROFILE_BINS)
