@@ -84,7 +84,7 @@ def pseudo_labels(features: np.ndarray, label: Label, seed: int) -> dict[str, An
     labels = number[assigned]
     outside = labels < 0
     if label.assignment == "reassign" and outside.any():
-        labels[outside] = pairwise_distances_argmin(points[outside], centroids[kept])
+        labels[outside] = nearest_label(points[outside], centroids, kept)
     whole, cluster = np.full((2, len(features)), -1, np.int32)
     whole[used], cluster[used] = labels, assigned
     counts = {
@@ -100,6 +100,17 @@ def pseudo_labels(features: np.ndarray, label: Label, seed: int) -> dict[str, An
     }
     result = {"label": whole, "cluster": cluster, "centroids": centroids, "cohesion": scores}
     return result | {"status": status, "kept": kept, "counts": counts}
+
+
+def nearest_label(features: np.ndarray, centroids: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The pseudo-label whose centroid is nearest, int64 [n] in 0..K'-1: of rejected images, or of any others.
+
+    Args:
+      features: float32 [n, d].
+      centroids: float32 [K, d].
+      kept: bool [K].
+    """
+    return pairwise_distances_argmin(features, centroids[kept])
 
 
 def _k_means(points: np.ndarray, label: Label, seed: int) -> tuple[np.ndarray, np.ndarray]:

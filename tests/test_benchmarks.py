@@ -10,9 +10,11 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import allocation
 import extraction_cost
+import guided_law
 import knn_bias
 import membership
 import seeds
+import theorem
 
 from side_jax.memorization.membership import attack_quality
 
@@ -103,3 +105,39 @@ def test_the_bias_of_neighbours_is_measured_against_the_truth(law):
     found = knn_bias.measure(pair, 2000, 2000, [1], 2)
     assert found.shape == (2, 1, 2, 2)
     np.testing.assert_allclose(found[..., 0], pair.truth(), atol=0.25)
+
+
+def labelled(seed, kind, difference, ams, unique):
+    """A row of a labelled DPM; the unlabelled one has difference 0."""
+    other = {"labels": 10, "error": 0.5, "own": 1.0, "divergence": 50 + difference, "free_ams": 0.01, "free_unique": 9}
+    return theorem.Row(seed=seed, kind=kind, difference=difference, ams=ams, unique=unique, **other)
+
+
+def test_the_theorems_table_has_means_over_seeds():
+    rows = [labelled(3, "true", -4.0, 0.02, 10), labelled(4, "true", -8.0, 0.04, 20)]
+    rows += [labelled(seed, kind, 0.0, 0.01, 8) for seed in (3, 4) for kind in ("none", *theorem.KINDS[:-1])]
+    line = theorem.table(rows, 0.05).splitlines()[-1]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[:3] == ["true", "10", "44.0 (2.0)"]
+    assert cells[3:5] == ["-4.0 (0.5), -8.0 (0.5)", "-6.0 (2.0)"]
+    assert cells[6:8] == ["3.00 (1.00)", "15.0 (5.0)"]
+
+
+def test_rank_correlation_of_divergence_and_extraction():
+    """The more negative the difference the higher the AMS, within each seed and over all; members the other way."""
+    rows = [labelled(seed, "true", -float(i), 0.01 * i, -i) for seed in (3, 4) for i in range(5)]
+    lines = theorem.correlations(rows).splitlines()
+    assert lines[0].startswith("difference and ams: -1.00 over 10 runs")
+    assert lines[0].endswith("of each seed -1.00, -1.00")
+    assert lines[1].startswith("difference and unique: +1.00")
+
+
+def test_the_guided_laws_table_is_paired_by_cluster():
+    first = guided_law.Found(scale=0, divergence=np.asarray([9.0, 3]), matched=np.zeros(2), on_target=np.zeros(2))
+    then = guided_law.Found(
+        scale=10, divergence=np.asarray([7.0, 1]), matched=np.asarray([0.2, 0.4]), on_target=np.asarray([0.1, 0.1])
+    )
+    lines = guided_law.table([first, then], 0.15).splitlines()
+    cells = [cell.strip() for cell in lines[5].split("|")[1:-1]]
+    assert cells == ["10", "4.00 (3.00)", "-2.00 (0.00)", "30.0 (10.0)", "10.0 (0.0)"]
+    assert "`matched` over the scales: -1.00 of the means; of each cluster -1.00, -1.00" in lines[-3]

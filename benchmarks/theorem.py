@@ -1,0 +1,252 @@
+"""Theorem 1 on trained models: does a label make a DPM memorise, and does the divergence say who will be extracted?
+
+python benchmarks/theorem.py --config=configs/digits.py --workdir=runs/theorem --seeds 3 4 5
+
+For each seed one unconditional DPM, and one of equal size, steps and data for each kind of label: one that all members
+share, random groups, SIDE's clusters of the unconditional DPM's samples (each member gets its nearest kept centroid)
+and the members' own. Printed are, at draws x of q (members blurred by epsilon) that all models share,
+
+    difference = mean of log p_unconditional(x) - log p_labelled(x | label of x's member),
+
+which is M(D_i; p_i) - M(D_i; p) averaged over the labels by their sizes, below 0 where the label raises memorisation;
+the same against the labelled DPM's own law without label; and what equally many samples of each DPM extract, with their
+labels drawn uniformly. Then Spearman's correlation of the two over all runs. The scale 1 of classifier-free guidance is
+the labelled DPM as it is. Overrides such as --config.train.num_steps=500 go to every run. Running it again goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import spearmanr
+
+from side_jax import builders, clustering, conditioning, cpu, features, files, sampling, workdir
+from side_jax.config import from_config
+from side_jax.evidence import Witness
+from side_jax.memorization.divergence import divergence_difference, draw, log_q
+from side_jax.settings import Settings
+
+KINDS = ("single", "random_2", "random_10", "random_50", "clusters", "true")
+# The label-free sampler's own steps for all, and nothing measured that is not asked here.
+COMMON = {
+    "extract.num_steps": 0,
+    "extract.solver": "",
+    "extract.guidance_interval": "()",
+    "extract.guidance_scales": "(1.0,)",
+    **{f"evaluate.{name}": False for name in ("distribution", "membership", "divergence", "controls")},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one labelled DPM of one seed gave."""
+
+    seed: int
+    kind: str
+    labels: int
+    difference: float  # M(D_i; p_i) - M(D_i; p), nats
+    error: float  # its standard error over draws
+    own: float  # the same with the labelled DPM's own law without label as p
+    divergence: float  # M(D; p_i) averaged over labels, nats: log q is that of all members
+    ams: float
+    unique: int
+    free_ams: float  # of the same DPM, sampled without label
+    free_unique: int
+
+
+def run(config: str, folder: Path, seed: int, stages: str, values: dict[str, Any], overrides: list[str]) -> None:
+    """The real command, unless it has nothing to do."""
+    given = [f"--config.{key}={value}" for key, value in (COMMON | values).items()]
+    command = [sys.executable, "-m", "side_jax.main", f"--config={config}", f"--workdir={folder}", f"--stages={stages}"]
+    subprocess.run([*command, f"--config.seed={seed}", *given, *overrides], check=True, stdout=subprocess.DEVNULL)
+
+
+def settings_of(folder: Path) -> Settings:
+    """Of a finished run."""
+    return from_config(workdir.saved_config(folder))
+
+
+def write_clusters(free: Path, path: Path) -> int:
+    """Writes each member's label, its nearest kept centroid of SIDE's; returns how many labels members have."""
+    settings = settings_of(free)
+    members, _, ids, _ = builders.load_split(settings, free)
+    found = files.read_npz(free / "label" / "labels.npz")
+    embedded = features.extract(builders.build_extractor(settings, free), members.images, free / "features")
+    nearest = clustering.nearest_label(embedded, found["centroids"], found["kept"])
+    known, labels = np.unique(nearest, return_inverse=True)
+    if not path.exists():  # its hash is part of the runs that read it
+        files.write_npz(path, id=ids.astype(np.int64), label=labels.astype(np.int32))
+    return len(known)
+
+
+def extracted(folder: Path, attack: str) -> tuple[float, int]:
+    """(AMS, members) by the headline metric."""
+    rows = json.loads((folder / "evaluate" / "results.json").read_text())["rows"]
+    row = next(row for row in rows if row["attack"] == attack and row["level"] == "high")
+    return row["ams"], row["unique"]
+
+
+def log_probs(folder: Path, x: np.ndarray, labels: np.ndarray | None, path: Path) -> np.ndarray:
+    """Log p of the draws under a run's DPM, with the labels or without; kept in a file."""
+    if not path.exists():
+        files.write_npz(path, log_prob=Witness(settings_of(folder), folder).log_prob(x, "divergence/members", labels))
+    return files.read_npz(path)["log_prob"]
+
+
+def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsilon: float) -> list[Row]:
+    """Trains, samples and measures all models of a seed, as far as that is not done."""
+    base = options.workdir / f"seed_{seed}"
+    free = base / "unconditional"
+    if not (base / "clusters.npz").exists():
+        values = {"extract.attacks": "('unconditional','side')"}
+        run(options.config, free, seed, "train,synthesize,label", values, overrides)
+        base.mkdir(parents=True, exist_ok=True)
+        write_clusters(free, base / "clusters.npz")
+    run(options.config, free, seed, "train,extract,evaluate", {"extract.attacks": "('unconditional',)"}, overrides)
+    settings = settings_of(free)
+    members, _, _, _ = builders.load_split(settings, free)
+    images = sampling.to_float(members.images)
+    x, which = draw(images, epsilon, builders.base_key(settings, "divergence/members"), options.draws)
+    mark = f"{epsilon:g}_{options.draws}"
+    free_log_p = log_probs(free, x, None, base / f"log_prob_unconditional_{mark}.npz")
+    clusters = int(files.read_npz(base / "clusters.npz")["label"].max()) + 1
+    rows = []
+    for kind in KINDS:
+        name, _, groups = kind.partition("_")
+        count = {"single": 1, "clusters": clusters, "true": members.num_classes}.get(name) or int(groups)
+        values = {
+            "condition.labels": "file" if name == "clusters" else name,
+            "condition.num_labels": count,
+            "extract.attacks": "('unconditional','conditional_model')",
+        }
+        values |= {"condition.path": base / "clusters.npz"} if name == "clusters" else {}
+        folder = base / kind
+        run(options.config, folder, seed, "train,extract,evaluate", values, overrides)
+        labels = conditioning.load_member_labels(settings_of(folder), folder)[which]
+        labelled = log_probs(folder, x, labels, base / f"log_prob_{kind}_{mark}.npz")
+        own = log_probs(folder, x, None, base / f"log_prob_{kind}_free_{mark}.npz")
+        found = divergence_difference(labelled, free_log_p)
+        ams, unique = extracted(folder, "conditional_model")
+        free_ams, free_unique = extracted(folder, "unconditional")
+        row = Row(
+            seed=seed,
+            kind=kind,
+            labels=count,
+            difference=found.estimate,
+            error=found.standard_error,
+            own=divergence_difference(labelled, own).estimate,
+            divergence=float(np.mean(log_q(x, images, epsilon) - labelled)),
+            ams=ams,
+            unique=unique,
+            free_ams=free_ams,
+            free_unique=free_unique,
+        )
+        rows.append(row)
+    ams, unique = extracted(free, "unconditional")
+    m = float(np.mean(log_q(x, images, epsilon) - free_log_p))
+    return [
+        Row(
+            seed=seed,
+            kind="none",
+            labels=0,
+            difference=0.0,
+            error=0.0,
+            own=0.0,
+            divergence=m,
+            ams=ams,
+            unique=unique,
+            free_ams=ams,
+            free_unique=unique,
+        ),
+        *rows,
+    ]
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Mean and standard error over seeds."""
+    error = f" ({np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{error}"
+
+
+def table(rows: list[Row], epsilon: float) -> str:
+    """Markdown: a row for each kind of label, means over seeds with their standard errors."""
+    lines = [
+        f"\n### epsilon = {epsilon:g}: mean (standard error) over {len({row.seed for row in rows})} seeds\n",
+        "| labels | number | M(D; p), nats | difference of each seed, nats | mean | against its own law without "
+        "label | AMS, % | extracted | without label: AMS, % | extracted |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kind in ("none", *KINDS):
+        own = [row for row in rows if row.kind == kind]
+        each = ", ".join(f"{row.difference:+.1f} ({row.error:.1f})" for row in own)
+        lines.append(
+            f"| {kind} | {', '.join(str(n) for n in sorted({row.labels for row in own}))} | "
+            f"{spread([row.divergence for row in own])} | {each} | {spread([row.difference for row in own])} | "
+            f"{spread([row.own for row in own])} | {spread([100 * row.ams for row in own], 2)} | "
+            f"{spread([row.unique for row in own])} | {spread([100 * row.free_ams for row in own], 2)} | "
+            f"{spread([row.free_unique for row in own])} |"
+        )
+    return "\n".join(lines)
+
+
+def correlations(rows: list[Row]) -> str:
+    """Spearman's rank correlation of divergence and extraction: over all runs, and within each seed."""
+    lines = []
+    for x in ("difference", "divergence"):
+        for y in ("ams", "unique"):
+            values = [[getattr(row, name) for row in rows] for name in (x, y)]
+            found = spearmanr(*values)
+            each = []
+            for seed in sorted({row.seed for row in rows}):
+                own = [row for row in rows if row.seed == seed]
+                each.append(f"{spearmanr(*([getattr(row, n) for row in own] for n in (x, y))).statistic:+.2f}")
+            lines.append(
+                f"{x} and {y}: {found.statistic:+.2f} over {len(rows)} runs (p = {found.pvalue:.2g} if they were "
+                f"independent); of each seed {', '.join(each)}"
+            )
+    return "\n".join(lines)
+
+
+def draw_figure(rows: list[Row], epsilon: float, path: Path) -> None:
+    """Divergence against extraction, a point for each run."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    for kind in ("none", *KINDS):
+        own = [row for row in rows if row.kind == kind]
+        x = [row.difference for row in own]
+        axes[0].plot(x, [100 * row.ams for row in own], "o", label=kind.replace("_", " "))
+        axes[1].plot(x, [row.unique for row in own], "o")
+    for ax, title in zip(axes, ("AMS, %", "extracted members"), strict=True):
+        ax.set_xlabel(f"M(D_i; p_i) - M(D_i; p), nats, epsilon = {epsilon:g}")
+        ax.set_ylabel(title)
+    axes[0].legend(title="labels", fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a config file of an unconditional target")
+    parser.add_argument("--workdir", required=True, type=Path, help="holds a folder for each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.05], help="deviations of q's noise")
+    parser.add_argument("--draws", type=int, default=128, help="of q")
+    options, overrides = parser.parse_known_args()
+    cpu.prepare([64])
+    for epsilon in options.epsilons:
+        rows = [row for seed in options.seeds for row in one_seed(options, overrides, seed, epsilon)]
+        print(table(rows, epsilon), correlations(rows), sep="\n\n", flush=True)
+        draw_figure(rows, epsilon, options.workdir / f"theorem_{epsilon:g}.png")
+
+
+if __name__ == "__main__":
+    main()
