@@ -89,6 +89,11 @@ def test_dropout_acts_in_training_alone():
     assert np.abs(out(False, 0) - out(False, 1)).max() > 1e-3
 
 
+def small_unet(**changes):
+    one = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    return make_unet(**one, add_attention=False, **changes)
+
+
 def conditional(unet, params, x, t, labels):
     return np.asarray(jax.jit(unet.apply)({"params": params}, x, t, labels=labels))
 
@@ -96,18 +101,18 @@ def conditional(unet, params, x, t, labels):
 def test_labels_add_one_table_and_leave_the_rest_as_it_was():
     """Its rows are the labels and, last, no label; the other parameters start as without it, from the same seed."""
     x, t = inputs(2)
-    plain, own = (initial(make_unet(num_labels=count), x, t) for count in (0, 3))
+    plain, own = (initial(small_unet(num_labels=count), x, t) for count in (0, 3))
     (table,) = jax.tree.leaves(own.pop("class_embedding"))
     assert table.shape == (4, 32)
     jax.tree.map(np.testing.assert_array_equal, own, plain)
-    assert conditional(make_unet(), randomised(plain), x, t, jnp.asarray([0, 1])).tolist() == (
-        conditional(make_unet(), randomised(plain), x, t, None).tolist()
+    assert conditional(small_unet(), randomised(plain), x, t, jnp.asarray([0, 1])).tolist() == (
+        conditional(small_unet(), randomised(plain), x, t, None).tolist()
     )
 
 
 def test_a_label_is_a_shift_of_the_time_embedding():
     """The output depends on it, image by image; none at all, -1 and a table of zeros are the model without labels."""
-    unet, (x, t) = make_unet(num_labels=3), inputs(4)
+    unet, (x, t) = small_unet(num_labels=3), inputs(4)
     params = randomised(initial(unet, x, t))
     labels = jnp.asarray([0, -1, 2, 0])
     none, some = conditional(unet, params, x, t, None), conditional(unet, params, x, t, labels)
@@ -119,7 +124,7 @@ def test_a_label_is_a_shift_of_the_time_embedding():
     assert np.abs(some - conditional(unet, params, x, t, jnp.asarray([1, -1, 1, 1])))[[0, 2, 3]].max() > 1e-3
     table = params.pop("class_embedding")
     zeros = conditional(unet, params | {"class_embedding": jax.tree.map(jnp.zeros_like, table)}, x, t, labels)
-    np.testing.assert_allclose(zeros, conditional(make_unet(), params, x, t, None), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(zeros, conditional(small_unet(), params, x, t, None), rtol=1e-4, atol=1e-5)
 
 
 def test_sinusoidal_embedding_by_hand():
