@@ -1,5 +1,7 @@
 """The U-Net and its conversion against diffusers' UNet2DModel, on random weights."""
 
+import dataclasses
+import itertools
 import json
 import types
 
@@ -245,3 +247,31 @@ def test_what_is_written_is_a_pipeline_of_theirs(pairs, tmp_path):
     for scheduler in (DDPMScheduler, DDIMScheduler):
         theirs = scheduler.from_pretrained(tmp_path, subfolder="scheduler")
         np.testing.assert_array_equal(theirs.betas.numpy(), pair.schedule.betas.astype(np.float32))
+
+
+def test_predictions_agree_with_labels_and_without(tmp_path):
+    """Ours, written for diffusers, with every label; its last embedding is ours without label."""
+    config = CONFIGS["scale_shift"]
+    free, _, schedule = from_diffusers(save(random_unet(config), tmp_path / "free"))
+    module = dataclasses.replace(free, num_labels=2)
+    x, t = inputs(config)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.asarray(x), jnp.asarray(t))["params"])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: (rng.standard_normal(leaf.shape) / np.sqrt(max(leaf.size // leaf.shape[-1], 1))).astype(
+            np.float32
+        ),
+        shapes,
+    )
+    to_diffusers(tmp_path / "ours", module, params, schedule, image_size=config["sample_size"])
+    theirs = UNet2DModel.from_pretrained(tmp_path / "ours", subfolder="unet", use_safetensors=True).eval()
+    found = []
+    for label, number in ((0, 0), (1, 1), (-1, 2)):
+        with torch.no_grad():
+            numbers = torch.full((len(t),), number)
+            expected = nhwc(theirs(nchw(x), torch.from_numpy(t), class_labels=numbers).sample)
+        labels = jnp.full(len(t), label, jnp.int32)
+        ours = jax.jit(module.apply)({"params": params}, jnp.asarray(x), jnp.asarray(t), labels=labels)
+        assert relative_error(ours, expected) < 2e-5
+        found.append(expected)
+    assert min(relative_error(a, b) for a, b in itertools.combinations(found, 2)) > 1e-3
