@@ -4,21 +4,53 @@ python benchmarks/likelihood.py --workdir=runs/digits
 
 Of a run whose train stage is done: bits for each of an image's values, of members and of as many held-out images. The
 ODE's are of a density: that of the model's samples with the least noise that it knows, at the images plus that noise
-(so blurred, an image's grey levels are no steps any more). The bound is of the same density, with means as they are,
-and of the 256 grey levels themselves. A gap between members and held-out images is what the model knows of the former
-alone.
+(so blurred, an image's grey levels are no steps any more), by several tolerances of the solver and numbers of probes.
+The bound is of the same density, and of the 256 grey levels themselves. A gap between members and held-out images is
+what the model knows of the former alone.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from side_jax import builders, cpu, parallel, sampling, workdir
 from side_jax.config import from_config
 from side_jax.diffusion import likelihood
 from side_jax.diffusion.sampler import initial_noise, sample_keys
-from side_jax.evidence import Witness
+from side_jax.settings import Settings
+
+SOLVED = ((1e-3, 1), (1e-4, 1), (1e-3, 8))  # (tolerance, probes); the first is an audit's
+
+
+def estimators(settings: Settings, base: jax.Array) -> dict[str, tuple[bool, Callable]]:
+    """Kind: (whether of a density, (params, images uint8 [b, ...], index [b]) -> [b, 2], nats and network calls)."""
+    schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
+    std = float(np.sqrt((1 - schedule.alpha_bar[0]) / schedule.alpha_bar[0]))
+
+    def solved(tolerance: float, probes: int) -> Callable:
+        def fn(params: dict, images: jax.Array, index: jax.Array) -> jax.Array:
+            keys, x = sample_keys(base, index), sampling.to_float(images)
+            x = x + std * initial_noise(keys, x.shape[1:])
+            own = (lambda x, t: denoise(params, x, t)), schedule, x, keys
+            found = likelihood.ode_log_likelihood(*own, probes=probes, rtol=tolerance, atol=tolerance)
+            return jnp.stack([-found.log_prob, found.evaluations.astype(jnp.float32)], axis=1)
+
+        return fn
+
+    def bound(decoder: str) -> Callable:
+        def fn(params: dict, images: jax.Array, index: jax.Array) -> jax.Array:
+            own = (lambda x, t: denoise(params, x, t)), schedule, sampling.to_float(images), sample_keys(base, index)
+            nats = likelihood.variational_bound(*own, decoder=decoder).sum(axis=0)
+            return jnp.stack([nats, jnp.full_like(nats, schedule.num_timesteps)], axis=1)
+
+        return fn
+
+    ode = {f"ODE, tolerance {of[0]:g}, probes: {of[1]}": (True, solved(*of)) for of in SOLVED}
+    return ode | {"bound, density": (True, bound("density")), "bound, 256 levels": (False, bound("levels"))}
 
 
 def main() -> None:
@@ -29,41 +61,20 @@ def main() -> None:
     options = parser.parse_args()
     settings = from_config(workdir.saved_config(options.workdir))
     cpu.prepare([settings.sampler.batch_size])
-    members, heldout = builders.load_sides(settings, options.workdir)
-    schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
-    params = builders.restore_ema(
-        settings, builders.train_unit(settings, options.workdir), builders.build_unet(settings)
-    ).trees["ema"]
-    base, witness = builders.base_key(settings, "probe"), Witness(settings, options.workdir)
-    std = float(np.sqrt((1 - schedule.alpha_bar[0]) / schedule.alpha_bar[0]))
-
-    def bound(decoder: str):
-        def fn(params, images, index):
-            keys = sample_keys(base, index)
-            own = (lambda x, t: denoise({"dpm": params}, x, t)), schedule, sampling.to_float(images), keys
-            return likelihood.variational_bound(*own, decoder=decoder).sum(axis=0)
-
-        return parallel.in_batches(fn, settings.sampler.batch_size)
-
-    print(f"least noise {std:.3g}; mean and standard error over {options.images} images of each side, bits per value\n")
-    print("| | members | held-out |\n|---|---|---|")
-    rows: dict[str, list[str]] = {}
-    for name, side in (("members", members), ("heldout", heldout)):
-        images = side.images[: options.images]
-        index = np.arange(len(images), dtype=np.uint32)
-        size = images[0].size
-        x = sampling.to_float(images)
-        blurred = x + std * np.asarray(initial_noise(sample_keys(base, index), x.shape[1:]))
-        found = {
-            "ODE, density": (-witness.log_prob(blurred, f"divergence/{name}"), True),
-            "bound, density": (bound("density")(params, images, index), True),
-            "bound, 256 levels": (bound("levels")(params, images, index), False),
-        }
-        for kind, (nats, density) in found.items():
-            bits = np.asarray(likelihood.bits_per_dimension(nats, size, density=density), np.float64)
-            rows.setdefault(kind, []).append(f"{bits.mean():.3f} ({bits.std(ddof=1) / len(bits) ** 0.5:.3f})")
-    for kind, cells in rows.items():
-        print(f"| {kind} | {' | '.join(cells)} |")
+    sides = [side.images[: options.images] for side in builders.load_sides(settings, options.workdir)]
+    train = builders.train_unit(settings, options.workdir)
+    params = {"dpm": builders.restore_ema(settings, train, builders.build_unet(settings)).trees["ema"]}
+    index = np.arange(options.images, dtype=np.uint32)
+    print(f"bits per value: mean and standard error over {options.images} images\n")
+    print("| | members | held-out | calls of the network |\n|---|---|---|---|")
+    for kind, (density, fn) in estimators(settings, builders.base_key(settings, "probe")).items():
+        compute, cells, calls = parallel.in_batches(fn, settings.sampler.batch_size), [], []
+        for images in sides:
+            nats, evaluations = compute(params, images, index[: len(images)]).T
+            bits = likelihood.bits_per_dimension(nats.astype(np.float64), images[0].size, density=density)
+            cells.append(f"{bits.mean():.3f} ({bits.std(ddof=1) / len(bits) ** 0.5:.3f})")
+            calls.append(evaluations.mean())
+        print(f"| {kind} | {' | '.join(cells)} | {np.mean(calls):.0f} |", flush=True)
 
 
 if __name__ == "__main__":
