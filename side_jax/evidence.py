@@ -1,5 +1,6 @@
 """What the audited model itself betrays about images: the scores of diffusion/evidence.py, on all devices."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,10 @@ class Witness:
           float32 [n].
         """
         if ("log_prob",) not in self._compiled:
-            schedule, settings = builders.build_schedule(self._settings), self._settings
+            # Half precision rounds more than an adaptive solver allows: it would take ever smaller steps.
+            model = dataclasses.replace(self._settings.model, dtype="float32")
+            settings = dataclasses.replace(self._settings, model=model)
+            schedule = builders.build_schedule(settings)
             conditional = settings.condition.num_labels > 0
             free, labelled = builders.build_denoise(settings), builders.build_conditional_denoise(settings)
 

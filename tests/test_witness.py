@@ -1,5 +1,7 @@
 """The divergence of an audit, for a model whose likelihood is known, and the audited model's own likelihood."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,3 +92,8 @@ def test_it_is_the_checkpoints_law_for_each_point_by_its_own_key(witness, sides,
 
     direct = cheap(denoise, None, jnp.asarray(x), keys, rtol=TOLERANCE, atol=TOLERANCE).log_prob
     np.testing.assert_allclose(witness.log_prob(x, "divergence/members"), direct, rtol=1e-4, atol=1e-4)
+    # Of a model in half precision, whose rounding a solver could not stand, too.
+    half = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype="bfloat16"))
+    other = Witness(settings, finished)
+    other._settings = half  # from the start, the checkpoint would be another model's
+    np.testing.assert_allclose(other.log_prob(x, "divergence/members"), direct, rtol=1e-4, atol=1e-4)

@@ -48,7 +48,7 @@ from side_jax.diffusion.schedule import Schedule
 
 VARIANCES = ("small", "large")
 DECODERS = ("density", "levels")
-MAX_STEPS = 4096  # of the solver; an image that needs more has no likelihood: NaN
+MAX_STEPS = 1024  # of the solver, some forty times what digits need; an image that needs more has no likelihood: NaN
 
 
 class Likelihood(NamedTuple):
