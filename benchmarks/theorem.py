@@ -10,9 +10,11 @@ and the members' own. Printed are, at draws x of q (members blurred by epsilon) 
 
 which is M(D_i; p_i) - M(D_i; p) averaged over the labels by their sizes, below 0 where the label raises memorisation;
 the same less that of the label that all share, which tells nothing, but whose DPM too learns with and without a label;
-the same against the labelled DPM's own law without label; and what equally many samples of each DPM extract, with their
-labels drawn uniformly. Then Spearman's correlation of the two over all runs. The scale 1 of classifier-free guidance is
-the labelled DPM as it is. Overrides such as --config.train.num_steps=500 go to every run. Running it again goes on.
+an upper bound of the difference for the law of images whose label is drawn too, by its share w (log sum_i w_i p_i is at
+least log w_i p_i); the difference from the labelled DPM's own law without label; and what equally many samples of each
+DPM extract, their labels drawn uniformly. Then Spearman's correlation of divergence and extraction over all runs. The
+scale 1 of classifier-free guidance is the labelled DPM as it is. Overrides such as --config.train.num_steps=500 go to
+every run. Running it again goes on.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +59,8 @@ class Row:
     labels: int
     difference: float  # M(D_i; p_i) - M(D_i; p), nats
     error: float  # its standard error over draws
-    own: float  # the same with the labelled DPM's own law without label as p
+    mixture: float  # at most that of the law of images whose label is drawn by its share: difference + -log share
+    own: float  # difference from the labelled DPM's own law without label, in place of the unconditional DPM's
     divergence: float  # M(D; p_i) averaged over labels, nats: log q is that of all members
     ams: float
     unique: int
@@ -132,7 +136,8 @@ def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsil
         values |= {"condition.path": base / "clusters.npz"} if name == "clusters" else {}
         folder = base / kind
         run(options.config, folder, seed, "train,extract,evaluate", values, overrides)
-        labels = conditioning.load_member_labels(settings_of(folder), folder)[which]
+        of_members = conditioning.load_member_labels(settings_of(folder), folder)
+        labels, share = of_members[which], np.bincount(of_members) / len(of_members)
         labelled = log_probs(folder, x, labels, base / f"log_prob_{kind}_{mark}.npz")
         own = log_probs(folder, x, None, base / f"log_prob_{kind}_free_{mark}.npz")
         found = divergence_difference(labelled, free_log_p)
@@ -144,6 +149,7 @@ def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsil
             labels=count,
             difference=found.estimate,
             error=found.standard_error,
+            mixture=found.estimate - float(np.log(share[labels]).mean()),
             own=divergence_difference(labelled, own).estimate,
             divergence=float(np.mean(log_q(x, images, epsilon) - labelled)),
             ams=ams,
@@ -161,6 +167,7 @@ def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsil
             labels=0,
             difference=0.0,
             error=0.0,
+            mixture=0.0,
             own=0.0,
             divergence=m,
             ams=ams,
@@ -180,31 +187,36 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 def table(rows: list[Row], epsilon: float) -> str:
     """Markdown: a row for each kind of label, means over seeds with their standard errors."""
+    shared = {row.seed: row.difference for row in rows if row.kind == "single"}
+    columns: dict[str, Callable[[list[Row]], str]] = {
+        "labels": lambda own: own[0].kind,
+        "number": lambda own: ", ".join(str(n) for n in sorted({row.labels for row in own})),
+        "M, nats": lambda own: spread([row.divergence for row in own]),
+        "difference of each seed": lambda own: ", ".join(f"{row.difference:+.1f} ({row.error:.1f})" for row in own),
+        "mean": lambda own: spread([row.difference for row in own]),
+        "less that of `single`": lambda own: spread([row.difference - shared[row.seed] for row in own]),
+        "label drawn, at most": lambda own: spread([row.mixture for row in own]),
+        "from its own law without label": lambda own: spread([row.own for row in own]),
+        "AMS, %": lambda own: spread([100 * row.ams for row in own], 2),
+        "extracted": lambda own: spread([row.unique for row in own]),
+        "without label: AMS, %": lambda own: spread([100 * row.free_ams for row in own], 2),
+        "extracted ": lambda own: spread([row.free_unique for row in own]),
+    }
     lines = [
-        f"\n### epsilon = {epsilon:g}: mean (standard error) over {len({row.seed for row in rows})} seeds\n",
-        "| labels | number | M(D; p), nats | difference of each seed, nats | mean | less that of `single` | "
-        "against its own law without label | AMS, % | extracted | without label: AMS, % | extracted |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"\n### epsilon = {epsilon:g}: mean (standard error) over {len(shared)} seeds\n",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
-    shared = [row.difference for row in rows if row.kind == "single"]
     for kind in ("none", *KINDS):
         own = [row for row in rows if row.kind == kind]
-        less = [row.difference - other for row, other in zip(own, shared, strict=True)]
-        each = ", ".join(f"{row.difference:+.1f} ({row.error:.1f})" for row in own)
-        lines.append(
-            f"| {kind} | {', '.join(str(n) for n in sorted({row.labels for row in own}))} | "
-            f"{spread([row.divergence for row in own])} | {each} | {spread([row.difference for row in own])} | "
-            f"{spread(less)} | {spread([row.own for row in own])} | {spread([100 * row.ams for row in own], 2)} | "
-            f"{spread([row.unique for row in own])} | {spread([100 * row.free_ams for row in own], 2)} | "
-            f"{spread([row.free_unique for row in own])} |"
-        )
+        lines.append(f"| {' | '.join(cell(own) for cell in columns.values())} |")
     return "\n".join(lines)
 
 
 def correlations(rows: list[Row]) -> str:
     """Spearman's rank correlation of divergence and extraction: over all runs, and within each seed."""
     lines = []
-    for x in ("difference", "divergence"):
+    for x in ("difference", "mixture"):
         for y in ("ams", "unique"):
             values = [[getattr(row, name) for row in rows] for name in (x, y)]
             found = spearmanr(*values)

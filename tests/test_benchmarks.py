@@ -109,7 +109,15 @@ def test_the_bias_of_neighbours_is_measured_against_the_truth(law):
 
 def labelled(seed, kind, difference, ams, unique):
     """A row of a labelled DPM; the unlabelled one has difference 0."""
-    other = {"labels": 10, "error": 0.5, "own": 1.0, "divergence": 50 + difference, "free_ams": 0.01, "free_unique": 9}
+    other = {
+        "labels": 10,
+        "error": 0.5,
+        "mixture": difference + 2,
+        "own": 1.0,
+        "divergence": 50 + difference,
+        "free_ams": 0.01,
+        "free_unique": 9,
+    }
     return theorem.Row(seed=seed, kind=kind, difference=difference, ams=ams, unique=unique, **other)
 
 
@@ -121,7 +129,8 @@ def test_the_theorems_table_has_means_over_seeds():
     assert cells[:3] == ["true", "10", "44.0 (2.0)"]
     assert cells[3:5] == ["-4.0 (0.5), -8.0 (0.5)", "-6.0 (2.0)"]
     assert cells[5] == "-6.0 (2.0)"  # single has 0.0
-    assert cells[7:9] == ["3.00 (1.00)", "15.0 (5.0)"]
+    assert cells[6] == "-4.0 (2.0)"
+    assert cells[8:10] == ["3.00 (1.00)", "15.0 (5.0)"]
 
 
 def test_rank_correlation_of_divergence_and_extraction():
