@@ -23,6 +23,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled():
+    """Each compiled program maps memory in pieces, of which Linux allows a process 65,530: all files need more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def schedule():
     return make_schedule("linear", 1000)
