@@ -19,7 +19,6 @@ every run. Running it again goes on.
 
 import argparse
 import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from side_jax import builders, clustering, conditioning, cpu, features, files, s
 from side_jax.config import from_config
 from side_jax.evidence import Witness
 from side_jax.memorization.divergence import divergence_difference, draw, log_q
+from side_jax.presentation.findings import best, headline
 from side_jax.settings import Settings
 
 KINDS = ("single", "random_2", "random_10", "random_50", "clusters", "true")
@@ -80,31 +80,30 @@ def settings_of(folder: Path) -> Settings:
     return from_config(workdir.saved_config(folder))
 
 
-def write_clusters(free: Path, path: Path) -> int:
-    """Writes each member's label, its nearest kept centroid of SIDE's; returns how many labels members have."""
+def write_clusters(free: Path, path: Path) -> None:
+    """Writes each member's label: its nearest kept centroid of SIDE's, numbered without those that no member has."""
     settings = settings_of(free)
     members, _, ids, _ = builders.load_split(settings, free)
     found = files.read_npz(free / "label" / "labels.npz")
     embedded = features.extract(builders.build_extractor(settings, free), members.images, free / "features")
     nearest = clustering.nearest_label(embedded, found["centroids"], found["kept"])
-    known, labels = np.unique(nearest, return_inverse=True)
-    if not path.exists():  # its hash is part of the runs that read it
-        files.write_npz(path, id=ids.astype(np.int64), label=labels.astype(np.int32))
-    return len(known)
+    _, labels = np.unique(nearest, return_inverse=True)
+    files.write_npz(path, id=ids.astype(np.int64), label=labels.astype(np.int32))
 
 
 def extracted(folder: Path, attack: str) -> tuple[float, int]:
     """(AMS, members) by the headline metric."""
-    rows = json.loads((folder / "evaluate" / "results.json").read_text())["rows"]
-    row = next(row for row in rows if row["attack"] == attack and row["level"] == "high")
+    row = best(headline(files.read_json(folder / "evaluate" / "results.json")), attack)
     return row["ams"], row["unique"]
 
 
-def log_probs(folder: Path, x: np.ndarray, labels: np.ndarray | None, path: Path) -> np.ndarray:
-    """Log p of the draws under a run's DPM, with the labels or without; kept in a file."""
-    if not path.exists():
-        files.write_npz(path, log_prob=Witness(settings_of(folder), folder).log_prob(x, "divergence/members", labels))
-    return files.read_npz(path)["log_prob"]
+def log_probs(folder: Path, x: np.ndarray, of: dict[Path, np.ndarray | None]) -> list[np.ndarray]:
+    """Log p of the draws under a run's DPM, for each file that keeps it, with its labels or without."""
+    if not all(path.exists() for path in of):
+        witness = Witness(settings_of(folder), folder)  # compiles once for all
+        for path, labels in of.items():
+            files.write_npz(path, log_prob=witness.log_prob(x, "divergence/members", labels))
+    return [files.read_npz(path)["log_prob"] for path in of]
 
 
 def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsilon: float) -> list[Row]:
@@ -122,7 +121,7 @@ def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsil
     images = sampling.to_float(members.images)
     x, which = draw(images, epsilon, builders.base_key(settings, "divergence/members"), options.draws)
     mark = f"{epsilon:g}_{options.draws}"
-    free_log_p = log_probs(free, x, None, base / f"log_prob_unconditional_{mark}.npz")
+    (free_log_p,) = log_probs(free, x, {base / f"log_prob_unconditional_{mark}.npz": None})
     clusters = int(files.read_npz(base / "clusters.npz")["label"].max()) + 1
     rows = []
     for kind in KINDS:
@@ -138,8 +137,8 @@ def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsil
         run(options.config, folder, seed, "train,extract,evaluate", values, overrides)
         of_members = conditioning.load_member_labels(settings_of(folder), folder)
         labels, share = of_members[which], np.bincount(of_members) / len(of_members)
-        labelled = log_probs(folder, x, labels, base / f"log_prob_{kind}_{mark}.npz")
-        own = log_probs(folder, x, None, base / f"log_prob_{kind}_free_{mark}.npz")
+        kept = {base / f"log_prob_{kind}_{mark}.npz": labels, base / f"log_prob_{kind}_free_{mark}.npz": None}
+        labelled, own = log_probs(folder, x, kept)
         found = divergence_difference(labelled, free_log_p)
         ams, unique = extracted(folder, "conditional_model")
         free_ams, free_unique = extracted(folder, "unconditional")

@@ -1,6 +1,7 @@
 """What the audited model itself betrays about images: the scores of diffusion/evidence.py, on all devices."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from side_jax import builders, parallel, sampling
 from side_jax.diffusion import evidence, likelihood
 from side_jax.diffusion.process import denoising_loss
 from side_jax.diffusion.sampler import sample_keys
-from side_jax.memorization.divergence import draw, log_q
+from side_jax.memorization.divergence import Estimate, draw, log_q, mean
 from side_jax.memorization.intervals import halves
 from side_jax.memorization.membership import attack_quality
 from side_jax.settings import Settings
@@ -87,18 +88,13 @@ class Witness:
             model = dataclasses.replace(self._settings.model, dtype="float32")
             settings = dataclasses.replace(self._settings, model=model)
             schedule = builders.build_schedule(settings)
-            conditional = settings.condition.num_labels > 0
-            free, labelled = builders.build_denoise(settings), builders.build_conditional_denoise(settings)
+            denoise = builders.build_conditional_denoise(settings)  # an unconditional model takes no notice of labels
 
             def fn(whole: Any, x: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
                 params, base = whole
 
-                def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-                    return labelled(params, x, t, labels) if conditional else free(params, x, t)
-
-                keys = sample_keys(base, index)
-                found = likelihood.ode_log_likelihood(denoise, schedule, x, keys, rtol=TOLERANCE, atol=TOLERANCE)
-                return found.log_prob
+                own = (lambda x, t: denoise(params, x, t, labels)), schedule, x, sample_keys(base, index)
+                return likelihood.ode_log_likelihood(*own, rtol=TOLERANCE, atol=TOLERANCE).log_prob
 
             self._compiled[("log_prob",)] = parallel.in_batches(fn, self._settings.sampler.batch_size)
         index = np.arange(len(x), dtype=np.uint32)
@@ -113,21 +109,20 @@ class Witness:
           heldout: uint8 [n, h, w, c].
         """
         e = self._settings.evaluate
-        found: dict[str, Any] = {"epsilon": e.divergence_epsilon, "draws": e.divergence_draws, "unsolved": 0}
         terms = {}
         for name, images in (("members", members), ("heldout", heldout)):
             stream, images = f"divergence/{name}", sampling.to_float(images)
             x, _ = draw(images, e.divergence_epsilon, self._base(stream), e.divergence_draws)
             terms[name] = log_q(x, images, e.divergence_epsilon) - self.log_prob(x, stream)
-            found["unsolved"] += int((~np.isfinite(terms[name])).sum())
-        solved = not found["unsolved"]
-        sizes = {name: float(of.std(ddof=1) / len(of) ** 0.5) for name, of in terms.items()}
-        for name, of in terms.items():
-            row = {"estimate": float(of.mean()), "standard_error": sizes[name]}
-            found[name] = row if solved else None
-        difference = {"estimate": float(terms["heldout"].mean() - terms["members"].mean())}
-        difference["standard_error"] = float(np.hypot(sizes["members"], sizes["heldout"]))
-        return found | {"difference": difference if solved else None}
+        unsolved = sum(int((~np.isfinite(of)).sum()) for of in terms.values())
+        found = {"epsilon": e.divergence_epsilon, "draws": e.divergence_draws, "unsolved": unsolved}
+        if unsolved:
+            return found | dict.fromkeys((*terms, "difference"))
+        near, far = (mean(terms[name]) for name in ("members", "heldout"))
+        error = math.hypot(near.standard_error, far.standard_error)
+        difference = Estimate(estimate=far.estimate - near.estimate, standard_error=error)
+        of = {"members": near, "heldout": far, "difference": difference}
+        return found | {name: dataclasses.asdict(one) for name, one in of.items()}
 
     def _base(self, stream: str) -> jax.Array:
         return builders.base_key(self._settings, stream)

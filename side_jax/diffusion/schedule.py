@@ -51,6 +51,11 @@ class Schedule:
         """Equation (2), float64 [T], strictly decreasing."""
         return np.cumprod(1.0 - self.betas)
 
+    @property
+    def log_snr(self) -> np.ndarray:
+        """Log of the signal-to-noise ratio, log( alpha_bar / (1 - alpha_bar) ), float64 [T], strictly decreasing."""
+        return np.log(self.alpha_bar) - np.log1p(-self.alpha_bar)
+
 
 def make_schedule(
     name: str,
@@ -122,7 +127,7 @@ def time_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> 
         grid = np.round(np.linspace(0, num_timesteps - 1, num_steps))[::-1]
         grid[0] = num_timesteps - 1  # of a single step too, where linspace gives its first end
     elif spacing == "log_snr":
-        log_snr = np.log(schedule.alpha_bar) - np.log1p(-schedule.alpha_bar)
+        log_snr = schedule.log_snr
         wanted = np.linspace(log_snr[-1], log_snr[0], num_steps)
         grid = np.round(np.interp(-wanted, -log_snr, np.arange(num_timesteps)))
         place = np.arange(num_steps)  # up from the clean end, then down from the noisy one

@@ -142,8 +142,7 @@ def step_table(
     std_large = eta * np.sqrt(1 - abar / abar_next) * (abar_next < 1)
     extrapolate = np.zeros(num_steps)
     if solver == "dpmpp_2m" and num_steps > 2:
-        half_log_snr = 0.5 * (np.log(abar) - np.log1p(-abar))
-        h = np.diff(half_log_snr)  # of every step but the last, which goes to a log-SNR of infinity
+        h = np.diff(0.5 * schedule.log_snr[t])  # of every step but the last, which goes to a log-SNR of infinity
         extrapolate[1:-1] = h[1:] / (2 * h[:-1])
     single = {
         "signal": np.sqrt(abar),

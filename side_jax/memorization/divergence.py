@@ -93,7 +93,7 @@ def memorization_divergence(
     (log_p,) = _finite(log_prob_fn=log_prob_fn(x))
     if len(log_p) != num_samples:
         raise ValueError(f"log_prob_fn must give {num_samples} numbers for {num_samples} draws, got {len(log_p)}")
-    return _mean(log_q(x, members, epsilon) - log_p)
+    return mean(log_q(x, members, epsilon) - log_p)
 
 
 def divergence_difference(log_p_a: np.ndarray, log_p_b: np.ndarray) -> Estimate:
@@ -109,7 +109,7 @@ def divergence_difference(log_p_a: np.ndarray, log_p_b: np.ndarray) -> Estimate:
     log_p_a, log_p_b = _finite(log_p_a=log_p_a, log_p_b=log_p_b)
     if len(log_p_a) != len(log_p_b):
         raise ValueError(f"log_p_a and log_p_b must be of the same draws, got {len(log_p_a)} and {len(log_p_b)}")
-    return _mean(log_p_b - log_p_a)
+    return mean(log_p_b - log_p_a)
 
 
 def draw(members: np.ndarray, epsilon: float, key: jax.Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +198,7 @@ def knn_divergence(q_samples: np.ndarray, p_samples: np.ndarray, k: int = 5) -> 
     """
     q, p = checked(1, np.float64, q_samples=q_samples, p_samples=p_samples)
     own, other = _log_distances("q_samples", q, None, k), _log_distances("p_samples", q, p, k)
-    found = _mean(q.shape[1] * (other - own))
+    found = mean(q.shape[1] * (other - own))
     shift = math.log(len(p) / (len(q) - 1))
     return dataclasses.replace(found, estimate=found.estimate + shift)
 
@@ -245,7 +245,8 @@ def _log_distances(name: str, rows: np.ndarray, samples: np.ndarray | None, k: i
     return np.log(distances)
 
 
-def _mean(terms: np.ndarray) -> Estimate:
+def mean(terms: np.ndarray) -> Estimate:
+    """Of independent terms, float64 [m], m at least 2, with its standard error."""
     if len(terms) < 2:
         raise ValueError(f"a standard error needs 2 terms or more, got {len(terms)}")
     return Estimate(estimate=float(terms.mean()), standard_error=float(terms.std(ddof=1) / math.sqrt(len(terms))))
