@@ -5,7 +5,7 @@ python -m side_jax.main --config=configs/digits.py --workdir=runs/digits
 docs/results.md holds the numbers to expect. 128 members of 8x8 pixels. Training stops where memorisation is partial, so
 that there is something for guidance to gain: 1 to 4% of the unguided samples match a member (normalised L2 below 0.8).
 The figure to compare is the paper's CIFAR-10 row (Chen et al. 2024, table 1): SIDE matches 3.2 times as often as no
-guidance. Two CPU cores, five to eight minutes.
+guidance. Two CPU cores, five to fifteen minutes, by what else they do.
 """
 
 import ml_collections
