@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 from extraction_cost import Bench, Recipe
 
-from side_jax import files, sampling
+from side_jax.diffusion import pixel_range
+from side_jax.workdir import files
 
 ROUND = 64
 
 
 def near_duplicates(images: np.ndarray, below: float) -> list[np.ndarray]:
     """For each image, the others of the pool that are nearly the same."""
-    flat = sampling.to_float(images).reshape(len(images), -1)
+    flat = pixel_range.to_float(images).reshape(len(images), -1)
     squares = np.square(flat).mean(axis=1)
     found = []
     for i in range(0, len(flat), 512):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from side_jax.memorization import rarefaction
-from side_jax.presentation import matches
+from side_jax.memorization.statistics import rarefaction
+from side_jax.report import matches
 
 CONFIDENCE = 0.95
 ESTIMATES = ("fit", "chao", "good_toulmin")

@@ -19,10 +19,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's
 
 import jax
 
-from side_jax import builders, cpu
+from side_jax import builders
 from side_jax.config import default_config, from_config
-from side_jax.convert import parameters
+from side_jax.devices import cpu
 from side_jax.settings import Settings
+from side_jax.targets import parameters
 
 try:
     with warnings.catch_warnings():

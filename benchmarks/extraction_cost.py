@@ -26,13 +26,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from side_jax import builders, cpu, files, sampling
+from side_jax import builders
+from side_jax.attacks.table import ATTACKS
 from side_jax.config import from_config
-from side_jax.manifest import unit
+from side_jax.devices import cpu
 from side_jax.memorization.metrics import match, references
-from side_jax.settings import Settings
-from side_jax.stages import surrogate
-from side_jax.workdir import saved_config
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.sampling import generation
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages.stage_table import unit
+from side_jax.workdir import files
 
 PAPER = "ddim-50-trailing-all"
 UNGUIDED = "ddim-50-trailing-none"
@@ -75,15 +79,17 @@ class Bench:
         cpu.prepare([settings.sampler.batch_size])
         surrogate_unit = unit(settings, workdir, "surrogate/side")
         self.drawn = workdir / "cost" / surrogate_unit.fingerprint[:12]
-        members, heldout, *_ = builders.load_split(settings, workdir)
+        members, heldout, *_ = stage_inputs.load_split(settings, workdir)
         self._metric = builders.build_metrics(settings.evaluate)[:1]
         self._sides = [
             references(side.images, self._metric) for side in (members, heldout.take(np.arange(len(members))))
         ]
-        dpm = builders.restore_ema(settings, builders.train_unit(settings, workdir), builders.build_unet(settings))
-        self._classifier, guide = surrogate.load(settings, workdir, "side")
+        dpm = stage_inputs.restore_ema(
+            settings, stage_table.train_unit(settings, workdir), builders.build_unet(settings)
+        )
+        self._classifier, guide = stage_inputs.load_classifier(settings, workdir, ATTACKS["side"].classifier)
         self._params = {"dpm": dpm.trees["ema"]} | guide
-        self._base = builders.base_key(settings, "extract")
+        self._base = random_streams.stream_key(settings, "extract")
 
     def run(self, recipe: Recipe, scales: list[float], num_images: int, save: Any, even: bool = False) -> None:
         """Draws and scores images by a recipe at each scale; `save` takes (scale, arrays).
@@ -95,7 +101,7 @@ class Bench:
         generator = builders.build_generator(settings, classifier, by=settings.guided_sampler)
         size = settings.sampler.batch_size
         classes = self._classifier.num_classes
-        labels = sampling.target_labels(self._base, num_images, classes)
+        labels = generation.target_labels(self._base, num_images, classes)
         if even:
             labels = np.arange(num_images, dtype=np.int32) % classes
         parts = [np.arange(i, min(i + size, num_images)) for i in range(0, num_images, size)]

@@ -24,13 +24,19 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
-from side_jax import builders, clustering, cpu, features, files, sampling, workdir
+from side_jax import builders
+from side_jax.attacks.table import ATTACKS
 from side_jax.config import from_config
-from side_jax.memorization.divergence import draw, knn_log_prob, log_q
+from side_jax.devices import cpu
+from side_jax.diffusion import pixel_range
+from side_jax.features import clustering, extractors
 from side_jax.memorization.metrics import match, references
+from side_jax.memorization.theory.divergence import draw, knn_log_prob, log_q
+from side_jax.pipeline import saved_config
 from side_jax.progress import progress
-from side_jax.settings import Settings
-from side_jax.stages import surrogate
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.workdir import files
 
 DRAWS = 2000  # of q, which cost next to nothing
 
@@ -48,16 +54,16 @@ class Found:
 def clusters_of(settings: Settings, folder: Path, images: np.ndarray) -> np.ndarray:
     """The label of each member's nearest kept centroid, int [n]."""
     found = files.read_npz(folder / "label" / "labels.npz")
-    embedded = features.extract(builders.build_extractor(settings, folder), images, folder / "features")
+    embedded = extractors.extract(stage_inputs.build_extractor(settings, folder), images, folder / "features")
     return clustering.nearest_label(embedded, found["centroids"], found["kept"])
 
 
 def sampled(settings: Settings, folder: Path, targets: np.ndarray, scales: list[float]) -> dict[float, np.ndarray]:
     """For each scale, uint8 images of the targets int32 [n], image i from the same noise at every scale."""
-    classifier, guide = surrogate.load(settings, folder, "side")
+    classifier, guide = stage_inputs.load_classifier(settings, folder, ATTACKS["side"].classifier)
     generator = builders.build_generator(settings, classifier, by=settings.guided_sampler)
-    dpm = builders.restore_ema(settings, builders.train_unit(settings, folder), builders.build_unet(settings))
-    params, base = {"dpm": dpm.trees["ema"]} | guide, builders.base_key(settings, "extract")
+    dpm = stage_inputs.restore_ema(settings, stage_table.train_unit(settings, folder), builders.build_unet(settings))
+    params, base = {"dpm": dpm.trees["ema"]} | guide, random_streams.stream_key(settings, "extract")
     index, size, made = np.arange(len(targets)), generator.batch_size, {}
     for scale in progress(scales, total=len(scales), description="sample", unit="scale"):
         parts = [index[i : i + size] for i in range(0, len(index), size)]
@@ -77,9 +83,9 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, default=5, help="k")
     parser.add_argument("--figure", type=Path, help="a PNG of the first epsilon")
     options = parser.parse_args()
-    settings = from_config(workdir.saved_config(options.workdir))
+    settings = from_config(saved_config.saved_config(options.workdir))
     cpu.prepare([settings.sampler.batch_size])
-    members, _, _, _ = builders.load_split(settings, options.workdir)
+    members, _, _, _ = stage_inputs.load_split(settings, options.workdir)
     own = clusters_of(settings, options.workdir, members.images)
     sizes = np.bincount(own)
     chosen = np.argsort(-sizes, kind="stable")[: options.clusters]
@@ -89,7 +95,7 @@ def main() -> None:
 
     metric = builders.build_metrics(settings.evaluate)[0]
     known = references(members.images, [metric])
-    flat = sampling.to_float(members.images).reshape(len(members), -1)
+    flat = pixel_range.to_float(members.images).reshape(len(members), -1)
     project = PCA(options.dimensions, random_state=0).fit(flat)
     print(
         f"{100 * project.explained_variance_ratio_.sum():.0f}% of the members' variance in "
@@ -108,7 +114,7 @@ def main() -> None:
                 inside = project.transform(flat[own == label]).astype(np.float32)
                 x, _ = draw(inside, epsilon, key, DRAWS)
                 noise = np.random.default_rng([settings.seed, i]).normal(0, epsilon, (options.images, flat.shape[1]))
-                blurred = sampling.to_float(images[of]).reshape(options.images, -1) + noise
+                blurred = pixel_range.to_float(images[of]).reshape(options.images, -1) + noise
                 log_p = knn_log_prob(x, project.transform(blurred), options.neighbours)
                 divergences.append(float(np.mean(log_q(x, inside, epsilon) - log_p)))
             shares = [np.asarray(values).reshape(len(chosen), -1).mean(axis=1) for values in (hit, on)]

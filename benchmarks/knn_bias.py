@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from side_jax.memorization import divergence
+from side_jax.memorization.theory import divergence
 
 LAWS = ("equal", "wider", "members")
 MEMBERS, EPSILON, WIDER = 100, 0.1, 1.5

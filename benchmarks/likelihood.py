@@ -17,11 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from side_jax import builders, cpu, parallel, sampling, workdir
+from side_jax import builders
 from side_jax.config import from_config
-from side_jax.diffusion import likelihood
+from side_jax.devices import cpu, placement
+from side_jax.diffusion import likelihood, pixel_range
 from side_jax.diffusion.sampler import initial_noise, sample_keys
-from side_jax.settings import Settings
+from side_jax.pipeline import saved_config
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs, stage_table
 
 SOLVED = ((1e-3, 1), (1e-4, 1), (1e-3, 8))  # (tolerance, probes); the first is an audit's
 
@@ -33,7 +36,7 @@ def estimators(settings: Settings, base: jax.Array) -> dict[str, tuple[bool, Cal
 
     def solved(tolerance: float, probes: int) -> Callable:
         def fn(params: dict, images: jax.Array, index: jax.Array) -> jax.Array:
-            keys, x = sample_keys(base, index), sampling.to_float(images)
+            keys, x = sample_keys(base, index), pixel_range.to_float(images)
             x = x + std * initial_noise(keys, x.shape[1:])
             own = (lambda x, t: denoise(params, x, t)), schedule, x, keys
             found = likelihood.ode_log_likelihood(*own, probes=probes, rtol=tolerance, atol=tolerance)
@@ -43,7 +46,7 @@ def estimators(settings: Settings, base: jax.Array) -> dict[str, tuple[bool, Cal
 
     def bound(decoder: str) -> Callable:
         def fn(params: dict, images: jax.Array, index: jax.Array) -> jax.Array:
-            own = (lambda x, t: denoise(params, x, t)), schedule, sampling.to_float(images), sample_keys(base, index)
+            own = (lambda x, t: denoise(params, x, t)), schedule, pixel_range.to_float(images), sample_keys(base, index)
             nats = likelihood.variational_bound(*own, decoder=decoder).sum(axis=0)
             return jnp.stack([nats, jnp.full_like(nats, schedule.num_timesteps)], axis=1)
 
@@ -59,16 +62,16 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="of a run; nothing is written")
     parser.add_argument("--images", type=int, default=64, help="of each side")
     options = parser.parse_args()
-    settings = from_config(workdir.saved_config(options.workdir))
+    settings = from_config(saved_config.saved_config(options.workdir))
     cpu.prepare([settings.sampler.batch_size])
-    sides = [side.images[: options.images] for side in builders.load_sides(settings, options.workdir)]
-    train = builders.train_unit(settings, options.workdir)
-    params = {"dpm": builders.restore_ema(settings, train, builders.build_unet(settings)).trees["ema"]}
+    sides = [side.images[: options.images] for side in stage_inputs.load_sides(settings, options.workdir)]
+    train = stage_table.train_unit(settings, options.workdir)
+    params = {"dpm": stage_inputs.restore_ema(settings, train, builders.build_unet(settings)).trees["ema"]}
     index = np.arange(options.images, dtype=np.uint32)
     print(f"bits per value: mean and standard error over {options.images} images\n")
     print("| | members | held-out | calls of the network |\n|---|---|---|---|")
-    for kind, (density, fn) in estimators(settings, builders.base_key(settings, "probe")).items():
-        compute, cells, calls = parallel.in_batches(fn, settings.sampler.batch_size), [], []
+    for kind, (density, fn) in estimators(settings, random_streams.stream_key(settings, "probe")).items():
+        compute, cells, calls = placement.in_batches(fn, settings.sampler.batch_size), [], []
         for images in sides:
             nats, evaluations = compute(params, images, index[: len(images)]).T
             bits = likelihood.bits_per_dimension(nats.astype(np.float64), images[0].size, density=density)

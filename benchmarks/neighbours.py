@@ -28,7 +28,7 @@ import sklearn
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
-from side_jax.memorization import neighbors
+from side_jax.memorization.neighbors import exact_search
 
 OURS, SEED = "side_jax", 0
 Contestant = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # (rows, members, k) -> indices [n, k]
@@ -77,16 +77,16 @@ class Counted:
     """side_jax, and of how many rows it took the bounds anew."""
 
     def __init__(self):
-        self.again, self._compare = 0, neighbors._compare
+        self.again, self._compare = 0, exact_search._compare
 
     def __call__(self, rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
         """The indices."""
         self.again = 0
-        neighbors._compare = self._counted
+        exact_search._compare = self._counted
         try:
-            return neighbors.nearest(rows, members, k)[1]
+            return exact_search.nearest(rows, members, k)[1]
         finally:
-            neighbors._compare = self._compare
+            exact_search._compare = self._compare
 
     def _counted(self, how: Any, few: Any, *rest: Any) -> Any:
         self.again += len(few)

@@ -25,9 +25,10 @@ import numpy as np
 from contest import SEED, diffusers, torch
 from diffusers.pipelines.ddim import pipeline_ddim
 
-from side_jax import builders, parallel
+from side_jax import builders
+from side_jax.devices import placement
 from side_jax.diffusion import guidance, sampler
-from side_jax.sampling import Generator
+from side_jax.sampling.generation import Generator
 from side_jax.settings import Settings
 
 CLASSES, SCALE = 10, 10.0
@@ -240,7 +241,7 @@ def run_size(size: str, options: argparse.Namespace, device: str) -> list[dict[s
     for guided in (False, True):
         module = builders.build_classifier(settings, CLASSES, time_dependent=True) if guided else None
         generator = builders.build_generator(settings, module)
-        contestants = {"side_jax": Ours(generator, parallel.place(params, parallel.local_mesh()), labels)}
+        contestants = {"side_jax": Ours(generator, placement.place(params, placement.local_mesh()), labels)}
         if guided and device == "cpu":
             contestants["bare step"] = Bare(settings, params, labels)
         for compiled in (False, True):

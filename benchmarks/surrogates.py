@@ -21,9 +21,17 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from side_jax import builders, cli, clustering, features, files, pipeline, shards
+from side_jax.commands import cli
 from side_jax.config import from_config
 from side_jax.errors import InputError
+from side_jax.features import clustering, extractors
+from side_jax.pipeline import audit
+from side_jax.pipeline.resolve import resolve
+from side_jax.sampling import shards
+from side_jax.settings import random_streams
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages.stage_table import audit_stages
+from side_jax.workdir import files
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -95,7 +103,9 @@ def run_in(workdir: Path, base: Path, config: ml_collections.ConfigDict, shared:
         for name in shared:
             if not (workdir / name).exists():
                 (workdir / name).symlink_to((base / name).resolve(), target_is_directory=True)
-        pipeline.run(config, workdir, [stage for stage in pipeline.STAGES if stage not in ("train", "report")])
+        audit.run(
+            resolve(config, workdir), workdir, [stage for stage in audit_stages() if stage not in ("train", "report")]
+        )
     (row,) = [
         row for row in files.read_json(results)["rows"] if (row["metric"], row["level"]) == (METRIC.value, "high")
     ]
@@ -121,7 +131,7 @@ def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Poin
     with config.unlocked():
         config.seed = seed
     config = changed(config, {"extract.guidance_scales": (SCALE.value,), "extract.attacks": ("side",)})
-    pipeline.run(config, base, ["train", "synthesize"])
+    audit.run(resolve(config, base), base, ["train", "synthesize"])
     (base / "features").mkdir(exist_ok=True)
     target = ("train", "checkpoints")
     plain = changed(config, {"extract.attacks": ("unconditional",)})
@@ -132,13 +142,15 @@ def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Poin
             made = ("synthesize",) if "synthesize.num_images" not in values else ()
             rows[name] = run_in(root / key_of(varied), base, varied, (*target, *made))
         return rows
-    images = shards.read(builders.synthetic_shards(from_config(config), base))["images"]
+    images = shards.read(stage_table.synthetic_shards(from_config(config), base))["images"]
     for point in points:
         varied = with_point(config, point)
         settings = from_config(varied)
-        found = features.extract(builders.build_extractor(settings, base), images, base / "features")
+        found = extractors.extract(stage_inputs.build_extractor(settings, base), images, base / "features")
         try:
-            labels = clustering.pseudo_labels(found, settings.label, builders.stream_seed(settings, "label"))["label"]
+            labels = clustering.pseudo_labels(found, settings.label, random_streams.stream_seed(settings, "label"))[
+                "label"
+            ]
         except InputError as error:
             logging.info("%s: %s", point, error)
             rows[point] = None

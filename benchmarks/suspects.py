@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import bootstrap, rankdata
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from side_jax.presentation import matches
+from side_jax.report import matches
 from side_jax.stages.suspects import KINDS
 
 FIRST = (10, 50, 100)

@@ -32,12 +32,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import spearmanr
 
-from side_jax import builders, clustering, conditioning, cpu, features, files, sampling, workdir
 from side_jax.config import from_config
-from side_jax.evidence import Witness
-from side_jax.memorization.divergence import divergence_difference, draw, log_q
-from side_jax.presentation.findings import best, headline
-from side_jax.settings import Settings
+from side_jax.data import member_labels
+from side_jax.devices import cpu
+from side_jax.diffusion import pixel_range
+from side_jax.features import clustering, extractors
+from side_jax.memorization.theory.divergence import divergence_difference, draw, log_q
+from side_jax.pipeline import saved_config
+from side_jax.report.findings import best, headline
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs
+from side_jax.workdir import files
 
 KINDS = ("single", "random_2", "random_10", "random_50", "clusters", "true")
 # The label-free sampler's own steps for all, and nothing measured that is not asked here.
@@ -77,15 +82,15 @@ def run(config: str, folder: Path, seed: int, stages: str, values: dict[str, Any
 
 def settings_of(folder: Path) -> Settings:
     """Of a finished run."""
-    return from_config(workdir.saved_config(folder))
+    return from_config(saved_config.saved_config(folder))
 
 
 def write_clusters(free: Path, path: Path) -> None:
     """Writes each member's label: its nearest kept centroid of SIDE's, numbered without those that no member has."""
     settings = settings_of(free)
-    members, _, ids, _ = builders.load_split(settings, free)
+    members, _, ids, _ = stage_inputs.load_split(settings, free)
     found = files.read_npz(free / "label" / "labels.npz")
-    embedded = features.extract(builders.build_extractor(settings, free), members.images, free / "features")
+    embedded = extractors.extract(stage_inputs.build_extractor(settings, free), members.images, free / "features")
     nearest = clustering.nearest_label(embedded, found["centroids"], found["kept"])
     _, labels = np.unique(nearest, return_inverse=True)
     files.write_npz(path, id=ids.astype(np.int64), label=labels.astype(np.int32))
@@ -100,7 +105,7 @@ def extracted(folder: Path, attack: str) -> tuple[float, int]:
 def log_probs(folder: Path, x: np.ndarray, of: dict[Path, np.ndarray | None]) -> list[np.ndarray]:
     """Log p of the draws under a run's DPM, for each file that keeps it, with its labels or without."""
     if not all(path.exists() for path in of):
-        witness = Witness(settings_of(folder), folder)  # compiles once for all
+        witness = stage_inputs.load_target_scores(settings_of(folder), folder)  # compiles once for all
         for path, labels in of.items():
             files.write_npz(path, log_prob=witness.log_prob(x, "divergence/members", labels))
     return [files.read_npz(path)["log_prob"] for path in of]
@@ -117,9 +122,9 @@ def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsil
         write_clusters(free, base / "clusters.npz")
     run(options.config, free, seed, "train,extract,evaluate", {"extract.attacks": "('unconditional',)"}, overrides)
     settings = settings_of(free)
-    members, _, _, _ = builders.load_split(settings, free)
-    images = sampling.to_float(members.images)
-    x, which = draw(images, epsilon, builders.base_key(settings, "divergence/members"), options.draws)
+    members, _, _, _ = stage_inputs.load_split(settings, free)
+    images = pixel_range.to_float(members.images)
+    x, which = draw(images, epsilon, random_streams.stream_key(settings, "divergence/members"), options.draws)
     mark = f"{epsilon:g}_{options.draws}"
     (free_log_p,) = log_probs(free, x, {base / f"log_prob_unconditional_{mark}.npz": None})
     clusters = int(files.read_npz(base / "clusters.npz")["label"].max()) + 1
@@ -135,7 +140,8 @@ def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsil
         values |= {"condition.path": base / "clusters.npz"} if name == "clusters" else {}
         folder = base / kind
         run(options.config, folder, seed, "train,extract,evaluate", values, overrides)
-        of_members = conditioning.load_member_labels(settings_of(folder), folder)
+        members, _, ids, _ = stage_inputs.load_split(settings_of(folder), folder, stream=True)
+        of_members = member_labels.member_labels(settings_of(folder), members, ids)
         labels, share = of_members[which], np.bincount(of_members) / len(of_members)
         kept = {base / f"log_prob_{kind}_{mark}.npz": labels, base / f"log_prob_{kind}_free_{mark}.npz": None}
         labelled, own = log_probs(folder, x, kept)

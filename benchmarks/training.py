@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from contest import SEED, torch
 
-from side_jax import builders, training
+from side_jax import builders
 from side_jax.diffusion import process
-from side_jax.sampling import to_float
+from side_jax.diffusion.pixel_range import to_float
 from side_jax.settings import Settings
-from side_jax.stages.train import dpm_loss
+from side_jax.training import trainer
+from side_jax.training.losses import dpm_loss
 
 CHECKED_STEPS = 3  # of both trainings, on the same noise: the second and third also compare clipping, AdamW and EMA
 
@@ -38,7 +39,7 @@ class Jax:
         self.parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))
         loss_fn = functools.partial(dpm_loss, unet, self._schedule, settings.train.horizontal_flip)
         init_fn = functools.partial(jax.tree.map, jnp.asarray, params)
-        self._stepper = training.Stepper(loss_fn, init_fn, settings.train, self._fetch(np.zeros(1, np.int64)))
+        self._stepper = trainer.Stepper(loss_fn, init_fn, settings.train, self._fetch(np.zeros(1, np.int64)))
         self._state, self._ema = self._stepper.initial()
         self._key, self._step = self._stepper.key(SEED), 0
 
@@ -47,7 +48,7 @@ class Jax:
 
     def draws(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(timesteps, noise NHWC) that the Stepper draws for a step."""
-        chosen = training.batch_indices(SEED, step, len(self._images), self._fit.batch_size)
+        chosen = trainer.batch_indices(SEED, step, len(self._images), self._fit.batch_size)
         position = jnp.arange(self._fit.batch_size, dtype=jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(self._key, step), position)
         _, t, noise = jax.jit(functools.partial(process.diffuse, self._schedule))(to_float(self._images[chosen]), keys)
@@ -55,7 +56,7 @@ class Jax:
 
     def step(self) -> None:
         """One training step."""
-        chosen = training.batch_indices(SEED, self._step, len(self._images), self._fit.batch_size)
+        chosen = trainer.batch_indices(SEED, self._step, len(self._images), self._fit.batch_size)
         parts = self._stepper.load(self._fetch, chosen)
         self._state, self._ema = self._stepper(self._state, self._ema, parts, self._key)
         self._step += 1
@@ -91,7 +92,7 @@ class Torch:
 
     def step(self, draws: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """One training step, on the batch that side_jax takes; draws its own timesteps and noise if none are given."""
-        chosen = training.batch_indices(SEED, self._step, len(self._images), self._fit.batch_size)
+        chosen = trainer.batch_indices(SEED, self._step, len(self._images), self._fit.batch_size)
         x0 = torch.from_numpy(self._images[chosen]).to(self._device, non_blocking=True) / 127.5 - 1.0
         x0 = x0.contiguous(memory_format=torch.channels_last)
         if draws is None:

@@ -10,7 +10,7 @@ labels differ in what they tell. Two CPU cores, about half a minute.
 import ml_collections
 
 from side_jax.config import default_config
-from side_jax.settings.theory import Theory
+from side_jax.settings.mixtures import Theory
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -3,46 +3,20 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.special import log_softmax
 
-from side_jax import files, parallel, shards
-from side_jax.checkpoint import Checkpoints, Restored
-from side_jax.data import datasets, split
 from side_jax.diffusion import guidance, steps
 from side_jax.diffusion.schedule import Schedule
-from side_jax.features import Extractor, denoiser, embed_all, onnx, pixels, sscd
-from side_jax.manifest import Unit, unit
-from side_jax.measure import Side
 from side_jax.memorization.metrics import RATIO_BELOW, Metric
 from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
-from side_jax.sampling import ApplyFn, Generator
+from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.settings import Evaluate, Sampler, Settings
-
-_STREAMS = (
-    *("train", "synthesize", "label", "surrogate/side", "surrogate/conditional", "extract", "probe", "monitor"),
-    *("surrogate/side_random", "surrogate/side_shuffled", "surrogate/side_heldout", "surrogate/oracle"),
-    *("held back", "random labels", "validation", "teacher", "evaluate", "membership/members", "membership/heldout"),
-    *("suspects", "member labels", "divergence/members", "divergence/heldout"),
-)
-
-
-def stream_seed(settings: Settings, name: str) -> int:
-    """A seed of its own for each purpose, derived from config.seed."""
-    return int(np.random.SeedSequence([settings.seed, 1 + _STREAMS.index(name)]).generate_state(1)[0])
-
-
-def base_key(settings: Settings, name: str) -> jax.Array:
-    """The typed key from which a purpose's per-sample keys are folded."""
-    return jax.random.key(stream_seed(settings, name))
 
 
 def image_shape(settings: Settings) -> tuple[int, int, int]:
@@ -179,45 +153,6 @@ def build_generator(
     )
 
 
-def build_extractor(settings: Settings, workdir: Path) -> Extractor:
-    """What turns synthetic images into features; it may read the target's checkpoint and write <workdir>/features.
-
-    Raises:
-      InputError: if a file that label.features reads can't be used.
-    """
-    label, batch = settings.label, {"batch_size": settings.sampler.batch_size}
-
-    def build_denoiser() -> Extractor:
-        unet, seed = build_unet(settings), stream_seed(settings, "label")
-        params = restore_ema(settings, train_unit(settings, workdir), unet).trees["ema"]
-        return denoiser.extractor(unet, params, build_schedule(settings), label, seed=seed, **batch)
-
-    known = modelless_extractors(settings, settings.data.channels, workdir / "features")
-    return (known | {"denoiser": build_denoiser})[label.features]()
-
-
-def modelless_extractors(settings: Settings, channels: int, cache: Path) -> dict[str, Callable[[], Extractor]]:
-    """Those of label.features that need no target, for images of so many channels; converted weights go to `cache`."""
-    label, batch = settings.label, {"batch_size": settings.sampler.batch_size}
-    return {
-        "pixels": lambda: pixels.extractor(**batch),
-        "sscd": lambda: sscd.extractor(label, cache, **batch),
-        "onnx": lambda: onnx.extractor(label, channels, **batch),
-    }
-
-
-def build_teacher(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
-    """The given teacher of TDKD: uint8 images [n, h, w, c] to log-probabilities float32 [n, C].
-
-    Raises:
-      InputError: if the file that surrogate.teacher_path names can't be used.
-    """
-    s = settings.surrogate
-    label = dataclasses.replace(settings.label, weights=s.teacher_path, weights_sha256=s.teacher_sha256)
-    model = onnx.extractor(label, settings.data.channels, batch_size=settings.sampler.batch_size)
-    return lambda images: log_softmax(embed_all(model, images), axis=1).astype(np.float32)
-
-
 def build_metrics(evaluate: Evaluate) -> list[Metric]:
     """What evaluation computes, with its bands fixed by the settings."""
     e = evaluate
@@ -234,71 +169,3 @@ def build_metrics(evaluate: Evaluate) -> list[Metric]:
         "cosine": {"below": 1 - e.cosine_above, "factors": e.band_factors},
     }
     return [Metric(name=name, **options[name]) for name in e.metrics]
-
-
-def train_unit(settings: Settings, workdir: Path) -> Unit:
-    """The unit of work that trains the DPM."""
-    return unit(settings, workdir, "train")
-
-
-def checkpoint_directory(workdir: Path, name: str) -> Path:
-    """Where a network's checkpoints are: the DPM's in <workdir>/checkpoints, a classifier's below its unit."""
-    return workdir / "checkpoints" if name == "train" else workdir / name / "checkpoints"
-
-
-def restore_ema(settings: Settings, unit_of: Unit, module: Any, directory: Path | None = None) -> Restored:
-    """The averaged parameters that a unit of work trained, on this process's devices, and the checkpoint's meta.
-
-    Args:
-      settings: of the run.
-      unit_of: whose fingerprint the checkpoint must carry.
-      module: whose parameters they are.
-      directory: of the checkpoints; None: what checkpoint_directory says.
-    """
-    abstract = parallel.abstract(init_fn(module, settings, 0), parallel.local_mesh())
-    with Checkpoints(directory or checkpoint_directory(unit_of.workdir, unit_of.name), read_only=True) as store:
-        return store.restore(fingerprint=unit_of.fingerprint, ema=abstract)
-
-
-def synthetic_shards(settings: Settings, workdir: Path) -> list[shards.Shard]:
-    """Where the synthetic images are."""
-    return shards.layout(workdir / "synthesize", settings.synthesize.num_images, settings.sampler.batch_size)
-
-
-def extracted_shards(settings: Settings, work: Unit) -> list[shards.Shard]:
-    """Where the images of an extraction unit are."""
-    return shards.layout(work.directory, settings.extract.num_images, settings.sampler.batch_size)
-
-
-def load_split(
-    settings: Settings, workdir: Path, *, stream: bool = False
-) -> tuple[datasets.Dataset, datasets.Dataset, np.ndarray, np.ndarray]:
-    """(members, held-out, member ids, held-out ids) as the train stage split them.
-
-    Args:
-      settings: of the run.
-      workdir: of the run.
-      stream: whether images that are not in memory may stay streams; else all of them are read now.
-    """
-    *parts, member_ids, heldout_ids = split.apply_split(datasets.load(settings.data), workdir / "train" / "split.json")
-    if not stream:
-        parts = [dataclasses.replace(part, images=np.asarray(part.images)) for part in parts]
-    return *parts, member_ids, heldout_ids
-
-
-def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
-    """(members, held-out images) as the train stage split them, all in memory."""
-    by_identity = settings.data.split_by == "identity"
-    *parts, member_ids, heldout_ids = load_split(settings, workdir)
-    rows = files.read_json(workdir / "train" / "split.json")  # whose hashes load_split has found to hold
-    members, heldout = (
-        Side(
-            images=part.images,
-            ids=ids,
-            names=part.names,
-            digests=tuple(row["sha256"] for row in rows[name]),
-            groups=part.labels if by_identity else None,
-        )
-        for name, part, ids in zip(("members", "heldout"), parts, (member_ids, heldout_ids), strict=True)
-    )
-    return members, heldout

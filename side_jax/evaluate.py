@@ -7,7 +7,7 @@ Usage: python -m side_jax.evaluate --config=configs/digits.py --workdir=runs/dig
 
 import sys
 
-from side_jax import cli, samples
+from side_jax.commands import cli, sample_audit
 
 STAGES = ("evaluate", "report")
 SUSPECTS = ("suspects",)
@@ -15,7 +15,7 @@ SUSPECTS = ("suspects",)
 
 def main() -> None:
     """The console entry point."""
-    if samples.asked(sys.argv[1:]):
+    if sample_audit.asked(sys.argv[1:]):
         sys.exit(cli.audit_samples(sys.argv))
     argv = [argument for argument in sys.argv if argument != "--suspects"]
     sys.exit(cli.main(argv, __doc__, STAGES if argv == sys.argv else SUSPECTS))

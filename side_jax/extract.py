@@ -5,7 +5,7 @@ Usage: python -m side_jax.extract --config=configs/digits.py --workdir=runs/digi
 
 import sys
 
-from side_jax import cli
+from side_jax.commands import cli
 
 STAGES = ("synthesize", "label", "surrogate", "extract")
 

@@ -5,9 +5,10 @@ Usage: python -m side_jax.main --config=configs/digits.py --workdir=runs/digits
 
 import sys
 
-from side_jax import cli, pipeline
+from side_jax.commands import cli
+from side_jax.stages import stage_table
 
-STAGES = tuple(pipeline.STAGES)
+STAGES = stage_table.audit_stages()
 
 
 def main() -> None:

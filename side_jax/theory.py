@@ -5,7 +5,7 @@ Usage: python -m side_jax.theory --config=configs/theory_gmm.py --workdir=runs/t
 
 import sys
 
-from side_jax import cli
+from side_jax.commands import cli
 
 
 def main() -> None:

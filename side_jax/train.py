@@ -5,7 +5,7 @@ Usage: python -m side_jax.train --config=configs/digits.py --workdir=runs/digits
 
 import sys
 
-from side_jax import cli
+from side_jax.commands import cli
 
 STAGES = ("train",)
 

@@ -55,6 +55,6 @@ def workdir(finished, tmp_path):
 def said(caplog, monkeypatch):
     """What the run logs."""
     monkeypatch.setattr(logging.getLogger("side_jax"), "propagate", True)
-    monkeypatch.setattr("side_jax.cli.log_to_stderr", lambda: None)
+    monkeypatch.setattr("side_jax.commands.cli.log_to_stderr", lambda: None)
     caplog.set_level(logging.INFO, logger="side_jax")
     return caplog

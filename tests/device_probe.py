@@ -8,8 +8,9 @@ import sys
 import jax
 import numpy as np
 
-from side_jax import builders, sampling
+from side_jax import builders
 from side_jax.config import default_config, from_config
+from side_jax.sampling import generation
 
 
 def noisy(params):
@@ -37,7 +38,7 @@ def main():
         "classifier": noisy(builders.init_fn(classifier, settings, 0)()),
         "temperature": np.linspace(0.5, 2, settings.diffusion.num_timesteps, dtype=np.float32),
     }
-    labels = sampling.target_labels(base, 64, 5)
+    labels = generation.target_labels(base, 64, 5)
     for loop, batch_size in (("dispatch", 64), ("dispatch", 16), ("scan", 16)):
         config.sampler.batch_size = batch_size
         config.sampler.loop = loop

@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from side_jax import cpu, sampling, shards
+from side_jax.devices import cpu
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.diffusion.steps import step_table
 from side_jax.memorization.metrics import Metric, joined, match, references
+from side_jax.sampling import generation, shards
 
 SHAPE = (32, 32, 3)
 
@@ -27,7 +28,7 @@ def main():
     cpu.keep_memory()  # as the real command does, so that nothing goes back to the system
     directory, num_images = Path(sys.argv[1]), int(sys.argv[2])
     table = step_table(make_schedule("linear", 10), 2)
-    generator = sampling.Generator(
+    generator = generation.Generator(
         denoise=lambda params, x, t: params * x, table=table, shape=SHAPE, batch_size=200, loop="scan"
     )
     parts = shards.layout(directory, num_images, 200)

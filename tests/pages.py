@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from side_jax.page import model, pictures
+from side_jax.report.page import model, pictures
 
 HOSTILE = (
     "<img src=x onerror=window.hacked=1>",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import jax
 
-from side_jax import cli, pipeline
+from side_jax.commands import cli
+from side_jax.stages import stage_table
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -37,13 +38,13 @@ def arguments(workdir, stages=None, **overrides):
     return [*argv, f"--stages={stages}"] if stages else argv
 
 
-def run(argv, stages=tuple(pipeline.STAGES)):
+def run(argv, stages=None):
     """Runs the command in this process, all stages by default; returns its exit code."""
     # ml_collections would run the next config file in the namespace of the last one.
     sys.modules.pop("config_config", None)
     # optax's Adam relies on implicit promotion (decay ** count), so only what is ours is tested in strict mode.
     with jax.numpy_dtype_promotion("standard"):
-        return cli.main(["side_jax", *argv], "test", stages)
+        return cli.main(["side_jax", *argv], "test", stages or stage_table.audit_stages())
 
 
 def wait_for(path, processes, timeout=240):

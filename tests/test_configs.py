@@ -14,7 +14,7 @@ from side_jax import builders
 from side_jax.config import default_config, from_config
 from side_jax.errors import InputError
 from side_jax.settings import Settings
-from side_jax.settings.theory import Theory
+from side_jax.settings.mixtures import Theory
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OTHERS = {"theory_gmm.py": (Theory, "side_jax.theory")}  # configs of no audit: their settings, and the binary

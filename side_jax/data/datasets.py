@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
-from side_jax.data.images import fit_image
+from side_jax.data.decode import fit_image
 from side_jax.data.readers import READERS, heldout, joined
-from side_jax.data.storage import Skipped, Stream, scan
+from side_jax.data.stream import Skipped, Stream, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from side_jax.data.storage import Stream
+from side_jax.data.stream import Stream
 
 ENTRIES = 256  # at most so many in a signature
 ROWS, COLUMNS = 512, 8192  # of one block of distances: 16 MiB

@@ -9,11 +9,11 @@ import os
 import numpy as np
 
 from side_jax.data import duplicates
-from side_jax.data.images import as_array, fit_image
+from side_jax.data.decode import as_array, fit_image
 from side_jax.data.listed import Listed, describe, existing, find
-from side_jax.data.names import short
+from side_jax.data.printable import short
 from side_jax.data.split import note_hashes
-from side_jax.data.storage import Stream, scan
+from side_jax.data.stream import Stream, scan
 from side_jax.errors import InputError
 
 MEMORY_LIMIT = 2**31  # bytes of a set up to which it is kept in memory, 2 GiB; else its images are read when indexed

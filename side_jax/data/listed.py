@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from side_jax.data import arrays, readers
-from side_jax.data.images import as_array
-from side_jax.data.names import printable, reason, short
-from side_jax.data.storage import THREADS, scan
+from side_jax.data import readers, safe_npz
+from side_jax.data.decode import as_array
+from side_jax.data.printable import printable, reason, short
+from side_jax.data.stream import THREADS, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
 
@@ -150,15 +150,15 @@ def _coloured(picture: Image.Image) -> bool:
 def _array(file: Path, path: str, flag: str) -> Listed:
     where = f"the file {describe(flag, path)}"
     name = None
-    if not arrays.is_npy(file, where):
-        names = arrays.names(file, where)
+    if not safe_npz.is_npy(file, where):
+        names = safe_npz.names(file, where)
         name = next((name for name in ("images", "arr_0") if name in names), None)
         if name is None:
             raise InputError(
                 f"{where} has no array `images` or `arr_0`, but {short(', '.join(names)) or 'none'}; save it with "
                 "np.savez(path, images=...)."
             )
-    images = arrays.read_images(file, where, name)
+    images = safe_npz.read_images(file, where, name)
     images = images[..., None] if images.ndim == 3 else images
     return Listed(
         flag=flag,
@@ -176,15 +176,15 @@ def _shards(files: list[Path], path: str, flag: str) -> Listed:
 
     @functools.lru_cache(maxsize=THREADS)  # images are read in order: each shard is unpacked about once
     def load(file: Path) -> np.ndarray:
-        images = arrays.read_images(file, f"the shard {describe(flag, str(file))}", "images")
+        images = safe_npz.read_images(file, f"the shard {describe(flag, str(file))}", "images")
         return images[..., None] if images.ndim == 3 else images
 
     sizes, colour, ends = [], False, [0]
     for file in files:
         where = f"the shard {describe(flag, str(file))}"
-        if not {"images", "index"} <= set(arrays.names(file, where)):
+        if not {"images", "index"} <= set(safe_npz.names(file, where)):
             raise InputError(f"{where} has no `images` or no `index`; move what is no shard of a run elsewhere.")
-        images, index = load(file), arrays.read(file, where, "index")
+        images, index = load(file), safe_npz.read(file, where, "index")
         wanted = range(ends[-1], ends[-1] + len(images))
         if not np.array_equal(index, np.asarray(wanted)):
             raise InputError(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from side_jax.data import arrays
-from side_jax.data.images import read_picture
+from side_jax.data import safe_npz
+from side_jax.data.decode import read_picture
 from side_jax.errors import InputError
 from side_jax.settings import Data
 
@@ -112,13 +112,13 @@ def npz(data: Data) -> Source:
     where = f"the file {data.path!r} (config.data.path)"
     if not Path(data.path).exists():
         raise InputError(f"{where} does not exist; name an NPZ file with `images` and perhaps `labels`.")
-    names = arrays.names(Path(data.path), where)
+    names = safe_npz.names(Path(data.path), where)
     if "images" not in names:
         raise InputError(f"{where} has no array `images`; save it with np.savez(path, images=..., labels=...).")
-    images = arrays.read_images(Path(data.path), where, "images")
+    images = safe_npz.read_images(Path(data.path), where, "images")
     labels = np.zeros(len(images), np.int64)
     if "labels" in names:
-        labels = arrays.read(Path(data.path), where, "labels")
+        labels = safe_npz.read(Path(data.path), where, "labels")
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"`labels` in {where} is {labels.dtype} of the shape {labels.shape}, but it must be integers of "

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from side_jax import files
 from side_jax.data import duplicates
 from side_jax.data.datasets import Dataset, check_enough
-from side_jax.data.storage import Skipped, Stream, scan
+from side_jax.data.stream import Skipped, Stream, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
+from side_jax.workdir import files
 
 ORDERS = 100  # random orders of the labels that are tried, until one fills both sides
 CANDIDATES = 2048  # held-out candidates that are compared with the members at a time

@@ -1,6 +1,1 @@
-"""Feature extractors behind one interface: uint8 images in, unit-norm float32 features out."""
-
-from side_jax.features.extractor import Extractor, comparer, embed_all, extract
-from side_jax.features.resolve import resolve
-
-__all__ = ["Extractor", "comparer", "embed_all", "extract", "resolve"]
+"""Feature extractors: uint8 images in, unit-norm float32 features out; and the pseudo-labels made from them."""

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from side_jax import files, sampling
+from side_jax.diffusion import pixel_range
 from side_jax.diffusion.process import q_sample
 from side_jax.diffusion.sampler import initial_noise, sample_keys
 from side_jax.diffusion.schedule import Schedule
-from side_jax.features.extractor import Extractor, on_devices
+from side_jax.features.extractors import Extractor, on_devices
 from side_jax.models.unet import UNet
 from side_jax.settings import Label
+from side_jax.workdir import files
 
 
 def extractor(unet: UNet, params: Any, schedule: Schedule, label: Label, *, seed: int, batch_size: int) -> Extractor:
@@ -33,7 +34,7 @@ def extractor(unet: UNet, params: Any, schedule: Schedule, label: Label, *, seed
     block, timestep = label.denoiser_block, label.denoiser_timestep
 
     def embed(params: Any, images: jax.Array, index: jax.Array) -> jax.Array:
-        x0 = sampling.to_float(images)
+        x0 = pixel_range.to_float(images)
         noise = initial_noise(sample_keys(jax.random.key(seed), index), x0.shape[1:])
         t = jnp.full(len(x0), timestep, jnp.int32)
         _, state = unet.apply(

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from side_jax.data import config_files
 from side_jax.errors import InputError
-from side_jax.features import preprocess, weights
-from side_jax.features.extractor import Extractor, on_devices
+from side_jax.features import preprocess
+from side_jax.features.extractors import Extractor, on_devices
 from side_jax.settings import Label
 
 
@@ -99,7 +100,7 @@ def encoder(label: Label, channels: int) -> tuple[OnnxModel, str]:
     Raises:
       InputError: if it can't be used on them, or is not the one that label.weights_sha256 names.
     """
-    digest = weights.digest(label.weights, label.weights_sha256, "label.weights")
+    digest = config_files.digest(label.weights, label.weights_sha256, "label.weights")
     model = OnnxModel(label.weights)
     if model.size not in (None, label.encoder_size):
         raise InputError(

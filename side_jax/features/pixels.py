@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from side_jax.features.extractor import Extractor
+from side_jax.features.extractors import Extractor
 
 
 def extractor(batch_size: int) -> Extractor:

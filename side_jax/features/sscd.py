@@ -11,13 +11,15 @@ from typing import Any
 import jax
 from safetensors.numpy import save
 
-from side_jax import files
-from side_jax.convert import from_sscd, parameters
+from side_jax.data import config_files
 from side_jax.errors import InputError
-from side_jax.features import preprocess, weights
-from side_jax.features.extractor import Extractor, on_devices
-from side_jax.models.sscd import SSCD
+from side_jax.features import preprocess
+from side_jax.features.extractors import Extractor, on_devices
+from side_jax.features.sscd_weights import from_sscd
+from side_jax.models.sscd_encoder import SSCD
 from side_jax.settings import Label
+from side_jax.targets import parameters
+from side_jax.workdir import files
 
 
 def read(label: Label, cache: Path) -> tuple[Any, str]:
@@ -26,7 +28,7 @@ def read(label: Label, cache: Path) -> tuple[Any, str]:
     Raises:
       InputError: if the file can't be used, or is not the one that label.weights_sha256 names.
     """
-    digest = weights.digest(label.weights, label.weights_sha256, "label.weights")
+    digest = config_files.digest(label.weights, label.weights_sha256, "label.weights")
     with contextlib.suppress(InputError):  # not converted yet, or damaged since
         return from_sscd(converted(cache, digest)), digest
     try:

@@ -28,7 +28,7 @@ import math
 import numpy as np
 from scipy import optimize, stats
 
-from side_jax.memorization.intervals import calibrated_threshold, wilson_interval
+from side_jax.memorization.statistics.intervals import calibrated_threshold, wilson_interval
 
 
 def attack_quality(

@@ -31,7 +31,7 @@ import dataclasses
 
 import numpy as np
 
-from side_jax.memorization import neighbors
+from side_jax.memorization.neighbors import exact_search
 
 RATIO_BELOW = 1 / 3  # of equation (7), what counts as a copy
 AROUND = ("generated", "member")  # the readings of equation (5)
@@ -179,7 +179,7 @@ def references(images: np.ndarray, metrics: list[Metric], features: np.ndarray |
     spread = None
     for metric in metrics:
         if metric.name == "normalized_l2" and metric.around == "member":
-            distances, index = neighbors.nearest(images, images, metric.num_neighbors + 1)
+            distances, index = exact_search.nearest(images, images, metric.num_neighbors + 1)
             # Itself is at distance 0, but not always first: an equal image of a lower index comes before it.
             itself = index == np.arange(len(images))[:, None]
             itself[~itself.any(axis=1), 0] = True  # so many copies that it is not listed; they are all at distance 0
@@ -207,7 +207,7 @@ def match(
     """
     k = max([2, *(m.num_neighbors for m in metrics if m.name == "normalized_l2" and m.around == "generated")])
     if any(metric.name in ("rmse", "normalized_l2", "distance_ratio") for metric in metrics):
-        near = neighbors.nearest(images, among.images, k)
+        near = exact_search.nearest(images, among.images, k)
     results = []
     for metric in metrics:
         limit = max(metric.limit, (limits or {}).get(metric.name, 0.0))
@@ -245,19 +245,19 @@ def _by_distance(
     farthest = unit
     if metric.name == "normalized_l2" and metric.around == "member":
         farthest = np.full(len(images), among.spread.max(initial=0))
-    pairs, distance = neighbors.pairs_below(images, among.images, limit * farthest.astype(np.float64))
+    pairs, distance = exact_search.pairs_below(images, among.images, limit * farthest.astype(np.float64))
     return _over(distances[:, 0], unit), index[:, 0], *_within(pairs, _over(distance, of_pair(pairs)), limit)
 
 
 def _by_tiles(images: np.ndarray, others: np.ndarray, grid: int, limit: float) -> Found:
     options = {"measure": "tiled_l2", "grid": grid}
-    distances, index = neighbors.nearest(images, others, 1, **options)
-    return distances[:, 0], index[:, 0], *neighbors.pairs_below(images, others, limit, **options)
+    distances, index = exact_search.nearest(images, others, 1, **options)
+    return distances[:, 0], index[:, 0], *exact_search.pairs_below(images, others, limit, **options)
 
 
 def _by_cosine(features: np.ndarray, others: np.ndarray, limit: float) -> Found:
-    similarity, index = neighbors.nearest(features, others, 1, measure="cosine")
-    pairs, alike = neighbors.pairs_below(features, others, 1 - limit, measure="cosine")
+    similarity, index = exact_search.nearest(features, others, 1, measure="cosine")
+    pairs, alike = exact_search.pairs_below(features, others, 1 - limit, measure="cosine")
     return 1 - similarity[:, 0], index[:, 0], pairs, 1 - alike
 
 

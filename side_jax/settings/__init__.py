@@ -1,26 +1,24 @@
 """Every setting of a run: its name, meaning, default and limits.
 
-The dataclasses here are the single list of fields: target.py has those of the model that is audited, surrogate.py those
-of SIDE's pseudo-labels and classifiers, attack.py those of the attacks, evaluate.py those of the measure and report.
+The dataclasses here are the single list of fields: target.py has those of the model that is audited,
+classifiers.py those of SIDE's pseudo-labels and classifiers, extraction.py those of the attacks, evaluation.py those of
+the measure and the report.
 config.py turns them into the ConfigDict that files in configs/ override, and back. Defaults suit small images; each
 config file says what it changes.
 """
 
 import dataclasses
 
+from side_jax.attacks.table import ATTACKS, classifiers
 from side_jax.diffusion.schedule import time_grid
-from side_jax.settings.attack import ATTACKS, CONTROLS, SOURCES, Attack, Extract, Run, Sampler
 from side_jax.settings.checks import check, one_of
-from side_jax.settings.evaluate import METRICS, Evaluate, Report
-from side_jax.settings.surrogate import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
+from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
+from side_jax.settings.evaluation import METRICS, Evaluate, Report
+from side_jax.settings.extraction import Extract, Sampler
 from side_jax.settings.target import Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
-    "ATTACKS",
-    "CONTROLS",
     "METRICS",
-    "SOURCES",
-    "Attack",
     "ClassifierFit",
     "Condition",
     "Data",
@@ -33,7 +31,6 @@ __all__ = [
     "Monitor",
     "Network",
     "Report",
-    "Run",
     "Sampler",
     "Settings",
     "Surrogate",
@@ -101,12 +98,14 @@ class Settings:
         need = f"at most data.num_members ({data.num_members})"
         ok = self.train.batch_size <= data.num_members or bool(self.target.path)
         check(ok, "train.batch_size", self.train.batch_size, need)
-        if "side_heldout" in self.extract.attacks:
-            need = f"at most data.num_heldout ({data.num_heldout}), which extract.attacks = side_heldout clusters"
-            check(self.label.num_clusters <= data.num_heldout, "label.num_clusters", self.label.num_clusters, need)
+        for attack in self.extract.attacks:
+            guide = ATTACKS[attack].classifier
+            need = f"at most data.num_heldout ({data.num_heldout}), which extract.attacks = {attack} clusters"
+            ok = not guide or guide.images != "heldout" or self.label.num_clusters <= data.num_heldout
+            check(ok, "label.num_clusters", self.label.num_clusters, need)
         counts = {"members": data.num_members, "heldout": data.num_heldout, "synthetic": n_syn}
         for name in self.extract.classifiers:
-            section, count = "conditional" if name == "conditional" else "surrogate", counts[SOURCES[name]]
+            section, count = classifiers()[name].section, counts[classifiers()[name].images]
             size, most = getattr(self, section).batch_size, count - held_back(count)
             need = f"at most {most}, as {name} learns from {count} images of which a tenth is held back"
             check(size <= most, f"{section}.batch_size", size, need)

@@ -6,44 +6,47 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 
-from side_jax import __version__, builders, evidence, features, files, manifest, parallel, shards
-from side_jax.config import from_config
-from side_jax.measure import measure
+from side_jax import __version__, builders
+from side_jax.devices import process_group
+from side_jax.features import extractors
+from side_jax.measure import target_scores
+from side_jax.measure.measurement import measure
+from side_jax.measure.scoring import Scorer
 from side_jax.progress import progress
-from side_jax.scoring import Scorer
-from side_jax.settings import Settings
+from side_jax.sampling import shards
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run(settings: Settings, workdir: Path) -> None:
     """Writes evaluate/results.json, matches.csv (a row for each generated image) and members.csv."""
-    settings = from_config(config)
-    work = manifest.evaluation_unit(settings, workdir)
+    work = stage_table.evaluation_unit(settings, workdir)
     if work.begin():
-        if parallel.primary():  # the comparison is small beside the sampling; the others wait
+        if process_group.primary():  # the comparison is small beside the sampling; the others wait
             _evaluate(settings, workdir, work)
         work.finish()
 
 
-def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
-    seed = builders.stream_seed(settings, "evaluate")
-    members, heldout = builders.load_sides(settings, workdir)
+def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
+    seed = random_streams.stream_seed(settings, "evaluate")
+    members, heldout = stage_inputs.load_sides(settings, workdir)
     embed = None
     if settings.uses_features:
-        embed = features.comparer(builders.build_extractor(settings, workdir), members.images)
+        embed = extractors.comparer(stage_inputs.build_extractor(settings, workdir), members.images)
     e, groups = settings.evaluate, heldout.groups
     metrics = builders.build_metrics(e)
     scorer = Scorer(members.images, heldout.images, metrics, e, seed=seed, embed=embed, groups=groups)
-    witness, scores = evidence.Witness(settings, workdir), {}
+    target, scores = stage_inputs.load_target_scores(settings, workdir), {}
     if e.membership:
         for name, side in (("members", members), ("heldout", heldout)):
-            scores[name] = witness.scores(evidence.MEMBERSHIP, side.images, f"membership/{name}")
-    units = manifest.extraction_units(settings, workdir)
+            scores[name] = target.scores(target_scores.MEMBERSHIP, side.images, f"membership/{name}")
+    units = stage_table.extraction_units(settings, workdir)
     runs = (
-        ((run_of.attack, run_of.scale), shards.stream(builders.extracted_shards(settings, unit)))
+        ((run_of.attack, run_of.scale), shards.stream(stage_table.extracted_shards(settings, unit)))
         for run_of, unit in progress(units, total=len(units), description="evaluate", unit="run")
     )
     with_laws = embed if e.distribution else None
@@ -57,11 +60,11 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
             "image_shape": list(members.images.shape[1:]),
             "split_sha256": files.file_digest(workdir / "train" / "split.json"),
         },
-        "membership": evidence.quality(scores, settings, groups) if scores else {},
-        "divergence": witness.divergence(members.images, heldout.images[: len(members)]) if e.divergence else {},
-        "target": witness.about
-        | {"denoising_loss_members": witness.mean_loss(members.images)}
-        | {"denoising_loss_heldout": witness.mean_loss(heldout.images)},
+        "membership": target_scores.quality(scores, settings, groups) if scores else {},
+        "divergence": target.divergence(members.images, heldout.images[: len(members)]) if e.divergence else {},
+        "target": target.about
+        | {"denoising_loss_members": target.mean_loss(members.images)}
+        | {"denoising_loss_heldout": target.mean_loss(heldout.images)},
         "surrogate": _surrogate(settings, workdir),
         "classifiers": _classifiers(settings, workdir),
         "versions": {"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
@@ -73,7 +76,7 @@ def _evaluate(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
 def _classifiers(settings: Settings, workdir: Path) -> dict[str, Any]:
     """What each classifier learned from, and what it knows at each noise level."""
     found = {}
-    for name, work in manifest.surrogate_units(settings, workdir).items():
+    for name, work in stage_table.classifier_units(settings, workdir).items():
         content = work.content()
         found[name] = {key: content[key] for key in ("classes", "images", "held_back", "steps")}
         found[name]["levels"] = files.read_json(work.directory / "levels.json")
@@ -84,7 +87,7 @@ def _surrogate(settings: Settings, workdir: Path) -> dict[str, Any]:
     """What the label stage found, where SIDE ran."""
     if not settings.extract.needs_pseudo_labels:
         return {}
-    found = manifest.unit(settings, workdir, "label").content()
+    found = stage_table.unit(settings, workdir, "label").content()
     for name in ("unit", "fingerprint", "format", "done"):
         del found[name]
     return found | {"assignment": settings.label.assignment, "synthetic_images": settings.synthesize.num_images}

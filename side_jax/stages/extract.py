@@ -3,33 +3,32 @@
 import functools
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
-from side_jax import builders, manifest, sampling, shards
-from side_jax.config import from_config
-from side_jax.settings import ATTACKS
-from side_jax.stages import surrogate
+from side_jax import builders
+from side_jax.attacks.table import ATTACKS
+from side_jax.sampling import generation, shards
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.workdir import work_units
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run(settings: Settings, workdir: Path) -> None:
     """Writes extract/<attack>[_<scale>]/shard_*.npz."""
-    settings = from_config(config)
-    works = manifest.extraction_units(settings, workdir)
-    base = builders.base_key(settings, "extract")
-    loaded: dict[str, tuple[sampling.Generator, dict, int]] = {}  # for each attack, so that a sweep compiles once
+    works = stage_table.extraction_units(settings, workdir)
+    base = random_streams.stream_key(settings, "extract")
+    loaded: dict[str, tuple[generation.Generator, dict, int]] = {}  # for each attack, so that a sweep compiles once
     dpm = None
     for run_of, work in works:
-        parts = builders.extracted_shards(settings, work)
+        parts = stage_table.extracted_shards(settings, work)
         if not work.begin(functools.partial(shards.complete, parts)):
             continue
         if run_of.attack not in loaded:
             if dpm is None:
-                train = builders.train_unit(settings, workdir)
-                dpm = builders.restore_ema(settings, train, builders.build_unet(settings)).trees["ema"]
+                dpm = stage_inputs.load_target(settings, workdir).trees["ema"]
             attack, classifier, guide, classes = ATTACKS[run_of.attack], None, {}, 0
             if attack.classifier:
-                classifier, guide = surrogate.load(settings, workdir, run_of.attack)
+                classifier, guide = stage_inputs.load_classifier(settings, workdir, attack.classifier)
                 classes = classifier.num_classes
             elif attack.own_labels:
                 classes = settings.condition.num_labels
@@ -39,7 +38,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
             loaded[run_of.attack] = generator, {"dpm": dpm} | guide, classes
         generator, params, classes = loaded[run_of.attack]
         count = settings.extract.num_images
-        labels = sampling.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
+        labels = generation.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
         shards.write(
             generator,
             parts,
@@ -50,4 +49,4 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
             description=f"extract {run_of.name}",
         )
         work.finish(attack=run_of.attack, guidance_scale=run_of.scale, index_range=[0, settings.extract.num_images])
-    manifest.finish_stage(workdir, "extract", [work for _, work in works])
+    work_units.finish_stage(workdir, "extract", [work for _, work in works])

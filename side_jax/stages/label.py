@@ -4,34 +4,35 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-
-from side_jax import builders, clustering, files, manifest, parallel, plots, shards
-from side_jax.config import from_config
-from side_jax.features import extract
-from side_jax.settings import Settings
+from side_jax.devices import process_group
+from side_jax.features import clustering
+from side_jax.features.extractors import extract
+from side_jax.report import plots
+from side_jax.sampling import shards
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run(settings: Settings, workdir: Path) -> None:
     """Writes label/labels.npz (index, label, features, centroids, cohesion, kept) and label/clusters.png."""
-    settings = from_config(config)
     if not settings.extract.needs_pseudo_labels:
         logger.info("label: not needed, since config.extract.attacks has none that learns from synthetic images.")
         return
-    work = manifest.unit(settings, workdir, "label")
+    work = stage_table.unit(settings, workdir, "label")
     if work.begin():
-        content = _label(settings, workdir, work) if parallel.primary() else {}
+        content = _label(settings, workdir, work) if process_group.primary() else {}
         work.finish(**content)
 
 
-def _label(settings: Settings, workdir: Path, work: manifest.Unit) -> dict[str, Any]:
+def _label(settings: Settings, workdir: Path, work: work_units.Unit) -> dict[str, Any]:
     """Clusters and writes; returns what the manifest keeps."""
-    made = shards.read(builders.synthetic_shards(settings, workdir))
-    extractor = builders.build_extractor(settings, workdir)
+    made = shards.read(stage_table.synthetic_shards(settings, workdir))
+    extractor = stage_inputs.build_extractor(settings, workdir)
     features = extract(extractor, made["images"], workdir / "features")
-    result = clustering.pseudo_labels(features, settings.label, builders.stream_seed(settings, "label"))
+    result = clustering.pseudo_labels(features, settings.label, random_streams.stream_seed(settings, "label"))
     with files.atomic(work.directory / "clusters.png") as file:
         file.write(plots.clusters(made["images"], features, result))
     contract = {name: result[name] for name in ("label", "centroids", "cohesion", "kept")}

@@ -5,14 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 
-from side_jax import builders, curves, files, manifest, monitor, parallel, plots, presentation, shards
-from side_jax.config import from_config
-from side_jax.presentation import Audit, Drawn, findings
-from side_jax.presentation.findings import percent
-from side_jax.settings import Run, Settings
+from side_jax.attacks.table import Run
+from side_jax.devices import process_group
+from side_jax.report import findings, plots, writer
+from side_jax.report.figures import Drawn
+from side_jax.report.findings import percent
+from side_jax.report.writer import Audit
+from side_jax.sampling import shards
+from side_jax.settings import Settings
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.training import monitor
+from side_jax.workdir import curves, files, work_units
 
 _PATHS = (
     *(("data", key) for key in ("path", "data_dir", "heldout_from")),
@@ -20,23 +25,22 @@ _PATHS = (
 )
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run(settings: Settings, workdir: Path) -> None:
     """Writes report/index.html, and its figures beside it as PNG."""
-    settings = from_config(config)
-    work = manifest.report_unit(settings, workdir)
+    work = stage_table.report_unit(settings, workdir)
     if work.begin():
-        drawn = _write(config, settings, workdir, work) if parallel.primary() else []
+        drawn = _write(settings, workdir, work) if process_group.primary() else []
         work.finish(page="index.html", figures=drawn)
 
 
-def _write(config: ml_collections.ConfigDict, settings: Settings, workdir: Path, work: manifest.Unit) -> list[str]:
+def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str]:
     """Returns the names of the figures' files."""
     results = files.read_json(workdir / "evaluate" / "results.json")
-    members, heldout = builders.load_sides(settings, workdir)
-    units = dict(manifest.extraction_units(settings, workdir))
+    members, heldout = stage_inputs.load_sides(settings, workdir)
+    units = dict(stage_table.extraction_units(settings, workdir))
 
     def fetch(attack: str, scale: float, index: np.ndarray) -> np.ndarray:
-        return shards.pick(builders.extracted_shards(settings, units[Run(attack=attack, scale=scale)]), index)
+        return shards.pick(stage_table.extracted_shards(settings, units[Run(attack=attack, scale=scale)]), index)
 
     audit = Audit(
         title=f"{settings.name}: how much training data comes out",
@@ -50,9 +54,9 @@ def _write(config: ml_collections.ConfigDict, settings: Settings, workdir: Path,
         figures=tuple(_figures(results, settings, workdir)),
         notes=(_made(results, settings),),
         provenance=_provenance(results, settings),
-        config=json.dumps(_shown(config, settings.report.private), indent=2),
+        config=json.dumps(_shown(settings), indent=2),
     )
-    return presentation.write(audit, work.directory)
+    return writer.write(audit, work.directory)
 
 
 def _figures(results: dict[str, Any], settings: Settings, workdir: Path) -> list[Drawn]:
@@ -190,15 +194,15 @@ def _provenance(results: dict[str, Any], settings: Settings) -> tuple[tuple[str,
     )
 
 
-def _shown(config: ml_collections.ConfigDict, private: bool) -> dict[str, Any]:
-    """The config; private, without what a path may tell."""
-    shown = config.to_dict()
-    for section, key in _PATHS if private else ():
+def _shown(settings: Settings) -> dict[str, Any]:
+    """The config; of a private report, without what a path may tell."""
+    shown = dataclasses.asdict(settings)
+    for section, key in _PATHS if settings.report.private else ():
         shown[section][key] = "(left out)" if shown[section][key] else ""
     return shown
 
 
-def in_plain_words(config: ml_collections.ConfigDict, workdir: Path) -> str:
+def in_plain_words(settings: Settings, workdir: Path) -> str:
     """What the command line prints at its end."""
     results = files.read_json(workdir / "evaluate" / "results.json")
-    return findings.in_plain_words(results, from_config(config).evaluate.confidence, workdir / "report" / "index.html")
+    return findings.in_plain_words(results, settings.evaluate.confidence, workdir / "report" / "index.html")

@@ -13,63 +13,40 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 from etils import epath
 
-from side_jax import (
-    builders,
-    calibration,
-    checkpoint,
-    clustering,
-    curves,
-    features,
-    files,
-    losses,
-    manifest,
-    parallel,
-    shards,
-    training,
-)
-from side_jax.config import from_config
-from side_jax.curves import Curves
+from side_jax import builders
+from side_jax.attacks.table import ATTACKS, Classifier, classifiers
+from side_jax.devices import process_group
 from side_jax.diffusion.process import importance
 from side_jax.errors import InputError
-from side_jax.manifest import Unit, unit
-from side_jax.settings import ATTACKS, SOURCES, Settings, held_back
-from side_jax.validation import EarlyStop, Predictions, noise_levels
+from side_jax.features import choose, clustering, extractors
+from side_jax.sampling import shards
+from side_jax.settings import Settings, held_back, random_streams
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.training import calibration, losses, trainer
+from side_jax.training.validation import EarlyStop, Predictions, noise_levels
+from side_jax.workdir import checkpoint, curves, files, work_units
+from side_jax.workdir.curves import Curves
+from side_jax.workdir.work_units import Unit
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run(settings: Settings, workdir: Path) -> None:
     """Writes surrogate/<classifier>/{checkpoints,levels.json,...}, for the attacks that the config asks for."""
-    settings = from_config(config)
-    works = manifest.surrogate_units(settings, workdir)
+    works = stage_table.classifier_units(settings, workdir)
     for name, work in works.items():
         if work.begin():
-            _fit(settings, work, name, _examples(settings, workdir, name))
-    manifest.finish_stage(workdir, "surrogate", list(works.values()))
-
-
-def load(settings: Settings, workdir: Path, attack: str) -> tuple[Any, dict[str, Any]]:
-    """The trained classifier of an attack; its averaged parameters, and the temperature of each timestep."""
-    name = ATTACKS[attack].classifier
-    work = unit(settings, workdir, f"surrogate/{name}")
-    classifier = builders.build_classifier(settings, work.content()["classes"], time_dependent=name != "conditional")
-    fit = settings.conditional if name == "conditional" else settings.surrogate
-    directory = work.directory / "best" if fit.patience else None
-    params = builders.restore_ema(settings, work, classifier, directory).trees["ema"]
-    temperature = np.ones(settings.diffusion.num_timesteps, np.float32)
-    if settings.extract.temperature_scaling:
-        rows = files.read_json(work.directory / "levels.json")
-        levels, temperatures = (np.asarray([row[key] for row in rows]) for key in ("timestep", "temperature"))
-        temperature = calibration.interpolate(levels, temperatures, len(temperature))
-    return classifier, {"classifier": params, "temperature": temperature}
+            classifier = classifiers()[name]
+            _fit(settings, work, classifier, _examples(settings, workdir, classifier))
+    work_units.finish_stage(workdir, "surrogate", list(works.values()))
 
 
 def check_true_labels(settings: Settings, num_classes: int) -> None:
     """Raises InputError where a classifier needs the members' own labels and there is but one."""
     if settings.extract.needs_true_labels and num_classes < 2:
-        needy = [name for name in settings.extract.attacks if SOURCES.get(ATTACKS[name].classifier) == "members"]
+        guides = {name: ATTACKS[name].classifier for name in settings.extract.attacks}
+        needy = [name for name, guide in guides.items() if guide and guide.true_labels]
         raise InputError(
             f"config.extract.attacks holds {' and '.join(needy)}, which learns from the members' labels, but all "
             "images have the same one; leave it out, or give each class a subfolder or a label."
@@ -90,53 +67,55 @@ class _Examples:
         return dataclasses.replace(self, images=self.images[chosen], labels=self.labels[chosen], teacher=teacher)
 
 
-def _examples(settings: Settings, workdir: Path, name: str) -> _Examples:
+def _examples(settings: Settings, workdir: Path, classifier: Classifier) -> _Examples:
     """What a classifier learns from."""
-    if SOURCES[name] == "members":
-        members, _, _, _ = builders.load_split(settings, workdir)
+    if classifier.true_labels:
+        members, _, _, _ = stage_inputs.load_split(settings, workdir)
         check_true_labels(settings, members.num_classes)
         return _Examples(images=members.images, labels=members.labels.astype(np.int32), classes=members.num_classes)
-    if SOURCES[name] == "heldout":
-        images = builders.load_split(settings, workdir)[1].images
-        found = features.extract(builders.build_extractor(settings, workdir), images, workdir / "features")
-        labels = clustering.pseudo_labels(found, settings.label, builders.stream_seed(settings, "label"))["label"]
+    if classifier.images == "heldout":
+        images = stage_inputs.load_split(settings, workdir)[1].images
+        found = extractors.extract(stage_inputs.build_extractor(settings, workdir), images, workdir / "features")
+        labels = clustering.pseudo_labels(found, settings.label, random_streams.stream_seed(settings, "label"))["label"]
     else:
-        images = shards.read(builders.synthetic_shards(settings, workdir))["images"]
+        images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
         labels = files.read_npz(workdir / "label" / "labels.npz")["label"]
     s = settings.surrogate
     if s.objective == "tdkd" and s.teacher_path:
-        teacher = builders.build_teacher(settings)(images)
+        teacher = choose.build_teacher(settings)(images)
         labels = teacher.argmax(axis=1).astype(np.int32)
         examples = _Examples(images=images, labels=labels, classes=teacher.shape[1], teacher=teacher)
     else:
         examples = _Examples(images=images, labels=labels, classes=int(labels.max()) + 1)[labels >= 0]
-    if name == "side_random":
-        order = np.random.default_rng(builders.stream_seed(settings, "random labels")).permutation(len(examples.labels))
+    if classifier.spoiled == "random":
+        order = np.random.default_rng(random_streams.stream_seed(settings, "random labels")).permutation(
+            len(examples.labels)
+        )
         examples = dataclasses.replace(examples[order], images=examples.images)
     return examples
 
 
-def _fit(settings: Settings, work: Unit, name: str, examples: _Examples) -> None:
-    fit = settings.conditional if name == "conditional" else settings.surrogate
+def _fit(settings: Settings, work: Unit, kind: Classifier, examples: _Examples) -> None:
+    fit = getattr(settings, kind.section)
     count = len(examples.labels)
-    order = np.random.default_rng(builders.stream_seed(settings, "held back")).permutation(count)
+    order = np.random.default_rng(random_streams.stream_seed(settings, "held back")).permutation(count)
     kept_back, train = examples[order[: held_back(count)]], examples[order[held_back(count) :]]
     if len(train.labels) < fit.batch_size:
         raise InputError(
-            f"{name} has {len(train.labels)} images to learn from once a tenth is held back, fewer than its batch of "
-            f"{fit.batch_size}; lower the batch_size, make more synthetic images, or lower label.cohesion_threshold."
+            f"{kind.name} has {len(train.labels)} images to learn from once a tenth is held back, fewer than its batch "
+            f"of {fit.batch_size}; lower the batch_size, make more synthetic images, or lower label.cohesion_threshold."
         )
-    schedule, seed = builders.build_schedule(settings), builders.stream_seed(settings, work.name)
+    schedule, seed = builders.build_schedule(settings), random_streams.stream_seed(settings, work.name)
     meta = checkpoint.settings_meta(settings, work.fingerprint)
-    classifier = builders.build_classifier(settings, examples.classes, time_dependent=name != "conditional")
+    classifier = builders.build_classifier(settings, examples.classes, time_dependent=kind.noised)
     s = settings.surrogate
-    options: dict[str, Any] = {"shuffle": name == "side_shuffled"}
-    if name != "conditional":
+    options: dict[str, Any] = {"shuffle": kind.spoiled == "shuffled"}
+    if kind.noised:
         options["schedule"] = schedule
         options["proposal"] = importance(schedule) if s.timesteps == "importance" else None
     content: dict[str, Any] = {}
     trained_by = fit
-    if s.objective == "tdkd" and name.startswith("side"):
+    if s.objective == "tdkd" and not kind.true_labels:
         options["temperature"] = s.distillation_temperature
         if train.teacher is None:
             train = dataclasses.replace(train, teacher=_teach(settings, work, train, options["shuffle"]))
@@ -144,25 +123,25 @@ def _fit(settings: Settings, work: Unit, name: str, examples: _Examples) -> None
             content["teacher_steps"] = s.teacher_steps
 
     predictions = Predictions(
-        classifier, schedule, kept_back.images, builders.base_key(settings, "validation"), fit.batch_size
+        classifier, schedule, kept_back.images, random_streams.stream_key(settings, "validation"), fit.batch_size
     )
     levels = noise_levels(schedule.num_timesteps)
-    checkpoints = builders.checkpoint_directory(work.workdir, work.name)
-    if parallel.primary():
+    checkpoints = checkpoint.checkpoint_directory(work.workdir, work.name)
+    if process_group.primary():
         _start_over_if_lost(work, checkpoints, fit.patience)
-    parallel.barrier(f"{work.name} can go on")
+    process_group.barrier(f"{work.name} can go on")
     first_step = checkpoint.latest_step(checkpoints) or 0
-    with Curves(work.directory / "validation.jsonl", first_step=first_step, write=parallel.primary()) as curve:
+    with Curves(work.directory / "validation.jsonl", first_step=first_step, write=process_group.primary()) as curve:
         watch = EarlyStop(
             predictions,
             kept_back.labels,
-            levels[:1] if name == "conditional" else levels,
+            levels if kind.noised else levels[:1],
             fit.patience,
             curve,
             work.directory / "best",
             meta,
         )
-        params, steps = training.run(
+        params, steps = trainer.run(
             loss_fn=losses.classifier_loss(classifier, **options),
             init_fn=builders.init_fn(classifier, settings, seed),
             fetch=_fetch(train),
@@ -172,15 +151,15 @@ def _fit(settings: Settings, work: Unit, name: str, examples: _Examples) -> None
             directory=work.directory,
             checkpoints=checkpoints,
             meta=meta,
-            description=f"train the {name} classifier",
+            description=f"train the {kind.name} classifier",
             watch=watch,
             watch_every=fit.validate_every,
         )
     if fit.patience:
-        best = builders.restore_ema(settings, work, classifier, work.directory / "best")
+        best = stage_inputs.restore_ema(settings, work, classifier, work.directory / "best")
         params, content["best_step"] = best.trees["ema"], best.step
     rows = calibration.by_level(predictions(params, levels), kept_back.labels, levels)
-    if parallel.primary():
+    if process_group.primary():
         files.write_json(work.directory / "levels.json", rows)
     work.finish(
         steps=steps, classes=examples.classes, images=len(train.labels), held_back=len(kept_back.labels), **content
@@ -204,9 +183,9 @@ def _start_over_if_lost(work: Unit, checkpoints: Path, patience: int) -> None:
 def _teach(settings: Settings, work: Unit, train: _Examples, shuffle: bool) -> np.ndarray:
     """TDKD's teacher: trains a time-independent classifier of clean images; returns what it says of each, [n, C]."""
     module = builders.build_classifier(settings, train.classes, time_dependent=False)
-    directory, seed = work.directory / "teacher", builders.stream_seed(settings, "teacher")
+    directory, seed = work.directory / "teacher", random_streams.stream_seed(settings, "teacher")
     fit = settings.surrogate.part(settings.surrogate.teacher_steps)
-    params, _ = training.run(
+    params, _ = trainer.run(
         loss_fn=losses.classifier_loss(module, shuffle=shuffle),
         init_fn=builders.init_fn(module, settings, seed),
         fetch=_fetch(train),
@@ -218,7 +197,9 @@ def _teach(settings: Settings, work: Unit, train: _Examples, shuffle: bool) -> n
         meta=checkpoint.settings_meta(settings, work.fingerprint),
         description=f"train the teacher of the {work.name.rpartition('/')[2]} classifier",
     )
-    predictions = Predictions(module, None, train.images, builders.base_key(settings, "teacher"), fit.batch_size)
+    predictions = Predictions(
+        module, None, train.images, random_streams.stream_key(settings, "teacher"), fit.batch_size
+    )
     return predictions(params, np.zeros(1, np.int32))[0]
 
 

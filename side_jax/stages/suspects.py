@@ -23,18 +23,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from scipy.stats import rankdata
 
-from side_jax import builders, evidence, files, images, manifest, parallel, sampling, shards
-from side_jax.config import from_config
-from side_jax.errors import InputError
-from side_jax.memorization import cliques, neighbors
+from side_jax.devices import placement, process_group
+from side_jax.diffusion import pixel_range
+from side_jax.measure import target_scores
+from side_jax.memorization import cliques
+from side_jax.memorization.neighbors import exact_search
 from side_jax.models.classifier import log_probs
 from side_jax.progress import progress
+from side_jax.report import contact_sheet
+from side_jax.sampling import shards
 from side_jax.settings import Settings
-from side_jax.stages import surrogate
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
 
@@ -44,46 +47,24 @@ COLUMNS = ("rank", "attack", "guidance_scale", "index", "label")
 KINDS = {"clique": True, "variance": False, "score_norm": False, "confidence": True}
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run(settings: Settings, workdir: Path) -> None:
     """Writes suspects/suspects.csv, a row for each image, and suspects/suspects.png, the first of each run."""
-    settings = from_config(config)
-    work = manifest.suspects_unit(settings, workdir)
+    work = stage_table.suspects_unit(settings, workdir)
     if work.begin():
-        if parallel.primary():
+        if process_group.primary():
             _write(settings, workdir, work)
         work.finish()
 
 
-def lacking(settings: Settings, workdir: Path) -> list[str]:
-    """The stages, in their order, of which an output that this one reads is not there.
-
-    Raises:
-      InputError: if there is no run to rank.
-    """
-    runs = [unit for _, unit in manifest.blind_units(settings, workdir)]
-    if not runs:
-        raise InputError(
-            f"config.extract.attacks holds only {' and '.join(settings.extract.attacks)}, but suspects are ranked in "
-            "runs that need nothing of the training data; add unconditional or side."
-        )
-    guides = [unit for name, unit in manifest.surrogate_units(settings, workdir).items() if name == "side"]
-    there = {
-        "train": builders.train_unit(settings, workdir).done(without=("train/split.json",)),
-        "surrogate": all(unit.done() for unit in guides),
-        "extract": all(unit.done() for unit in runs),
-    }
-    return [stage for stage, done in there.items() if not done]
-
-
-def _write(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
-    witness, classify = evidence.Witness(settings, workdir), _confidence(settings, workdir)
-    runs, sheet, count = manifest.blind_units(settings, workdir), [], 0
+def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
+    target, classify = stage_inputs.load_target_scores(settings, workdir), _confidence(settings, workdir)
+    runs, sheet, count = stage_table.blind_units(settings, workdir), [], 0
     with files.atomic(work.directory / "suspects.csv", "w") as file:
         table = csv.writer(file)
         table.writerow([*COLUMNS, *KINDS])
         for run_of, unit in progress(runs, total=len(runs), description="suspects", unit="run"):
-            made = shards.read(builders.extracted_shards(settings, unit))
-            found = witness.scores(evidence.SUSPICION, made["images"], "suspects")
+            made = shards.read(stage_table.extracted_shards(settings, unit))
+            found = target.scores(target_scores.SUSPICION, made["images"], "suspects")
             found |= {"clique": clique_sizes(made["images"], settings.evaluate.rmse_below)}
             if classify:
                 found["confidence"] = classify(made["images"])
@@ -97,13 +78,13 @@ def _write(settings: Settings, workdir: Path, work: manifest.Unit) -> None:
             sheet.append(np.pad(first, blank, constant_values=255))
             count += len(order)
     with files.atomic(work.directory / "suspects.png") as file:
-        file.write(images.png(images.grid(np.concatenate(sheet), ACROSS)))
+        file.write(contact_sheet.png(contact_sheet.grid(np.concatenate(sheet), ACROSS)))
     logger.info("suspects: %d images of %d runs in %s.", count, len(runs), work.directory / "suspects.csv")
 
 
 def clique_sizes(made: np.ndarray, below: float) -> np.ndarray:
     """Of each image uint8 [n, h, w, c], the size of a clique of near duplicates (RMSE below the limit): int64 [n]."""
-    pairs, distances = neighbors.pairs_below(made, made, below)
+    pairs, distances = exact_search.pairs_below(made, made, below)
     return cliques.clique_sizes(len(made), pairs, distances)
 
 
@@ -118,15 +99,16 @@ def ranks(found: dict[str, np.ndarray]) -> np.ndarray:
 
 def _confidence(settings: Settings, workdir: Path) -> Callable[[np.ndarray], np.ndarray] | None:
     """Images uint8 [n, h, w, c] -> the greatest probability that SIDE's classifier gives a class; None without it."""
-    if "side" not in manifest.surrogate_units(settings, workdir):
+    surrogate = stage_table.attacker_classifier(settings)
+    if surrogate is None:
         return None
-    classifier, params = surrogate.load(settings, workdir, "side")
+    classifier, params = stage_inputs.load_classifier(settings, workdir, surrogate)
 
     def fn(params: Any, made: jax.Array) -> jax.Array:
         t = jnp.zeros(len(made), jnp.int32)
-        return jnp.exp(log_probs(classifier, params["classifier"], sampling.to_float(made), t)).max(axis=1)
+        return jnp.exp(log_probs(classifier, params["classifier"], pixel_range.to_float(made), t)).max(axis=1)
 
-    compute = parallel.in_batches(fn, settings.sampler.batch_size)
+    compute = placement.in_batches(fn, settings.sampler.batch_size)
     return lambda made: compute(params, made)
 
 

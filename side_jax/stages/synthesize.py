@@ -3,41 +3,44 @@
 import logging
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
-from side_jax import builders, files, images, parallel, shards
-from side_jax.config import from_config
-from side_jax.manifest import unit
+from side_jax import builders
+from side_jax.devices import process_group
+from side_jax.report import contact_sheet
+from side_jax.sampling import shards
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages.stage_table import unit
+from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 64  # images in samples.png
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run(settings: Settings, workdir: Path) -> None:
     """Writes synthesize/shard_*.npz and the picture synthesize/samples.png."""
-    settings = from_config(config)
     if not settings.extract.needs_pseudo_labels:
         logger.info("synthesize: not needed, since config.extract.attacks has none that learns from synthetic images.")
         return
     work = unit(settings, workdir, "synthesize")
-    parts = builders.synthetic_shards(settings, workdir)
+    parts = stage_table.synthetic_shards(settings, workdir)
     if not work.begin(lambda: shards.complete(parts)):
         return
-    dpm = builders.restore_ema(settings, builders.train_unit(settings, workdir), builders.build_unet(settings))
+    dpm = stage_inputs.load_target(settings, workdir)
     shards.write(
         builders.build_generator(settings),
         parts,
         params={"dpm": dpm.trees["ema"]},
-        base=builders.base_key(settings, "synthesize"),
+        base=random_streams.stream_key(settings, "synthesize"),
         labels=np.full(settings.synthesize.num_images, -1, np.int32),
         scale=0.0,
         description="synthesize",
     )
-    parallel.barrier("synthesized")
-    if parallel.primary():
+    process_group.barrier("synthesized")
+    if process_group.primary():
         shown = shards.read(parts[: -(-SHOWN // settings.sampler.batch_size)])["images"][:SHOWN]
         with files.atomic(work.directory / "samples.png") as file:
-            file.write(images.png(images.grid(shown, columns=8)))
+            file.write(contact_sheet.png(contact_sheet.grid(shown, columns=8)))
     work.finish(index_range=[0, settings.synthesize.num_images])

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from side_jax import builders
 from side_jax.config import from_config
-from side_jax.convert.unets import unet_config
+from side_jax.targets.unets import unet_config
 
 from .theirs import DDPMPipeline, DDPMScheduler, UNet2DModel, torch
 

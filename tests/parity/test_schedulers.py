@@ -16,17 +16,16 @@ from parity.theirs import (
     apply,
     nchw,
     nhwc,
-    predict,
     random_unet,
     save,
     scheduling_ddpm,
     torch,
 )
-from side_jax.convert import from_diffusers
-from side_jax.convert.schedules import read_schedule
 from side_jax.diffusion import sampler
 from side_jax.diffusion.schedule import make_schedule, time_grid
 from side_jax.diffusion.steps import step_table
+from side_jax.targets.diffusers_unet import from_diffusers
+from side_jax.targets.schedules import read_schedule
 
 STEPS = 20
 BATCH = 2
@@ -130,25 +129,6 @@ def test_dpm_solver_steps_agree(unet, prediction, kind, spacing):
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
     ddim = our_trajectory(unet[2], step_table(schedule, STEPS, spacing=spacing, clip=False))
     assert np.abs(ddim - theirs).max() > 0.02 * np.abs(theirs).max()
-
-
-@pytest.mark.parametrize(("prediction", "kind"), KINDS)
-def test_ddpm_steps_with_a_learned_variance_agree(prediction, kind, monkeypatch):
-    """On the full grid: on another one diffusers interpolates to the beta of one timestep, not of the step."""
-    net = random_unet(CONFIGS["scale_shift"] | {"sample_size": 8, "out_channels": 6})
-    options = {"num_train_timesteps": STEPS, "beta_start": 1e-3, "beta_end": 0.3}
-    scheduler = DDPMScheduler(beta_schedule=kind, prediction_type=prediction, variance_type="learned_range", **options)
-    names = {"squaredcos_cap_v2": "cosine", "sample": "x0", "v_prediction": "v"}
-    schedule = make_schedule(names.get(kind, kind), STEPS, 1e-3, 0.3, names.get(prediction, prediction))
-    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **options: scheduler.noise)
-    found = {}
-    for variance in ("learned_range", "small"):
-        table = step_table(schedule, STEPS, eta=1.0, variance=variance)
-        channels = 6 if table.steps.learned else 3
-        found[variance] = our_trajectory(lambda x, t, c=channels: predict(net, x, np.array(t))[..., :c], table)
-    theirs = their_trajectory(net, scheduler)
-    agree(found["learned_range"], theirs)
-    assert np.abs(found["small"] - theirs).max() > 0.01
 
 
 @pytest.mark.parametrize("clip", [True, False])

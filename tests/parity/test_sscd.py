@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from parity.theirs import nchw, nhwc, relative_error, save_file, torch
-from side_jax import convert
 from side_jax.errors import InputError
-from side_jax.features import preprocess
-from side_jax.models.sscd import SSCD
+from side_jax.features import preprocess, sscd_weights
+from side_jax.models.sscd_encoder import SSCD
 from side_jax.settings import Label
 
 nn = torch.nn
@@ -131,7 +130,7 @@ def net():
 def params(net, tmp_path_factory):
     path = tmp_path_factory.mktemp("sscd") / "sscd.safetensors"
     save_file(net.state_dict(), path)
-    return convert.from_sscd(path)
+    return sscd_weights.from_sscd(path)
 
 
 def test_every_layer_and_the_embedding_agree(net, params):
@@ -170,7 +169,7 @@ def test_both_namings_and_forms_load_the_same(net, params, tmp_path, names, form
         trace(model, path)
     else:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
-    jax.tree.map(np.testing.assert_array_equal, convert.from_sscd(path), params)
+    jax.tree.map(np.testing.assert_array_equal, sscd_weights.from_sscd(path), params)
 
 
 def test_torchscript_without_names_and_pickles_are_refused(net, tmp_path):
@@ -193,7 +192,7 @@ def test_torchscript_without_names_and_pickles_are_refused(net, tmp_path):
         ("cut.pt", ("cut.pt can't be read as TorchScript", "replace it")),
     ):
         with pytest.raises(InputError) as caught:
-            convert.from_sscd(tmp_path / name)
+            sscd_weights.from_sscd(tmp_path / name)
         for word in (name, *words):
             assert word in str(caught.value)
 

@@ -28,7 +28,8 @@ from parity.theirs import (
     save_file,
     torch,
 )
-from side_jax.convert import from_diffusers, parameters, to_diffusers
+from side_jax.targets import parameters
+from side_jax.targets.diffusers_unet import from_diffusers, to_diffusers
 
 LAYOUTS = ("flat", "pipeline", "neighbours")
 # Another value for each option that doesn't change the parameters, and a configuration where it counts.

@@ -1,0 +1,207 @@
+"""The table of attacks: one entry says what guides an attack, what that learns from, and what reports call it.
+
+An attack with a classifier trains it as the unit of work `surrogate/<classifier>`; the classifier's entry says from
+which images and labels. Nothing else in the package knows an attack or a classifier by its name.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A classifier that guides attacks.
+
+    Attributes:
+      name: of its unit of work, `surrogate/<name>`.
+      images: what it learns from: "synthetic", "heldout" or "members".
+      stream: the number of its random stream, which no other stream may have; see settings/random_streams.py.
+      noised: whether it is trained on noised images and depends on time; else it sees clean images alone.
+      spoiled: what a control does to the pseudo-labels: "random" draws them once, with the same sizes; "shuffled"
+        shuffles them anew for every batch, so that nothing can be learned; "" leaves them as they are.
+      section: the section of the settings that says how it is trained.
+    """
+
+    name: str
+    images: str
+    stream: int
+    noised: bool = True
+    spoiled: str = ""
+    section: str = "surrogate"
+
+    @property
+    def true_labels(self) -> bool:
+        """Whether it learns the members' own labels; else pseudo-labels."""
+        return self.images == "members"
+
+    @property
+    def owner_only(self) -> bool:
+        """Whether only the owner of the data can train it: it needs members or held-out images."""
+        return self.images != "synthetic"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attack:
+    """One way to draw images; all attacks use the same model and the same starting noise.
+
+    Attributes:
+      name: of the attack, in configs, tables and folders.
+      says: what guides it, for the note below the report's table.
+      called: its name in sentences.
+      guided_by: what guides it, in sentences, where that is not its name.
+      colour: of its curves, a matplotlib colour.
+      classifier: what guides it, if a classifier does.
+      own_labels: whether the labels that the model was trained with guide it, without a classifier.
+      at_x0: whether the classifier looks at the predicted clean image x0_hat; else at x_t.
+      control: whether no attacker can run it, or would: reports set it apart and it never decides the verdict.
+      baseline: whether it is what other attacks are compared with, apart from plain sampling.
+      random_control: the control that shows whether this attack's gain comes from its labels; "" if there is none.
+      default: whether the default config runs it.
+    """
+
+    name: str
+    says: str
+    called: str
+    colour: str
+    guided_by: str = ""
+    classifier: Classifier | None = None
+    own_labels: bool = False
+    at_x0: bool = False
+    control: bool = False
+    baseline: bool = False
+    random_control: str = ""
+    default: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether anything guides it."""
+        return self.own_labels or self.classifier is not None
+
+    @property
+    def guide(self) -> str:
+        """What guides it, in sentences."""
+        return self.guided_by or self.called
+
+    @property
+    def blind(self) -> bool:
+        """Whether it needs neither training nor held-out images; a model's own labels come with it."""
+        return self.classifier is None or not self.classifier.owner_only
+
+
+_CONDITIONAL = Classifier(name="conditional", images="members", stream=5, noised=False, section="conditional")
+_SIDE = Classifier(name="side", images="synthetic", stream=4)
+_ORACLE = Classifier(name="oracle", images="members", stream=12)
+
+PLAIN = Attack(
+    name="unconditional",
+    says="no guidance",
+    called="plain sampling",
+    colour="0.45",
+    default=True,
+)
+# Images from elsewhere, as the audit of images alone has them; no config can ask for it.
+GIVEN = Attack(name="samples", says="the samples given", called="the samples given", colour="C0")
+
+_ENTRIES = (
+    PLAIN,
+    Attack(
+        name="conditional",
+        says="a classifier of clean members by their true labels, shown x_t",
+        called="the conditional baseline",
+        colour="tab:orange",
+        classifier=_CONDITIONAL,
+        baseline=True,
+        default=True,
+    ),
+    Attack(
+        name="conditional_x0",
+        says="the same classifier, shown the predicted clean image",
+        called="the conditional baseline (shown the predicted clean image)",
+        colour="tab:red",
+        classifier=_CONDITIONAL,
+        at_x0=True,
+        baseline=True,
+    ),
+    Attack(
+        name="conditional_model",
+        says="the conditional target itself: its own labels, by classifier-free guidance",
+        called="classifier-free guidance",
+        guided_by="its own labels",
+        colour="tab:pink",
+        own_labels=True,
+    ),
+    Attack(
+        name="side",
+        says="SIDE: pseudo-labels of synthetic images",
+        called="SIDE",
+        colour="tab:blue",
+        classifier=_SIDE,
+        random_control="side_random",
+        default=True,
+    ),
+    Attack(
+        name="side_random",
+        says="control: SIDE with random pseudo-labels of the same sizes",
+        called="SIDE with random pseudo-labels",
+        colour="tab:cyan",
+        classifier=Classifier(name="side_random", images="synthetic", stream=9, spoiled="random"),
+        control=True,
+    ),
+    Attack(
+        name="side_shuffled",
+        says="control: SIDE with its pseudo-labels shuffled anew for every batch",
+        called="SIDE with shuffled pseudo-labels",
+        colour="tab:olive",
+        classifier=Classifier(name="side_shuffled", images="synthetic", stream=10, spoiled="shuffled"),
+        control=True,
+    ),
+    Attack(
+        name="side_heldout",
+        says="control: SIDE with held-out images in place of synthetic ones",
+        called="SIDE with held-out images",
+        colour="tab:purple",
+        classifier=Classifier(name="side_heldout", images="heldout", stream=11),
+        control=True,
+    ),
+    Attack(
+        name="oracle",
+        says="an oracle: a time-dependent classifier of members and their true labels",
+        called="the oracle",
+        colour="tab:green",
+        classifier=_ORACLE,
+        control=True,
+    ),
+)
+ATTACKS = {attack.name: attack for attack in _ENTRIES}
+
+
+def attack_of(name: str) -> Attack:
+    """The entry of an attack that a row of results names, images from elsewhere included.
+
+    Raises:
+      KeyError: if there is none of that name.
+    """
+    return GIVEN if name == GIVEN.name else ATTACKS[name]
+
+
+def classifiers() -> dict[str, Classifier]:
+    """Every classifier that an attack uses, by name."""
+    found = (attack.classifier for attack in ATTACKS.values() if attack.classifier)
+    return {classifier.name: classifier for classifier in found}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One attack at one guidance scale; 0 without guidance."""
+
+    attack: str
+    scale: float
+
+    @property
+    def guided(self) -> bool:
+        """Whether a classifier, or the model's own labels, guide it."""
+        return ATTACKS[self.attack].guided
+
+    @property
+    def name(self) -> str:
+        """For folders, tables and people."""
+        return f"{self.attack}_{self.scale:g}" if self.guided else self.attack

@@ -1,0 +1,1 @@
+"""What a command line starts: flags, help and exit codes."""

@@ -1,0 +1,138 @@
+"""Arrays of NPZ and NPY files, whose headers are checked before anything is allocated; nothing is ever unpickled."""
+
+import contextlib
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from side_jax.data.printable import reason, short
+from side_jax.errors import InputError
+
+LIMIT = 2**34  # bytes of one array, 16 GiB
+RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # bytes that one packed byte can become, at most
+NPY, ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")  # how files begin; the last, a ZIP of nothing
+
+
+def is_npy(path: Path, where: str) -> bool:
+    """Whether a file is a single array.
+
+    Raises:
+      InputError: if it is no file that can be read.
+    """
+    with _refusing(where), _regular(path) as file:
+        return file.read(len(NPY)) == NPY
+
+
+def names(path: Path, where: str) -> list[str]:
+    """The names of an NPZ's arrays.
+
+    Args:
+      path: of the file.
+      where: what sentences call it.
+
+    Raises:
+      InputError: if it is no NPZ.
+    """
+    with _refusing(where), _regular(path) as file, _archive(file) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def read(path: Path, where: str, name: str | None) -> np.ndarray:
+    """One array of an NPZ, or with None that of an NPY, of any type but Python's objects, in memory.
+
+    Raises:
+      InputError: if it is damaged, holds objects, has more than LIMIT bytes, or is not what its header promises.
+    """
+    with _refusing(where), _opened(path, name) as (file, size):
+        _header(file, size)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def read_images(path: Path, where: str, name: str | None) -> np.ndarray:
+    """An array as read() has it, of images: uint8 [n, h, w] or [n, h, w, 1 or 3], all of them at least 1.
+
+    Raises:
+      InputError: if it can't be read or is something else, before its data is read.
+    """
+    with _refusing(where), _opened(path, name) as (file, size):
+        shape, dtype = _header(file, size)
+    what = where if name is None else f"`{name}` in {where}"
+    if dtype != np.uint8:
+        raise InputError(
+            f"{what} is of type {dtype.name}, but it must be uint8 (0..255); bring its values to that range, "
+            "round them and save them as uint8."
+        )
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
+        raise InputError(f"{what} has the shape {short(str(shape))}, but it must be [n, h, w] or [n, h, w, 1 or 3].")
+    return read(path, where, name)
+
+
+@contextlib.contextmanager
+def _refusing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a stranger's bytes make zipfile, zlib and NumPy's parser raise nearly anything
+        raise InputError(
+            f"{where} can't be read as an NPZ of plain arrays ({reason(error)}); save it with "
+            "np.savez(path, name=array)."
+        ) from None
+
+
+def _regular(path: Path) -> IO[bytes]:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for whoever writes to it
+        raise ValueError("it is no regular file")
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def _archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
+    begins = file.read(4)
+    if begins not in ZIP:
+        raise ValueError("it is empty" if not begins else "it is another kind of file")
+    with zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+@contextlib.contextmanager
+def _opened(path: Path, name: str | None) -> Iterator[tuple[IO[bytes], int]]:
+    """(an array as NPY, how many bytes that has)."""
+    with _regular(path) as file:
+        if name is None:
+            yield file, os.fstat(file.fileno()).st_size
+            return
+        with _archive(file) as archive:
+            member = archive.getinfo(f"{name}.npy")
+            if member.compress_type not in RATIOS:
+                raise ValueError("it is packed by a method that NumPy does not use")
+            if member.file_size > member.compress_size * RATIOS[member.compress_type]:
+                raise ValueError(f"it claims {member.file_size} bytes, more than can be packed in its own")
+            with archive.open(member) as unpacked:
+                yield unpacked, member.file_size
+
+
+def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, type); raises ValueError unless what follows the header is exactly what it promises."""
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):  # others may have headers of 4 GiB, and NumPy writes them for no plain array
+        raise ValueError(f"its NPY format is {version[0]}.{version[1]}, not 1.0")
+    try:
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception:  # whatever Python's parser raises, and its message may quote the file
+        raise ValueError("its header can't be parsed") from None
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, and loading them could run anything")
+    if min(shape, default=0) < 0:
+        raise ValueError("it has a negative size")
+    promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if promised != there:
+        raise ValueError(f"its header promises {promised} bytes of data, but {there} follow")
+    if promised > LIMIT:
+        raise ValueError(f"it has {promised} bytes, but at most {LIMIT} are read at once: use a folder of images")
+    return shape, dtype

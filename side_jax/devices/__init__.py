@@ -1,0 +1,1 @@
+"""Devices and processes: joining, placing arrays, CPU settings and preemption."""

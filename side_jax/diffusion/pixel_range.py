@@ -1,0 +1,15 @@
+"""Pixels: uint8 0..255 to float in [-1, 1], and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+    """Images in [-1, 1] (clipped) to uint8 0..255."""
+    return jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """uint8 0..255 to float32 in [-1, 1]; the inverse of to_uint8."""
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)

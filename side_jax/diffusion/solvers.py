@@ -1,0 +1,157 @@
+"""Solvers: how one step goes from x_t to the next, less noisy x_t', given what the network predicts at t.
+
+A solver has the coefficients of its steps, which are computed once for a time grid; the mean of x_t' given x_t; and the
+noise that is added to it. sampler.py has the step that they are parts of, steps.py the table of coefficients.
+
+DDIM and DDPM (Song, Meng and Ermon 2021, eq. 12 and 16), where abar' is alpha_bar at t':
+
+    std     = eta sqrt( (1 - abar') / (1 - abar) ) sqrt( 1 - abar / abar' )                        (1)
+    mean    = sqrt(abar') x0_hat + sqrt(1 - abar' - std^2) epsilon_hat                             (2)
+    x_t'    = mean + std z,   z ~ N(0, I)                                                          (3)
+
+eta = 0 is DDIM, deterministic given x_T. eta = 1 on the full grid is the ancestral DDPM sampler with the small
+variance beta_tilde (Ho et al. 2020, eq. 7). The large variance (beta_t on the full grid, Ho et al. 2020, section 3.2)
+draws the noise of (3), but not its mean, with the following, and none in the last step:
+
+    std     = eta sqrt( 1 - abar / abar' )                                                         (4)
+
+DPM-Solver++ (2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2) is (2) with std = 0, where x0_hat is first extrapolated
+from that of the step before, and epsilon_hat recomputed from it. With h the step in log(sqrt(abar) / sqrt(1 - abar)),
+
+    D = x0_hat + c (x0_hat - x0_hat of the step before),   c = h / (2 h of the step before),       (5)
+
+and c = 0 in the first step and in the last, which ends where the log-SNR is infinite.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from side_jax.diffusion.process import epsilon_and_x0
+from side_jax.diffusion.schedule import Schedule
+
+VARIANCES = ("small", "large")
+_TRACED = ("number", "t", "next_t", "signal", "sigma", "next_signal", "next_sigma", "std", "extrapolate")
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=_TRACED, meta_fields=("prediction_type", "solver"))
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One step's coefficients, scalars that may be traced, or arrays of several; float32 but for the first three.
+
+    Attributes:
+      number: int32, 0..S-1.
+      t: int32, the timestep given to the denoiser.
+      next_t: int32, t'; 0 in the last step, which ends at the clean image.
+      signal: sqrt(abar_t).
+      sigma: sqrt(1 - abar_t).
+      next_signal: sqrt(abar_t').
+      next_sigma: sqrt(1 - abar_t' - std^2), with the std of equation (1).
+      std: of the noise that the solver draws.
+      extrapolate: the weight c of equation (5).
+      prediction_type: what the denoiser predicts.
+      solver: what takes the step.
+    """
+
+    number: jax.typing.ArrayLike
+    t: jax.typing.ArrayLike
+    next_t: jax.typing.ArrayLike
+    signal: jax.typing.ArrayLike
+    sigma: jax.typing.ArrayLike
+    next_signal: jax.typing.ArrayLike
+    next_sigma: jax.typing.ArrayLike
+    std: jax.typing.ArrayLike
+    extrapolate: jax.typing.ArrayLike
+    prediction_type: str
+    solver: "Solver"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDIM:
+    """Equations (1) to (4).
+
+    Attributes:
+      eta: 0 (DDIM) to 1 (DDPM).
+      variance: of the noise: "small" (equation 1) or "large" (equation 4).
+      clip: whether x0_hat is clipped to the data's range [-1, 1].
+      recompute: whether epsilon_hat is recomputed from the clipped x0_hat; eta = 1 needs that.
+    """
+
+    eta: float = 0.0
+    variance: str = "small"
+    clip: bool = True
+    recompute: bool = True
+
+    def __post_init__(self):
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta must be between 0 (DDIM) and 1 (DDPM), got {self.eta}")
+        if self.variance not in VARIANCES:
+            raise ValueError(f"unknown variance {self.variance!r}: choose one of {', '.join(VARIANCES)}")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise."""
+        return self.eta > 0
+
+    def coefficients(self, schedule: Schedule, t: np.ndarray) -> Mapping[str, np.ndarray]:
+        """`std`, `next_sigma` and `extrapolate` of the steps from timesteps t, int32 [S]; float64 [S] each."""
+        abar = schedule.alpha_bar[t]
+        abar_next = np.append(abar[1:], 1.0)
+        small = self.eta * np.sqrt((1 - abar_next) / (1 - abar)) * np.sqrt(1 - abar / abar_next)
+        large = self.eta * np.sqrt(1 - abar / abar_next) * (abar_next < 1)
+        return {
+            "std": large if self.variance == "large" else small,
+            "next_sigma": np.sqrt(np.maximum(1 - abar_next - small**2, 0.0)),
+            "extrapolate": np.zeros(len(t)),
+        }
+
+    def mean(self, step: Step, x: jax.Array, x0: jax.Array, previous_x0: jax.Array, epsilon: jax.Array) -> jax.Array:
+        """Equation (2)."""
+        return step.next_signal * x0 + step.next_sigma * epsilon
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPMSolverPP2M:
+    """Equation (5); it draws no noise.
+
+    Attributes:
+      eta: 0, as it draws no noise.
+      variance: without meaning.
+      clip: whether x0_hat is clipped to the data's range [-1, 1].
+      recompute: true, as it knows x0_hat alone.
+    """
+
+    eta: float = 0.0
+    variance: str = "small"
+    clip: bool = True
+    recompute: bool = True
+
+    def __post_init__(self):
+        if self.eta or not self.recompute:
+            raise ValueError("dpmpp_2m draws no noise and knows x0 alone: eta must be 0 and recompute true")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise."""
+        return False
+
+    def coefficients(self, schedule: Schedule, t: np.ndarray) -> Mapping[str, np.ndarray]:
+        """As DDIM's."""
+        extrapolate = np.zeros(len(t))
+        if len(t) > 2:
+            h = np.diff(0.5 * schedule.log_snr[t])  # of every step but the last, which goes to a log-SNR of infinity
+            extrapolate[1:-1] = h[1:] / (2 * h[:-1])
+        return dict(DDIM().coefficients(schedule, t)) | {"extrapolate": extrapolate}
+
+    def mean(self, step: Step, x: jax.Array, x0: jax.Array, previous_x0: jax.Array, epsilon: jax.Array) -> jax.Array:
+        """Equation (5) in equation (2)."""
+        x0 = x0 + step.extrapolate * (x0 - previous_x0)
+        epsilon, _ = epsilon_and_x0("x0", x0, x, step.signal, step.sigma)
+        return step.next_signal * x0 + step.next_sigma * epsilon
+
+
+Solver = DDIM | DPMSolverPP2M
+SOLVERS = {"ddim": DDIM, "dpmpp_2m": DPMSolverPP2M}

@@ -1,0 +1,1 @@
+"""From images to results: scores, controls, membership scores, and the tables beside them."""

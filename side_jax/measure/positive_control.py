@@ -1,0 +1,97 @@
+"""Does each metric see what it should? It is shown members' copies, more and more distorted, and held-out images."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from side_jax.measure.scoring import Scorer
+from side_jax.memorization.statistics.intervals import wilson_interval
+
+
+def noised(images: np.ndarray, strength: float) -> np.ndarray:
+    """Gaussian noise of the standard deviation `strength`, of pixels in [-1, 1]; the same noise every time."""
+    noise = np.random.default_rng(0).normal(size=images.shape)
+    return np.clip(np.round(images + 127.5 * strength * noise), 0, 255).astype(np.uint8)
+
+
+def cropped(images: np.ndarray, strength: float) -> np.ndarray:
+    """The share `strength` of each side is cut off around the centre, and the rest enlarged to the old size."""
+
+    def crop(picture: Image.Image) -> Image.Image:
+        w, h = picture.size
+        dx, dy = strength * w / 2, strength * h / 2
+        return picture.resize((w, h), Image.Resampling.BICUBIC, box=(dx, dy, w - dx, h - dy))
+
+    return _each(images, crop)
+
+
+def flipped(images: np.ndarray, strength: float) -> np.ndarray:
+    """Left and right swapped, where the strength is not 0."""
+    return _each(images, ImageOps.mirror) if strength else images
+
+
+def recompressed(images: np.ndarray, strength: float) -> np.ndarray:
+    """Written as JPEG with the quality 100 - `strength`, and read again."""
+
+    def recompress(picture: Image.Image) -> Image.Image:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=round(100 - strength))
+        return Image.open(buffer)
+
+    return _each(images, recompress)
+
+
+# What is done to the copies, how strongly, and the unit of that.
+DISTORTIONS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], tuple[float, ...], str]] = {
+    "noise": (noised, (0.0, 0.02, 0.05, 0.1, 0.2, 0.4), "standard deviation, pixels in [-1, 1]"),
+    "crop": (cropped, (0.0, 0.02, 0.05, 0.1, 0.2, 0.4), "share of each side cut off"),
+    "flip": (flipped, (0.0, 1.0), "0 or 1"),
+    "recompression": (recompressed, (5.0, 10.0, 25.0, 50.0, 75.0, 90.0), "100 minus JPEG's quality"),
+}
+
+
+def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    grey = images.shape[-1] == 1
+    made = [np.asarray(change(Image.fromarray(image.squeeze(-1) if grey else image))) for image in images]
+    return np.stack(made).reshape(images.shape)
+
+
+def sensitivity(scorer: Scorer, members: np.ndarray, heldout: np.ndarray, confidence: float) -> list[dict[str, Any]]:
+    """How many distorted copies are matched with their own original, and how many held-out images with anything.
+
+    Args:
+      scorer: whose first members `members` are.
+      members: uint8 [n, h, w, c], those that are copied.
+      heldout: uint8 [k, h, w, c].
+      confidence: of Wilson's intervals.
+
+    Returns:
+      Rows {distortion, strength, unit, metric, level, band, images, found, found_ci}; distortion "held-out images" is
+      the negative control, with strength None.
+    """
+    rows = _row_by_row(scorer, heldout, [("held-out images", None, "")], confidence)
+    for name, (change, strengths, unit) in DISTORTIONS.items():
+        # All strengths at once: the members are gone through once for them, and not six times.
+        images = np.concatenate([change(members, strength) for strength in strengths])
+        rows += _row_by_row(scorer, images, [(name, strength, unit) for strength in strengths], confidence)
+    return rows
+
+
+def _row_by_row(
+    scorer: Scorer, images: np.ndarray, tried: list[tuple[str, float | None, str]], confidence: float
+) -> list[dict[str, Any]]:
+    """Rows of equal numbers of images, one such part for each (distortion, strength, unit)."""
+    n, rows = len(images) // len(tried), []
+    for metric, level, band, matches in scorer.against_members(images):
+        matched = matches.score(band).matched.reshape(len(tried), n)
+        itself = matches.nearest.reshape(len(tried), n) == np.arange(n)
+        for i, (name, strength, unit) in enumerate(tried):
+            hit = matched[i] if strength is None else matched[i] & itself[i]
+            row = {"distortion": name, "strength": strength, "unit": unit, "metric": metric, "level": level}
+            found = {"band": list(band), "images": n, "found": float(hit.mean())}
+            found["found_ci"] = list(wilson_interval(int(hit.sum()), n, confidence))
+            rows.append(row | found)
+    return rows

@@ -1,0 +1,175 @@
+"""Per-image scores computed with the target model, on all devices; see diffusion/membership_scores.py."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from side_jax import builders
+from side_jax.devices import placement
+from side_jax.diffusion import likelihood, membership_scores, pixel_range
+from side_jax.diffusion.process import denoising_loss
+from side_jax.diffusion.sampler import sample_keys
+from side_jax.memorization.membership import attack_quality
+from side_jax.memorization.statistics.intervals import halves
+from side_jax.memorization.theory.divergence import Estimate, draw, log_q, mean
+from side_jax.settings import Settings, random_streams
+from side_jax.workdir.checkpoint import Restored
+
+REPEATS = 8  # draws of the noise
+# Of membership: the plain denoising loss, SecMI's t-error (Duan et al. 2023) and PIA (Kong et al. 2024).
+MEMBERSHIP = ("loss", "secmi", "pia")
+# Of the likelihood's solver: on digits, 1e-4 changes the mean by 0.002 bits per value and costs 2.4 times as much.
+TOLERANCE = 1e-3
+# Of suspects, beside their graph and the surrogate: one-step consistency, and the norm of the score (Rao et al. 2025).
+SUSPICION = ("variance", "score_norm")
+
+
+class TargetScores:
+    """Scores images with the target model, whose parameters are on the devices."""
+
+    def __init__(self, settings: Settings, restored: Restored):
+        """Takes the target model's checkpoint, as `stage_inputs.load_target` restores it."""
+        self._settings = settings
+        self._params = {"dpm": restored.trees["ema"]}
+        self._compiled: dict[tuple[str, ...], Callable] = {}
+        self.about = {
+            "step": restored.step,
+            "ema_sha256": restored.meta["sha256"]["ema"],
+            "parameters": builders.size(self._params),
+        }
+
+    def scores(self, kinds: tuple[str, ...], images: np.ndarray, stream: str) -> dict[str, np.ndarray]:
+        """Scores of images uint8 [n, h, w, c]: float32 [n] for each kind named above; smaller is member-like.
+
+        An image's noise depends on the stream and its place among the images alone.
+        """
+        if kinds not in self._compiled:  # members and held-out images are scored by one program
+            self._compiled[kinds] = placement.in_batches(
+                _scorer(self._settings, kinds), self._settings.sampler.batch_size
+            )
+        index = np.arange(len(images), dtype=np.uint32)
+        found = self._compiled[kinds]((self._params, self._base(stream)), images, index)
+        return {kind: found[:, i] for i, kind in enumerate(kinds)}
+
+    def mean_loss(self, images: np.ndarray) -> float:
+        """The mean denoising loss of images uint8 [n, h, w, c] over all timesteps: how far the model overfits."""
+        schedule, denoise = builders.build_schedule(self._settings), builders.build_denoise(self._settings)
+
+        def fn(whole: Any, images: jax.Array, index: jax.Array) -> jax.Array:
+            params, base = whole
+            own = (lambda x, t: denoise(params, x, t)), schedule, pixel_range.to_float(images)
+            return denoising_loss(*own, sample_keys(base, index))[0]
+
+        compute, base = placement.in_batches(fn, self._settings.sampler.batch_size), self._base("probe")
+        index = np.arange(len(images), dtype=np.uint32)
+        keys = (jax.random.fold_in(base, draw) for draw in range(REPEATS))
+        return float(np.mean([compute((self._params, key), images, index).mean() for key in keys]))
+
+    def log_prob(self, x: np.ndarray, stream: str, labels: np.ndarray | None = None) -> np.ndarray:
+        """Log p of points, in nats; NaN where it could not be solved.
+
+        By the probability-flow ODE with one Rademacher probe, which depends on the stream and a point's place alone.
+
+        Args:
+          x: float32 [n, h, w, c], in [-1, 1] or near it.
+          stream: of the probes.
+          labels: int32 [n], for p(x | label) of a conditional model; None: p(x) without label.
+
+        Returns:
+          float32 [n].
+        """
+        if ("log_prob",) not in self._compiled:
+            # Half precision rounds more than an adaptive solver allows: it would take ever smaller steps.
+            model = dataclasses.replace(self._settings.model, dtype="float32")
+            settings = dataclasses.replace(self._settings, model=model)
+            schedule = builders.build_schedule(settings)
+            denoise = builders.build_conditional_denoise(settings)  # an unconditional model takes no notice of labels
+
+            def fn(whole: Any, x: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
+                params, base = whole
+
+                own = (lambda x, t: denoise(params, x, t, labels)), schedule, x, sample_keys(base, index)
+                return likelihood.ode_log_likelihood(*own, rtol=TOLERANCE, atol=TOLERANCE).log_prob
+
+            self._compiled[("log_prob",)] = placement.in_batches(fn, self._settings.sampler.batch_size)
+        index = np.arange(len(x), dtype=np.uint32)
+        labels = np.full(len(x), -1, np.int32) if labels is None else labels
+        return self._compiled[("log_prob",)]((self._params, self._base(stream)), x, index, labels)
+
+    def divergence(self, members: np.ndarray, heldout: np.ndarray) -> dict[str, Any]:
+        """The memorisation divergence around members and around as many held-out images, for results.json.
+
+        Args:
+          members: uint8 [n, h, w, c].
+          heldout: uint8 [n, h, w, c].
+        """
+        e = self._settings.evaluate
+        terms = {}
+        for name, images in (("members", members), ("heldout", heldout)):
+            stream, images = f"divergence/{name}", pixel_range.to_float(images)
+            x, _ = draw(images, e.divergence_epsilon, self._base(stream), e.divergence_draws)
+            terms[name] = log_q(x, images, e.divergence_epsilon) - self.log_prob(x, stream)
+        unsolved = sum(int((~np.isfinite(of)).sum()) for of in terms.values())
+        found = {"epsilon": e.divergence_epsilon, "draws": e.divergence_draws, "unsolved": unsolved}
+        if unsolved:
+            return found | dict.fromkeys((*terms, "difference"))
+        near, far = (mean(terms[name]) for name in ("members", "heldout"))
+        error = math.hypot(near.standard_error, far.standard_error)
+        difference = Estimate(estimate=far.estimate - near.estimate, standard_error=error)
+        of = {"members": near, "heldout": far, "difference": difference}
+        return found | {name: dataclasses.asdict(one) for name, one in of.items()}
+
+    def _base(self, stream: str) -> jax.Array:
+        return random_streams.stream_key(self._settings, stream)
+
+
+def _scorer(settings: Settings, kinds: tuple[str, ...]) -> Callable:
+    """((parameters, base key), images uint8 [b, h, w, c], index uint32 [b]) -> float32 [b, kinds]."""
+    schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
+    t, stride = timesteps(settings)
+
+    def fn(whole: tuple[Any, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
+        params, base = whole
+        x0, keys = pixel_range.to_float(images), sample_keys(base, index)
+        common = (lambda x, t: denoise(params, x, t)), schedule, x0
+        known = {
+            "loss": lambda: membership_scores.denoising_loss_at(*common, keys, t, REPEATS),
+            "secmi": lambda: membership_scores.secmi_t_error(*common, t // stride * stride, stride),
+            "pia": lambda: membership_scores.pia(*common, t),
+            "score_norm": lambda: membership_scores.score_norm(*common, t),
+            "variance": lambda: membership_scores.one_step_consistency(*common, keys, t, REPEATS)[0],
+        }
+        return jnp.stack([known[kind]() for kind in kinds], axis=1)
+
+    return fn
+
+
+def timesteps(settings: Settings) -> tuple[int, int]:
+    """(the timestep at which the scores are taken, SecMI's stride): by default a tenth of all, and a tenth of that."""
+    t = settings.evaluate.membership_timestep or max(1, settings.diffusion.num_timesteps // 10)
+    t = min(t, settings.diffusion.num_timesteps - 1 - max(1, t // 10))  # SecMI goes one stride beyond it
+    return max(t, 0), max(1, t // 10)
+
+
+def quality(
+    scores: dict[str, dict[str, np.ndarray]], settings: Settings, groups: np.ndarray | None = None
+) -> dict[str, Any]:
+    """How well each membership score tells members from held-out images, for results.json.
+
+    Args:
+      scores: {"members" or "heldout": {kind: float [m]}}.
+      settings: of the run.
+      groups: int [k], of the held-out images, see `intervals.halves`.
+    """
+    seed, confidence = random_streams.stream_seed(settings, "evaluate"), settings.evaluate.confidence
+    found: dict[str, Any] = {"timestep": timesteps(settings)[0], "secmi_stride": timesteps(settings)[1]}
+    for kind, heldout in scores["heldout"].items():
+        calibrates = np.zeros(len(heldout), bool)
+        calibrates[halves(len(heldout), seed, groups)[0]] = True
+        found[kind] = attack_quality(scores["members"][kind], heldout, calibrates, confidence=confidence)
+    return found

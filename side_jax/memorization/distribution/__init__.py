@@ -1,0 +1,1 @@
+"""How the generated images are distributed, compared with members and held-out images."""

@@ -1,0 +1,1 @@
+"""Intervals, tests, calibrated thresholds and rarefaction."""

@@ -1,0 +1,1 @@
+"""The chain of stages: checks, the resolved config, the plan and the disk space."""

@@ -1,0 +1,127 @@
+"""What a run would do (--dry-run): what is left of each stage, device-seconds from timed steps, disk space.
+
+One training step, one unguided and one guided sampling step of the run's own networks and batches are compiled and
+timed on this machine, with random parameters; nothing is written. Clustering, evaluation and the report are not timed.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from side_jax import builders
+from side_jax.attacks.table import PLAIN, Attack, Classifier
+from side_jax.pipeline import space
+from side_jax.settings import Settings
+from side_jax.stages import stage_table
+from side_jax.stages.estimates import Cost
+from side_jax.training import losses, trainer
+from side_jax.training.losses import build_loss
+
+REPEATS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One unit of work, and what is left of it."""
+
+    unit: str
+    cost: Cost
+
+
+def lines(settings: Settings, workdir: Path, chosen: list[str]) -> list[Line]:
+    """The chosen stages' units of work that take time, with what is left of each."""
+    clock = _Clock(settings)
+    works = [work for name in chosen for work in stage_table.STAGES[name].plan(settings, workdir)]
+    return [Line(unit=work.unit.name, cost=work.cost(clock)) for work in works if work.cost]
+
+
+def text(settings: Settings, workdir: Path, chosen: list[str]) -> str:
+    """The plan for people."""
+    found = lines(settings, workdir, chosen)
+    device = jax.devices()[0]
+    rows = [f"Plan of {settings.name} in {workdir}, on {jax.device_count()} x {device.device_kind}:"]
+    for line in found:
+        cost = line.cost
+        size = f"{cost.size / 2**20:10,.1f} MiB" if cost.size else ""
+        rows.append(f"  {line.unit:28} {cost.left:42} {cost.seconds:12,.1f} device-seconds {size}".rstrip())
+    total = sum(line.cost.seconds for line in found)
+    hours = total / jax.device_count() / 3600
+    rows.append(
+        f"  In all {total:,.0f} device-seconds, {hours:,.2f} hours on these devices, from timed steps; compilation, "
+        "clusters, evaluation and the report come on top."
+    )
+    need, free = space.space(settings, workdir)
+    rows.append(f"  Disk: at most {need / 2**20:,.0f} MiB, with {free / 2**20:,.0f} MiB free. Nothing was written.")
+    return "\n".join(rows)
+
+
+class _Clock:
+    """Times a step of each kind once, when first asked."""
+
+    def __init__(self, settings: Settings):
+        self._settings, self._known = settings, {}
+
+    def _device_seconds(self, key: Any, measure: Callable[[], float]) -> float:
+        if key not in self._known:
+            self._known[key] = measure() * jax.device_count()
+        return self._known[key]
+
+    def train_step(self) -> float:
+        """Of the DPM."""
+        settings = self._settings
+        unet = builders.build_unet(settings)
+        loss_fn = build_loss(settings, unet, builders.build_schedule(settings))
+        labels = (np.zeros(settings.train.batch_size, np.int32),) if settings.condition.labels else ()
+        return self._device_seconds("train", lambda: self._step(loss_fn, unet, settings.train, labels))
+
+    def classifier_step(self, classifier: Classifier) -> float:
+        """Of a classifier's training."""
+        settings, noised, fit = self._settings, classifier.noised, getattr(self._settings, classifier.section)
+        module = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=noised)
+        loss_fn = losses.classifier_loss(module, builders.build_schedule(settings) if noised else None)
+        labels = (np.zeros(fit.batch_size, np.int32),)
+        return self._device_seconds(("classifier", noised), lambda: self._step(loss_fn, module, fit, labels))
+
+    def _step(self, loss_fn: trainer.LossFn, module: Any, fit: Any, more: tuple[np.ndarray, ...]) -> float:
+        images = np.zeros((fit.batch_size, *builders.image_shape(self._settings)), np.uint8)
+        batch = (images, *more)
+        stepper = trainer.Stepper(loss_fn, builders.init_fn(module, self._settings, 0), fit, batch)
+        (state, ema), key = stepper.initial(), stepper.key(0)
+        parts = stepper.load(lambda rows: tuple(array[rows] for array in batch), np.arange(fit.batch_size))
+        state, ema = jax.block_until_ready(stepper(state, ema, parts, key))  # compiles
+        start = time.perf_counter()
+        for _ in range(REPEATS):
+            state, ema = stepper(state, ema, parts, key)
+        jax.block_until_ready((state, ema))
+        return (time.perf_counter() - start) / REPEATS
+
+    def sampling_step(self, attack: Attack | None) -> float:
+        """Of a batch of every local device; None: without guidance."""
+        attack = attack or PLAIN
+        noised = attack.classifier is None or attack.classifier.noised
+        kind = attack.guided, attack.at_x0, attack.own_labels, noised
+        return self._device_seconds(("sampling", *kind), lambda: self._sample(*kind))
+
+    def _sample(self, guided: bool, at_x0: bool, own_labels: bool, noised: bool) -> float:
+        steps = min(4, self._settings.diffusion.num_timesteps)
+        sampler = dataclasses.replace(self._settings.sampler, num_steps=steps)
+        extract = dataclasses.replace(self._settings.extract, guidance_interval=())
+        settings = dataclasses.replace(self._settings, sampler=sampler, extract=extract)
+        params, classifier = {"dpm": builders.init_fn(builders.build_unet(settings), settings, 0)()}, None
+        if guided and not own_labels:
+            classifier = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=noised)
+            params["classifier"] = builders.init_fn(classifier, settings, 0)()
+            params["temperature"] = np.ones(settings.diffusion.num_timesteps, np.float32)
+        generator = builders.build_generator(settings, classifier, at_x0=at_x0, own_labels=own_labels)
+        index = np.arange(sampler.batch_size)
+        generator(params, jax.random.key(0), index, np.zeros_like(index), 1.0)  # compiles
+        start = time.perf_counter()
+        for _ in range(REPEATS):
+            generator(params, jax.random.key(0), index, np.zeros_like(index), 1.0)
+        # The other processes' devices sample batches of their own meanwhile.
+        return (time.perf_counter() - start) / (REPEATS * steps) / jax.process_count()

@@ -1,0 +1,135 @@
+"""From a config to settings: fills in a foreign model's options, and the hashes of all files that the config names."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from side_jax.config import from_config
+from side_jax.data import config_files
+from side_jax.errors import InputError
+from side_jax.features import onnx, sscd
+from side_jax.settings import Model, Settings
+from side_jax.targets import checkpoint_files, schedules, unets
+from side_jax.workdir import files
+
+_OURS = ("dtype", "remat")  # how the network is computed is this config's choice, what it computes is the checkpoint's
+
+
+def resolve(config: ml_collections.ConfigDict, workdir: Path) -> Settings:
+    """The settings that a config describes, with what the files that it names say.
+
+    Args:
+      config: of the run.
+      workdir: of the run, where converted weights may be; nothing is written.
+
+    Raises:
+      InputError: if the config is invalid, or a file is missing, not the one used before, or can't be used.
+    """
+    return resolve_features(resolve_condition(from_config(resolve_target(config))), workdir)
+
+
+def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Fills in what config.target.path says; a config without one is returned as it is.
+
+    Once a workdir holds the weights, its config.json has all that is needed, and the folder may be gone.
+
+    Raises:
+      InputError: if the folder can't be used, its weights are not those that target.sha256 names, or config.data has
+        another shape than the model's images.
+    """
+    target = config.get("target")
+    if target is None or not target.path or (target.sha256 and not Path(target.path).exists()):
+        return config
+    folder = Path(target.path)
+    try:
+        digest = weights_digest(folder)
+    except InputError as error:
+        raise InputError(f"config.target.path: {error}") from None
+    if target.sha256 not in ("", digest):
+        raise InputError(
+            f"config.target.sha256 is {target.sha256[:12]}..., but the weights in {folder} have {digest[:12]}...: they "
+            "are not the ones audited before; use a new --workdir for them."
+        )
+    module = unets.read_module(folder)
+    height, width, channels = unets.image_shape(folder)
+    data = config.data
+    if (height, width, channels) != (data.image_size, data.image_size, data.channels):
+        raise InputError(
+            f"the model in {folder} makes images of {height}x{width} pixels and {channels} channels; set "
+            f"config.data.image_size = {height} and config.data.channels = {channels} (now {data.image_size} and "
+            f"{data.channels})."
+        )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.target.sha256 = digest
+        config.model = {name: getattr(config.model, name) for name in _OURS} | _model_options(module)
+        config.diffusion = schedules.read_schedule_options(folder)
+    return config.lock()
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the weight files' own, in the order of their names."""
+    total = hashlib.sha256()
+    for path in checkpoint_files.weight_files(folder):
+        total.update(bytes.fromhex(files.file_digest(path)))
+    return total.hexdigest()
+
+
+def _model_options(module: Any) -> dict[str, Any]:
+    """The module's options as settings: 0 stands for None, and numbers have the settings' types."""
+    values = {}
+    for field in dataclasses.fields(Model):
+        if field.name not in _OURS:
+            value = getattr(module, field.name)
+            value = field.type() if value is None else value
+            values[field.name] = float(value) if field.type is float else value
+    return values
+
+
+def resolve_condition(settings: Settings) -> Settings:
+    """Fills in condition.sha256 where labels come from a file.
+
+    Raises:
+      InputError: if the file is missing or not the one used before.
+    """
+    condition = settings.condition
+    if condition.labels != "file":
+        return settings
+    digest = config_files.digest(condition.path, condition.sha256, "condition.path")
+    return dataclasses.replace(settings, condition=dataclasses.replace(condition, sha256=digest))
+
+
+def resolve_features(settings: Settings, workdir: Path) -> Settings:
+    """Fills in label.weights_sha256 and surrogate.teacher_sha256 where the run reads such files.
+
+    A file whose hash is recorded may be gone, as long as no stage needs it any more.
+
+    Args:
+      settings: of the run, with what a foreign target says (resolve_target) already in them.
+      workdir: of the run, where converted weights may be; nothing is written.
+
+    Raises:
+      InputError: if a file is missing, not the one used before, or can't be used.
+    """
+    label, surrogate = settings.label, settings.surrogate
+    if not (settings.extract.clusters_images or settings.uses_features):
+        return settings
+    if label.features in ("sscd", "onnx"):
+        digest = config_files.digest(label.weights, label.weights_sha256, "label.weights")
+        if Path(label.weights).is_file():
+            if label.features == "sscd":
+                sscd.read(label, workdir / "features")
+            else:
+                onnx.encoder(label, settings.data.channels)
+        label = dataclasses.replace(label, weights_sha256=digest)
+    if surrogate.objective == "tdkd" and surrogate.teacher_path:
+        path, recorded = surrogate.teacher_path, surrogate.teacher_sha256
+        surrogate = dataclasses.replace(
+            surrogate, teacher_sha256=config_files.digest(path, recorded, "surrogate.teacher_path")
+        )
+        if Path(path).is_file():
+            onnx.OnnxModel(path)
+    return dataclasses.replace(settings, label=label, surrogate=surrogate)

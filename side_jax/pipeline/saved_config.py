@@ -1,0 +1,63 @@
+"""The config that a workdir was made with."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from side_jax.config import from_config
+from side_jax.errors import InputError
+from side_jax.settings import Settings
+from side_jax.stages import stage_table
+from side_jax.workdir import files
+
+
+def saved_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The resolved config that a workdir was made with.
+
+    Raises:
+      InputError: if there is none.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise InputError(f"--workdir={workdir} holds no config.json; give --config=FILE to start a run there.")
+    return ml_collections.ConfigDict(files.read_json(path)).lock()
+
+
+def adopt(settings: Settings, workdir: Path) -> None:
+    """Writes config.json, unless the workdir's DPM was made with other settings.
+
+    Later stages are redone where their settings change; the DPM, the most expensive part, is never thrown away.
+
+    Raises:
+      InputError: naming what differs.
+    """
+    check_model(settings, workdir)
+    files.write_json(workdir / "config.json", dataclasses.asdict(settings))
+
+
+def check_model(settings: Settings, workdir: Path) -> None:
+    """Raises InputError where the workdir's DPM was made with other settings, naming what differs."""
+    path = workdir / "config.json"
+    if path.exists():
+        saved = files.read_json(path)
+        try:
+            before = from_config(ml_collections.ConfigDict(saved))
+        except InputError as error:
+            raise InputError(f"--workdir={workdir} was made by another version of side_jax: {error}") from None
+        if stage_table.fingerprint(before, "train") != stage_table.fingerprint(settings, "train"):
+            old, new = (_flat(dataclasses.asdict(s)) for s in (before, settings))
+            keys = [key for key in new if key.partition(".")[0] in stage_table.TARGET_SECTIONS and old[key] != new[key]]
+            listed = ", ".join(f"{key} {old[key]!r} there and {new[key]!r} here" for key in keys[:4])
+            raise InputError(
+                f"--workdir={workdir} holds a model made with another config ({listed}); use a new "
+                "--workdir, or that config."
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

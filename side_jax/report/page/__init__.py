@@ -1,0 +1,1 @@
+"""The HTML page: a page model in, one self-contained file out."""

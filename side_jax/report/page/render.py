@@ -1,0 +1,90 @@
+"""The page of an audit: a page model in, one HTML file out that needs nothing else and asks the network for nothing."""
+
+import base64
+import hashlib
+import re
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from side_jax.report.page.model import Gallery, Page, Pair
+
+# Control characters, those that turn text round (as in "photo_gpj.exe"), and what is left of names that are no UTF-8.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+PAIRS_A_PAGE = 24  # also those that stand in the page itself, for browsers without scripts
+
+
+def render(page: Page) -> str:
+    """The page as HTML.
+
+    Every string is escaped, and characters that hide or turn text round are shown by their codes. A content security
+    policy lets the browser run the page's own script, use its own style and show data: pictures, nothing else. Write it
+    as UTF-8. A thousand pairs with pictures of pictures.PICTURE_BYTES make less than 10 MB.
+    """
+    anchor = resources.files("side_jax.report.page")
+    style, script = (anchor.joinpath(f"page.{name}").read_text("utf-8") for name in ("css", "js"))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("side_jax", "report/page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: _seen(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        page=page,
+        entries=_entries(page),
+        clusters=_clusters(page.gallery),
+        a_page=PAIRS_A_PAGE,
+        # The policy names the style and the script by their hashes, so both must stand in the page byte for byte.
+        style=style,
+        script=script,
+        hashes={"style": _hash(style), "script": _hash(script)},
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _seen(text: str) -> str:
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _clusters(gallery: Gallery | None) -> list[int]:
+    """The clusters to choose from, ascending."""
+    return sorted({pair.cluster for pair in gallery.pairs} - {None}) if gallery else []
+
+
+def _entries(page: Page) -> list[dict[str, Any]]:
+    """Each pair as the gallery shows, filters and sorts it; nothing else of it reaches the page."""
+    return [_entry(pair, page) for pair in page.gallery.pairs] if page.gallery else []
+
+
+def _entry(pair: Pair, page: Page) -> dict[str, Any]:
+    attack = _seen(pair.attack)
+    name = "" if page.private else _seen(pair.name)  # here, so that no part of a private page ever holds one
+    facts = [
+        ("Member", str(pair.member)),
+        ("Held-out", "none" if pair.heldout is None else str(pair.heldout)),
+        ("Attack", attack if pair.scale is None else f"{attack}, scale {pair.scale:g}"),
+        ("Cluster", "none" if pair.cluster is None else str(pair.cluster)),
+        *([("Member's name", name)] if name else []),
+    ]
+    scores = [
+        (_seen(score.label), "none" if value is None else f"{value:.{score.decimals}f}")
+        for score, value in zip(page.gallery.scores, pair.values, strict=True)
+    ]
+    return {
+        "title": f"Image {pair.index}",
+        "alt": f"Image {pair.index}: " + ", ".join(_seen(tile.label).lower() for tile in page.gallery.tiles),
+        "matched": bool(pair.matched),
+        "attack": attack,
+        "cluster": None if pair.cluster is None else int(pair.cluster),
+        "facts": facts,
+        "scores": scores,
+        "values": [None if value is None else float(value) for value in pair.values],
+        "ids": [str(pair.index), str(pair.member), *([] if pair.heldout is None else [str(pair.heldout)]), name],
+        "picture": pair.picture.uri,
+    }

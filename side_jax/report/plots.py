@@ -1,0 +1,307 @@
+"""Figures for the report, drawn by matplotlib."""
+
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import ticker
+
+from side_jax.attacks.table import ATTACKS, PLAIN
+
+_COLOURS = {name: attack.colour for name, attack in ATTACKS.items()}
+
+
+def guidance(rows: list[dict[str, Any]]) -> bytes:
+    """AMS and extracted members against the guidance scale, with the held-out control dashed: a PNG.
+
+    Args:
+      rows: of results.json, all of one metric.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for attack, colour in _COLOURS.items():
+        own = sorted((row for row in rows if row["attack"] == attack), key=lambda row: row["guidance_scale"])
+        if not own:
+            continue
+        x = [row["guidance_scale"] for row in own]
+        for axis, key, factor in ((axes[0], "ams", 100), (axes[1], "unique", 1)):
+            y = [factor * row[key] for row in own]
+            control = [factor * row[f"heldout_{key}"] for row in own]
+            if attack == PLAIN.name:
+                axis.axhline(y[0], color=colour, label=attack)
+                axis.axhline(control[0], color=colour, linestyle="--")
+                continue
+            axis.plot(x, y, color=colour, marker="o", label=attack)
+            axis.plot(x, control, color=colour, marker=".", linestyle="--")
+        if attack != PLAIN.name:
+            low, high = ([100 * row["ams_ci"][i] for row in own] for i in (0, 1))
+            axes[0].fill_between(x, low, high, color=colour, alpha=0.15)
+    axes[0].set_ylabel("matched images (AMS), %")
+    axes[1].set_ylabel("different members extracted")
+    for axis in axes:
+        axis.set_xlabel("guidance scale (dashed: held-out control)")
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    return _png(figure)
+
+
+def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> bytes:
+    """The loss, its profile over timesteps, and what the monitor saw, against the step: a PNG.
+
+    Args:
+      metrics: rows of train/metrics.jsonl.
+      watched: rows of train/monitor.jsonl; may be empty.
+    """
+    figure, axes = plt.subplots(1, 4 if watched else 2, figsize=(14 if watched else 8, 3.2), layout="constrained")
+    step = [row["step"] for row in metrics]
+    axes[0].plot(step, [row["loss"] for row in metrics], color="0.3")
+    axes[0].set_title("loss")
+    profile = np.asarray([row["loss_by_timestep"] for row in metrics], float)
+    for i, values in enumerate(profile.T):
+        axes[1].plot(step, values, color=plt.get_cmap("viridis")(i / len(profile.T)))
+    axes[1].set_title("loss by timestep: dark is least noisy")
+    axes[0].set_yscale("log")
+    axes[1].set_yscale("log")
+    if watched:
+        step = [row["step"] for row in watched]
+        curves = (
+            (axes[2], "copied", "tab:red", "members"),
+            (axes[2], "copied_heldout", "tab:red", "held-out"),
+            (axes[3], "closer", "tab:blue", "samples"),
+        )
+        for axis, key, colour, label in curves:
+            style = "--" if label == "held-out" else "-"
+            axis.plot(step, [100 * row[key] for row in watched], style, color=colour, marker=".", label=label)
+            low, high = ([100 * row[f"{key}_ci"][i] for row in watched] for i in (0, 1))
+            axis.fill_between(step, low, high, color=colour, alpha=0.12)
+        axes[3].axhline(50, color="0.5", linestyle=":", label="chance")
+        axes[2].set_title("samples with d1 / d2 < 1/3, %")
+        axes[3].set_title("closer to members, %")
+        for axis in axes[2:]:
+            axis.legend()
+    for axis in axes:
+        axis.set_xlabel("step")
+    return _png(figure)
+
+
+def clusters(images: np.ndarray, features: np.ndarray, result: dict[str, Any], *, rows: int = 5) -> bytes:
+    """Images of the most and of the least cohesive clusters that are not empty, a row for each: a PNG.
+
+    Args:
+      images: uint8 [n, h, w, c], grey or RGB.
+      features: float32 [n, d].
+      result: of clustering.pseudo_labels.
+      rows: of the most, and as many of the least cohesive; all clusters where there are no more than twice as many.
+    """
+    columns = 10
+    order = np.argsort(-result["cohesion"], kind="stable")
+    order = order[result["status"][order] != "empty"]
+    shown = order if len(order) <= 2 * rows else np.concatenate([order[:rows], order[-rows:]])
+    ratio = images.shape[1] / images.shape[2]
+    size = (8, len(shown) * (0.8 * ratio + 0.3) + 0.4)
+    figure, axes = plt.subplots(len(shown), 1, figsize=size, layout="constrained", squeeze=False)
+    figure.suptitle("Clusters from most to least cohesive: the images nearest the centroid", fontsize=10)
+    for axis, k in zip(axes[:, 0], shown, strict=True):
+        members = np.flatnonzero(result["cluster"] == k)
+        nearest = members[np.argsort(-(features[members] @ result["centroids"][k]), kind="stable")]
+        for i, image in enumerate(images[nearest[:columns]]):
+            image = image.squeeze(-1) if image.shape[-1] == 1 else image
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(i, i + 0.95, 0, 0.95 * ratio))
+        axis.set(xlim=(0, columns), ylim=(0, ratio), aspect="equal")
+        axis.axis("off")
+        text = f"cluster {k}: cohesion {result['cohesion'][k]:.3f}, images: {len(members)}, {result['status'][k]}"
+        axis.set_title(text, loc="left", fontsize=9, pad=2)
+    return _png(figure)
+
+
+def noise_levels(rows: dict[str, list[dict[str, Any]]], chance: dict[str, float]) -> bytes:
+    """Accuracy and calibration of classifiers against the timestep of the noise on their input: a PNG.
+
+    Args:
+      rows: of calibration.by_level, for each classifier.
+      chance: the accuracy that is chance, in [0, 1], for each classifier.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for i, (name, own) in enumerate(rows.items()):
+        colour = _COLOURS.get(name, f"C{i}")
+        # An error that could not be scored (None) becomes NaN, which is not drawn.
+        t, accuracy, ece, scaled = (
+            np.asarray([row[key] for row in own], float) for key in ("timestep", "accuracy", "ece", "ece_scaled")
+        )
+        low, high = 100 * np.asarray([row["accuracy_ci"] for row in own]).T
+        axes[0].plot(t, 100 * accuracy, color=colour, marker=".", label=name)
+        axes[0].fill_between(t, low, high, color=colour, alpha=0.15)
+        axes[0].axhline(100 * chance[name], color=colour, linestyle=":")
+        axes[1].plot(t, ece, color=colour, marker=".", label=name)
+        axes[1].plot(t, scaled, color=colour, marker=".", linestyle="--")
+    axes[0].set(xlabel="timestep (dotted: chance)", ylabel="accuracy, %", ylim=(0, 102))
+    axes[1].set(xlabel="timestep (dashed: after temperature scaling)", ylabel="expected calibration error")
+    axes[1].set_ylim(bottom=0)
+    for axis in axes:
+        axis.legend()
+    return _png(figure)
+
+
+def rarefaction(seen: dict[str, dict[str, Any]], members: int) -> bytes:
+    """Different members found against the number of images, and what more would find: a PNG.
+
+    Args:
+      seen: results.json's "rarefaction", of the runs to show by their titles.
+      members: how many there are.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    highest = 0.0
+    for i, (title, row) in enumerate(seen.items()):
+        colour = _COLOURS.get(row["attack"], f"C{i}")
+        found = row["expected"][-1]
+        highest = max(highest, row["fit"]["expected"][-1], row["ahead"]["chao"])
+        axes.plot(row["fit"]["sizes"], row["fit"]["expected"], color=colour, linestyle="--", linewidth=1)
+        axes.plot(row["sizes"], row["expected"], color=colour, label=title, linewidth=2.2)
+        last = row["sizes"][-1]
+        axes.plot([last], [found], "o", color=colour)
+        if found:
+            axes.plot([last * row["ahead"]["factor"]], [row["ahead"]["chao"]], "x", color=colour)
+    if members > 4 * highest > 0:  # the line would press all else to the ground
+        axes.plot([], [], " ", label=f"all members: {members:,}, far above")
+    else:
+        axes.axhline(members, color="0.6", linestyle=":", label=f"all members: {members:,}")
+    axes.set(
+        xscale="log", xlabel="generated images (dashed: the fitted law; crosses: Chao's bound)", ylabel="members found"
+    )
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def similarity(
+    values: dict[str, tuple[np.ndarray, np.ndarray]], metric: str, thresholds: dict[str, float | None]
+) -> bytes:
+    """Histograms of the nearest member's and the nearest held-out image's value, with the thresholds: a PNG.
+
+    Args:
+      values: of each run to show, ([n] to members, [n] to held-out images).
+      metric: what they are.
+      thresholds: by name; None is left out.
+    """
+    size = (4.4 * len(values) + 2.2, 3.4)
+    figure, axes = plt.subplots(1, len(values), figsize=size, layout="constrained", squeeze=False)
+    top = max(float(np.percentile(np.concatenate(pair), 99.5)) for pair in values.values())
+    marks = {name: at for name, at in thresholds.items() if at is not None}
+    edges = np.linspace(0, max([top, *marks.values()]) * 1.02 or 1.0, 60)
+    for axis, (name, (members, heldout)) in zip(axes[0], values.items(), strict=True):
+        shown = ((members, "tab:red", "nearest member"), (heldout, "tab:blue", "nearest held-out image"))
+        highest = 0
+        for own, colour, label in shown:
+            counts, *_ = axis.hist(np.clip(own, 0, edges[-1]), edges, color=colour, alpha=0.45, label=label)
+            highest = max(highest, counts.max())
+        for (label, at), style in zip(marks.items(), ("-", "--"), strict=False):
+            axis.axvline(at, color="0.1", linestyle=style, linewidth=1, label=f"{label}: {at:.3g}")
+        axis.set(title=name, xlabel=f"{metric}: closer is further left", ylabel="generated images")
+        if highest > 20:
+            axis.set_yscale("symlog", linthresh=10)
+            axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
+        else:
+            axis.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return _png(figure)
+
+
+def sensitivity(rows: list[dict[str, Any]]) -> bytes:
+    """The share of distorted copies that each metric sees, against the strength: a PNG.
+
+    Args:
+      rows: results.json's "controls".
+    """
+    kinds = list(dict.fromkeys(row["distortion"] for row in rows if row["strength"] is not None))
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.6 * len(kinds), 3.4), layout="constrained", sharey=True)
+    for axis, kind in zip(np.atleast_1d(axes), kinds, strict=True):
+        for i, metric in enumerate(metrics):
+            for level, style in (("high", "-"), ("calibrated", ":")):
+                own = [r for r in rows if (r["distortion"], r["metric"], r["level"]) == (kind, metric, level)]
+                if own:
+                    x, y = ([row[key] for row in own] for key in ("strength", "found"))
+                    label = metric + (" (calibrated)" if level == "calibrated" else "")
+                    axis.plot(x, [100 * rate for rate in y], style, color=f"C{i}", marker=".", label=label)
+        axis.set(title=kind, xlabel=next(row["unit"] for row in rows if row["distortion"] == kind), ylim=(-3, 103))
+    figure.axes[0].set_ylabel("copies matched with their original, %")
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return _png(figure)
+
+
+def yields(rows: list[dict[str, Any]], name: str) -> bytes:
+    """Matched images and different members of each cluster that guided, most first: a PNG.
+
+    Args:
+      rows: {cluster, images, matched, members}.
+      name: of the run.
+    """
+    figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    ordered = sorted(rows, key=lambda row: (-row["matched"] / row["images"], row["cluster"]))
+    at = np.arange(len(ordered))
+    axis.bar(at, [100 * row["matched"] / row["images"] for row in ordered], color="tab:blue")
+    axis.set(ylabel="matched images, %", xlabel="cluster (above: different members)", title=name, xticks=at)
+    axis.set_xticklabels([str(row["cluster"]) for row in ordered], fontsize=6, rotation=90)
+    for i, row in enumerate(ordered):
+        if row["members"]:
+            height = 100 * row["matched"] / row["images"]
+            axis.annotate(str(row["members"]), (i, height), ha="center", va="bottom", fontsize=6)
+    return _png(figure)
+
+
+def theorem(results: dict[str, Any]) -> bytes:
+    """The divergence's difference against |D_i|, for each epsilon, and where the theorem is misread: a PNG.
+
+    Args:
+      results: of stages/theory.py.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    rows = [row for row in results["rows"] if row["label"] is None]
+    colours = plt.get_cmap("viridis")
+
+    def curve(axis: Any, own: list[dict[str, Any]], place: float, **style: Any) -> None:
+        x, y, bar = np.asarray([[row[key] for key in ("size", "difference", "deviation")] for row in own]).T
+        axis.errorbar(x * 1.04**place, y, bar, marker="o", markersize=4, capsize=2, **style)  # side by side
+
+    epsilons = results["settings"]["epsilons"]
+    for i, epsilon in enumerate(epsilons):
+        own = [row for row in rows if row["case"] == "informative" and row["epsilon"] == epsilon]
+        colour = colours(0.9 * i / max(1, len(epsilons) - 1))
+        curve(
+            axes[0], own, i - (len(epsilons) - 1) / 2, color=colour, linewidth=0, elinewidth=1.2, label=f"{epsilon:g}"
+        )
+        axes[0].axhline(own[0]["limit_at_epsilon"], color=colour, linestyle=":", linewidth=1)
+    limit, entropy = results["limits"]["mean"], results["entropy"]
+    axes[0].axhline(limit, color="tab:red", label=f"limit, {limit:.3f}")
+    axes[0].set_title("informative labels, models $p_i$ and $p$")
+    shown = (
+        ("fitted", "random labels, models fitted to $D_i$ and to $D$", "tab:blue"),
+        ("held", "informative labels, models that hold their images", "tab:orange"),
+        ("held_random", "random labels, models that hold their images", "tab:purple"),
+    )
+    for i, (case, label, colour) in enumerate(shown):
+        curve(axes[1], [row for row in rows if row["case"] == case], i - 1, color=colour, linewidth=0.8, label=label)
+    axes[1].axhline(0, color="0.5", linewidth=0.8, label="the theorem's limit for random labels, 0")
+    axes[1].axhline(limit, color="tab:red", label=f"its limit for informative labels, {limit:.3f}")
+    axes[1].axhline(-entropy, color="0.3", linestyle="--", label=f"minus the labels' entropy, {-entropy:.3f}")
+    axes[1].set_title("what the theorem does not say")
+    for axis in axes:
+        axis.set(xscale="log", xlabel="$|D_i|$ (bars: deviation of one data set)")
+    axes[0].set_ylabel("difference of divergences, nats")
+    axes[0].legend(fontsize=8, title=r"$\epsilon$ (dotted: its own limit)", title_fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.suptitle(results["settings"]["name"], fontsize=10)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    # No software version or date inside the file: the same results give the same bytes.
+    figure.savefig(buffer, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()

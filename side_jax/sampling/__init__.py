@@ -1,0 +1,1 @@
+"""Images made in batches on all devices, and written in shards."""

@@ -1,0 +1,116 @@
+"""Generating images in batches by a pmapped, jit-compiled sampler.
+
+On accelerators, and unguided on CPU, the whole trajectory is one compiled loop. Guided on CPU, one step is compiled and
+dispatched from Python, because gradients of convolutions inside an XLA loop are many times slower there. Parameters,
+keys, labels and the guidance scale are traced, so a sweep over scales compiles once.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from side_jax.devices import placement
+from side_jax.diffusion import sampler
+from side_jax.diffusion.guidance import Guidance
+from side_jax.diffusion.pixel_range import to_uint8
+from side_jax.diffusion.steps import StepTable
+
+ApplyFn = Callable[[Any, jax.Array, jax.Array], jax.Array]  # (all parameters, x_t, t) -> prediction
+
+GuideFn = Callable[[Any, jax.Array, jax.Array], Guidance]  # (all parameters, labels [b], scale) -> guidance
+
+
+def target_labels(base: jax.Array, num_images: int, num_classes: int) -> np.ndarray:
+    """A target class for each global index 0..num_images-1, uniform over num_classes: int32 [num_images]."""
+    keys = sampler.sample_keys(jax.random.fold_in(base, 1), jnp.arange(num_images, dtype=jnp.uint32))
+    draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))
+    return np.asarray(draw(keys), np.int32)
+
+
+class Generator:
+    """Makes the images of given global indices; the same index always gives the same image.
+
+    Attributes:
+      batch_size: images made together.
+      loop: "scan", one program for the whole trajectory, or "dispatch", one for a step.
+    """
+
+    def __init__(
+        self,
+        *,
+        denoise: ApplyFn,
+        table: StepTable,
+        shape: tuple[int, int, int],
+        batch_size: int,
+        loop: str = "auto",
+        guide: GuideFn | None = None,
+    ):
+        """Prepares the compiled functions.
+
+        Args:
+          denoise: the DPM, (params, x_t, t) -> what the table's prediction type says.
+          table: the sampler's coefficients.
+          shape: of one image, (height, width, channels).
+          batch_size: images made together; divisible by the number of local devices.
+          loop: "scan", "dispatch" or "auto", see settings.Sampler.
+          guide: for guided sampling, (params, labels, scale) -> what acts on each guided step.
+        """
+        if loop == "auto":
+            loop = "dispatch" if guide is not None and jax.default_backend() == "cpu" else "scan"
+        self.batch_size = batch_size
+        self.loop = loop
+        self._table, self._segments = table, list(table.segments(guide is not None))
+
+        def start(base, index):
+            return sampler.start(sampler.sample_keys(base, index), shape)
+
+        def bind(guided, params, labels, scale):
+            return (lambda x, t: denoise(params, x, t)), guide(params, labels, scale) if guided else None
+
+        def step(guided, params, base, index, labels, scale, at, state):
+            denoise_fn, guidance = bind(guided, params, labels, scale)
+            return sampler.sample_step(denoise_fn, at, state, sampler.sample_keys(base, index), guidance)
+
+        def whole(params, base, index, labels, scale):
+            denoise_fn, guidance = bind(guide is not None, params, labels, scale)
+            return to_uint8(sampler.sample(denoise_fn, table, sampler.sample_keys(base, index), shape, guidance))
+
+        def mapped_step(guided: bool) -> Callable:
+            batched = (False, False, True, True, False, False, True)
+            return placement.pmap_batch(functools.partial(step, guided), batched=batched, donate=(6,))
+
+        self._start = placement.pmap_batch(start, batched=(False, True))
+        self._step = {guided: mapped_step(guided) for guided in (False, True)}
+        self._finish = placement.pmap_batch(lambda state: to_uint8(state.x), batched=(True,))
+        self._whole = placement.pmap_batch(whole, batched=(False, False, True, True, False))
+
+    def dispatch(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> jax.Array:
+        """As a call, but returns before the images are there: for parallel.merge, which waits for them."""
+        parts = placement.spread(self.batch_size, np.asarray(index, np.uint32), np.asarray(labels, np.int32))
+        scale = np.float32(scale)
+        if self.loop == "scan":
+            return self._whole(params, base, *parts, scale)
+        # Once for all steps: what isn't on the devices yet would go there at each of them.
+        params, base, scale = placement.place((params, base, scale), placement.local_mesh())
+        parts = placement.place_parts(parts, placement.local_mesh())
+        state = self._start(base, parts[0])
+        for first, last, guided in self._segments:
+            for i in range(first, last):
+                state = self._step[guided](params, base, *parts, scale, self._table[i], state)
+        return self._finish(state)
+
+    def __call__(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
+        """Images uint8 [n, h, w, c] of the global indices [n], n at most batch_size (a smaller batch is padded).
+
+        Args:
+          params: what denoise and guide take; see builders.build_generator.
+          base: the typed key of this set of images.
+          index: global indices, int [n].
+          labels: target classes, int32 [n]; not used unguided.
+          scale: the guidance scale lambda; not used unguided.
+        """
+        return placement.merge(self.dispatch(params, base, index, labels, scale))[: len(index)]

@@ -1,0 +1,106 @@
+"""Settings of the attacks: the sampler, and which attacks."""
+
+import dataclasses
+
+from side_jax.attacks.table import ATTACKS, Run, classifiers
+from side_jax.diffusion.guidance import FORMS
+from side_jax.diffusion.schedule import SPACINGS
+from side_jax.diffusion.solvers import SOLVERS, VARIANCES
+from side_jax.settings.checks import check, one_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How every attack walks from noise to images."""
+
+    solver: str = "ddim"  # or "dpmpp_2m", DPM-Solver++ of second order
+    num_steps: int = 20
+    eta: float = 0.0  # 0 is DDIM, 1 is DDPM
+    variance: str = "small"  # of the noise where eta > 0: "small" or "large", as diffusers' fixed_small, fixed_large
+    spacing: str = "trailing"  # of the time grid: diffusers' names, and "log_snr"
+    batch_size: int = 64  # images sampled together, over all local devices
+    loop: str = (
+        "auto"  # "scan" compiles the whole trajectory, "dispatch" one step; auto: scan, but dispatch for guided CPU
+    )
+
+    def __post_init__(self):
+        check(self.num_steps >= 1, "sampler.num_steps", self.num_steps, "at least 1")
+        check(0 <= self.eta <= 1, "sampler.eta", self.eta, "between 0 (DDIM) and 1 (DDPM)")
+        one_of("sampler.solver", self.solver, SOLVERS)
+        ok = self.solver == "ddim" or self.eta == 0
+        check(ok, "sampler.eta", self.eta, f"0 with sampler.solver = {self.solver}, which draws no noise")
+        one_of("sampler.variance", self.variance, VARIANCES)
+        one_of("sampler.spacing", self.spacing, SPACINGS)
+        check(self.batch_size >= 1, "sampler.batch_size", self.batch_size, "at least 1")
+        one_of("sampler.loop", self.loop, ("auto", "scan", "dispatch"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extract:
+    """The attacks, all with the same N_G and the same starting noise."""
+
+    num_images: int = 1024  # N_G for each attack and guidance scale
+    solver: str = ""  # of the guided attacks; empty: sampler.solver, as the unguided one and synthetic images have
+    num_steps: int = 0  # of the guided attacks; 0: sampler.num_steps
+    attacks: tuple[str, ...] = tuple(name for name, attack in ATTACKS.items() if attack.default)
+    guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for the guided attacks
+    temperature_scaling: bool = False  # guide by probabilities that were calibrated on the held-back images
+    guidance_form: str = "score"  # or "mean", "mean_at_mean" (these with sampler.eta > 0), see diffusion/guidance.py
+    guidance_interval: tuple[int, ...] = ()  # (t_low, t_high), the timesteps at which guidance acts; empty: at all
+    normalize_gradient: bool = False  # to a root mean square of 1 for each image
+
+    def __post_init__(self):
+        if self.solver:
+            one_of("extract.solver", self.solver, SOLVERS)
+        one_of("extract.guidance_form", self.guidance_form, FORMS)
+        interval = self.guidance_interval
+        need = "empty, or (t_low, t_high) with 0 <= t_low <= t_high"
+        ok = not interval or (len(interval) == 2 and 0 <= interval[0] <= interval[1])
+        check(ok, "extract.guidance_interval", interval, need)
+        check(self.num_steps >= 0, "extract.num_steps", self.num_steps, "at least 0 (0: sampler.num_steps)")
+        check(self.num_images >= 1, "extract.num_images", self.num_images, "at least 1 (N_G, images for each attack)")
+        check(len(self.attacks) >= 1, "extract.attacks", self.attacks, f"one or more of {', '.join(ATTACKS)}")
+        for attack in self.attacks:
+            one_of("extract.attacks", attack, ATTACKS)
+        scales = self.guidance_scales
+        check(
+            len(scales) >= 1 and min(scales) >= 0 and len({f"{scale:g}" for scale in scales}) == len(scales),
+            "extract.guidance_scales",
+            scales,
+            "one or more different numbers of at least 0",
+        )
+
+    @property
+    def classifiers(self) -> list[str]:
+        """The classifiers that guide the attacks."""
+        guides = (ATTACKS[run.attack].classifier for run in self.runs())
+        return list(dict.fromkeys(guide.name for guide in guides if guide))
+
+    @property
+    def sources(self) -> set[str]:
+        """The images that classifiers learn from: members (with their own labels), heldout or synthetic."""
+        return {classifiers()[name].images for name in self.classifiers}
+
+    @property
+    def needs_pseudo_labels(self) -> bool:
+        """Whether a classifier learns from synthetic images."""
+        return "synthetic" in self.sources
+
+    @property
+    def clusters_images(self) -> bool:
+        """Whether features are extracted, of synthetic or of held-out images."""
+        return not {"synthetic", "heldout"}.isdisjoint(self.sources)
+
+    @property
+    def needs_true_labels(self) -> bool:
+        """Whether a classifier learns from the members' own labels."""
+        return "members" in self.sources
+
+    def runs(self) -> list["Run"]:
+        """Every attack at every guidance scale; unguided sampling is one run."""
+        runs = []
+        for attack in ATTACKS:
+            if attack in self.attacks:
+                scales = self.guidance_scales if ATTACKS[attack].guided else (0.0,)
+                runs.extend(Run(attack=attack, scale=scale) for scale in scales)
+        return runs

@@ -1,0 +1,114 @@
+"""What a stage reads from earlier ones: networks, images, the split, extractors and classifiers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from side_jax import builders
+from side_jax.attacks.table import Classifier
+from side_jax.builders import build_schedule, build_unet, init_fn
+from side_jax.data import datasets, split
+from side_jax.data.sides import Side
+from side_jax.devices import placement
+from side_jax.features import denoiser
+from side_jax.features.choose import modelless_extractors
+from side_jax.features.extractors import Extractor
+from side_jax.measure.target_scores import TargetScores
+from side_jax.settings import Settings
+from side_jax.settings.random_streams import stream_seed
+from side_jax.stages.stage_table import train_unit, unit
+from side_jax.training import calibration
+from side_jax.workdir import files
+from side_jax.workdir.checkpoint import Checkpoints, Restored, checkpoint_directory
+from side_jax.workdir.work_units import Unit
+
+
+def build_extractor(settings: Settings, workdir: Path) -> Extractor:
+    """What turns synthetic images into features; it may read the target's checkpoint and write <workdir>/features.
+
+    Raises:
+      InputError: if a file that label.features reads can't be used.
+    """
+    label, batch = settings.label, {"batch_size": settings.sampler.batch_size}
+
+    def build_denoiser() -> Extractor:
+        unet, seed = build_unet(settings), stream_seed(settings, "label")
+        params = load_target(settings, workdir).trees["ema"]
+        return denoiser.extractor(unet, params, build_schedule(settings), label, seed=seed, **batch)
+
+    known = modelless_extractors(settings, settings.data.channels, workdir / "features")
+    return (known | {"denoiser": build_denoiser})[label.features]()
+
+
+def restore_ema(settings: Settings, unit_of: Unit, module: Any, directory: Path | None = None) -> Restored:
+    """The averaged parameters that a unit of work trained, on this process's devices, and the checkpoint's meta.
+
+    Args:
+      settings: of the run.
+      unit_of: whose fingerprint the checkpoint must carry.
+      module: whose parameters they are.
+      directory: of the checkpoints; None: what checkpoint_directory says.
+    """
+    abstract = placement.abstract(init_fn(module, settings, 0), placement.local_mesh())
+    with Checkpoints(directory or checkpoint_directory(unit_of.workdir, unit_of.name), read_only=True) as store:
+        return store.restore(fingerprint=unit_of.fingerprint, ema=abstract)
+
+
+def load_split(
+    settings: Settings, workdir: Path, *, stream: bool = False
+) -> tuple[datasets.Dataset, datasets.Dataset, np.ndarray, np.ndarray]:
+    """(members, held-out, member ids, held-out ids) as the train stage split them.
+
+    Args:
+      settings: of the run.
+      workdir: of the run.
+      stream: whether images that are not in memory may stay streams; else all of them are read now.
+    """
+    *parts, member_ids, heldout_ids = split.apply_split(datasets.load(settings.data), workdir / "train" / "split.json")
+    if not stream:
+        parts = [dataclasses.replace(part, images=np.asarray(part.images)) for part in parts]
+    return *parts, member_ids, heldout_ids
+
+
+def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
+    """(members, held-out images) as the train stage split them, all in memory."""
+    by_identity = settings.data.split_by == "identity"
+    *parts, member_ids, heldout_ids = load_split(settings, workdir)
+    rows = files.read_json(workdir / "train" / "split.json")  # whose hashes load_split has found to hold
+    members, heldout = (
+        Side(
+            images=part.images,
+            ids=ids,
+            names=part.names,
+            digests=tuple(row["sha256"] for row in rows[name]),
+            groups=part.labels if by_identity else None,
+        )
+        for name, part, ids in zip(("members", "heldout"), parts, (member_ids, heldout_ids), strict=True)
+    )
+    return members, heldout
+
+
+def load_classifier(settings: Settings, workdir: Path, classifier: Classifier) -> tuple[Any, dict[str, Any]]:
+    """A trained classifier: its module; its averaged parameters, and the temperature of each timestep."""
+    work = unit(settings, workdir, f"surrogate/{classifier.name}")
+    module = builders.build_classifier(settings, work.content()["classes"], time_dependent=classifier.noised)
+    directory = work.directory / "best" if getattr(settings, classifier.section).patience else None
+    params = restore_ema(settings, work, module, directory).trees["ema"]
+    temperature = np.ones(settings.diffusion.num_timesteps, np.float32)
+    if settings.extract.temperature_scaling:
+        rows = files.read_json(work.directory / "levels.json")
+        levels, temperatures = (np.asarray([row[key] for row in rows]) for key in ("timestep", "temperature"))
+        temperature = calibration.interpolate(levels, temperatures, len(temperature))
+    return module, {"classifier": params, "temperature": temperature}
+
+
+def load_target(settings: Settings, workdir: Path) -> Restored:
+    """The target model's averaged parameters, and its checkpoint's meta."""
+    return restore_ema(settings, train_unit(settings, workdir), build_unet(settings))
+
+
+def load_target_scores(settings: Settings, workdir: Path) -> TargetScores:
+    """What scores images with the target model."""
+    return TargetScores(settings, load_target(settings, workdir))

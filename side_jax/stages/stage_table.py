@@ -1,0 +1,360 @@
+"""The table of stages: one entry says what a stage reads, its units of work, their outputs, and what they cost.
+
+The pipeline, the plan (--dry-run), the disk-space check and `suspects` read this table, and know no stage by its name.
+
+A unit's fingerprint hashes the sections of the settings that it depends on and the fingerprints of the units that it
+reads, so that a changed setting reaches exactly what depends on it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from side_jax import __version__
+from side_jax.attacks.table import ATTACKS, Classifier, Run, classifiers
+from side_jax.errors import InputError
+from side_jax.sampling import shards
+from side_jax.settings import Settings
+from side_jax.stages import estimates
+from side_jax.stages.estimates import Clock, Cost
+from side_jax.workdir import files
+from side_jax.workdir.work_units import FORMAT_VERSION, Unit
+
+# Settings that change how a run is watched or executed, or where it finds things, but not what it computes. That the
+# data are the same wherever they lie, the hashes in the split file say.
+_NOT_PART = [
+    *[
+        (fit, key)
+        for fit in ("train", "surrogate", "conditional")
+        for key in ("log_every", "checkpoint_every", "accumulate")
+    ],
+    ("label", "weights"),  # their content is in weights_sha256
+    ("surrogate", "teacher_path"),
+    *[("data", key) for key in ("path", "data_dir", "storage", "memory_limit_mb", "max_corrupt")],
+    ("model", "remat"),
+    ("target", "path"),
+    ("condition", "path"),  # its content is in sha256
+]
+# The settings of `extract` that change guided runs alone.
+_GUIDANCE = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
+# What makes the target model; a workdir belongs to one.
+TARGET_SECTIONS = ("seed", "data", "target", "diffusion", "model", "condition", "train", "monitor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """A unit of work as the settings plan it.
+
+    Attributes:
+      unit: the unit.
+      cost: what is left of it, by timed steps; None where that is too little to be worth timing.
+      disk: the bytes that it has yet to write, at most, beside small files.
+      run: the attack and scale of an extraction.
+    """
+
+    unit: Unit
+    cost: Callable[[Clock], Cost] | None = None
+    disk: Callable[[], int] = lambda: 0
+    run: Run | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of the audit, or of what an attacker does.
+
+    Attributes:
+      name: of the stage, as in --stages; `side_jax.stages.<name>.run` does its work unless `run` is given.
+      reads: the stages whose outputs it reads.
+      depends: for each kind of unit, the settings' sections that it depends on and the kinds of unit that it reads.
+      plan: its units of work for some settings, in order; none where the settings need none.
+      outputs: what a finished unit must hold, below the workdir, given its manifest.
+      audit: whether an audit runs it.
+      run: (settings, workdir) -> None, does what is left of its units.
+      missing: (settings, workdir) -> the stages of which an output that this one reads is missing; None: those in
+        `reads` of which a unit is not done.
+    """
+
+    name: str
+    reads: tuple[str, ...] = ()
+    depends: Callable[[], Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = dict
+    plan: Callable[[Settings, Path], list[Work]] = lambda settings, workdir: []
+    outputs: Callable[[dict[str, Any]], Sequence[str]] = lambda manifest: ()
+    audit: bool = True
+    run: Callable[[Settings, Path], None] | None = None
+    missing: Callable[[Settings, Path], list[str]] | None = None
+
+
+def stage_of(unit: str) -> Stage:
+    """The stage that a unit, such as `surrogate/side`, belongs to."""
+    return STAGES[unit.partition("/")[0]]
+
+
+def fingerprint(settings: Settings, unit: str, **more: Any) -> str:
+    """The hash of all that the output of a kind of unit depends on; `more` adds what the settings alone do not say."""
+    sections, parents = stage_of(unit).depends()[unit]
+    values = dataclasses.asdict(settings)
+    own = {name: values[name] for name in sections}
+    for section, key in _NOT_PART:
+        own.get(section, {}).pop(key, None)
+    for section in _unused(settings) & own.keys():
+        del own[section]
+    above = [fingerprint(settings, parent) for parent in parents]
+    return files.digest({"unit": unit, "format": FORMAT_VERSION, "own": own, "parents": above, "more": more})
+
+
+def _unused(settings: Settings) -> set[str]:
+    """The sections that change nothing of the target model with these settings."""
+    unused = {
+        "train": bool(settings.target.path),  # a foreign model was not trained by it
+        "condition": not settings.condition.labels,  # without labels none are left out
+        "monitor": not settings.monitor.stop_at_rate,  # watching alone changes nothing
+    }
+    return {section for section, is_unused in unused.items() if is_unused}
+
+
+def unit(settings: Settings, workdir: Path, name: str, directory: str | None = None, **more: Any) -> Unit:
+    """The unit of kind `name`, which owns <workdir>/<directory or name>."""
+    found = fingerprint(settings, name, **more)
+    return Unit(workdir=workdir, name=directory or name, fingerprint=found, outputs=stage_of(name).outputs)
+
+
+def train_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit of work that trains the target model, or reads it from elsewhere."""
+    return unit(settings, workdir, "train")
+
+
+def classifier_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
+    """The units that train the classifiers of the attacks that the config asks for, by the classifier's name."""
+    return {name: unit(settings, workdir, f"surrogate/{name}") for name in settings.extract.classifiers}
+
+
+def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
+    """Every attack at every guidance scale, with its unit of work."""
+    found = []
+    for run in settings.extract.runs():
+        more = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
+        sampler = settings.guided_sampler if run.guided else settings.sampler
+        more |= {key: getattr(sampler, key) for key in ("solver", "num_steps")}
+        if run.guided:
+            more |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
+            if ATTACKS[run.attack].own_labels:
+                del more["temperature_scaling"]  # of classifiers
+        found.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **more)))
+    return found
+
+
+def blind_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
+    """Those of extraction_units that need neither training nor held-out images."""
+    return [(run, work) for run, work in extraction_units(settings, workdir) if ATTACKS[run.attack].blind]
+
+
+def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that scores every extraction run."""
+    parents = [work.fingerprint for _, work in extraction_units(settings, workdir)]
+    more = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": FORMAT_VERSION}
+    if settings.uses_features:
+        label = dataclasses.asdict(settings.label)
+        more["features"] = {name: value for name, value in label.items() if ("label", name) not in _NOT_PART}
+    return _unit_of(workdir, "evaluate", more)
+
+
+def report_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that writes the report."""
+    parent = evaluation_unit(settings, workdir).fingerprint
+    shown = dataclasses.asdict(settings.report)
+    return _unit_of(
+        workdir, "report", {"name": settings.name, "report": shown, "parent": parent, "version": __version__}
+    )
+
+
+def suspects_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that ranks generated images without the training data."""
+    parents = [work.fingerprint for _, work in blind_units(settings, workdir)]
+    own = {"rmse_below": settings.evaluate.rmse_below, "timestep": settings.evaluate.membership_timestep}
+    return _unit_of(workdir, "suspects", {"own": own, "parents": parents, "format": FORMAT_VERSION})
+
+
+def _unit_of(workdir: Path, stage: str, depends: dict[str, Any]) -> Unit:
+    return Unit(workdir=workdir, name=stage, fingerprint=files.digest(depends), outputs=STAGES[stage].outputs)
+
+
+def synthetic_shards(settings: Settings, workdir: Path) -> list[shards.Shard]:
+    """Where the synthetic images are."""
+    return shards.layout(workdir / "synthesize", settings.synthesize.num_images, settings.sampler.batch_size)
+
+
+def extracted_shards(settings: Settings, work: Unit) -> list[shards.Shard]:
+    """Where the images of an extraction unit are."""
+    return shards.layout(work.directory, settings.extract.num_images, settings.sampler.batch_size)
+
+
+def missing(settings: Settings, workdir: Path, stage: Stage) -> list[str]:
+    """The stages, in their order, that must still run before this one can.
+
+    Raises:
+      InputError: if no setting of theirs would give this one anything to read.
+    """
+    if stage.missing:
+        return stage.missing(settings, workdir)
+    above = _above(stage)
+    planned = ((name, one.plan(settings, workdir)) for name, one in STAGES.items() if name in above)
+    return [name for name, works in planned if not all(work.unit.done() for work in works)]
+
+
+def _above(stage: Stage) -> set[str]:
+    """The stages that a stage reads, directly or through others."""
+    return set(stage.reads).union(*(_above(STAGES[name]) for name in stage.reads))
+
+
+def _classifier_depends(classifier: Classifier) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a classifier depends on, by what it learns from; held-out images are clustered by its own unit."""
+    sections = ("classifier", classifier.section)
+    return {
+        "synthetic": (sections, ("label",)),
+        "heldout": (("label", *sections), ("train",)),
+        "members": (sections, ("train",)),
+    }[classifier.images]
+
+
+def _extract_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    return {
+        f"extract/{name}": (("sampler",), (f"surrogate/{attack.classifier.name}" if attack.classifier else "train",))
+        for name, attack in ATTACKS.items()
+    }
+
+
+def _plan_train(settings: Settings, workdir: Path) -> list[Work]:
+    work = train_unit(settings, workdir)
+    cost = functools.partial(
+        estimates.training, work, settings.train, lambda clock: clock.train_step(), imported=bool(settings.target.path)
+    )
+    return [Work(unit=work, cost=cost, disk=functools.partial(estimates.target_bytes, settings, work))]
+
+
+def _plan_synthesize(settings: Settings, workdir: Path) -> list[Work]:
+    if not settings.extract.needs_pseudo_labels:
+        return []
+    work, parts = unit(settings, workdir, "synthesize"), synthetic_shards(settings, workdir)
+    return [_sampling(settings, work, parts, None)]
+
+
+def _plan_label(settings: Settings, workdir: Path) -> list[Work]:
+    if not settings.extract.needs_pseudo_labels:
+        return []
+    work = unit(settings, workdir, "label")
+    return [Work(unit=work, disk=functools.partial(estimates.feature_bytes, settings, work))]
+
+
+def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
+    works = []
+    for name, work in classifier_units(settings, workdir).items():
+        classifier = classifiers()[name]
+        step = functools.partial(lambda one, clock: clock.classifier_step(one), classifier)
+        cost = functools.partial(estimates.training, work, getattr(settings, classifier.section), step)
+        disk = functools.partial(estimates.classifier_bytes, settings, work, classifier)
+        works.append(Work(unit=work, cost=cost, disk=disk))
+    return works
+
+
+def _plan_extract(settings: Settings, workdir: Path) -> list[Work]:
+    units = extraction_units(settings, workdir)
+    return [_sampling(settings, work, extracted_shards(settings, work), run) for run, work in units]
+
+
+def _sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None) -> Work:
+    attack = ATTACKS[run.attack] if run else None
+    cost = functools.partial(estimates.sampling, settings, work, parts, attack)
+    return Work(unit=work, cost=cost, disk=functools.partial(estimates.image_bytes, settings, work, parts), run=run)
+
+
+def _missing_for_suspects(settings: Settings, workdir: Path) -> list[str]:
+    """Suspects need neither the data, nor the split file, nor a classifier that only the owner can train."""
+    runs = [work for _, work in blind_units(settings, workdir)]
+    if not runs:
+        raise InputError(
+            f"config.extract.attacks holds only {' and '.join(settings.extract.attacks)}, but suspects are ranked in "
+            "runs that need nothing of the training data; add unconditional or side."
+        )
+    surrogate = attacker_classifier(settings)
+    guides = [classifier_units(settings, workdir)[surrogate.name]] if surrogate else []
+    there = {
+        "train": train_unit(settings, workdir).done(without=("train/split.json",)),
+        "surrogate": all(work.done() for work in guides),
+        "extract": all(work.done() for work in runs),
+    }
+    return [stage for stage, done in there.items() if not done]
+
+
+def attacker_classifier(settings: Settings) -> Classifier | None:
+    """The classifier that an attacker without the data trains, if the config asks for one: SIDE's surrogate."""
+    known = (classifiers()[name] for name in settings.extract.classifiers)
+    return next((one for one in known if not one.owner_only and not one.spoiled), None)
+
+
+def _classifier_outputs(manifest: dict[str, Any]) -> list[str]:
+    best = [f"best/{manifest['best_step']}"] if manifest.get("best_step") else []
+    names = (f"checkpoints/{manifest.get('steps')}", "levels.json", "metrics.jsonl", "validation.jsonl", *best)
+    return [f"{manifest['unit']}/{name}" for name in names]
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="train",
+            depends=lambda: {"train": (TARGET_SECTIONS, ())},
+            plan=_plan_train,
+            # Not its curves: nothing is computed from them, and only training from the start would write them again.
+            outputs=lambda manifest: ("train/split.json", f"checkpoints/{manifest.get('steps')}"),
+        ),
+        Stage(
+            name="synthesize",
+            reads=("train",),
+            depends=lambda: {"synthesize": (("sampler", "synthesize"), ("train",))},
+            plan=_plan_synthesize,
+            outputs=lambda manifest: ("synthesize/samples.png",),
+        ),
+        Stage(
+            name="label",
+            reads=("train", "synthesize"),
+            depends=lambda: {"label": (("label",), ("synthesize",))},
+            plan=_plan_label,
+            outputs=lambda manifest: ("label/labels.npz", "label/clusters.png"),
+        ),
+        Stage(
+            name="surrogate",
+            reads=("train", "synthesize", "label"),
+            depends=lambda: {f"surrogate/{name}": _classifier_depends(one) for name, one in classifiers().items()},
+            plan=_plan_surrogate,
+            outputs=_classifier_outputs,
+        ),
+        Stage(name="extract", reads=("train", "surrogate"), depends=_extract_depends, plan=_plan_extract),
+        Stage(
+            name="evaluate",
+            reads=("extract",),
+            plan=lambda settings, workdir: [Work(unit=evaluation_unit(settings, workdir))],
+            outputs=lambda _: [f"evaluate/{name}" for name in ("results.json", "matches.csv", "members.csv")],
+        ),
+        Stage(
+            name="report",
+            reads=("evaluate",),
+            plan=lambda settings, workdir: [Work(unit=report_unit(settings, workdir))],
+            outputs=lambda manifest: [f"report/{name}" for name in ("index.html", *manifest.get("figures", []))],
+        ),
+        Stage(
+            name="suspects",
+            reads=("train", "surrogate", "extract"),
+            plan=lambda settings, workdir: [Work(unit=suspects_unit(settings, workdir))],
+            outputs=lambda _: ("suspects/suspects.csv", "suspects/suspects.png"),
+            audit=False,
+            missing=_missing_for_suspects,
+        ),
+    )
+}
+
+
+def audit_stages() -> tuple[str, ...]:
+    """The stages of an audit, in their order."""
+    return tuple(name for name, stage in STAGES.items() if stage.audit)

@@ -1,0 +1,93 @@
+"""scheduler_config.json of diffusers to and from a noise schedule."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from side_jax.diffusion.schedule import Schedule, make_schedule
+from side_jax.errors import InputError
+from side_jax.targets.checkpoint_files import REPLACE, listed, read_json, unet_folder
+
+logger = logging.getLogger(__name__)
+
+_PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+# How diffusion.sampler samples; a scheduler that says otherwise is sampled so all the same, with a warning.
+_SAMPLED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
+
+
+def read_schedule(folder: Path) -> Schedule:
+    """The noise schedule that scheduler_config.json describes, and what the network predicts.
+
+    Raises:
+      InputError: if it is missing, damaged, or of an unsupported kind.
+    """
+    options = read_schedule_options(folder)
+    return make_schedule(options.pop("schedule"), **options)
+
+
+def read_schedule_options(folder: Path) -> dict[str, Any]:
+    """The same as settings: the fields of settings.Diffusion.
+
+    Raises:
+      InputError: if it is missing, damaged, or of an unsupported kind.
+    """
+    folder = unet_folder(folder)
+    places = [folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise InputError(
+            f"{folder} has no scheduler_config.json beside config.json nor in ../scheduler; it says which noise the "
+            "model was trained with, so put there the one of its training."
+        )
+    config = read_json(path)
+    prediction, kind = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
+    if prediction not in _PREDICTIONS:
+        raise InputError(
+            f"{path} has prediction_type = {json.dumps(prediction)}; give a model with {listed(_PREDICTIONS)}."
+        )
+    if config.get("rescale_betas_zero_snr"):
+        raise InputError(
+            f"{path} has rescale_betas_zero_snr = true, a schedule without signal at its end, which is not supported; "
+            "give a model trained without it."
+        )
+    unlike = [
+        f"{name} = {json.dumps(config[name])}" for name, ours in _SAMPLED.items() if config.get(name, ours) != ours
+    ]
+    if unlike:
+        logger.warning(
+            "%s has %s; images are clipped to [-1, 1] at each step here all the same.", path, ", ".join(unlike)
+        )
+    trained = config.get("trained_betas")
+    if trained is None and kind not in _SCHEDULES:
+        raise InputError(
+            f"{path} has beta_schedule = {json.dumps(kind)}; give a model with {listed(_SCHEDULES)}, or write its "
+            "betas as trained_betas there."
+        )
+    try:
+        options = {
+            "schedule": _SCHEDULES.get(kind, "linear"),
+            "num_timesteps": int(config.get("num_train_timesteps", 1000)) if trained is None else len(trained),
+            "beta_start": float(config.get("beta_start", 1e-4)),
+            "beta_end": float(config.get("beta_end", 0.02)),
+            "prediction_type": _PREDICTIONS[prediction],
+            "trained_betas": tuple(float(beta) for beta in trained or ()),
+        }
+        # Made once, so that impossible values are found here, where their file can be named.
+        make_schedule(*options.values())
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} describes no noise schedule ({error}); {REPLACE}.") from None
+    return options
+
+
+def scheduler_config(schedule: Schedule) -> dict[str, Any]:
+    """What scheduler_config.json says of a schedule: its betas in full precision."""
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": schedule.num_timesteps,
+        "trained_betas": schedule.betas.tolist(),
+        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[schedule.prediction_type],
+        "clip_sample": True,
+        "variance_type": "fixed_small",
+    }

@@ -1,0 +1,99 @@
+"""config.json of diffusers' UNet2DModel to and from the Flax module."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from side_jax.errors import InputError
+from side_jax.models.unet import UNet
+from side_jax.targets.checkpoint_files import REPLACE, listed, read_json, unet_folder
+
+# The options of UNet2DModel that the module has too, with diffusers' defaults for those that a config leaves out.
+_OPTIONS: dict[str, Any] = {
+    "block_out_channels": (224, 448, 672, 896),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "dropout": 0.0,
+    "add_attention": True,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "time_embedding_dim": None,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "resnet_time_scale_shift": "default",
+    "center_input_sample": False,
+}
+# Options that must have one of these values, since the module has no other.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "downsample_type": ("conv",),
+    "upsample_type": ("conv",),
+    "act_fn": ("silu", "swish"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "downsample_padding": (0, 1),
+}
+_BLOCKS = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("UpBlock2D", "AttnUpBlock2D")}
+
+
+def read_module(folder: Path) -> UNet:
+    """The U-Net that config.json describes.
+
+    Raises:
+      InputError: if it is missing, damaged, or describes what the module can't be.
+    """
+    path = unet_folder(folder) / "config.json"
+    config = read_json(path)
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise InputError(
+            f"{path} is of a {config['_class_name']}; only unconditional UNet2DModel checkpoints are read, so give the "
+            "folder of one."
+        )
+    for name, allowed in _FIXED.items():
+        if name in config and config[name] not in allowed:
+            what = "class-conditional models are not read" if "class" in name else "that is not supported"
+            raise InputError(
+                f"{path} has {name} = {json.dumps(config[name])}; {what}, give a model with {listed(allowed)}."
+            )
+    options = {name: config.get(name, default) for name, default in _OPTIONS.items()}
+    tuples = ("block_out_channels", *_BLOCKS)
+    levels = {len(options[name]) if isinstance(options[name], list | tuple) else None for name in tuples}
+    if len(levels) != 1 or None in levels:
+        raise InputError(f"{path} must have lists of one length as {', '.join(tuples)}; {REPLACE}.")
+    for name, allowed in _BLOCKS.items():
+        for kind in options[name]:
+            if kind not in allowed:
+                raise InputError(
+                    f"{path} has {kind} among its {name}; that is not supported, give a model with {listed(allowed)}."
+                )
+    channels = config.get("in_channels", 3), config.get("out_channels", 3)
+    if channels[0] != channels[1]:
+        raise InputError(
+            f"{path} has in_channels = {channels[0]} and out_channels = {channels[1]}; a learned variance or a "
+            "condition is not supported, give a model whose output is one image."
+        )
+    return UNet(
+        out_channels=channels[1],
+        **{name: tuple(value) if name in tuples else value for name, value in options.items()},
+    )
+
+
+def unet_config(module: UNet) -> dict[str, Any]:
+    """What config.json says of a module, but for in_channels and sample_size, which a module doesn't know."""
+    labels = {"num_class_embeds": module.num_labels + 1} if module.num_labels else {}
+    return {"out_channels": module.out_channels} | {name: getattr(module, name) for name in _OPTIONS} | labels
+
+
+def image_shape(folder: Path) -> tuple[int, int, int]:
+    """(height, width, channels) of the images; where config.json names no size, the smallest that the U-Net takes."""
+    config = read_json(unet_folder(folder) / "config.json")
+    size = config.get("sample_size") or 2 ** (len(config.get("block_out_channels", (0,) * 4)) - 1)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width, config.get("in_channels", 3)

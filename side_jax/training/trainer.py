@@ -1,0 +1,307 @@
+"""The one training loop, for the DPM and for both classifiers, on all devices of all processes.
+
+Step s uses batch s of a fixed shuffle, and its image i the key fold_in(fold_in(key, s), i): a run that was killed and
+goes on from a checkpoint takes exactly the steps that it would have taken, and neither the number of devices and
+processes nor the accumulation of gradients changes them but for rounding. Each step is dispatched from Python: on CPU,
+gradients of convolutions inside an XLA loop are many times slower.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from side_jax.devices import placement, process_group
+from side_jax.devices.preemption import Preemption
+from side_jax.errors import InputError, StoppedError
+from side_jax.progress import progress
+from side_jax.settings import Fit
+from side_jax.workdir.checkpoint import Checkpoints
+from side_jax.workdir.curves import Curves
+
+logger = logging.getLogger(__name__)
+
+Params = Any
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), of one shape; logged as sum / count
+# What no gradient moves: {}, or {"batch_stats": the running statistics of BatchNorm}, a key of the parameters too
+Carried = dict[str, Any]
+# (params, batch, keys [b], key) -> (mean loss, (metrics, what params hold from now on in place of what they carried));
+# keys are for each example, key is for the whole batch
+LossFn = Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[Metrics, Carried]]]
+# (step, averaged parameters on the host) -> whether to stop
+WatchFn = Callable[[int, Params], bool]
+_BATCH = 2**31  # folded into the first example's key, this gives the key of what the batch draws together
+
+
+def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
+    """The examples of batch `step`, int64 [batch_size]: every epoch is a fresh shuffle, its ragged end is left out."""
+    per_epoch = num_examples // batch_size
+    epoch, position = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def learning_rate(fit: Fit) -> optax.Schedule:
+    """The rate of each step: a linear warm-up from 0, then constant, or decaying to 0 at the last step."""
+    rest = fit.num_steps - fit.warmup_steps
+    after = {
+        "constant": lambda: optax.constant_schedule(fit.learning_rate),
+        "linear": lambda: optax.linear_schedule(fit.learning_rate, 0.0, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(fit.learning_rate, rest),
+    }[fit.decay]()
+    if not fit.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, fit.learning_rate, fit.warmup_steps)
+    return optax.join_schedules([warmup, after], [fit.warmup_steps])
+
+
+def make_optimizer(fit: Fit) -> optax.GradientTransformation:
+    """AdamW with gradient clipping, on float32 parameters and moments."""
+    adamw = optax.adamw(learning_rate(fit), weight_decay=fit.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(fit.gradient_clip), adamw)
+
+
+def ema_decay(step: jax.Array, decay: float) -> jax.Array:
+    """The decay with warm-up, min(decay, (1 + step) / (10 + step)): early averages forget the initial values."""
+    step = step.astype(jnp.float32)
+    return jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
+
+
+def split(params: Params) -> tuple[Params, Carried]:
+    """(what the optimiser trains, what is carried)."""
+    carried = {name: params[name] for name in params if name == "batch_stats"}
+    return {name: params[name] for name in params if name not in carried}, carried
+
+
+def gradients(loss_fn: LossFn, state: dict, batch: tuple, key: jax.Array) -> tuple[Params, Metrics, Carried]:
+    """The gradient of the mean loss over a batch, its metrics, and what it carries on.
+
+    The batch's last array is each row's position. The gradient is that of what is trained.
+    """
+    *batch, position = batch
+    key = jax.random.fold_in(key, state["step"])
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position)
+    trained, carried = split(state["params"])
+
+    def loss(trained: Params) -> tuple[jax.Array, tuple[Metrics, Carried]]:
+        return loss_fn(trained | carried, tuple(batch), keys, jax.random.fold_in(keys[0], _BATCH))
+
+    grads, (metrics, carried_on) = jax.grad(loss, has_aux=True)(trained)
+    return grads, metrics, carried_on
+
+
+def accumulate(loss_fn: LossFn, sums: Any, state: dict, batch: tuple, key: jax.Array) -> Any:
+    """Adds what `gradients` says of a part to the sums over the parts before it."""
+    return jax.tree.map(jnp.add, sums, gradients(loss_fn, state, batch, key))
+
+
+def update(
+    optimizer: optax.GradientTransformation, fit: Fit, state: dict, ema: Params, sums: Any
+) -> tuple[dict, Params]:
+    """One optimiser step from the sums over all parts, of which what is carried takes the mean.
+
+    The state is {params, opt_state, step, totals}; totals holds the metrics since the last multiple of fit.log_every,
+    so that what is logged is the mean of all steps, and a single NaN in between can't be missed.
+    """
+    grads, metrics, carried_on = sums
+    grads, carried_on = jax.tree.map(lambda g: g / fit.accumulate, (grads, carried_on))
+    trained, carried = split(state["params"])
+    updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
+    params = optax.apply_updates(trained, updates) | carried | carried_on
+    d = ema_decay(state["step"], fit.ema_decay)
+    ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+    metrics = metrics | {"gradient_norm": (optax.tree.norm(grads), jnp.float32(1))}
+    fresh = state["step"] % fit.log_every == 0
+    totals = jax.tree.map(lambda total, new: jnp.where(fresh, new, total + new), state["totals"], metrics)
+    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "totals": totals}, ema
+
+
+class Stepper:
+    """The compiled step; also what the benchmarks time."""
+
+    def __init__(self, loss_fn: LossFn, init_fn: Callable[[], Params], fit: Fit, example: tuple[np.ndarray, ...]):
+        """Prepares the compiled functions.
+
+        Args:
+          loss_fn: see LossFn.
+          init_fn: makes the initial parameters.
+          fit: how to train.
+          example: a batch of any length, for its shapes.
+        """
+        self._fit, self._init_fn, self._loss_fn = fit, init_fn, loss_fn
+        self._over = placement.mesh()
+        self._part = fit.batch_size // fit.accumulate
+        self._rows = placement.local_rows(self._part, self._over)
+        self._example = tuple(jax.ShapeDtypeStruct((self._part, *a.shape[1:]), a.dtype) for a in example)
+        self._optimizer = make_optimizer(fit)
+
+        def whole(state, ema, batch, key):
+            return update(self._optimizer, fit, state, ema, gradients(loss_fn, state, batch, key))
+
+        self._whole = jax.jit(whole, donate_argnums=(0, 1))
+        self._first = jax.jit(functools.partial(gradients, loss_fn))
+        self._more = jax.jit(functools.partial(accumulate, loss_fn), donate_argnums=0)
+        self._update = jax.jit(functools.partial(update, self._optimizer, fit), donate_argnums=(0, 1))
+
+    def _make(self) -> dict[str, Any]:
+        params = self._init_fn()
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self._part))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        metrics, _ = jax.eval_shape(self._loss_fn, params, self._example, keys, key)[1]
+        metrics["gradient_norm"] = (jnp.float32(0), jnp.float32(0))
+        state = {"params": params, "opt_state": self._optimizer.init(split(params)[0]), "step": jnp.int32(0)}
+        state["totals"] = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+        return {"state": state, "ema": jax.tree.map(jnp.array, params)}
+
+    def initial(self) -> tuple[dict, Params]:
+        """(state, ema) before the first step, on all devices."""
+        trees = placement.replicated(self._make, self._over)
+        return trees["state"], trees["ema"]
+
+    def abstract(self) -> dict[str, Any]:
+        """The shapes and shardings of {state, ema}."""
+        return placement.abstract(self._make, self._over)
+
+    def key(self, seed: int) -> jax.Array:
+        """A typed key on all devices."""
+        return placement.replicated(lambda: jax.random.key(seed), self._over)
+
+    def load(self, fetch: Callable[[np.ndarray], tuple[np.ndarray, ...]], chosen: np.ndarray) -> list[tuple]:
+        """Places the examples `chosen` on the devices, part by part; each process fetches its own rows alone."""
+        parts = []
+        for start in range(0, len(chosen), self._part):
+            rows = start + self._rows
+            local = (*fetch(chosen[rows]), rows.astype(np.uint32))
+            parts.append(placement.shard_batch(local, self._rows, self._part, self._over))
+        return parts
+
+    def __call__(self, state: dict, ema: Params, parts: list[tuple], key: jax.Array) -> tuple[dict, Params]:
+        """One optimiser step; the given state and ema are consumed."""
+        if len(parts) == 1:
+            return self._whole(state, ema, parts[0], key)
+        sums = self._first(state, parts[0], key)
+        for part in parts[1:]:
+            sums = self._more(sums, state, part, key)
+        return self._update(state, ema, sums)
+
+
+def run(
+    *,
+    loss_fn: LossFn,
+    init_fn: Callable[[], Params],
+    fetch: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+    num_examples: int,
+    fit: Fit,
+    seed: int,
+    directory: Path,
+    checkpoints: Path,
+    meta: dict[str, Any],
+    description: str,
+    watch: WatchFn | None = None,
+    watch_every: int = 0,
+    loader: Callable[[Callable[[int], Any], range], Any] = map,
+) -> tuple[Params, int]:
+    """Trains, or goes on training, until fit.num_steps or until `watch` says stop.
+
+    Args:
+      loss_fn: see LossFn; its batch is a tuple of what fetch returns.
+      init_fn: makes the initial parameters.
+      fetch: gives the examples of some indices, int64 [k], as a tuple of arrays [k, ...].
+      num_examples: how many there are to choose from.
+      fit: how to train.
+      seed: of the shuffles and of each step's key.
+      directory: for metrics.jsonl and the TensorBoard file.
+      checkpoints: where to keep them.
+      meta: for each checkpoint; holds `fingerprint`.
+      description: for the progress bar.
+      watch: called every watch_every steps, before a checkpoint of that step.
+      watch_every: 0 for never.
+      loader: maps a function over the steps, in order, as `map` does; may run ahead in threads of its own.
+
+    Returns:
+      (the averaged parameters, on the host; the last step).
+
+    Raises:
+      InputError: if the loss stops being finite, or a checkpoint can't be used.
+      StoppedError: on SIGTERM, after a checkpoint is saved.
+    """
+    stepper = Stepper(loss_fn, init_fn, fit, fetch(np.zeros(1, np.int64)))
+    key = stepper.key(seed)
+    with Checkpoints(checkpoints) as store, Preemption() as preemption:
+        if store.latest_step() is None:
+            state, ema = stepper.initial()
+        else:
+            trees = store.restore(fingerprint=meta["fingerprint"], **stepper.abstract()).trees
+            state, ema = trees["state"], trees["ema"]
+        first = done = checked = int(state["step"])
+        # JAX agrees on a step after the last that `reached` was given: a signal before this one counts at the barrier.
+        preemption.reached(first)
+        process_group.barrier(f"{description} begins")
+        if first:
+            logger.info("%s: going on from the checkpoint of step %d of %d.", description, first, fit.num_steps)
+
+        def load(step: int) -> list[tuple]:
+            return stepper.load(fetch, batch_indices(seed, step, num_examples, fit.batch_size))
+
+        # What watch said at the restored step, before it was killed, it says again.
+        stop = bool(first and watch and first % watch_every == 0 and watch(first, jax.device_get(ema)))
+        todo = range(first, first if stop else fit.num_steps)
+        curves = Curves(
+            directory / "metrics.jsonl",
+            first_step=first,
+            board=directory / "tensorboard",
+            write=process_group.primary(),
+        )
+        with curves:
+            batches = progress(
+                loader(load, todo), total=fit.num_steps, description=description, unit="step", done=first
+            )
+            for done, parts in enumerate(batches, start=first + 1):
+                state, ema = stepper(state, ema, parts, key)
+                stop = bool(watch and done % watch_every == 0 and watch(done, jax.device_get(ema)))
+                last = stop or done == fit.num_steps
+                preempted = preemption.reached(done)
+                save = last or preempted or done % fit.checkpoint_every == 0
+                if save or done % fit.log_every == 0:
+                    row = _means(jax.device_get(state["totals"]), checked, done)
+                    checked = done
+                    if last or done % fit.log_every == 0:
+                        epoch = round(done * fit.batch_size / num_examples, 3)
+                        curves.write({"step": done, "epoch": epoch} | row)
+                if save:
+                    store.save(done, state=state, ema=ema, meta=meta)
+                if preempted and not last:
+                    break
+                if stop:
+                    break
+        store.wait()
+        if preemption.happened and done < fit.num_steps and not stop:
+            raise StoppedError(
+                f"{description}: stopped by SIGTERM after step {done} of {fit.num_steps}, which is saved; run the same "
+                "command again to go on."
+            )
+    return jax.device_get(ema), done
+
+
+def _means(totals: dict[str, Any], checked: int, step: int) -> dict[str, Any]:
+    """The metrics as numbers, or lists with None where there was nothing to average.
+
+    Raises:
+      InputError: if the loss of any step since `checked` was not finite.
+    """
+    if not np.isfinite(totals["loss"][0]):
+        raise InputError(
+            f"training diverged: the loss became {totals['loss'][0]} between steps {checked} and {step}; "
+            "lower the learning_rate or the gradient_clip of that section."
+        )
+    row = {}
+    for name, (total, count) in totals.items():
+        mean = np.divide(total, count, out=np.full(np.shape(total), np.nan), where=np.asarray(count) > 0)
+        row[name] = [float(v) if np.isfinite(v) else None for v in mean] if mean.ndim else float(mean)
+    return row

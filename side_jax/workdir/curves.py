@@ -1,0 +1,67 @@
+"""Curves of a run: one JSON object a line and, where wanted, TensorBoard scalars; a restart goes on where it was.
+
+The file is written whole for every row: object stores can't append, and a kill can't cut a row short.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from side_jax.errors import InputError
+from side_jax.workdir import files
+
+
+class Curves:
+    """Appends rows to a .jsonl file; what an earlier run wrote beyond the restored step is dropped first."""
+
+    def __init__(self, path: Path, *, first_step: int, board: Path | None = None, write: bool = True):
+        """Opens the file.
+
+        Args:
+          path: of the .jsonl file.
+          first_step: the step that the run goes on from; 0 for a new one.
+          board: the folder for TensorBoard, if any.
+          write: False on processes that only keep the others company.
+        """
+        self._path, self._write, self._board = path, write, None
+        self.rows = [row for row in read(path) if row["step"] <= first_step]
+        if not write:
+            return
+        self._save()
+        self._board = SummaryWriter(str(board), purge_step=first_step + 1) if board else None
+
+    def __enter__(self) -> "Curves":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._board:
+            self._board.close()
+
+    def _save(self) -> None:
+        with files.atomic(self._path, "w") as file:
+            file.writelines([json.dumps(row) + "\n" for row in self.rows])
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends a row, which holds its `step`; TensorBoard gets the numbers, and lists under a number each."""
+        self.rows.append(row)
+        if self._write:
+            self._save()
+        if self._board:
+            for name, value in row.items():
+                for i, one in enumerate(value if isinstance(value, list) else [value]):
+                    if one is not None:
+                        self._board.add_scalar(f"{name}/{i}" if isinstance(value, list) else name, one, row["step"])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; none where there is no file.
+
+    Raises:
+      InputError: if it is damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the stage that writes it again.") from None

@@ -1,0 +1,135 @@
+"""--dry-run: what is left to do, after the checks of a real run, without writing anything."""
+
+import dataclasses
+import shutil
+
+import pytest
+import runs
+
+from side_jax import builders
+from side_jax.config import from_config
+from side_jax.pipeline import plan, saved_config, space
+from side_jax.stages import stage_inputs, stage_table
+
+
+def listing(folder):
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Each step takes a second, a classifier's two, so that the sums can be checked, and nothing is compiled."""
+    monkeypatch.setattr(plan._Clock, "_device_seconds", lambda self, key, measure: 2.0 if "classifier" in key else 1.0)
+
+
+def lines(capsys):
+    """({unit: the rest of its line}, all lines)."""
+    rows = capsys.readouterr().out.splitlines()
+    return {row.split()[0]: " ".join(row.split()[1:]) for row in rows if row.startswith("  ")}, rows
+
+
+def test_a_fresh_run_has_all_to_do(tmp_path, capsys, quick):
+    assert runs.run([*runs.arguments(tmp_path / "a" / "b"), "--dry-run"]) == 0
+    found, rows = lines(capsys)
+    assert not (tmp_path / "a").exists()
+    assert found["train"] == "40 of 40 steps 40.0 device-seconds"
+    assert found["surrogate/side"] == "30 of 30 steps 60.0 device-seconds"
+    # 128 images of 64 pixels in shards of 32, each of 3 steps
+    assert found["synthesize"] == "4 of 4 shards, 128 images 12.0 device-seconds 0.0 MiB"
+    assert found["extract/side_10"] == "2 of 2 shards, 64 images 6.0 device-seconds 0.0 MiB"
+    assert len([unit for unit in found if unit.startswith("extract/")]) == 5
+    assert "In all 162 device-seconds" in rows[-2]  # 40 + 12 + 60 + 20 + 5 x 6
+    assert "Nothing was written" in rows[-1]
+
+
+def test_what_is_done_is_not_counted(finished, tmp_path, capsys, quick):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / "extract" / "side_10" / "shard_00001.npz").unlink()
+    before = listing(workdir)
+    assert runs.run([*runs.arguments(workdir), "--dry-run"]) == 0
+    found, rows = lines(capsys)
+    assert listing(workdir) == before
+    assert found["train"].startswith("done 0.0")
+    assert found["extract/side_10"].startswith("1 of 2 shards, 32 images 3.0")
+    assert "In all 3 device-seconds" in rows[-2]
+
+
+def test_changed_settings_are_to_do_again(finished, capsys, quick):
+    assert runs.run([*runs.arguments(finished, surrogate__num_steps=20), "--dry-run"]) == 0
+    found, _ = lines(capsys)
+    assert found["synthesize"].startswith("done")
+    assert found["surrogate/side"].startswith("20 of 20 steps")
+    assert found["extract/side_10"].startswith("2 of 2 shards")
+    assert found["extract/unconditional"].startswith("done")
+
+
+def test_guided_attacks_may_have_a_solver_and_steps_of_their_own(finished, capsys, quick):
+    for options, seconds in (({"extract__num_steps": 2}, "4.0"), ({"extract__solver": "dpmpp_2m"}, "6.0")):
+        assert runs.run([*runs.arguments(finished, **options), "--dry-run"]) == 0
+        found, _ = lines(capsys)
+        for unit in ("synthesize", "surrogate/side", "extract/unconditional"):
+            assert found[unit].startswith("done")
+        assert found["extract/side_10"].startswith(f"2 of 2 shards, 64 images {seconds}")
+
+
+def test_the_same_checks_as_a_real_run(finished, tmp_path, capsys, quick):
+    assert runs.run([*runs.arguments(tmp_path / "run", data__num_members=10**6), "--dry-run"]) == 1
+    assert "num_members" in capsys.readouterr().err
+    assert runs.run([*runs.arguments(finished, train__num_steps=41), "--dry-run"]) == 1
+    assert "holds a model made with another config" in capsys.readouterr().err
+
+
+def test_steps_are_timed(tmp_path, capsys):
+    arguments = runs.arguments(tmp_path / "run", extract__attacks="('side','conditional_x0')")
+    assert runs.run([*arguments, "--dry-run"]) == 0
+    found, _ = lines(capsys)
+    seconds = [line.split(" device-seconds")[0].split()[-1] for line in found.values() if " device-seconds" in line]
+    assert len(seconds) == 9  # train, synthesize, two surrogates, four runs, and the sum
+    assert all(float(value.replace(",", "")) > 0 for value in seconds)
+
+
+def left(settings, workdir):
+    """Bytes that are yet to be written, the margin for small files apart."""
+    need, _ = space.space(settings, workdir)
+    return need - 50 * 2**20
+
+
+def test_disk_space_of_what_is_left(finished, tmp_path):
+    settings = from_config(saved_config.saved_config(finished))
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    assert space.space(settings, workdir)[0] == 0
+    (workdir / "extract" / "side_10" / "shard_00001.npz").unlink()
+    assert left(settings, workdir) == 32 * 64
+    (workdir / "report" / "index.html").unlink()
+    assert left(settings, workdir) == 32 * 64
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "checkpoints").mkdir()
+    (workdir / "checkpoints" / "half").write_bytes(bytes(1000))
+    assert left(settings, workdir) == 32 * 64 + 48 * builders.parameter_count(settings) - 1000
+    assert left(settings, workdir) < left(settings, tmp_path / "new")
+    other = dataclasses.replace(settings, extract=dataclasses.replace(settings.extract, num_steps=2))
+    assert left(other, finished) == 4 * 64 * 64  # its images are made anew, the old ones stay beside them
+
+
+def test_disk_space_of_classifiers(finished, tmp_path):
+    """Three checkpoints, each of parameters, two moments and their average; the best ones; and a teacher's."""
+    settings = from_config(saved_config.saved_config(finished))
+    module = builders.build_classifier(settings, 4, time_dependent=True)
+    work = stage_table.classifier_units(settings, finished)["side"]
+    count = builders.size(stage_inputs.restore_ema(settings, work, module).trees["ema"])
+
+    def need(attacks, **surrogate):
+        changed = dataclasses.replace(
+            settings,
+            extract=dataclasses.replace(settings.extract, attacks=attacks),
+            surrogate=dataclasses.replace(settings.surrogate, **surrogate),
+        )
+        return left(changed, tmp_path / "new")
+
+    plain, both = need(("unconditional",)), ("unconditional", "side")
+    images = (128 + 2 * 64) * 64 + 2 * 128 * 64 * 4  # synthetic and extracted ones; features, twice
+    assert need(both) - plain == 48 * count + images
+    assert need(both, patience=2, validate_every=5) - need(both) == 2 * 4 * count
+    teacher = builders.build_classifier(settings, 4, time_dependent=False)
+    count = builders.size(builders.init_fn(teacher, settings, 0)())
+    assert need(both, objective="tdkd", teacher_steps=10) - need(both) == 48 * count

@@ -1,0 +1,628 @@
+"""The page's tables, figures and pictures from made-up results in which no two numbers are equal."""
+
+import base64
+import dataclasses
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from side_jax.data.sides import Side
+from side_jax.measure import positive_control
+from side_jax.memorization.metrics import Matches
+from side_jax.report import findings, matches, plots
+from side_jax.report.figures import Drawn, figures, yields
+from side_jax.report.gallery import gallery, sheet
+from side_jax.report.tables import explanation, tables
+from side_jax.report.writer import Audit, write
+from side_jax.settings import Report
+
+RUNS = (("unconditional", 0.0), ("side", 1.0), ("side", 10.0), ("side_random", 10.0))
+LEVELS = {"high": (0.0, 0.8), "mid": (0.8, 1.0), "high to mid": (0.0, 1.0), "calibrated": (0.0, 0.6789)}
+METRICS = ("normalized_l2", "rmse")
+
+
+class Distinct:
+    """Rates that are all different, and whose percentages differ in the two decimals shown."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+        return self.count / 2048
+
+    def interval(self):
+        return [self(), self()]
+
+
+def row(draw, attack, scale, metric, level):
+    sides = {}
+    for side in ("", "heldout_"):
+        sides |= {f"{side}{name}": draw() for name in ("ams", "ums", "ums_nearest", "unique")}
+        sides |= {f"{side}{name}_ci": draw.interval() for name in ("ams", "ums", "ums_nearest")}
+        sides |= {f"{side}ams_at_most": None, f"{side}unique": 3000 + draw.count}
+    made = {"attack": attack, "guidance_scale": scale, "metric": metric, "level": level, "band": list(LEVELS[level])}
+    made |= sides | {"n_generated": 1234, "excess": draw(), "excess_ci": draw.interval(), "p_excess": draw()}
+    if attack != "unconditional":
+        made |= {"p_more_images": draw(), "p_more_members": draw()}
+    if level == "calibrated":
+        made |= {"false_match_rate": 0.02, "false_match_measured_ci": draw.interval()}
+    return made
+
+
+def seen(draw, attack, scale):
+    return {
+        "attack": attack,
+        "guidance_scale": scale,
+        "sizes": [1, 20, 4000 + draw.count],
+        "expected": [0.5, 5.0, 100.0 + draw.count],
+        "fit": {"sizes": [1, 20, 40000], "expected": [0.5, 5.5, 200.0 + draw.count]},
+        "chao1": {name: 100 * k + draw.count + 0.25 for k, name in enumerate(("low", "estimate", "high"), start=3)},
+        "ahead": {
+            "factor": 10,
+            "fit": 600 + 100 * draw(),
+            "chao": 700 + 100 * draw(),
+            "good_toulmin": {"expected": 800 + 100 * draw(), "valid": attack == "side"},
+        },
+    }
+
+
+LAWS = (
+    *("auth_pct", "auth_pct_heldout", "fld_gap"),
+    *("frechet_members", "frechet_heldout", "frechet_members_heldout"),
+)
+
+
+@pytest.fixture
+def results():
+    draw = Distinct()
+    laws = [
+        {"attack": attack, "guidance_scale": scale, "n": {"heldout": 90, "members": 90}}
+        | {name: 1000 * draw() for name in LAWS}
+        | {"c_t": {"value": -1000 * draw() if attack == "side" else None}}
+        for attack, scale in RUNS
+    ]
+    evidence = {
+        "auc": draw(),
+        "auc_ci": draw.interval(),
+        "calibration": 45,
+        "at": [
+            {"false_positive_rate": 0.01, "true_positive_rate": None, "note": "it needs 99 images"},
+            {
+                "false_positive_rate": 0.1,
+                "true_positive_rate": draw(),
+                "true_positive_rate_ci": draw.interval(),
+                "called_heldout": 3,
+                "note": None,
+            },
+        ],
+        "evaluation": 45,
+    }
+    return {
+        "rows": [row(draw, *run, metric, level) for run in RUNS for metric in METRICS for level in LEVELS],
+        "rarefaction": [seen(draw, *run) for run in RUNS],
+        "distribution": laws,
+        "thresholds": {
+            name: {"below": 0.6789, "calibrated_on": 45, "tested_on": 46, "matched": k}
+            for k, name in enumerate(METRICS, start=7)
+        },
+        "dataset": {"members": 90, "heldout": 90, "heldout_used": 90},
+        "membership": {"timestep": 77, "secmi_stride": 5, "pia": evidence},
+        "controls": [
+            {"distortion": d, "strength": s, "unit": "u", "metric": m, "level": level, "found": draw()}
+            for d, s in (("held-out images", None), ("noise", 0.0), ("noise", 0.4), ("flip", 1.0))
+            for m in METRICS
+            for level in ("high", "calibrated")
+        ],
+    }
+
+
+def alone(results):
+    """The same of samples alone, without a guidance scale."""
+    found = dict(results)
+    for name in ("rows", "rarefaction", "distribution"):
+        kept = [one | {"attack": "samples"} for one in results[name] if one["attack"] == "unconditional"]
+        found[name] = kept
+    return found | {"membership": {}}
+
+
+def table(results, caption):
+    (found,) = (one for one in tables(results) if one.caption == caption)
+    return found
+
+
+def column(of, label):
+    """The cells under a label."""
+    (i,) = (i for i, one in enumerate(of.columns) if one.label == label)
+    return [cells[i] for cells in of.rows]
+
+
+def texts(of, label):
+    return [cell.text for cell in column(of, label)]
+
+
+def rows_of(results, metric, level):
+    return [one for one in results["rows"] if (one["metric"], one["level"]) == (metric, level)]
+
+
+def shares(rows, name):
+    return [f"{100 * r[name]:.2f}% ({100 * r[f'{name}_ci'][0]:.2f}% to {100 * r[f'{name}_ci'][1]:.2f}%)" for r in rows]
+
+
+def points(rows):
+    return [f"{100 * r['excess']:.2f} (+{100 * r['excess_ci'][0]:.2f} to +{100 * r['excess_ci'][1]:.2f})" for r in rows]
+
+
+def test_tables_come_in_the_order_of_their_weight(results):
+    assert [one.caption for one in tables(results)] == [
+        "Attacks by normalized_l2 below 0.8",
+        "Attacks by rmse below 0.8",
+        "Farther bands of normalized_l2",
+        "Farther bands of rmse",
+        "Calibrated thresholds",
+        "How much is left to find?",
+        "Laws compared: overfitting and quality",
+        "Membership evidence",
+    ]
+    results["rows"] = rows_of(results, "rmse", "high")
+    assert [one.caption for one in tables(results | {"distribution": [], "membership": {}})] == [
+        "Attacks by rmse below 0.8",
+        "How much is left to find?",
+    ]
+
+
+def test_the_best_of_several_scales_is_warned_of_where_there_are_several(results):
+    caption = "Attacks by rmse below 0.8"
+    assert "best of several scales" in table(results, caption).note
+    results["rows"] = [one for one in results["rows"] if one["guidance_scale"] != 1]
+    assert "best of several scales" not in table(results, caption).note
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_number_of_the_attacks(results, metric):
+    found, rows = table(results, f"Attacks by {metric} below 0.8"), rows_of(results, metric, "high")
+    assert texts(found, "Attack") == ["unconditional", "side", "side", "side_random"]
+    assert [cell.emphasis for cell in column(found, "Attack")] == ["", "", "", "faint"]
+    assert texts(found, "Scale") == ["none", "1", "10", "10"]
+    for label, name in (
+        ("Matched (AMS)", "ams"),
+        ("Held-out matched", "heldout_ams"),
+        ("UMS, all pairs", "ums"),
+        ("UMS, nearest", "ums_nearest"),
+    ):
+        assert texts(found, label) == shares(rows, name)
+        assert [cell.sort for cell in column(found, label)] == [r[name] for r in rows]
+    assert texts(found, "Excess, points") == points(rows)
+    assert texts(found, "Extracted") == [f"{r['unique']:,}" for r in rows]
+    assert texts(found, "p, excess") == [f"{r['p_excess']:.4f}" for r in rows]
+    assert texts(found, "p, more images") == ["none", *(f"{r['p_more_images']:.4f}" for r in rows[1:])]
+    assert texts(found, "p, more members") == ["none", *(f"{r['p_more_members']:.4f}" for r in rows[1:])]
+    assert [c.sort for c in column(found, "p, more images")] == [None, *(r["p_more_images"] for r in rows[1:])]
+    assert "best of several scales" in found.note
+    assert "side_random: control: SIDE with random pseudo-labels" in found.note
+    explained = [bool(one.help) for one in found.columns]
+    assert explained == [False] * 2 + [metric == METRICS[0]] * 9  # once on a page
+
+
+def test_zero_hits_are_a_bound_and_small_p_values_are_small(results):
+    first = results["rows"][0]
+    first |= {"ams": 0.0, "ams_at_most": 0.0123, "heldout_ams_at_most": 0.0456, "p_excess": 0.00009}
+    found = table(results, "Attacks by normalized_l2 below 0.8")
+    assert texts(found, "Matched (AMS)")[0] == "0 (at most 1.23%)"
+    assert texts(found, "Held-out matched")[0] == "0 (at most 4.56%)"
+    assert texts(found, "p, excess")[0] == "< 0.0001"
+    assert column(found, "p, excess")[0].sort == 0.00009
+
+
+def test_samples_alone_have_no_columns_without_a_number(results):
+    found = table(alone(results), "Matches by normalized_l2 below 0.8")
+    labels = [one.label for one in found.columns]
+    assert labels[0] == "Attack"
+    assert not {"Scale", "p, more images", "p, more members"} & set(labels)
+    assert found.note == ""
+    assert all("none" not in [cell.text for cell in cells] for cells in found.rows)
+    for other in tables(alone(results)):
+        assert "Scale" not in [one.label for one in other.columns]
+
+
+def test_every_number_of_the_farther_bands(results):
+    found = table(results, "Farther bands of rmse")
+    rows = [r for r in results["rows"] if r["metric"] == "rmse" and r["level"] in ("mid", "high to mid")]
+    assert texts(found, "Band") == ["mid [0.8, 1)", "high to mid [0, 1)"] * 4
+    for label, name in (
+        ("AMS", "ams"),
+        ("UMS, all pairs", "ums"),
+        ("UMS, nearest", "ums_nearest"),
+        ("Held-out AMS", "heldout_ams"),
+        ("Held-out UMS", "heldout_ums"),
+    ):
+        assert texts(found, label) == [f"{100 * r[name]:.2f}%" for r in rows]
+        assert [cell.sort for cell in column(found, label)] == [r[name] for r in rows]
+
+
+def test_every_number_of_the_calibrated_thresholds(results):
+    found = table(results, "Calibrated thresholds")
+    rows = [r for r in results["rows"] if r["level"] == "calibrated"]
+    assert texts(found, "Measure") == list(METRICS) * 4
+    assert texts(found, "Threshold") == ["0.6789"] * 8
+    assert texts(found, "Matched (AMS)") == shares(rows, "ams")
+    assert texts(found, "Held-out matched") == shares(rows, "heldout_ams")
+    assert texts(found, "Excess, points") == points(rows)
+    assert texts(found, "Extracted") == [f"{r['unique']:,}" for r in rows]
+    assert "at most 2.00% of cases: on 45 held-out images" in found.note
+    for k, metric in enumerate(METRICS, start=7):
+        low, high = rows_of(results, metric, "calibrated")[-1]["false_match_measured_ci"]
+        assert f"{metric} {k} of 46 ({100 * low:.2f}% to {100 * high:.2f}%)" in found.note
+
+
+def test_every_number_of_what_is_left(results):
+    found, rows = table(results, "How much is left to find?"), results["rarefaction"]
+    assert texts(found, "Images") == [f"{r['sizes'][-1]:,}" for r in rows]
+    assert texts(found, "Found") == [f"{r['expected'][-1]:.0f}" for r in rows]
+    assert texts(found, "Fitted law at 10 times") == [f"{r['ahead']['fit']:.1f}" for r in rows]
+    assert texts(found, "Chao at 10 times") == [f"{r['ahead']['chao']:.1f}" for r in rows]
+    chao = [r["chao1"] for r in rows]
+    total = [f"{c['estimate']:.1f} ({c['low']:.0f} to {c['high']:.0f})" for c in chao]
+    assert texts(found, "Chao's total, at least") == total
+    beyond = [", beyond its range", "", "", ", beyond its range"]
+    toulmin = [f"{r['ahead']['good_toulmin']['expected']:.1f}{b}" for r, b in zip(rows, beyond, strict=True)]
+    assert texts(found, "Good-Toulmin at 10 times") == toulmin
+
+
+def test_every_number_of_the_laws(results):
+    found, rows = table(results, "Laws compared: overfitting and quality"), results["distribution"]
+    labels = {
+        "auth_pct": "AuthPct",
+        "auth_pct_heldout": "AuthPct, held-out",
+        "fld_gap": "FLD-style gap",
+        "frechet_members": "Frechet to members",
+        "frechet_heldout": "Frechet to held-out",
+        "frechet_members_heldout": "Members to held-out",
+    }
+    for name, label in labels.items():
+        assert texts(found, label) == [f"{r[name]:.3g}" for r in rows]
+    values = [r["c_t"]["value"] for r in rows]
+    assert texts(found, "C_T") == ["none", f"{values[1]:.3g}", f"{values[2]:.3g}", "none"]
+    assert "rough" not in found.note
+    results["distribution"][0]["n"] = {"heldout": 89, "members": 90}
+    assert "Held-out images are fewer" in table(results, found.caption).note
+
+
+def test_every_number_of_membership(results):
+    found, one = table(results, "Membership evidence"), results["membership"]["pia"]
+    low, high = one["auc_ci"]
+    assert texts(found, "Evidence") == ["pia"]
+    assert texts(found, "AUC") == [f"{one['auc']:.3f} ({low:.3f} to {high:.3f})"]
+    assert texts(found, "True positives at 1%") == ["not known"]
+    (rate,) = shares(one["at"][1:], "true_positive_rate")
+    assert texts(found, "True positives at 10%") == [f"{rate}; 3 of 45 false"]
+    assert "at timestep 77" in found.note
+    assert found.note.endswith(" Not known: it needs 99 images.")
+    assert "on 45 held-out images" in found.note
+
+
+def test_the_explanation_is_of_these_measures_and_sets(results):
+    said = explanation(results, 0.9)
+    assert "normalized_l2 below 0.8: pixel distance over alpha" in said
+    assert "rmse below 0.8: root mean squared" in said
+    assert "against 90 images that the model never saw" in said
+    assert "Intervals hold with 90% confidence, by Wilson for rates, Newcombe for differences and a jackknife" in said
+    assert "by chance alone" not in said
+    assert "calibrate" not in said
+    results["dataset"]["heldout_used"] = 30
+    results["thresholds"]["rmse"] |= {"below": None, "calibrated_on": 15}
+    said = explanation(results, 0.9)
+    assert "against 30 images that the model never saw" in said
+    assert "Of 90 members one is nearer by chance alone" in said
+    assert "15 held-out images are too few to calibrate a threshold" in said
+
+
+CSV = """attack,guidance_scale,index,label,rmse_member,rmse_member_id,rmse_member_match,rmse_heldout,rmse_heldout_id,\
+rmse_heldout_match
+unconditional,0.0,0,-1,0.5,12,0,0.6,21,0
+unconditional,0.0,1,-1,0.1,11,1,0.7,22,0
+unconditional,0.0,2,-1,0.05,11,1,0.8,21,0
+side,10.0,0,4,0.3,13,1,0.9,22,0
+side,10.0,1,4,0.2,12,1,0.15,22,1
+side,10.0,2,7,0.9,12,0,0.95,21,0
+side,10.0,3,4,0.25,12,1,0.65,21,0
+"""
+GREYS = {"members": (40, 50, 60), "heldout": (70, 80)}
+
+
+@pytest.fixture
+def found(tmp_path):
+    (tmp_path / "matches.csv").write_text(CSV, encoding="utf-8")
+    (tmp_path / "members.csv").write_text(
+        "side,id,name,sha256,loss,pia,extracted_side_10\nmembers,11,ada,x,0.5,1.5,2\nmembers,12,bea,x,0.25,2.5,2\n"
+        "members,13,cle,x,0.125,3.5,1\nheldout,11,dan,x,9,9,\nheldout,12,eve,x,9,9,\n",
+        encoding="utf-8",
+    )
+    return matches.read(tmp_path / "matches.csv")
+
+
+def side(name, first, names):
+    greys = np.asarray(GREYS[name], np.uint8)
+    images = np.broadcast_to(greys[:, None, None, None], (len(greys), 8, 8, 1))
+    return Side(images=images, ids=first + np.arange(len(greys)), names=names, digests=names)
+
+
+MEMBERS, HELDOUT = side("members", 11, ("ada", "bea", "cle")), side("heldout", 21, ("dan", "eve"))
+ROWS = [
+    {"attack": "unconditional", "guidance_scale": 0.0, "metric": "rmse", "ams": 0.5},
+    {"attack": "side", "guidance_scale": 10.0, "metric": "rmse", "ams": 0.6},
+]
+
+
+def fetch(attack, scale, index):
+    """Image i of plain sampling has the grey 100 + i, of SIDE 200 + i."""
+    assert (attack, scale) in (("unconditional", 0.0), ("side", 10.0))
+    grey = np.asarray(index, np.uint8) + (100 if attack == "unconditional" else 200)
+    return np.broadcast_to(grey[:, None, None, None].astype(np.uint8), (len(grey), 8, 8, 1))
+
+
+def test_matches_are_read_by_column_and_by_run(found):
+    assert found["attack"].tolist() == ["unconditional"] * 3 + ["side"] * 4
+    assert found["rmse_member"].dtype == np.float64
+    own = matches.of(found, ROWS[1])
+    assert own["label"].tolist() == [4, 4, 7, 4]
+    assert own["rmse_member_id"].tolist() == [13, 12, 12, 12]
+    assert len(matches.of(found, {"attack": "side", "guidance_scale": 1.0})["index"]) == 0
+
+
+def test_runs_have_titles_file_names_and_an_order():
+    rows = [
+        {"attack": attack, "guidance_scale": scale, "ams": ams}
+        for attack, scale, ams in (
+            ("side_random", 1.0, 0.9),
+            ("unconditional", 0.0, 0.1),
+            ("side", 1.0, 0.2),
+            ("side", 2.5, 0.3),
+            ("conditional", 2.5, 0.05),
+        )
+    ]
+    shown = [(row["attack"], row["guidance_scale"]) for row in matches.shown(rows)]
+    assert shown == [("side", 2.5), ("unconditional", 0.0), ("conditional", 2.5), ("side_random", 1.0)]
+    assert [matches.title(row) for row in rows[:2]] == ["side_random, scale 1", "unconditional"]
+    assert [matches.slug(row) for row in rows[1:4]] == ["unconditional", "side_1", "side_2.5"]
+
+
+def test_yields_of_clusters_by_hand(found):
+    """Cluster 4 guided images 0, 1 and 3, of members 13, 12 and 12; cluster 7 image 2, which matches none."""
+    assert yields(found, ROWS[1]) == [
+        {"cluster": 4, "images": 3, "matched": 3, "members": 2},
+        {"cluster": 7, "images": 1, "matched": 0, "members": 0},
+    ]
+    assert yields(found, ROWS[0]) == []
+
+
+def drawn(results, **changes):
+    """The figures, for matches of each run."""
+    runs = list(dict.fromkeys((r["attack"], r["guidance_scale"]) for r in results["rows"]))
+    rng, n = np.random.default_rng(0), 20
+    columns = {
+        "attack": np.repeat([attack for attack, _ in runs], n),
+        "guidance_scale": np.repeat([scale for _, scale in runs], n),
+        "label": np.where(np.repeat([scale for _, scale in runs], n) > 0, np.tile(np.arange(n) % 3, len(runs)), -1),
+    }
+    for name in ("member", "heldout"):
+        columns[f"normalized_l2_{name}"] = rng.uniform(0, 2, n * len(runs))
+        columns[f"normalized_l2_{name}_id"] = rng.integers(0, 9, n * len(runs))
+        columns[f"normalized_l2_{name}_match"] = rng.integers(0, 2, n * len(runs))
+    return {one.name: one for one in figures(results, columns | changes)}
+
+
+def test_figures_are_pictures_and_say_what_they_show(results):
+    found = drawn(results)
+    assert list(found) == ["guidance", "rarefaction", "similarity", "yields", "sensitivity"]
+    for one in found.values():
+        with Image.open(io.BytesIO(one.png)) as picture:
+            assert picture.width > 400
+            assert np.asarray(picture.convert("L")).std() > 5  # it is not blank
+        assert not one.reveals
+    false = [r for r in results["controls"] if r["strength"] is None and r["level"] == "high"]
+    listed = ", ".join(f"{r['metric']} {100 * r['found']:.2f}%" for r in false)
+    assert found["sensitivity"].note.endswith(f"held-out images that match a member: {listed}.")
+    assert found["similarity"].note.endswith("than chance brings them.")
+    assert found["rarefaction"].note.startswith("Solid: the mean")
+
+
+def test_figures_without_guidance_controls_or_hits(results):
+    results = alone(results) | {"controls": []}
+    results["rarefaction"][0]["expected"] = [0.0, 0.0, 0.0]
+    results["dataset"]["heldout_used"] = 30
+    found = drawn(results)
+    assert list(found) == ["rarefaction", "similarity"]
+    assert found["rarefaction"].note.startswith("No member was found")
+    assert "Members are more than held-out images here" in found["similarity"].note
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Charts take most of the time; here all are one small picture."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 90).save(buffer, format="PNG")
+    for name in ("guidance", "rarefaction", "similarity", "yields", "sensitivity"):
+        monkeypatch.setattr(plots, name, lambda *_: buffer.getvalue())
+
+
+def test_the_best_guided_attack_has_its_clusters_shown(results, quick):
+    assert "yields" in drawn(results)
+    labels = np.full(20 * len(RUNS), -1)
+    assert "yields" not in drawn(results, label=labels)
+    results["rows"] = [r for r in results["rows"] if r["attack"] != "side"]
+    assert "yields" not in drawn(results)  # controls have none
+
+
+def strip(pair):
+    """The tiles of a pair's picture: the grey in the middle of each."""
+    _, _, data = pair.picture.uri.partition("base64,")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape == (8, 4 * 8 + 3 * 2)
+    return [int(pixels[4, 4 + 10 * i]) for i in range(4)]
+
+
+def test_the_gallery_shows_the_closest_of_each_run(found, tmp_path):
+    shown = gallery(ROWS, found, MEMBERS, HELDOUT, fetch, tmp_path, pairs=5, private=False)
+    labels = ["rmse to member", "rmse to held-out", "member's loss", "member's pia"]
+    assert [score.label for score in shown.scores] == labels
+    assert [score.closer for score in shown.scores] == ["smaller"] * 4
+    pairs = [(p.attack, p.scale, p.index, p.member, p.name, p.heldout, p.cluster, p.matched) for p in shown.pairs]
+    assert pairs == [  # two of each run, since five pairs are for two runs; the closest first
+        ("unconditional", None, 2, 11, "ada", 21, None, True),
+        ("unconditional", None, 1, 11, "ada", 22, None, True),
+        ("side", 10.0, 1, 12, "bea", 22, 4, True),
+        ("side", 10.0, 3, 12, "bea", 21, 4, True),
+    ]
+    values = [(0.05, 0.8, 0.5, 1.5), (0.1, 0.7, 0.5, 1.5), (0.2, 0.15, 0.25, 2.5), (0.25, 0.65, 0.25, 2.5)]
+    assert [p.values for p in shown.pairs] == values
+    # Generated, member, held-out, and four times their difference, at most white.
+    tiles = [[102, 40, 70, 248], [101, 40, 80, 244], [201, 50, 80, 255], [203, 50, 70, 255]]
+    np.testing.assert_allclose([strip(p) for p in shown.pairs], tiles, atol=2)
+    assert all(p.picture.reveals for p in shown.pairs)
+
+
+def test_the_gallery_shows_pairs_that_do_not_match_too(found, tmp_path):
+    shown = gallery(ROWS, found, MEMBERS, HELDOUT, fetch, tmp_path, pairs=1000, private=False)
+    assert len(shown.pairs) == 7
+    assert [p.index for p in shown.pairs if not p.matched] == [0, 2]
+    assert [p.values[0] for p in shown.pairs] == [0.05, 0.1, 0.2, 0.25, 0.3, 0.5, 0.9]
+
+
+def test_a_private_gallery_has_no_names_and_blurred_pictures(found, tmp_path):
+    shown = gallery(ROWS, found, MEMBERS, HELDOUT, fetch, tmp_path, pairs=1000, private=True)
+    assert {p.name for p in shown.pairs} == {""}
+    assert not any(p.picture.reveals for p in shown.pairs)
+    assert [p.member for p in shown.pairs] == [11, 11, 12, 12, 13, 12, 12]
+
+
+def test_the_sheet_has_the_closest_match_of_each_extracted_member(found):
+    """Of SIDE: image 1 for member 12 (closer than 3), image 0 for member 13; each enlarged six times."""
+    with Image.open(io.BytesIO(sheet(ROWS[1], found, MEMBERS, HELDOUT, fetch))) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.ndim == 2
+    dark = pixels < 255
+    across = np.flatnonzero(np.diff(dark[len(dark) // 2].astype(int)) == 1) + 1  # where a tile begins
+    assert [int(pixels[len(pixels) // 2, x + 20]) for x in across] == [201, 50, 80, 200, 60, 80]
+
+
+def test_a_sheet_without_a_match_is_blank(found):
+    found["rmse_member_match"][:] = 0
+    with Image.open(io.BytesIO(sheet(ROWS[1], found, MEMBERS, HELDOUT, fetch))) as picture:
+        assert picture.getextrema() == (255, 255)
+
+
+def test_a_sheet_is_no_longer_than_24(found):
+    many = 40
+    columns = {name: np.resize(column, many) for name, column in matches.of(found, ROWS[1]).items()}
+    columns |= {"rmse_member_id": np.arange(many), "rmse_member_match": np.ones(many), "index": np.arange(many)}
+    columns["rmse_member"] = np.arange(many)[::-1] / many
+    members = dataclasses.replace(MEMBERS, ids=np.arange(many), images=np.full((many, 8, 8, 1), 30, np.uint8))
+    asked = []
+    sheet(ROWS[1], columns, members, HELDOUT, lambda *run: asked.append(run[2].tolist()) or fetch(*run))
+    assert asked == [list(range(39, 15, -1))]
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_private_page_lacks_what_shows_images(results, found, tmp_path, quick, private):
+    results["rows"] = [r | {"metric": "rmse"} for r in rows_of(results, "rmse", "high") if r["attack"] != "side_random"]
+    results["rows"] = [r for r in results["rows"] if r["guidance_scale"] != 1.0]
+    results["rarefaction"] = [r for r in results["rarefaction"] if r["guidance_scale"] != 1.0]
+    png = figures(results, found)[0].png
+    audit = Audit(
+        title="A title",
+        results=results,
+        directory=tmp_path,
+        members=MEMBERS,
+        heldout=HELDOUT,
+        fetch=fetch,
+        confidence=0.95,
+        report=Report(private=private),
+        figures=(Drawn(name="samples", heading="Images of wards", png=png, alt="Images", reveals=True),),
+    )
+    names = write(audit, tmp_path / "page")
+    common = ["guidance.png", "rarefaction.png", "similarity.png", "yields.png", "sensitivity.png"]
+    assert names == common + ([] if private else ["samples.png", "matches_side_10.png", "matches_unconditional.png"])
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {*names, "index.html"}
+    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert ("Images of wards" in text, "Private version" in text) == (not private, private)
+    assert bool(re.search(r"\b(ada|bea|cle)\b", text)) != private
+
+
+SETS = {"samples": {"images": 5000, "repeats": 0, "damaged": 0}, "members": {"images": 90, "repeats": 0, "damaged": 0}}
+
+
+def test_what_was_left_out_is_counted():
+    dropped = {"heldout_equal_dropped": 0, "heldout_near_dropped": 0}
+    data = {"members": 90, "heldout": 80, "heldout_used": 80} | dropped
+    sets = SETS | {"heldout": {"images": 80, "repeats": 0, "damaged": 0}}
+    plain = "Compared: 5,000 samples, 90 members, 80 held-out images."
+    assert findings.account({"dataset": data, "sets": sets}, 0.05) == plain
+    data |= {"heldout": 120, "heldout_used": 90, "heldout_equal_dropped": 6, "heldout_near_dropped": 7}
+    sets = {
+        "samples": {"images": 5000, "repeats": 11, "damaged": 1},
+        "members": {"images": 90, "repeats": 12, "damaged": 2},
+        "heldout": {"images": 120, "repeats": 13, "damaged": 4},
+    }
+    assert findings.account({"dataset": data, "sets": sets}, 0.25) == (
+        "Compared: 5,000 samples, 90 members, 90 held-out images. Samples that repeat an earlier one: 11. Left out, "
+        "members that equal another: 12. Left out, held-out images that equal another: 13. Left out, held-out images "
+        "that equal a member: 6. Left out, held-out images nearer than 0.25 (RMSE) to a member: 7. Left out, damaged "
+        "files: 7. The control is 90 of 120 held-out images, drawn at random; all set thresholds."
+    )
+
+
+def verdict(ams, heldout, p, n=200, members=90, unseen=90):
+    """Of samples alone, by numbers of images; no image matches both."""
+    first = {"attack": "samples", "guidance_scale": 0.0, "metric": "rmse", "level": "high", "n_generated": n}
+    first |= {"ams": ams / n, "heldout_ams": heldout / n, "excess": (ams - heldout) / n, "excess_ci": [0.1, 0.2]}
+    first |= {"p_excess": p, "unique": ams, "ams_at_most": 0.0149787}
+    data = {"members": members, "heldout_used": unseen}
+    return findings.verdict({"rows": [first], "dataset": data, "rarefaction": []}, 0.95)
+
+
+def test_the_verdict_on_samples_alone():
+    status, _, (first, second) = verdict(40, 1, 1e-6)
+    assert status == "Leaks"
+    assert "of the 200 samples given, 40 (20.00%) match a training image, and 1 matches one of 90 comparable" in first
+    assert "never saw; the excess is 19.50 percentage points" in first
+    assert second == "40 of its 90 training images came out."
+    assert "; against as many training images the excess is" in verdict(40, 1, 1e-6, unseen=30)[2][0]
+    status, tone, (first, second) = verdict(0, 0, 1.0)
+    assert (status, tone) == ("No leak found", "calm")
+    assert "none of the 200 samples given matches one, so that with 95% confidence at most 1.50% of such" in first
+    assert "This holds for images made as these were" in second
+    assert "2 match one of 30 images that it never saw" in verdict(2, 2, 0.7, unseen=30)[2][0]
+
+
+def test_held_out_images_that_come_out_more_than_members_are_a_warning():
+    """Of 5 that tell the sides apart all 5 are held-out: p = 1/32; of 4 p = 1/16, which is chance at 95%."""
+    status, tone, (first, second) = verdict(0, 5, 1.0)
+    assert (status, tone) == ("Not decided", "unsure")
+    assert "5 match one of 90 images that the model is said never to have seen, but none matches a training" in first
+    assert "check that members and held-out images are not swapped" in second
+    assert "but only 3 match a training image; chance does not explain that" in verdict(3, 20, 1.0)[2][0]
+    assert "chance explains the difference" in verdict(0, 4, 1.0)[2][0]
+
+
+class Fixed:
+    """A scorer to which every image is close to member 0."""
+
+    def against_members(self, images):
+        n = len(images)
+        near = {"nearest": np.zeros(n, np.int64), "pairs": np.zeros((0, 2), np.int64), "pair_value": np.zeros(0)}
+        yield "rmse", "high", (0.0, 0.5), Matches(value=np.full(n, 0.1), num_references=4, **near)
+
+
+def test_a_copy_that_is_taken_for_another_image_is_not_found():
+    """Of four members copied only the copy of member 0 is; what a held-out image matches does not matter."""
+    grey = np.full((4, 8, 8, 1), 90, np.uint8)
+    rows = positive_control.sensitivity(Fixed(), grey, grey[:3], 0.95)
+    assert {(row["images"], row["found"]) for row in rows if row["strength"] is not None} == {(4, 0.25)}
+    assert [(row["images"], row["found"]) for row in rows if row["strength"] is None] == [(3, 1.0)]
+    strengths = [row["strength"] for row in rows if row["distortion"] == "noise"]
+    assert strengths == list(positive_control.DISTORTIONS["noise"][1])

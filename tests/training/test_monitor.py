@@ -1,0 +1,108 @@
+"""The memorisation monitor against samples whose rates are known, its restart, and its place in the run."""
+
+import json
+
+import numpy as np
+import runs
+
+from side_jax.settings import Monitor
+from side_jax.training import monitor
+from side_jax.workdir.curves import Curves
+
+RNG = np.random.default_rng(0)
+MEMBERS, HELDOUT = (RNG.uniform(-1, 1, (40, 4, 4, 1)).astype(np.float32) for _ in range(2))
+
+
+def near(images, noise):
+    return images + noise * RNG.normal(size=images.shape).astype(np.float32)
+
+
+def test_copies_of_members_are_counted_and_their_control_is_not():
+    fresh = RNG.uniform(-1, 1, (30, 4, 4, 1)).astype(np.float32)
+    row = monitor.measure(np.concatenate([near(MEMBERS[:10], 0.01), fresh]), MEMBERS, HELDOUT)
+    assert row["copied"] == 10 / 40
+    assert row["copied_heldout"] == 0
+    assert row["copied_ci"][0] < 0.25 < row["copied_ci"][1]
+    assert row["copied_heldout_ci"][0] == 0 < row["copied_heldout_ci"][1]
+    swapped = monitor.measure(near(HELDOUT, 0.01), MEMBERS, HELDOUT)
+    assert (swapped["copied"], swapped["copied_heldout"], swapped["closer"]) == (0, 1, 0)
+    assert swapped["distance_heldout"] < 0.02 < swapped["distance_members"]
+
+
+def test_fresh_samples_are_as_near_to_either_side():
+    """The chance level: over 2,000 samples that know neither side, half are closer to a member."""
+    fresh = RNG.uniform(-1, 1, (2000, 4, 4, 1)).astype(np.float32)
+    low, high = monitor.measure(fresh, MEMBERS, HELDOUT)["closer_ci"]
+    # The two sets are fixed, and one lies a little nearer to the middle than the other.
+    assert low < 0.56
+    assert high > 0.44
+
+
+def test_twin_members_are_no_evidence():
+    twins = np.concatenate([MEMBERS[:1], MEMBERS[:1], MEMBERS[5:]])
+    assert monitor.measure(MEMBERS[:1], twins, HELDOUT)["copied"] == 0
+
+
+def test_memorisation_begins_where_an_interval_leaves_chance():
+    def row(step, copied, heldout, closer):
+        return {"step": step, "copied_ci": copied, "copied_heldout_ci": heldout, "closer_ci": closer}
+
+    rows = [row(1, [0, 0.1], [0, 0.1], [0.4, 0.6]), row(2, [0.05, 0.2], [0, 0.1], [0.51, 0.7])]
+    assert monitor.began(rows) == {"copied": None, "closer": 2}
+    assert monitor.began([*rows, row(3, [0.11, 0.3], [0, 0.1], [0.6, 0.7])]) == {"copied": 3, "closer": 2}
+
+
+class Copier:
+    """A generator that draws the members, or noise, as its parameters say."""
+
+    batch_size = 16
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, params, base, index, labels, scale):
+        self.calls += 1
+        if params["dpm"] == "noise":
+            return RNG.integers(0, 256, (len(index), 4, 4, 1), np.uint8)
+        return np.round((MEMBERS[index % 40] + 1) * 127.5).astype(np.uint8)
+
+
+def test_monitor_stops_at_its_rate_and_measures_no_step_twice(tmp_path):
+    sides = [np.round((side + 1) * 127.5).astype(np.uint8) for side in (MEMBERS, HELDOUT)]
+    settings = Monitor(every_steps=10, num_samples=40, stop_at_rate=0.5)
+    generator = Copier()
+    with Curves(tmp_path / "monitor.jsonl", first_step=0) as curves:
+        watch = monitor.Monitor(settings, generator, None, *sides, curves)
+        assert watch(10, "noise") is False
+        assert watch(20, "members") is True
+    assert generator.calls == 6  # 40 samples in batches of 16, twice
+    with Curves(tmp_path / "monitor.jsonl", first_step=20) as curves:  # killed after the checkpoint of step 20
+        assert monitor.Monitor(settings, generator, None, *sides, curves)(20, "members") is True
+        assert generator.calls == 6
+    with Curves(tmp_path / "monitor.jsonl", first_step=10) as curves:  # killed before it: measured again
+        assert [row["step"] for row in curves.rows] == [10]
+        assert monitor.Monitor(Monitor(every_steps=10), generator, None, *sides, curves)(20, "members") is False
+
+
+def test_a_run_is_watched_and_the_report_shows_it(tmp_path):
+    workdir = tmp_path / "run"
+    watched = {"monitor__every_steps": 20, "monitor__num_samples": 32, "extract__attacks": "('unconditional',)"}
+    assert runs.run(runs.arguments(workdir, **watched)) == 0
+    rows = [json.loads(line) for line in (workdir / "train" / "monitor.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [20, 40]
+    page = (workdir / "report" / "index.html").read_text()
+    assert "When did memorisation begin?" in page
+    assert "At no step that was looked at" in page  # 40 steps are too few to copy anything
+
+
+def test_a_run_that_the_monitor_stops(tmp_path, monkeypatch):
+    """The rate is reached at the first look: training ends there, says so, and is done."""
+    measure = monitor.measure
+    monkeypatch.setattr(monitor, "measure", lambda *sides: measure(*sides) | {"copied": 0.3})
+    watched = {"monitor__every_steps": 20, "monitor__num_samples": 32, "monitor__stop_at_rate": 0.3}
+    assert runs.run(runs.arguments(tmp_path / "run", "train", **watched)) == 0
+    manifest = json.loads((tmp_path / "run" / "train" / "manifest.json").read_text())
+    assert manifest["done"]
+    assert manifest["steps"] == 20
+    assert (tmp_path / "run" / "checkpoints" / "20" / "ema").exists()
+    assert not (tmp_path / "run" / "checkpoints" / "40").exists()

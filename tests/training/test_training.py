@@ -1,0 +1,316 @@
+"""The training loop's parts against closed forms: schedules, batches, accumulation, devices, divergence."""
+
+import functools
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from side_jax import builders, progress
+from side_jax.config import default_config, from_config
+from side_jax.devices import placement
+from side_jax.errors import InputError
+from side_jax.settings import Fit
+from side_jax.training import trainer
+from side_jax.training.losses import build_loss, dpm_loss
+from side_jax.workdir.checkpoint import Checkpoints
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's Adam relies on implicit promotion (decay ** count)."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_every_epoch_is_a_fresh_shuffle_without_its_ragged_end():
+    epochs = [[trainer.batch_indices(0, step, 10, 3) for step in range(3 * e, 3 * e + 3)] for e in range(20)]
+    for epoch in epochs:
+        assert len(set(np.concatenate(epoch))) == 9
+    assert len({tuple(np.concatenate(epoch)) for epoch in epochs}) == 20
+    assert set(np.concatenate([np.concatenate(epoch) for epoch in epochs])) == set(range(10))
+    np.testing.assert_array_equal(trainer.batch_indices(0, 7, 10, 3), trainer.batch_indices(0, 7, 10, 3))
+
+
+def test_ema_warms_up_to_its_decay():
+    decays = [float(trainer.ema_decay(jnp.int32(step), 0.99)) for step in (0, 10, 10_000)]
+    np.testing.assert_allclose(decays, [0.1, 11 / 20, 0.99], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [("constant", [0, 1, 1, 1]), ("linear", [0, 1, 0.5, 0]), ("cosine", [0, 1, 0.5, 0])],
+)
+def test_learning_rate_warms_up_and_decays(decay, expected):
+    fit = Fit(num_steps=100, learning_rate=2.0, warmup_steps=20, decay=decay)
+    rates = [float(trainer.learning_rate(fit)(step)) for step in (0, 20, 60, 100)]
+    np.testing.assert_allclose(rates, 2 * np.asarray(expected), atol=1e-6)
+    assert float(trainer.learning_rate(fit)(10)) == pytest.approx(1.0)
+    assert float(trainer.learning_rate(Fit(num_steps=100, learning_rate=2.0, decay=decay))(0)) == pytest.approx(2.0)
+
+
+def square_loss(params, batch, keys, key):
+    """(p - x)^2 / 2 with one example each."""
+    losses = 0.5 * jnp.square(params["p"] - batch[0])
+    return losses.mean(), ({"loss": (losses.sum(), jnp.float32(losses.size))}, {})
+
+
+def test_one_step_of_gradient_descent_by_hand():
+    """Loss (p - 3)^2 / 2 at p = 1 with rate 0.5: p becomes 2, and the EMA 0.1 * 1 + 0.9 * 2."""
+    optimizer, fit = optax.sgd(0.5), Fit(ema_decay=0.99)
+    params = {"p": jnp.float32(1.0)}
+    zero = (jnp.float32(0), jnp.float32(0))
+    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    state["totals"] = {"loss": zero, "gradient_norm": zero}
+    batch = (jnp.full((4,), 3.0), jnp.arange(4, dtype=jnp.uint32))
+    sums = trainer.gradients(square_loss, state, batch, jax.random.key(0))
+    state, ema = trainer.update(optimizer, fit, state, params, sums)
+    assert float(state["params"]["p"]) == 2.0
+    assert int(state["step"]) == 1
+    np.testing.assert_allclose(ema["p"], 1.9, rtol=1e-6)
+    np.testing.assert_allclose(state["totals"]["loss"], [8.0, 4.0])
+    np.testing.assert_allclose(state["totals"]["gradient_norm"], [2.0, 1.0])
+
+
+def shifted_loss(carry, params, batch, keys, key):
+    """(p + m - x)^2 / 2, where m is a running statistic; carry makes its next value from the batch, or nothing."""
+    losses = 0.5 * jnp.square(params["p"] + params["batch_stats"]["m"] - batch[0])
+    return losses.mean(), ({"loss": (losses.sum(), jnp.float32(losses.size))}, carry(batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("carry", "expected"),
+    [(lambda x: {}, 3.0), (lambda x: {"batch_stats": {"m": jnp.square(x).max()}}, (7.0**2 + 15.0**2) / 2)],
+    ids=["nothing", "a maximum"],
+)
+def test_running_statistics_are_carried_and_not_trained(carry, expected):
+    """Neither gradients nor weight decay move them, nor do they count in the norm; parts are averaged; the EMA follows.
+
+    At p + m = 5 the mean of x, 7.5, gives the gradient -2.5, while p's first step has the size of the learning rate.
+    """
+    fit = Fit(batch_size=16, accumulate=2, learning_rate=0.1, weight_decay=0.5, num_steps=2)
+    examples = np.arange(16, dtype=np.float32)
+    stepper = trainer.Stepper(
+        functools.partial(shifted_loss, carry),
+        lambda: {"p": jnp.float32(2.0), "batch_stats": {"m": jnp.float32(3.0)}},
+        fit,
+        (examples[:1],),
+    )
+    state, ema = stepper.initial()
+    assert optax.tree.get(state["opt_state"], "mu").keys() == {"p"}
+    parts = stepper.load(lambda chosen: (examples[chosen],), np.arange(16))
+    state, ema = stepper(state, ema, parts, stepper.key(0))
+    assert float(state["params"]["batch_stats"]["m"]) == expected
+    np.testing.assert_allclose(ema["batch_stats"]["m"], 0.1 * 3 + 0.9 * expected, rtol=1e-6)
+    np.testing.assert_allclose(state["params"]["p"], 2 + 0.1 - 0.1 * 0.5 * 2, rtol=1e-6)
+    np.testing.assert_allclose(state["totals"]["gradient_norm"], [2.5, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 100])
+def test_warm_up_starts_small(warmup):
+    """Adam's first step has the size of the learning rate; after one step of a warm-up that is (nearly) nothing."""
+    optimizer = trainer.make_optimizer(Fit(learning_rate=0.1, warmup_steps=warmup))
+    params = {"p": jnp.float32(1.0)}
+    updates, _ = optimizer.update({"p": jnp.float32(0.5)}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["p"], 0.0 if warmup else -0.1, atol=1e-4)
+
+
+def fit_line(tmp_path, examples, **changes):
+    """Trains {"p"} on square_loss; returns (averaged parameters, last step, rows of metrics.jsonl)."""
+    options = {"num_steps": 6, "batch_size": 8, "log_every": 3, "checkpoint_every": 100, "learning_rate": 0.1}
+    ema, step = trainer.run(
+        loss_fn=square_loss,
+        init_fn=lambda: {"p": jnp.float32(1.0)},
+        fetch=lambda chosen: (examples[chosen],),
+        num_examples=len(examples),
+        fit=Fit(**(options | changes.pop("fit", {}))),
+        seed=0,
+        directory=tmp_path,
+        checkpoints=tmp_path / "checkpoints",
+        meta={"fingerprint": "f"},
+        description="fit",
+        **changes,
+    )
+    return ema, step, [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_logged_is_the_mean_of_all_steps_since(tmp_path):
+    """With a rate of nearly zero p stays 1, so the loss is the mean over the examples of all the steps."""
+    examples = np.arange(24, dtype=np.float32)  # three batches are the whole set
+    _, step, rows = fit_line(tmp_path, examples, fit={"learning_rate": 1e-12})
+    assert step == 6
+    assert [row["step"] for row in rows] == [3, 6]
+    np.testing.assert_allclose([row["loss"] for row in rows], 0.5 * np.square(examples - 1).mean(), rtol=1e-5)
+
+
+def test_a_single_bad_step_is_not_missed(tmp_path):
+    """One infinite example in one of the steps before the log; the range is named, and nothing bad is saved."""
+    examples = np.arange(48, dtype=np.float32)
+    examples[trainer.batch_indices(0, 4, 48, 8)[2]] = np.inf
+    with pytest.raises(InputError, match="between steps 3 and 6; lower the learning_rate"):
+        fit_line(tmp_path, examples)
+    with Checkpoints(tmp_path / "checkpoints") as store:
+        assert store.latest_step() is None
+
+
+def test_watch_stops_training_and_is_asked_again_after_a_restart(tmp_path):
+    asked = []
+
+    def watch(step, params):
+        asked.append(step)
+        return step == 4
+
+    examples = np.arange(24, dtype=np.float32)
+    first, step, rows = fit_line(tmp_path, examples, watch=watch, watch_every=2)
+    assert (step, asked, rows[-1]["step"]) == (4, [2, 4], 4)
+    again, step, _ = fit_line(tmp_path, examples, watch=watch, watch_every=2)
+    assert (step, asked) == (4, [2, 4, 4])
+    np.testing.assert_array_equal(again["p"], first["p"])
+
+
+def small_dpm(num_labels=0, **changes):
+    """(settings, loss, init) of a tiny U-Net on digits."""
+    config = default_config()
+    config.condition.update({"labels": "random", "num_labels": num_labels} if num_labels else {})
+    config.model.block_out_channels = (8, 16)
+    config.model.norm_num_groups = 4
+    config.train.batch_size = 32
+    config.train.log_every = 10
+    config.train.update(changes)
+    settings = from_config(config)
+    unet = builders.build_unet(settings)
+    loss = build_loss(settings, unet, builders.build_schedule(settings))
+    return settings, loss, builders.init_fn(unet, settings, 0)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+
+
+def train(steps, num_labels=0, **changes):
+    """{state, ema} on the host after some steps on random images, with labels 0, 1, ... where there are any."""
+    settings, loss, init = small_dpm(num_labels, **changes)
+    data = (IMAGES, np.arange(len(IMAGES), dtype=np.int32) % num_labels) if num_labels else (IMAGES,)
+    stepper = trainer.Stepper(loss, init, settings.train, tuple(array[:1] for array in data))
+    state, ema = stepper.initial()
+    key = stepper.key(0)
+    for step in range(steps):
+        chosen = trainer.batch_indices(0, step, len(IMAGES), 32)
+        state, ema = stepper(state, ema, stepper.load(lambda ids: tuple(array[ids] for array in data), chosen), key)
+    return stepper, {"state": state, "ema": ema}
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), jax.device_get(a), jax.device_get(b))
+
+
+def on_devices(monkeypatch, count):
+    monkeypatch.setattr(placement, "mesh", lambda: Mesh(np.asarray(jax.devices()[:count]), ("batch",)))
+
+
+def test_eight_devices_train_like_one_and_their_checkpoint_restores_on_one(monkeypatch, tmp_path):
+    """Over 50 steps, losses of every timestep included; Adam amplifies rounding, hence the tolerance of the weights."""
+    _, eight = train(50, learning_rate=1e-4)
+    with Checkpoints(tmp_path / "checkpoints") as store:
+        store.save(50, **eight, meta={"fingerprint": "f"})
+    assert len(jax.tree.leaves(eight)[0].sharding.device_set) == 8
+    on_devices(monkeypatch, 1)
+    stepper, one = train(50, learning_rate=1e-4)
+    close(one["ema"], eight["ema"], rtol=1e-3, atol=2e-5)
+    close(one["state"]["totals"], eight["state"]["totals"], rtol=1e-3)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as store:
+        trees = store.restore(fingerprint="f", **stepper.abstract()).trees
+    assert len(jax.tree.leaves(trees)[0].sharding.device_set) == 1
+    close(trees, eight, rtol=0)
+
+
+def test_labels_are_left_out_alike_on_any_number_of_devices(monkeypatch):
+    """Which are depends on the images' keys alone: with others left out, the table of labels would be another one."""
+    _, eight = train(10, num_labels=4, learning_rate=1e-4)
+    on_devices(monkeypatch, 1)
+    _, one = train(10, num_labels=4, learning_rate=1e-4)
+    close(one["ema"], eight["ema"], rtol=1e-3, atol=2e-5)
+    close(one["state"]["totals"]["loss"], eight["state"]["totals"]["loss"], rtol=1e-4)
+    moved = one["state"]["params"]["class_embedding"]["embedding"] - small_dpm(4)[2]()["class_embedding"]["embedding"]
+    assert (np.abs(moved).max(axis=1) > 1e-4).all()  # of every label, and of none
+
+
+def test_labels_are_left_out_for_their_share_of_images():
+    """Independently of what else an image's key draws: the flip, the noise and the timestep stay as they were."""
+    _, loss, _ = small_dpm()
+    schedule, seen = loss.args[1], []
+
+    def spy(variables, x, t, deterministic, labels, rngs):
+        seen.append((x, t, labels))
+        return jnp.zeros_like(x)
+
+    count = 4096
+    images, labels = jnp.zeros((count, 4, 4, 1), jnp.uint8), jnp.arange(count) % 7
+    keys = jax.random.split(jax.random.key(0), count)
+    unet = types.SimpleNamespace(apply=spy)
+    for batch, share in (((images,), 0.2), ((images, labels), 0.2), ((images, labels), 0.0)):
+        dpm_loss(unet, schedule, True, {}, batch, keys, jax.random.key(1), label_dropout=share)
+    plain, some, none = seen
+    assert plain[2] is None
+    np.testing.assert_array_equal(none[2], labels)
+    hidden = np.asarray(some[2]) == -1
+    np.testing.assert_array_equal(some[2][~hidden], labels[~hidden])
+    np.testing.assert_allclose(hidden.mean(), 0.2, atol=4 * np.sqrt(0.2 * 0.8 / count))
+    for i in (0, 1):
+        np.testing.assert_array_equal(some[i], plain[i])
+    t = np.asarray(some[1])
+    np.testing.assert_allclose(hidden[t < np.median(t)].mean(), 0.2, atol=4 * np.sqrt(0.2 * 0.8 / (count / 2)))
+
+
+def test_accumulating_gradients_changes_nothing_but_rounding():
+    _, whole = train(10, learning_rate=1e-4)
+    _, parts = train(10, learning_rate=1e-4, accumulate=4)
+    close(parts["ema"], whole["ema"], rtol=1e-3, atol=2e-5)
+    close(parts["state"]["totals"]["loss"], whole["state"]["totals"]["loss"], rtol=1e-4)
+    close(parts["state"]["totals"]["loss_by_timestep"], whole["state"]["totals"]["loss_by_timestep"], rtol=1e-3)
+
+
+def test_the_profile_adds_up_to_the_loss():
+    _, trees = train(5)
+    total, count = trees["state"]["totals"]["loss_by_timestep"]
+    assert total.shape == count.shape == (10,)
+    np.testing.assert_allclose(total.sum(), trees["state"]["totals"]["loss"][0], rtol=1e-5)
+    assert count.sum() == 5 * 32
+
+
+def test_the_flip_mirrors_about_half_of_the_images_and_is_off_by_default():
+    """A network that returns its input sees which images came mirrored: x_t minus its noise is the image."""
+    settings, _, _ = small_dpm()
+    schedule = builders.build_schedule(settings)
+    seen = {}
+
+    def spy(variables, x, t, deterministic, labels, rngs):
+        seen["x"] = x
+        return jnp.zeros_like(x)
+
+    unet = types.SimpleNamespace(apply=spy)
+    batch = (jnp.asarray(np.tile(IMAGES[:1], (64, 1, 1, 1))),)
+    keys = jax.random.split(jax.random.key(0), 64)
+    inputs = {}
+    for flip in (False, True):
+        dpm_loss(unet, schedule, flip, {}, batch, keys, jax.random.key(1))
+        inputs[flip] = np.asarray(seen["x"])
+    mirrored = [bool(np.abs(a - b).max() > 1e-6) for a, b in zip(inputs[False], inputs[True], strict=True)]
+    assert 20 <= sum(mirrored) <= 44
+    assert settings.train.horizontal_flip is False
+
+
+def test_progress_prints_a_clean_line_a_minute(monkeypatch):
+    """Ten items of 25 seconds each, six of them done before: a line after 75 seconds, counting from a restart."""
+    clock, lines = iter(np.arange(0, 1000, 25.0)), []
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(progress.logger, "info", lambda form, *args: lines.append(form % args))
+    assert list(progress.progress(range(4), total=10, description="work", unit="step", done=6)) == [0, 1, 2, 3]
+    assert len(lines) == 1
+    assert "work" in lines[0]
+    assert "9/10" in lines[0]
+    assert "\r" not in lines[0]
