@@ -183,7 +183,7 @@ def attack_of(name: str) -> Attack:
     return GIVEN if name == GIVEN.name else ATTACKS[name]
 
 
-def classifiers() -> dict[str, Classifier]:
+def known_classifiers() -> dict[str, Classifier]:
     """Every classifier that an attack uses, by name."""
     found = (attack.classifier for attack in ATTACKS.values() if attack.classifier)
     return {classifier.name: classifier for classifier in found}

@@ -26,7 +26,7 @@ from side_jax.config import default_config, from_config
 from side_jax.data.image_sets import FLAGS, ImageSet, Together, read_together
 from side_jax.data.listed import describe
 from side_jax.data.sides import Side
-from side_jax.devices import cpu
+from side_jax.devices import compilation_cache, cpu
 from side_jax.errors import InputError
 from side_jax.features import choose, extractors
 from side_jax.features.extractors import Extractor
@@ -116,6 +116,7 @@ def run(values: flags.FlagValues, config: ml_collections.ConfigDict, command: Se
     """
     out = files.as_path(values.out)
     settings = _settings(config, out)
+    compilation_cache.prepare()
     cpu.prepare([settings.sampler.batch_size])
     _check_out(out, values)
     together = read_together(

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from side_jax.data import datasets, member_labels, split
-from side_jax.devices import cpu, placement, process_group
+from side_jax.devices import compilation_cache, cpu, placement, process_group
 from side_jax.errors import InputError
 from side_jax.pipeline import plan, saved_config, space
 from side_jax.settings import Settings
@@ -68,6 +68,7 @@ def _run_of(stage: Stage):
 def _prepare(settings: Settings, stages: Sequence[str] | None) -> list[str]:
     """The chosen stages, once JAX is set up for this machine."""
     chosen = check_stages(stage_table.audit_stages() if stages is None else stages)
+    compilation_cache.prepare()
     cpu.prepare([settings.sampler.batch_size])
     check_devices(settings)
     return chosen

@@ -9,7 +9,7 @@ config file says what it changes.
 
 import dataclasses
 
-from side_jax.attacks.table import ATTACKS, classifiers
+from side_jax.attacks.table import ATTACKS, known_classifiers
 from side_jax.diffusion.schedule import time_grid
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
@@ -105,7 +105,7 @@ class Settings:
             check(ok, "label.num_clusters", self.label.num_clusters, need)
         counts = {"members": data.num_members, "heldout": data.num_heldout, "synthetic": n_syn}
         for name in self.extract.classifiers:
-            section, count = classifiers()[name].section, counts[classifiers()[name].images]
+            section, count = known_classifiers()[name].section, counts[known_classifiers()[name].images]
             size, most = getattr(self, section).batch_size, count - held_back(count)
             need = f"at most {most}, as {name} learns from {count} images of which a tenth is held back"
             check(size <= most, f"{section}.batch_size", size, need)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from side_jax.attacks.table import ATTACKS, Run, classifiers
+from side_jax.attacks.table import ATTACKS, Run, known_classifiers
 from side_jax.diffusion.guidance import FORMS
 from side_jax.diffusion.schedule import SPACINGS
 from side_jax.diffusion.solvers import SOLVERS, VARIANCES
@@ -79,7 +79,7 @@ class Extract:
     @property
     def sources(self) -> set[str]:
         """The images that classifiers learn from: members (with their own labels), heldout or synthetic."""
-        return {classifiers()[name].images for name in self.classifiers}
+        return {known_classifiers()[name].images for name in self.classifiers}
 
     @property
     def needs_pseudo_labels(self) -> bool:

@@ -6,7 +6,7 @@ The number belongs to the name, not to its place, so a new stream takes a number
 import jax
 import numpy as np
 
-from side_jax.attacks.table import classifiers
+from side_jax.attacks.table import known_classifiers
 from side_jax.settings import Settings
 
 # The classifiers' numbers (4, 5, 9 to 12) are in attacks/table.py, each beside its classifier.
@@ -37,7 +37,7 @@ def streams() -> dict[str, int]:
     Raises:
       ValueError: if two streams have one number.
     """
-    found = STREAMS | {f"surrogate/{one.name}": one.stream for one in classifiers().values()}
+    found = STREAMS | {f"surrogate/{one.name}": one.stream for one in known_classifiers().values()}
     names = {}
     for name, number in found.items():
         if names.setdefault(number, name) != name:

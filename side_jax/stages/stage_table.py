@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from side_jax import __version__
-from side_jax.attacks.table import ATTACKS, Classifier, Run, classifiers
+from side_jax.attacks.table import ATTACKS, Classifier, Run, known_classifiers
 from side_jax.errors import InputError
 from side_jax.sampling import shards
 from side_jax.settings import Settings
@@ -218,6 +218,10 @@ def _classifier_depends(classifier: Classifier) -> tuple[tuple[str, ...], tuple[
     }[classifier.images]
 
 
+def _surrogate_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    return {f"surrogate/{name}": _classifier_depends(one) for name, one in known_classifiers().items()}
+
+
 def _extract_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     return {
         f"extract/{name}": (("sampler",), (f"surrogate/{attack.classifier.name}" if attack.classifier else "train",))
@@ -250,7 +254,7 @@ def _plan_label(settings: Settings, workdir: Path) -> list[Work]:
 def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
     works = []
     for name, work in classifier_units(settings, workdir).items():
-        classifier = classifiers()[name]
+        classifier = known_classifiers()[name]
         step = functools.partial(lambda one, clock: clock.classifier_step(one), classifier)
         cost = functools.partial(estimates.training, work, getattr(settings, classifier.section), step)
         disk = functools.partial(estimates.classifier_bytes, settings, work, classifier)
@@ -289,7 +293,7 @@ def _missing_for_suspects(settings: Settings, workdir: Path) -> list[str]:
 
 def attacker_classifier(settings: Settings) -> Classifier | None:
     """The classifier that an attacker without the data trains, if the config asks for one: SIDE's surrogate."""
-    known = (classifiers()[name] for name in settings.extract.classifiers)
+    known = (known_classifiers()[name] for name in settings.extract.classifiers)
     return next((one for one in known if not one.owner_only and not one.spoiled), None)
 
 
@@ -326,7 +330,9 @@ STAGES = {
         Stage(
             name="surrogate",
             reads=("train", "synthesize", "label"),
-            depends=lambda: {f"surrogate/{name}": _classifier_depends(one) for name, one in classifiers().items()},
+            depends=lambda: {
+                f"surrogate/{name}": _classifier_depends(one) for name, one in known_classifiers().items()
+            },
             plan=_plan_surrogate,
             outputs=_classifier_outputs,
         ),

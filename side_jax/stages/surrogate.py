@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from side_jax import builders
-from side_jax.attacks.table import ATTACKS, Classifier, classifiers
+from side_jax.attacks.table import ATTACKS, Classifier, known_classifiers
 from side_jax.devices import process_group
 from side_jax.diffusion.process import importance
 from side_jax.errors import InputError
@@ -37,7 +37,7 @@ def run(settings: Settings, workdir: Path) -> None:
     works = stage_table.classifier_units(settings, workdir)
     for name, work in works.items():
         if work.begin():
-            classifier = classifiers()[name]
+            classifier = known_classifiers()[name]
             _fit(settings, work, classifier, _examples(settings, workdir, classifier))
     work_units.finish_stage(workdir, "surrogate", list(works.values()))
 

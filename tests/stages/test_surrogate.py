@@ -14,7 +14,7 @@ import runs
 from onnx import TensorProto, helper, numpy_helper
 
 from side_jax import builders
-from side_jax.attacks.table import ATTACKS, classifiers
+from side_jax.attacks.table import ATTACKS, known_classifiers
 from side_jax.config import from_config
 from side_jax.data import config_files
 from side_jax.errors import InputError
@@ -36,7 +36,7 @@ def settings(finished):
 
 
 def examples(settings, workdir, *names):
-    return [surrogate._examples(settings, workdir, classifiers()[name]) for name in names]
+    return [surrogate._examples(settings, workdir, known_classifiers()[name]) for name in names]
 
 
 def test_random_labels_keep_images_and_sizes(settings, finished):
@@ -82,7 +82,7 @@ def test_too_few_images_for_a_batch_is_one_sentence(settings, finished, tmp_path
     few = surrogate._Examples(images=np.zeros((30, 8, 8, 1), np.uint8), labels=np.arange(30) % 3, classes=3)
     work = dataclasses.replace(stage_table.train_unit(settings, tmp_path), name="surrogate/side")
     with pytest.raises(InputError, match=r"side has 27 images to learn from .* fewer than its batch of 32; lower"):
-        surrogate._fit(settings, work, classifiers()["side"], few)
+        surrogate._fit(settings, work, known_classifiers()["side"], few)
 
 
 @pytest.fixture
