@@ -29,7 +29,6 @@ setup(
             "pytest-xdist>=3.8",
             "jsonschema>=4.21",
             "selenium>=4.23",
-            "ruff>=0.6",
             "scikit-image>=0.22",
             "array_record>=0.8.1",
             "onnx>=1.17",
@@ -37,6 +36,8 @@ setup(
             "nbclient>=0.10",
             "ipykernel>=6.29",
         ],
+        "lint": ["ruff>=0.6", "import-linter>=2.17", "mypy>=2.4"],
+        "coverage": ["pytest-cov>=7", "coverage>=7.10"],
         "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33"],
         "tpu": ["jax[tpu]", "gcsfs"],  # for the gs:// workdir that all hosts of a slice see
         "cuda": ["jax[cuda12]"],

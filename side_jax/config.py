@@ -51,7 +51,7 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         if name not in values:
             raise InputError(f"config.{prefix}{name} is missing; start the config file from default_config().")
         value = values[name]
-        if dataclasses.is_dataclass(field.type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             value = _build(field.type, value, f"{prefix}{name}.")
         elif isinstance(field.default, tuple):
             if isinstance(value, str) or not isinstance(value, Sequence):

@@ -34,7 +34,7 @@ of each of 256 levels (their eq. 13), a probability; its variance is beta_tilde_
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def ode_log_likelihood(
     # What denoise_fn holds, such as traced parameters or labels, goes through the loops as arguments.
     traced = jax.make_jaxpr(field)(*(jax.ShapeDtypeStruct(of, jnp.float32) for of in example))
     held = tuple(traced.consts)
-    field = _one_by_one(traced.jaxpr, len(example), len(x0))
+    slopes = _one_by_one(traced.jaxpr, len(example), len(x0))
 
     def solve(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         if probes:
@@ -106,9 +106,9 @@ def ode_log_likelihood(
         else:
             vectors = jnp.eye(size, dtype=jnp.float32).reshape(size, *shape)
 
-        def slope(level: jax.Array, state: tuple[jax.Array, jax.Array], args: tuple) -> tuple:
+        def slope(level: Any, state: tuple[jax.Array, jax.Array], args: tuple) -> tuple:
             vectors, held = args
-            return field(state[0], level, vectors, jnp.float32(max(probes, 1)), *held)
+            return slopes(state[0], level, vectors, jnp.float32(max(probes, 1)), *held)
 
         first, last = jnp.float32(levels[0]), jnp.float32(levels[-1])
         # Diffrax mixes float and weak types, which is right but not what a strict mode allows.
@@ -235,7 +235,7 @@ def variational_bound(
         times = jnp.full(x0.shape[:1], t, jnp.int32)
         x = q_sample(schedule, x0, times, noise)
         signal, sigma = (jnp.asarray(c**0.5, jnp.float32)[t] for c in (alpha_bar, 1 - alpha_bar))
-        _, x0_hat = epsilon_and_x0(schedule.prediction_type, denoise_fn(x, times), x, signal, sigma)
+        x0_hat = epsilon_and_x0(schedule.prediction_type, denoise_fn(x, times), x, signal, sigma)[1]
         if clip:
             x0_hat = jnp.clip(x0_hat, -1.0, 1.0)
         kl = size * apart + scale * jnp.square(x0 - x0_hat).sum(axis=axes)

@@ -38,7 +38,7 @@ from side_jax.diffusion.process import coefficients, epsilon_and_x0, q_sample
 from side_jax.diffusion.sampler import DenoiseFn, initial_noise
 from side_jax.diffusion.schedule import Schedule
 
-Timestep = jax.typing.ArrayLike
+Timestep = int | jax.Array
 
 
 def denoising_loss_at(
@@ -187,11 +187,11 @@ def _is_number(value: Timestep) -> bool:
     return isinstance(value, int | np.integer)
 
 
-def _check_timestep(name: str, t: Timestep, schedule: Schedule):
+def _check_timestep(name: str, t: Timestep, schedule: Schedule) -> None:
     if _is_number(t) and not 0 <= t < schedule.num_timesteps:
         raise ValueError(f"{name} must be between 0 and {schedule.num_timesteps - 1}, got {t}")
 
 
-def _check_least(name: str, value: float, least: int):
+def _check_least(name: str, value: float | Timestep, least: int) -> None:
     if not value >= least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

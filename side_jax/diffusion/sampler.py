@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from side_jax.diffusion.guidance import Guidance
 from side_jax.diffusion.process import epsilon_and_x0
-from side_jax.diffusion.steps import Step, StepTable
+from side_jax.diffusion.solvers import Step
+from side_jax.diffusion.steps import StepTable
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 

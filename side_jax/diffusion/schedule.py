@@ -32,7 +32,7 @@ class Schedule:
     betas: np.ndarray
     prediction_type: str = "epsilon"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTIONS:
             raise ValueError(
                 f"unknown prediction type {self.prediction_type!r}: choose one of {', '.join(PREDICTIONS)}"

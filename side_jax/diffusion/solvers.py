@@ -56,15 +56,15 @@ class Step:
       solver: what takes the step.
     """
 
-    number: jax.typing.ArrayLike
-    t: jax.typing.ArrayLike
-    next_t: jax.typing.ArrayLike
-    signal: jax.typing.ArrayLike
-    sigma: jax.typing.ArrayLike
-    next_signal: jax.typing.ArrayLike
-    next_sigma: jax.typing.ArrayLike
-    std: jax.typing.ArrayLike
-    extrapolate: jax.typing.ArrayLike
+    number: jax.Array
+    t: jax.Array
+    next_t: jax.Array
+    signal: jax.Array
+    sigma: jax.Array
+    next_signal: jax.Array
+    next_sigma: jax.Array
+    std: jax.Array
+    extrapolate: jax.Array
     prediction_type: str
     solver: "Solver"
 
@@ -85,7 +85,7 @@ class DDIM:
     clip: bool = True
     recompute: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta must be between 0 (DDIM) and 1 (DDPM), got {self.eta}")
         if self.variance not in VARIANCES:
@@ -129,7 +129,7 @@ class DPMSolverPP2M:
     clip: bool = True
     recompute: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.eta or not self.recompute:
             raise ValueError("dpmpp_2m draws no noise and knows x0 alone: eta must be 0 and recompute true")
 
@@ -154,4 +154,4 @@ class DPMSolverPP2M:
 
 
 Solver = DDIM | DPMSolverPP2M
-SOLVERS = {"ddim": DDIM, "dpmpp_2m": DPMSolverPP2M}
+SOLVERS: dict[str, type[Solver]] = {"ddim": DDIM, "dpmpp_2m": DPMSolverPP2M}

@@ -84,12 +84,15 @@ def step_table(
         "next_signal": np.sqrt(np.append(abar[1:], 1.0)),
         **made.coefficients(schedule, t),
     }
+    places: dict[str, Any] = {
+        "number": np.arange(num_steps, dtype=np.int32),
+        "t": t,
+        "next_t": np.append(t[1:], 0).astype(np.int32),
+    }
     steps = Step(
-        number=np.arange(num_steps, dtype=np.int32),
-        t=t,
-        next_t=np.append(t[1:], 0).astype(np.int32),
         prediction_type=schedule.prediction_type,
         solver=made,
+        **places,
         **{name: value.astype(np.float32) for name, value in values.items()},
     )
     low, high = interval or (0, schedule.num_timesteps)

@@ -1,1 +1,1 @@
-"""Measuring memorisation: nearest neighbours, extraction scores, intervals. Pure functions of arrays."""
+"""Measuring memorisation: nearest neighbours, extraction scores, intervals, as pure functions of arrays."""

@@ -113,7 +113,7 @@ def _positions(label: np.ndarray) -> tuple[np.ndarray, int]:
     return position, int(counts.max(initial=0))
 
 
-def _check(n: int, pairs: np.ndarray):
+def _check(n: int, pairs: np.ndarray) -> None:
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
         raise ValueError(f"pairs must be integers [p, 2], got {pairs.dtype} {list(pairs.shape)}")
     if len(pairs) and (pairs.min() < 0 or pairs.max() >= n):

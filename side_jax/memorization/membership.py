@@ -145,7 +145,7 @@ def _rate(hits: int | None, trials: int, confidence: float) -> tuple[float | Non
     return hits / trials, list(wilson_interval(hits, trials, confidence))
 
 
-def _check(members: np.ndarray, heldout: np.ndarray, calibrates: np.ndarray):
+def _check(members: np.ndarray, heldout: np.ndarray, calibrates: np.ndarray) -> None:
     for name, scores in (("members", members), ("heldout", heldout)):
         if scores.ndim != 1 or not np.isfinite(scores).all():
             raise ValueError(f"{name} must be a vector of finite scores, got shape {scores.shape}")

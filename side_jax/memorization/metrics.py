@@ -28,6 +28,8 @@ reference alone. (8) with SSCD's features is the paper's score for large images 
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -234,34 +236,35 @@ def _by_distance(
     images: np.ndarray, among: References, metric: Metric, near: tuple[np.ndarray, np.ndarray], limit: float
 ) -> Found:
     distances, index = near
+    of_pair: Callable[[np.ndarray], np.ndarray | np.float32]
     if metric.name == "rmse":
-        unit, of_pair = np.ones(len(images), np.float32), lambda pairs: np.float32(1)
+        unit = farthest = np.ones(len(images), np.float32)
+        of_pair = lambda pairs: np.float32(1)  # noqa: E731
     elif metric.around == "generated":
-        unit = np.float32(metric.alpha) * distances[:, : metric.num_neighbors].mean(axis=1)
+        unit = farthest = np.float32(metric.alpha) * distances[:, : metric.num_neighbors].mean(axis=1)
         of_pair = lambda pairs: unit[pairs[:, 0]]  # noqa: E731
     else:
-        unit = among.spread[index[:, 0]]
-        of_pair = lambda pairs: among.spread[pairs[:, 1]]  # noqa: E731
-    farthest = unit
-    if metric.name == "normalized_l2" and metric.around == "member":
-        farthest = np.full(len(images), among.spread.max(initial=0))
+        spread = among.spread
+        assert spread is not None, "references() prepares it for the metrics that need it"
+        unit, farthest = spread[index[:, 0]], np.full(len(images), spread.max(initial=0))
+        of_pair = lambda pairs: spread[pairs[:, 1]]  # noqa: E731
     pairs, distance = exact_search.pairs_below(images, among.images, limit * farthest.astype(np.float64))
     return _over(distances[:, 0], unit), index[:, 0], *_within(pairs, _over(distance, of_pair(pairs)), limit)
 
 
 def _by_tiles(images: np.ndarray, others: np.ndarray, grid: int, limit: float) -> Found:
-    options = {"measure": "tiled_l2", "grid": grid}
+    options: dict[str, Any] = {"measure": "tiled_l2", "grid": grid}
     distances, index = exact_search.nearest(images, others, 1, **options)
     return distances[:, 0], index[:, 0], *exact_search.pairs_below(images, others, limit, **options)
 
 
-def _by_cosine(features: np.ndarray, others: np.ndarray, limit: float) -> Found:
+def _by_cosine(features: np.ndarray | None, others: np.ndarray | None, limit: float) -> Found:
     similarity, index = exact_search.nearest(features, others, 1, measure="cosine")
     pairs, alike = exact_search.pairs_below(features, others, 1 - limit, measure="cosine")
     return 1 - similarity[:, 0], index[:, 0], pairs, 1 - alike
 
 
-def _over(distance: np.ndarray, unit: np.ndarray) -> np.ndarray:
+def _over(distance: np.ndarray, unit: np.ndarray | np.float32) -> np.ndarray:
     """Distance over unit; a zero unit means that all n neighbours are exact copies: nothing can be nearer."""
     unit = np.broadcast_to(unit, distance.shape)
     return np.divide(distance, unit, out=np.zeros_like(distance), where=unit > 0)

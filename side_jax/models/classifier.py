@@ -5,6 +5,7 @@ statistics under the key "batch_stats".
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -39,12 +40,14 @@ class Classifier(nn.Module):
 
 def log_probs(module: Classifier, tree: dict, x: jax.Array, t: jax.Array) -> jax.Array:
     """Log-probabilities float32 [b, num_classes] of x [b, h, w, c] at t [b], with frozen statistics."""
-    return module.apply(_variables(tree), x, t)
+    found: Any = module.apply(_variables(tree), x, t)
+    return found
 
 
 def train_log_probs(module: Classifier, tree: dict, x: jax.Array, t: jax.Array) -> tuple[jax.Array, dict]:
     """As log_probs, with the batch's statistics; also returns what a LossFn carries, see training.py."""
-    return module.apply(_variables(tree), x, t, train=True, mutable=["batch_stats"])
+    found: Any = module.apply(_variables(tree), x, t, train=True, mutable=["batch_stats"])
+    return found
 
 
 def _variables(tree: dict) -> dict:

@@ -50,9 +50,9 @@ def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = _inputs(*(padded[:, i : i + h - 1 : 2] for i in range(4)))
     tiles = [tile for row in rows for tile in _inputs(*(row[:, :, i : i + w - 1 : 2] for i in range(4)))]
-    tiles = jnp.stack(tiles).reshape(16, -1, c)
+    patches = jnp.stack(tiles).reshape(16, -1, c)
     weights = (_KERNELS @ kernel.reshape(9, -1)).reshape(16, c, -1)
-    products = jnp.einsum("tnc,tck->tnk", tiles, weights).reshape(4, 4, b, h // 2, w // 2, -1)
+    products = jnp.einsum("tnc,tck->tnk", patches, weights).reshape(4, 4, b, h // 2, w // 2, -1)
     blocks = [_outputs(*row) for row in zip(*(_outputs(*products[i]) for i in range(4)), strict=True)]
     return jnp.stack([jnp.stack(row, axis=3) for row in zip(*blocks, strict=True)], axis=2).reshape(b, h, w, -1)
 

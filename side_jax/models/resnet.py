@@ -34,14 +34,16 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array | None) -> jax.Array:
         """x: [b, h, w, c]; emb: the time embedding [b, e] or None; returns [b, h / stride, w / stride, channels']."""
-        sizes, strides, widths = (3, 3), (self.stride, 1), (1, 1)
+        sizes: tuple[int, ...] = (3, 3)
+        strides: tuple[int, ...] = (self.stride, 1)
+        widths: tuple[int, ...] = (1, 1)
         if self.bottleneck:
             sizes, strides, widths = (1, 3, 1), (1, self.stride, 1), (1, 1, 4)
         h = x
         for i, (size, stride, times) in enumerate(zip(sizes, strides, widths, strict=True), start=1):
             h = h if i == 1 else nn.relu(h)
-            conv = functools.partial(nn.Conv, kernel_size=(1, 1)) if size == 1 else Conv3x3
-            conv = conv(times * self.channels, strides=stride, padding=size // 2, use_bias=False, name=f"conv{i}")
+            cls = functools.partial(nn.Conv, kernel_size=(1, 1)) if size == 1 else Conv3x3
+            conv = cls(times * self.channels, strides=stride, padding=size // 2, use_bias=False, name=f"conv{i}")
             h = self.norm(name=f"norm{i}")(conv(h))
             if i == 1 and emb is not None:
                 dense = nn.Dense(2 * self.channels, kernel_init=nn.initializers.zeros, name="time_proj")
@@ -70,10 +72,11 @@ class ResNet(Classifier):
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, train: bool = False) -> jax.Array:
         """See Classifier."""
-        norm = {
+        norms: dict[str, Callable[..., nn.Module]] = {
             "group": functools.partial(GroupNorm, self.capped_groups),
             "batch": functools.partial(BatchNorm, train),
-        }[self.norm]
+        }
+        norm = norms[self.norm]
         emb = None
         if self.time_dependent:
             emb = TimeEmbedding(4 * self.width, name="time_embedding")(sinusoidal_embedding(t, 2 * self.width))

@@ -43,20 +43,20 @@ class ResnetBlock(nn.Module):
 
         h = Conv3x3(self.channels, padding=1, dtype=self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
 
-        def projected(width: int) -> jax.Array:
+        def projected(emb: jax.Array, width: int) -> jax.Array:
             return nn.Dense(width, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))[:, None, None, :]
 
         if emb is None:
             h = norm("norm2")(h)
         elif self.time_scale_shift == "scale_shift":
-            scale, shift = jnp.split(projected(2 * self.channels), 2, axis=-1)
+            scale, shift = jnp.split(projected(emb, 2 * self.channels), 2, axis=-1)
             h = norm("norm2")(h) * (1.0 + scale) + shift
         else:
-            h = norm("norm2")(h + projected(self.channels))
+            h = norm("norm2")(h + projected(emb, self.channels))
         h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=deterministic)
         h = zeros_conv(self.channels, padding=1, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.channels:
-            one = {"kernel_size": (1, 1), "conv_general_dilated": _pointwise}
+            one: dict[str, Any] = {"kernel_size": (1, 1), "conv_general_dilated": _pointwise}
             x = nn.Conv(self.channels, **one, dtype=self.dtype, name="conv_shortcut")(x)
         return (x + h) / self.scale_factor
 
@@ -286,8 +286,8 @@ class UNet(nn.Module):
         h = MidBlock(parts, self.add_attention, self.mid_block_scale_factor, name="mid_block")(h, emb, deterministic)
         for i, (channels, kind) in enumerate(zip(self.block_out_channels[::-1], self.up_block_types, strict=True)):
             layers = self.layers_per_block + 1
-            block = UpBlock(parts, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
-            h = block(h, skips[-layers:], emb, deterministic)
+            up = UpBlock(parts, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
+            h = up(h, skips[-layers:], emb, deterministic)
             del skips[-layers:]
         norm = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="conv_norm_out")
         h = zeros_conv(self.out_channels, padding=1, dtype=self.dtype, name="conv_out")(nn.silu(norm(h)))

@@ -8,6 +8,7 @@ config file says what it changes.
 """
 
 import dataclasses
+from typing import Any
 
 from side_jax.attacks.table import ATTACKS, known_classifiers
 from side_jax.diffusion.schedule import time_grid
@@ -64,7 +65,7 @@ class Settings:
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "at least 0")
         need = (
             "where images lie that the model of target.path never saw, while data.path holds only images it was "
@@ -114,7 +115,7 @@ class Settings:
     @property
     def guided_sampler(self) -> Sampler:
         """The sampler of guided attacks: `sampler`, with extract.solver and extract.num_steps where these say so."""
-        options = {"solver": self.extract.solver, "num_steps": self.extract.num_steps}
+        options: dict[str, Any] = {"solver": self.extract.solver, "num_steps": self.extract.num_steps}
         return dataclasses.replace(self.sampler, **{name: value for name, value in options.items() if value})
 
     @property
@@ -149,7 +150,7 @@ class Settings:
             low, high = e.guidance_interval
             grid = time_grid(self.diffusion.make(), self.guided_sampler.num_steps, self.sampler.spacing)
             need = f"one that holds a timestep of the sampler's grid: {', '.join(map(str, grid))}"
-            ok = ((low <= grid) & (grid <= high)).any()
+            ok = bool(((low <= grid) & (grid <= high)).any())
             check(ok, "extract.guidance_interval", e.guidance_interval, need)
 
     def _check_measure(self) -> None:

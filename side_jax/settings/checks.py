@@ -1,5 +1,6 @@
 """How settings check themselves: one sentence that names the key, its value and what it must be."""
 
+from collections.abc import Collection
 from typing import Any
 
 from side_jax.errors import InputError
@@ -11,6 +12,6 @@ def check(ok: bool, key: str, value: Any, need: str) -> None:
         raise InputError(f"config.{key} is {value!r}, but it must be {need}.")
 
 
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+def one_of(key: str, value: str, choices: Collection[str]) -> None:
     """Raises InputError unless the value is one of the choices."""
     check(value in choices, key, value, f"one of {', '.join(choices)}")

@@ -20,7 +20,7 @@ class Synthesize:
 
     num_images: int = 2048  # N_syn
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.num_images >= 2, "synthesize.num_images", self.num_images, "at least 2")
 
 
@@ -42,7 +42,7 @@ class Label:
     min_cluster_size: int = 2  # smaller clusters are rejected: a single image coheres with itself
     assignment: str = "reassign"  # "reassign" (as the paper prints it) or "drop" the images of rejected clusters
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("label.features", self.features, FEATURES)
         needs_file = self.features in ("sscd", "onnx")
         need = f"the path of the local file that label.features = {self.features} reads"
@@ -71,7 +71,7 @@ class Network:
     stem_stride: int = 1  # of a ResNet's first convolution
     norm: str = "group"  # of a ResNet: "group", or "batch", whose statistics are frozen outside of training
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("classifier.architecture", self.architecture, ARCHITECTURES)
         ok = len(self.stage_sizes) >= 1 and min(self.stage_sizes) >= 1
         check(ok, "classifier.stage_sizes", self.stage_sizes, "one or more positive block counts")
@@ -93,7 +93,7 @@ class ClassifierFit(Fit):
     validate_every: int = 500  # steps
     patience: int = 0  # validations without a lower loss that end training, for the best parameters; 0: go to the end
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(self.validate_every >= 1, "*.validate_every", self.validate_every, "at least 1")
         check(self.patience >= 0, "*.patience", self.patience, "at least 0 (0: no early stop)")
@@ -116,7 +116,7 @@ class Surrogate(ClassifierFit):
     teacher_sha256: str = ""  # of that file; filled in when a run starts
     distillation_temperature: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         one_of("surrogate.timesteps", self.timesteps, ("uniform", "importance"))
         one_of("surrogate.objective", self.objective, ("cross_entropy", "tdkd"))

@@ -35,7 +35,7 @@ class Evaluate:
     controls: bool = True  # also the sensitivity of every metric to distorted copies of members
     control_images: int = 256  # members that are copied for it, at most
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(len(self.metrics) >= 1, "evaluate.metrics", self.metrics, f"one or more of {', '.join(METRICS)}")
         for metric in self.metrics:
             one_of("evaluate.metrics", metric, METRICS)
@@ -67,5 +67,5 @@ class Report:
     private: bool = False  # blur every picture and name no file: for images of patients, say
     pairs: int = 1000  # shown in the gallery at most, the closest ones
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(0 <= self.pairs <= 1000, "report.pairs", self.pairs, "between 0 and 1000, so that the page stays small")

@@ -23,7 +23,7 @@ class Sampler:
         "auto"  # "scan" compiles the whole trajectory, "dispatch" one step; auto: scan, but dispatch for guided CPU
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.num_steps >= 1, "sampler.num_steps", self.num_steps, "at least 1")
         check(0 <= self.eta <= 1, "sampler.eta", self.eta, "between 0 (DDIM) and 1 (DDPM)")
         one_of("sampler.solver", self.solver, SOLVERS)
@@ -49,7 +49,7 @@ class Extract:
     guidance_interval: tuple[int, ...] = ()  # (t_low, t_high), the timesteps at which guidance acts; empty: at all
     normalize_gradient: bool = False  # to a root mean square of 1 for each image
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.solver:
             one_of("extract.solver", self.solver, SOLVERS)
         one_of("extract.guidance_form", self.guidance_form, FORMS)
@@ -98,7 +98,7 @@ class Extract:
 
     def runs(self) -> list["Run"]:
         """Every attack at every guidance scale; unguided sampling is one run."""
-        runs = []
+        runs: list[Run] = []
         for attack in ATTACKS:
             if attack in self.attacks:
                 scales = self.guidance_scales if ATTACKS[attack].guided else (0.0,)

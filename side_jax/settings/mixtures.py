@@ -25,7 +25,7 @@ class Theory:
     num_samples: int = 10_000  # draws of q_eps for each part and epsilon
     repeats: int = 20  # data sets; errors are of the mean over these
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "at least 0")
         need = "1 or 2, since the limit is an integral over a grid"
         check(self.dimensions in (1, 2), "dimensions", self.dimensions, need)

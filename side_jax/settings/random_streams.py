@@ -38,7 +38,7 @@ def streams() -> dict[str, int]:
       ValueError: if two streams have one number.
     """
     found = STREAMS | {f"surrogate/{one.name}": one.stream for one in known_classifiers().values()}
-    names = {}
+    names: dict[int, str] = {}
     for name, number in found.items():
         if names.setdefault(number, name) != name:
             raise ValueError(f"the random streams {names[number]!r} and {name!r} have the same number, {number}")

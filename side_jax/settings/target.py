@@ -35,7 +35,7 @@ class Data:
     storage: str = "auto"  # "memory" (uint8), "stream" (read and decoded for each batch), or whichever fits
     memory_limit_mb: int = 4096  # up to which "auto" keeps the images in memory
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("data.name", self.name, DATASETS)
         check(self.name != "tfds" or bool(self.tfds_name), "data.tfds_name", self.tfds_name, "the dataset's TFDS name")
         needs_path = self.name in ("folder", "npz")
@@ -71,7 +71,7 @@ class Diffusion:
     trained_betas: tuple[float, ...] = ()  # T betas that replace the schedule; foreign checkpoints may have them
     prediction_type: str = "epsilon"  # epsilon, x0 or v
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("diffusion.schedule", self.schedule, SCHEDULES)
         check(self.num_timesteps >= 2, "diffusion.num_timesteps", self.num_timesteps, "at least 2")
         for name in ("beta_start", "beta_end"):
@@ -114,7 +114,7 @@ class Model:
     dtype: str = "float32"  # of the computation; "bfloat16" halves memory on accelerators. Parameters stay float32
     remat: bool = False  # recompute blocks in the backward pass: a third more time, far less memory (256x256)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         channels, levels = self.block_out_channels, len(self.block_out_channels)
         check(levels >= 1, "model.block_out_channels", channels, "one or more channel counts")
         for name, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
@@ -161,7 +161,7 @@ class Condition:
     sha256: str = ""  # of that file; filled in when it is first read, so that a changed file is noticed
     dropout: float = 0.1  # share of training images shown without their label: guidance needs that prediction too
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         labels, count = self.labels, self.num_labels
         need = f"empty (an unconditional model) or one of {', '.join(LABELS)}"
         check(labels in ("", *LABELS), "condition.labels", labels, need)
@@ -196,7 +196,7 @@ class Fit:
     log_every: int = 100  # steps
     checkpoint_every: int = 500  # steps; a kill loses at most so many
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             check(getattr(self, name) >= 1, f"*.{name}", getattr(self, name), "at least 1")
         need = f"divisible by accumulate ({self.accumulate})"
@@ -228,7 +228,7 @@ class Monitor:
     num_samples: int = 256  # drawn each time, from the same noise
     stop_at_rate: float = 0.0  # end training once so large a share of samples has d1/d2 < 1/3; 0: never
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.every_steps >= 0, "monitor.every_steps", self.every_steps, "at least 0 (0: no monitor)")
         check(self.num_samples >= 1, "monitor.num_samples", self.num_samples, "at least 1")
         check(0 <= self.stop_at_rate <= 1, "monitor.stop_at_rate", self.stop_at_rate, "between 0 (never) and 1")

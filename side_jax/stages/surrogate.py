@@ -20,6 +20,7 @@ from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Classifier, known_classifiers
 from side_jax.devices import process_group
 from side_jax.diffusion.process import importance
+from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.features import choose, clustering, extractors
 from side_jax.sampling import shards
@@ -97,30 +98,18 @@ def _examples(settings: Settings, workdir: Path, classifier: Classifier) -> _Exa
 
 def _fit(settings: Settings, work: Unit, kind: Classifier, examples: _Examples) -> None:
     fit = getattr(settings, kind.section)
-    count = len(examples.labels)
-    order = np.random.default_rng(random_streams.stream_seed(settings, "held back")).permutation(count)
-    kept_back, train = examples[order[: held_back(count)]], examples[order[held_back(count) :]]
-    if len(train.labels) < fit.batch_size:
-        raise InputError(
-            f"{kind.name} has {len(train.labels)} images to learn from once a tenth is held back, fewer than its batch "
-            f"of {fit.batch_size}; lower the batch_size, make more synthetic images, or lower label.cohesion_threshold."
-        )
+    kept_back, train = _held_back(settings, kind, examples)
     schedule, seed = builders.build_schedule(settings), random_streams.stream_seed(settings, work.name)
     meta = checkpoint.settings_meta(settings, work.fingerprint)
     classifier = builders.build_classifier(settings, examples.classes, time_dependent=kind.noised)
     s = settings.surrogate
-    options: dict[str, Any] = {"shuffle": kind.spoiled == "shuffled"}
-    if kind.noised:
-        options["schedule"] = schedule
-        options["proposal"] = importance(schedule) if s.timesteps == "importance" else None
+    options = _loss_options(settings, kind, schedule)
     content: dict[str, Any] = {}
     trained_by = fit
-    if s.objective == "tdkd" and not kind.true_labels:
-        options["temperature"] = s.distillation_temperature
-        if train.teacher is None:
-            train = dataclasses.replace(train, teacher=_teach(settings, work, train, options["shuffle"]))
-            trained_by = s.part(s.num_steps - s.teacher_steps)
-            content["teacher_steps"] = s.teacher_steps
+    if "temperature" in options and train.teacher is None:
+        train = dataclasses.replace(train, teacher=_teach(settings, work, train, options["shuffle"]))
+        trained_by = s.part(s.num_steps - s.teacher_steps)
+        content["teacher_steps"] = s.teacher_steps
 
     predictions = Predictions(
         classifier, schedule, kept_back.images, random_streams.stream_key(settings, "validation"), fit.batch_size
@@ -164,6 +153,35 @@ def _fit(settings: Settings, work: Unit, kind: Classifier, examples: _Examples) 
     work.finish(
         steps=steps, classes=examples.classes, images=len(train.labels), held_back=len(kept_back.labels), **content
     )
+
+
+def _held_back(settings: Settings, kind: Classifier, examples: _Examples) -> tuple[_Examples, _Examples]:
+    """(the tenth that validates, the rest that trains).
+
+    Raises:
+      InputError: if the rest does not fill a batch.
+    """
+    count, batch_size = len(examples.labels), getattr(settings, kind.section).batch_size
+    order = np.random.default_rng(random_streams.stream_seed(settings, "held back")).permutation(count)
+    kept_back, train = examples[order[: held_back(count)]], examples[order[held_back(count) :]]
+    if len(train.labels) < batch_size:
+        raise InputError(
+            f"{kind.name} has {len(train.labels)} images to learn from once a tenth is held back, fewer than its batch "
+            f"of {batch_size}; lower the batch_size, make more synthetic images, or lower label.cohesion_threshold."
+        )
+    return kept_back, train
+
+
+def _loss_options(settings: Settings, kind: Classifier, schedule: Schedule) -> dict[str, Any]:
+    """The options of losses.classifier_loss; with a temperature, it learns from a teacher (TDKD)."""
+    s = settings.surrogate
+    options: dict[str, Any] = {"shuffle": kind.spoiled == "shuffled"}
+    if kind.noised:
+        options["schedule"] = schedule
+        options["proposal"] = importance(schedule) if s.timesteps == "importance" else None
+    if s.objective == "tdkd" and not kind.true_labels:
+        options["temperature"] = s.distillation_temperature
+    return options
 
 
 def _start_over_if_lost(work: Unit, checkpoints: Path, patience: int) -> None:

@@ -234,12 +234,8 @@ def run(
     stepper = Stepper(loss_fn, init_fn, fit, fetch(np.zeros(1, np.int64)))
     key = stepper.key(seed)
     with Checkpoints(checkpoints) as store, Preemption() as preemption:
-        if store.latest_step() is None:
-            state, ema = stepper.initial()
-        else:
-            trees = store.restore(fingerprint=meta["fingerprint"], **stepper.abstract()).trees
-            state, ema = trees["state"], trees["ema"]
-        first = done = checked = int(state["step"])
+        state, ema = _begin(stepper, store, meta["fingerprint"])
+        first = done = int(state["step"])
         # JAX agrees on a step after the last that `reached` was given: a signal before this one counts at the barrier.
         preemption.reached(first)
         process_group.barrier(f"{description} begins")
@@ -252,13 +248,8 @@ def run(
         # What watch said at the restored step, before it was killed, it says again.
         stop = bool(first and watch and first % watch_every == 0 and watch(first, jax.device_get(ema)))
         todo = range(first, first if stop else fit.num_steps)
-        curves = Curves(
-            directory / "metrics.jsonl",
-            first_step=first,
-            board=directory / "tensorboard",
-            write=process_group.primary(),
-        )
-        with curves:
+        with _curves(directory, first) as curves:
+            log = _Log(curves, fit, num_examples, first)
             batches = progress(
                 loader(load, todo), total=fit.num_steps, description=description, unit="step", done=first
             )
@@ -269,16 +260,10 @@ def run(
                 preempted = preemption.reached(done)
                 save = last or preempted or done % fit.checkpoint_every == 0
                 if save or done % fit.log_every == 0:
-                    row = _means(jax.device_get(state["totals"]), checked, done)
-                    checked = done
-                    if last or done % fit.log_every == 0:
-                        epoch = round(done * fit.batch_size / num_examples, 3)
-                        curves.write({"step": done, "epoch": epoch} | row)
+                    log(done, jax.device_get(state["totals"]), last)
                 if save:
                     store.save(done, state=state, ema=ema, meta=meta)
-                if preempted and not last:
-                    break
-                if stop:
+                if stop or (preempted and not last):
                     break
         store.wait()
         if preemption.happened and done < fit.num_steps and not stop:
@@ -287,6 +272,40 @@ def run(
                 "command again to go on."
             )
     return jax.device_get(ema), done
+
+
+def _begin(stepper: Stepper, store: Checkpoints, fingerprint: str) -> tuple[dict, Params]:
+    """(state, ema) of the latest checkpoint; without one, those before the first step."""
+    if store.latest_step() is None:
+        return stepper.initial()
+    trees = store.restore(fingerprint=fingerprint, **stepper.abstract()).trees
+    return trees["state"], trees["ema"]
+
+
+def _curves(directory: Path, first: int) -> Curves:
+    """The file and the TensorBoard folder of the metrics, which one process writes."""
+    board, write = directory / "tensorboard", process_group.primary()
+    return Curves(directory / "metrics.jsonl", first_step=first, board=board, write=write)
+
+
+class _Log:
+    """Checks the metrics before they are saved or forgotten, and writes their means to the curves."""
+
+    def __init__(self, curves: Curves, fit: Fit, num_examples: int, first: int):
+        """`first` is the step at which this run begins."""
+        self._curves, self._fit, self._num_examples, self._checked = curves, fit, num_examples, first
+
+    def __call__(self, step: int, totals: dict[str, Any], last: bool) -> None:
+        """Takes the totals after a step; writes a row at every multiple of fit.log_every and after the last step.
+
+        Raises:
+          InputError: if the loss of any step since the call before was not finite.
+        """
+        row = _means(totals, self._checked, step)
+        self._checked = step
+        if last or step % self._fit.log_every == 0:
+            epoch = round(step * self._fit.batch_size / self._num_examples, 3)
+            self._curves.write({"step": step, "epoch": epoch} | row)
 
 
 def _means(totals: dict[str, Any], checked: int, step: int) -> dict[str, Any]:

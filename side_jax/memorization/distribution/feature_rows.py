@@ -14,7 +14,7 @@ def checked(least: int, dtype: type = np.float32, /, **sets: np.ndarray) -> list
     Raises:
       ValueError: if a set is not rows, has too few of them, holds a number that is not finite, or differs in d.
     """
-    arrays = {name: np.ascontiguousarray(rows, dtype) for name, rows in sets.items()}
+    arrays: dict[str, np.ndarray] = {name: np.ascontiguousarray(rows, dtype) for name, rows in sets.items()}
     width = None
     for name, rows in arrays.items():
         if rows.ndim != 2:

@@ -51,9 +51,9 @@ class Kept(NamedTuple):
     makes of them.
     """
 
-    lower: jax.Array
-    index: jax.Array
-    floor: jax.Array
+    lower: jax.Array | np.ndarray
+    index: jax.Array | np.ndarray  # type: ignore[assignment]  # a tuple has a method of that name
+    floor: jax.Array | np.ndarray
 
 
 def nothing(images: int, kept: int) -> Kept:
@@ -107,9 +107,9 @@ def _bounds(x: Points, y: Points, signs: tuple[int, ...]) -> tuple[jax.Array, ..
     """Equation (3) of all pairs, float32 [b, m]: L for the sign -1, U for 1."""
     eps, underflow = _eps(x.rows), x.rows.shape[1] * x.rows.shape[3] * 2.0**-120
 
-    def chunk(total: jax.Array, rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def chunk(total: jax.Array, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         contract = (((1,), (1,)), ((), ()))
-        return total + jax.lax.dot_general(*rows, contract, "highest", jnp.float32), None
+        return total + jax.lax.dot_general(rows[0], rows[1], contract, "highest", jnp.float32), None
 
     def tile(best: tuple[jax.Array, ...], both: tuple[Points, Points]) -> tuple[tuple[jax.Array, ...], None]:
         product, _ = jax.lax.scan(chunk, jnp.zeros_like(best[0]), tuple(side.rows for side in both))

@@ -48,7 +48,7 @@ class Images:
       starts: the first image of each block.
     """
 
-    def __init__(self, array: Any, block: int):
+    def __init__(self, array: Any, block: int) -> None:
         """Takes an array, or anything of which a slice is one, and at most how many images to read at a time."""
         if block < 1:
             raise ValueError(f"a block must have 1 image or more, got {block}")

@@ -85,7 +85,7 @@ def nearest(
 def pairs_below(
     images: Any,
     references: Any,
-    below: float,
+    below: float | np.ndarray,
     *,
     measure: str = "rmse",
     grid: int = 4,
@@ -174,7 +174,7 @@ def within(
     reference_block: int = REFERENCE_BLOCK,
 ) -> np.ndarray:
     """Which references have an image within its range: in_band_counts above 0, bool [m]."""
-    options = {"measure": measure, "grid": grid, "reference_block": reference_block}
+    options: dict[str, Any] = {"measure": measure, "grid": grid, "reference_block": reference_block}
     return in_band_counts(images, references, low, high, block, **options) > 0
 
 

@@ -70,7 +70,7 @@ def paired_difference_interval(
         counts = (both, first_only, second_only, neither)
         raise ValueError(f"the numbers of trials must be 0 or more and not all 0, got {counts}")
     hits = both + first_only, both + second_only
-    excess = both * neither - first_only * second_only
+    excess: float = both * neither - first_only * second_only
     if excess > 0:
         excess = max(excess - trials / 2, 0)
     root = math.sqrt(math.prod(hits) * math.prod(trials - hit for hit in hits))

@@ -44,12 +44,12 @@ class BetaFit:
 
     def expected(self, sizes: Sequence[int]) -> list[float]:
         """Equation (3) for each number of images in sizes, 0 or more; float64 of the greatest size in memory."""
-        sizes = _whole("sizes", sizes)
+        whole = _whole("sizes", sizes)
         # B(a, b + n) / B(a, b) as a product: the difference of two log-gammas loses the small numbers among large ones.
         with np.errstate(divide="ignore"):
-            steps = np.log1p(-self.a / (self.a + self.b + np.arange(sizes.max(initial=0))))
+            steps = np.log1p(-self.a / (self.a + self.b + np.arange(whole.max(initial=0))))
         log_missed = np.concatenate([[0.0], np.cumsum(steps)])
-        return (0.0 - self.m * np.expm1(log_missed[sizes])).tolist()
+        return (0.0 - self.m * np.expm1(log_missed[whole])).tolist()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,9 @@ def curve(counts: np.ndarray, num_images: int, sizes: Sequence[int]) -> list[flo
       ValueError: for a count or a size out of its range.
     """
     values, repeats = _tally(counts, num_images)
-    sizes = _whole("sizes", sizes, num_images)
     left = num_images - np.arange(values.max(initial=0))
     expected = []
-    for size in sizes:
+    for size in _whole("sizes", sizes, num_images):
         # C(N - c, n) / C(N, n) = prod_{i < c} 1 - n / (N - i). Log-gammas of N = 1e7 would be off by 1e-8 of 1.
         with np.errstate(divide="ignore"):
             log_missed = np.concatenate([[0.0], np.cumsum(np.log1p(-np.minimum(size / left, 1.0)))])
@@ -266,7 +265,7 @@ def _tally(counts: np.ndarray, num_images: int | None) -> tuple[np.ndarray, np.n
     return np.unique(_whole("counts", counts, num_images), return_counts=True)
 
 
-def _whole(name: str, values: Sequence[int], most: int | None = None) -> np.ndarray:
+def _whole(name: str, values: Sequence[int] | np.ndarray, most: int | None = None) -> np.ndarray:
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
