@@ -1,12 +1,12 @@
-"""Which clusters to aim at with a fixed budget: uniform targets against targets by attacker-side evidence.
+"""Compares two allocations of a sampling budget to clusters: uniform, and adaptive by attacker-side evidence.
 
 python benchmarks/allocation.py --config=configs/digits.py --workdir=runs/digits_cost --seeds 3 4 5 --scale 10
 
-The evidence needs no training image: two images from different noise that are nearly the same (pixel RMSE below
---near, in [-1, 1]) are a sign of memorisation (Carlini et al. 2023, cliques of generated images). Images are drawn in
-rounds; in each, cluster c is aimed at in proportion to (d + 1/2) / (n + 1), where n images were aimed at it so far and
-brought d new groups of near duplicates. Every image comes from one pool with as many for each cluster, in an order that
-is shuffled anew for each repeat, so both ways draw from the same images. Scores: different members among the matches.
+The evidence needs no training image: two images from different noise that are near duplicates (pixel RMSE below --near,
+in [-1, 1]) indicate memorisation (Carlini et al. 2023, cliques of generated images). Images are drawn in rounds. In
+each round, cluster c is targeted with probability proportional to (d + 1/2) / (n + 1), where n counts the images drawn
+for it so far and d the new groups of near duplicates among them. Both allocations draw from one pool with equally many
+images per cluster, shuffled for each repeat. The score is the number of distinct members among the matches.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ROUND = 64
 
 
 def near_duplicates(images: np.ndarray, below: float) -> list[np.ndarray]:
-    """For each image, the others of the pool that are nearly the same."""
+    """For each image, the indices of its near duplicates in the pool."""
     flat = pixel_range.to_float(images).reshape(len(images), -1)
     squares = np.square(flat).mean(axis=1)
     found = []
@@ -35,14 +35,14 @@ def near_duplicates(images: np.ndarray, below: float) -> list[np.ndarray]:
 
 
 def draw(labels: np.ndarray, near: list[np.ndarray], budget: int, adaptive: bool, seed: int) -> np.ndarray:
-    """The indices of the pool that are drawn, in order, int64 [budget].
+    """The indices of the drawn images of the pool, in order, int64 [budget].
 
     Args:
-      labels: the pool's target clusters, int [n].
-      near: of near_duplicates.
-      budget: images to draw; a cluster of which none is left is aimed at no more.
-      adaptive: by evidence; else uniformly.
-      seed: of the order and of the targets.
+      labels: the target clusters of the pool, int [n].
+      near: the result of near_duplicates.
+      budget: number of images to draw; an exhausted cluster is replaced by the one with the most images left.
+      adaptive: whether to allocate by evidence; otherwise uniformly.
+      seed: of the order and the targets.
     """
     random = np.random.default_rng(seed)
     classes = labels.max() + 1
@@ -70,7 +70,7 @@ def draw(labels: np.ndarray, near: list[np.ndarray], budget: int, adaptive: bool
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--workdir", required=True, type=Path, help="as of extraction_cost.py")

@@ -1,13 +1,13 @@
-"""Whether estimates of what more images would find hold: predicted from the first N, then counted among more.
+"""Tests extrapolations of the number of extracted members: predicts from the first N images, then counts more.
 
 python benchmarks/budget.py --workdir runs/digits [more workdirs] --num-images 1024
 
-An image depends on its global index alone, so the first N images of a run are those of a run of N. From how often each
-member is extracted by them (evaluate/matches.csv, the headline metric), side_jax/memorization/rarefaction.py predicts
-how many members factor * N images extract: by the beta law's fit, by Chao's extrapolation, by Good and Toulmin's
-series; beside them what unlimited sampling would find by Chao's lower bound, with its 95% interval. Then follows how
-many the first factor * N images of the same run do extract. A run must hold N times the largest factor; smaller factors
-are used of a shorter one. `*`: the factor is beyond the range of Good and Toulmin's series.
+An image depends on its global index alone, so the first N images of a run are those of a run of N. From how often these
+extract each member (evaluate/matches.csv, headline metric), memorization/statistics/rarefaction.py predicts the number
+of members that factor * N images extract, by a fitted beta law, Chao's extrapolation, and the series of Good and
+Toulmin, as well as Chao's lower bound for unlimited sampling with its 95% interval. The predictions are compared with
+the count among the first factor * N images of the same run. Factors that need more images than a run has are skipped.
+`*`: the factor is beyond the range of the series of Good and Toulmin.
 """
 
 import argparse
@@ -26,16 +26,16 @@ ESTIMATES = ("fit", "chao", "good_toulmin")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was predicted for one factor, and what came.
+    """A prediction for one factor, and the count.
 
     Attributes:
-      run: its name.
+      run: the name of the run.
       before: members extracted by the first N images.
-      factor: of N.
-      found: members extracted by the first factor * N.
-      predicted: of each of ESTIMATES, the number of members.
-      valid: whether the factor is in the range of Good and Toulmin's series.
-      richness: Chao's lower bound of what unlimited sampling extracts.
+      factor: multiple of N.
+      found: members extracted by the first factor * N images.
+      predicted: the predicted number of members, by name in ESTIMATES.
+      valid: whether the factor is in the range of the series of Good and Toulmin.
+      richness: Chao's lower bound for unlimited sampling.
     """
 
     run: str
@@ -47,12 +47,12 @@ class Outcome:
     richness: rarefaction.Richness
 
     def error(self, name: str) -> float:
-        """Of an estimate, relative to what was found; NaN where nothing was."""
+        """The relative error of an estimate; NaN if no member was found."""
         return self.predicted[name] / self.found - 1 if self.found else np.nan
 
 
 def counts(run: matches.Columns, num_images: int, members: int) -> np.ndarray:
-    """How many of the first images of a run extract each member, int64 [members], those extracted first."""
+    """The number of the first images that extract each member, int64 [members]; extracted members come first."""
     metric = next(name for name in run if name.endswith("_member_match")).removesuffix("_match")
     first = (run["index"] < num_images) & (run[f"{metric}_match"] == 1)
     _, times = np.unique(run[f"{metric}_id"][first], return_counts=True)
@@ -60,7 +60,7 @@ def counts(run: matches.Columns, num_images: int, members: int) -> np.ndarray:
 
 
 def outcomes(name: str, run: matches.Columns, num_images: int, members: int, factors: list[int]) -> list[Outcome]:
-    """Predicts from the first images, then counts, for the factors that the run has the images for."""
+    """Predicts from the first images, then counts, for every factor that the run has enough images for."""
     seen = counts(run, num_images, members)
     fit, found = rarefaction.fit(seen, num_images), []
     for factor in factors:
@@ -85,7 +85,7 @@ def outcomes(name: str, run: matches.Columns, num_images: int, members: int, fac
 
 
 def table(found: list[Outcome]) -> str:
-    """A Markdown table: a row for each run and factor."""
+    """A Markdown table with a row for each run and factor."""
     lines = [
         "| run | found at N | Chao's bound (95% interval) | factor | found | beta fit | error | Chao | error | "
         "Good-Toulmin | error |",
@@ -103,7 +103,7 @@ def table(found: list[Outcome]) -> str:
 
 
 def summary(found: list[Outcome]) -> str:
-    """A Markdown table: for each factor, the mean error of each estimate over runs, and the mean without its sign."""
+    """A Markdown table with the mean and mean absolute error of each estimate over runs, for each factor."""
     lines = [
         "| factor | runs | beta fit, mean error (without sign) | Chao | Good-Toulmin | nothing more than at N |",
         "|---|---|---|---|---|---|",
@@ -119,12 +119,12 @@ def summary(found: list[Outcome]) -> str:
 
 
 def percent(value: float, sign: str = "+") -> str:
-    """For people; "-" where there is none."""
+    """A formatted percentage; "-" if not finite."""
     return f"{100 * value:{sign}.1f}%" if np.isfinite(value) else "-"
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, type=Path, nargs="+", help="audited, with many images for each run")
     parser.add_argument("--num-images", type=int, default=1024, help="N, from which to predict")

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: sizes, the same U-Net in PyTorch, and contestants that take turns."""
+"""Shared parts of the speed benchmarks: sizes, the same U-Net in PyTorch, and timing by turns."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's first use: leaves PyTorch its memory
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's first use; leaves memory for PyTorch
 
 import jax
 
@@ -27,15 +27,14 @@ from side_jax.targets import parameters
 
 try:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # at import both warn of their dependencies' deprecations, by version
+        warnings.simplefilter("ignore")  # deprecation warnings of their dependencies, by version
         import diffusers
         import torch
 except ImportError:
     sys.exit("This benchmark compares with PyTorch, which is not installed: pip install 'side_jax[parity]'")
 
 SEED = 0
-# Sizes without a config: image size, batch, and what differs from the defaults of config.model; A marks the levels with
-# attention.
+# Sizes without a config: image size, batch size, and overrides of config.model; A marks levels with attention.
 MODELS = {
     "colour": (32, 16, ((64, 128, 128), "DAD", "UAU", {"layers_per_block": 2, "norm_num_groups": 32})),
     "colour64": (64, 16, ((32, 64, 128, 128), "DDAD", "UAUU", {"layers_per_block": 2, "norm_num_groups": 32})),
@@ -52,7 +51,7 @@ SIZES = ("digits", "orl_faces", *MODELS)
 
 
 def load_settings(size: str, batch_size: int, dtype: str) -> Settings:
-    """The settings of one size: a config's own, or of MODELS; batch_size 0 keeps its own."""
+    """The settings of one size, from its config or MODELS; batch_size 0 keeps the size's own."""
     if size in MODELS:
         config = default_config()
         config.data.image_size, own_batch, (channels, down, up, options) = MODELS[size]
@@ -69,12 +68,12 @@ def load_settings(size: str, batch_size: int, dtype: str) -> Settings:
     config.data.num_members = config.data.num_heldout = max(config.data.num_members, 4 * config.train.batch_size)
     config.conditional.batch_size = config.train.batch_size
     config.model.dtype = dtype
-    config.extract.guidance_interval = ()  # both guide every step
+    config.extract.guidance_interval = ()  # guide every step
     return from_config(config)
 
 
 def make_unet(settings: Settings) -> Any:
-    """The U-Net of diffusers with the same options, as diffusers initialises it: its last layer isn't zero then."""
+    """The U-Net of diffusers with the same options and its own initialisation, whose last layer is not zero."""
     module = builders.build_unet(settings)
     names = [field.name for field in dataclasses.fields(settings.model) if field.name not in ("dtype", "remat")]
     channels = settings.data.channels
@@ -84,14 +83,14 @@ def make_unet(settings: Settings) -> Any:
 
 
 def converted(net: Any, module: Any, settings: Settings) -> Any:
-    """The parameters of a PyTorch network as those of our module."""
+    """The parameters of a PyTorch network, converted to our module."""
     state = {name: value.numpy() for name, value in net.state_dict().items()}
     shapes = jax.eval_shape(builders.init_fn(module, settings, SEED))
     return parameters.from_state_dict(state, shapes, "the benchmark")
 
 
 def why_not_compile(device: str) -> str:
-    """Why torch.compile can't run here, or nothing."""
+    """Why torch.compile can't run here; empty if it can."""
     if device == "cpu":
         found = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
         return "" if found else "no C++ compiler (g++ or clang++) is on the path"
@@ -99,7 +98,7 @@ def why_not_compile(device: str) -> str:
 
 
 def timed(contestant: Any, steps: int) -> float:
-    """Seconds of so many steps."""
+    """Seconds of `count` steps."""
     contestant.sync()
     start = time.perf_counter()
     for _ in range(steps):
@@ -109,7 +108,7 @@ def timed(contestant: Any, steps: int) -> float:
 
 
 def measure(contestants: dict[str, Any], batch_size: int, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Images per second of each contestant in each round; they take turns, so what else the machine does hits all."""
+    """Images per second of each contestant in each round; contestants take turns, so that disturbances affect all."""
     steps = {}
     for name, contestant in contestants.items():
         timed(contestant, 1)  # the first compiles
@@ -122,7 +121,7 @@ def measure(contestants: dict[str, Any], batch_size: int, rounds: int, seconds: 
 
 
 def summary(rates: dict[str, list[float]], ours: str) -> dict[str, Any]:
-    """Medians, the best of PyTorch's, and how many times its rate ours has."""
+    """Medians, PyTorch's best contestant, and the ratio of our rate to it."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
     theirs = {name: value for name, value in medians.items() if name.startswith("pytorch")}
     result = {"images_per_second": rates, "median": medians, "best_pytorch": max(theirs, key=theirs.get)}
@@ -130,7 +129,7 @@ def summary(rates: dict[str, list[float]], ours: str) -> dict[str, Any]:
 
 
 def text(result: dict[str, Any], not_compiled: str) -> list[str]:
-    """The lines of a summary."""
+    """The printed lines of a summary."""
     lines = []
     for name, values in result["images_per_second"].items():
         line = f"  {name:17} {result['median'][name]:9.1f} images/s ({min(values):.1f}..{max(values):.1f})"
@@ -142,7 +141,7 @@ def text(result: dict[str, Any], not_compiled: str) -> list[str]:
 
 
 def parser(description: str, sizes: list[str]) -> argparse.ArgumentParser:
-    """The options that all have."""
+    """The options shared by the benchmarks."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes)
     made.add_argument("--batch-size", type=int, default=0, help="instead of each size's own")
@@ -155,16 +154,16 @@ def parser(description: str, sizes: list[str]) -> argparse.ArgumentParser:
 
 
 def start(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Checks that both are on one device of the same kind, and prints what they are: (device, about)."""
+    """Checks that both libraries use devices of the same kind, and prints them; returns (device, about)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = [load_settings(size, options.batch_size, options.dtype) for size in options.sizes]
-    cpu.prepare(one.sampler.batch_size for one in settings)  # as the command line does
+    cpu.prepare(one.sampler.batch_size for one in settings)  # as in the command line
     if (device == "cuda") != (jax.default_backend() == "gpu"):
         sys.exit(f"PyTorch is on {device} and JAX on {jax.default_backend()}; hide the GPU or install both for it.")
     if device == "cuda":
         if jax.device_count() > 1:
             sys.exit(f"JAX has {jax.device_count()} devices; leave it one, PyTorch uses one: CUDA_VISIBLE_DEVICES=0.")
-        torch.set_float32_matmul_precision("high")  # TF32, as JAX has it by default
+        torch.set_float32_matmul_precision("high")  # TF32, the default of JAX
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     about = {"device": f"{device}: {name}", "cpus": os.cpu_count(), "pytorch_threads": torch.get_num_threads()}
     about |= {"jax_devices": jax.device_count()}

@@ -1,16 +1,16 @@
-"""Unique extracted members against device-seconds: solver x steps x grid x guidance interval x scale.
+"""Measures extracted members per device-second over solvers, steps, time grids, guidance intervals and scales.
 
 python benchmarks/extraction_cost.py --config=configs/digits.py --workdir=runs/digits_cost --seeds 10 11 12 \
     --solvers ddim dpmpp_2m --steps 5 10 20 --spacings trailing log_snr --intervals all 300-799 --scales 3 10 30
 
-Each seed's target and surrogate are made first, by the pipeline, in <workdir>/seed_<n>. Then every recipe draws the
-same images, from the same noise and target clusters, and is scored against members and held-out images. Beside each
-stands the paper's recipe (Chen et al. 2024): DDIM, 50 steps, the classifier at every one; and the same unguided, the
-interval "none". Seconds are of sampling, without compilation: the median batch's times the devices, so leave the
-machine idle. Each row is compared with the paper's recipe at the scale of its highest AMS over all seeds, by members
-per second of as many images, and by the seconds that it takes to as many members as the paper's recipe finds in all.
-Choose on some seeds, then look at the choice on others, with --recipes and --scales. What was drawn from the same
-surrogate is not drawn again.
+The pipeline first trains each seed's target and surrogate in <workdir>/seed_<n>. Then every recipe generates images
+from the same noise and target clusters, which are scored against members and held-out images. The baseline is the
+recipe of Chen et al. 2024: DDIM, 50 steps, all guided. The interval "none" is the unguided recipe. Seconds are those of
+sampling without compilation, the median batch times the number of devices, so the machine must be idle. Each row is
+compared with the baseline at the scale of its highest AMS over all seeds: by members per second for equally many
+images, and by the seconds until as many members are extracted as the baseline extracts in all. To avoid selection
+effects, choose on some seeds and evaluate the choice on others, with --recipes and --scales. Images of an unchanged
+surrogate are not generated again.
 """
 
 import argparse
@@ -45,17 +45,17 @@ STAGES = "train,synthesize,label,surrogate"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to walk from noise to images; its name is <solver>-<steps>-<spacing>-<interval>."""
+    """A sampling recipe; its name is <solver>-<steps>-<spacing>-<interval>."""
 
     name: str
 
     @property
     def unguided(self) -> bool:
-        """Whether no classifier is asked at all."""
+        """Whether no step is guided."""
         return self.name.endswith("-none")
 
     def apply(self, settings: Settings) -> Settings:
-        """The settings of a run by this recipe."""
+        """The settings of a run with this recipe."""
         solver, num_steps, spacing, interval = self.name.split("-", 3)
         between = () if interval in ("all", "none") else tuple(int(end) for end in interval.split("-"))
         options = {"solver": solver, "num_steps": int(num_steps), "guidance_interval": between}
@@ -70,7 +70,7 @@ class Bench:
     """One seed's target, surrogate, members and held-out images."""
 
     def __init__(self, config: str, workdir: Path, seed: int, overrides: list[str]):
-        """Makes what is missing, by the pipeline, and loads it."""
+        """Runs the missing stages of the pipeline and loads their outputs."""
         command = [sys.executable, "-m", "side_jax.main", f"--config={config}", f"--workdir={workdir}"]
         attacks = "--config.extract.attacks=('unconditional','side')"
         command += [f"--config.seed={seed}", f"--stages={STAGES}", attacks, *overrides]
@@ -92,13 +92,13 @@ class Bench:
         self._base = random_streams.stream_key(settings, "extract")
 
     def run(self, recipe: Recipe, scales: list[float], num_images: int, save: Any, even: bool = False) -> None:
-        """Draws and scores images by a recipe at each scale; `save` takes (scale, arrays).
+        """Generates and scores images by a recipe at each scale; calls `save` with (scale, arrays).
 
-        Targets are those of a run, or with `even` each cluster in turn.
+        The target classes are those of a run or, with `even`, cycle through the clusters.
         """
         settings = recipe.apply(self.settings)
         classifier = None if recipe.unguided else self._classifier
-        generator = builders.build_generator(settings, classifier, by=settings.guided_sampler)
+        generator = builders.build_generator(settings, classifier, sampler=settings.guided_sampler)
         size = settings.sampler.batch_size
         classes = self._classifier.num_classes
         labels = generation.target_labels(self._base, num_images, classes)
@@ -130,12 +130,12 @@ class Bench:
 
 
 def unique(found: dict[str, np.ndarray], first: int | None = None) -> int:
-    """Members extracted by the first so many images, or by all."""
+    """The number of members extracted by the first images of a run, or by all."""
     return len(np.unique(found["nearest"][:first][found["matched"][:first]]))
 
 
 def seconds_to(found: dict[str, np.ndarray], members: int) -> float:
-    """Device-seconds until so many members are extracted; infinite if they never are."""
+    """Device-seconds until a number of members is extracted; infinite if never."""
     matched = np.flatnonzero(found["matched"])
     _, first = np.unique(found["nearest"][matched], return_index=True)
     if len(first) < members:
@@ -144,14 +144,14 @@ def seconds_to(found: dict[str, np.ndarray], members: int) -> float:
 
 
 def sooner(ours: list[dict], theirs: list[dict]) -> str:
-    """How many times sooner ours has as many members as theirs finds in all; mean seconds over seeds."""
+    """The speed-up until ours has as many members as theirs finds in all, from mean seconds over seeds."""
     goals = [unique(one) for one in theirs]
     times = [np.mean([seconds_to(one, n) for one, n in zip(side, goals, strict=True)]) for side in (theirs, ours)]
     return f"{times[0] / times[1]:.2f}x" if np.isfinite(times[1]) and times[1] > 0 else "never"
 
 
 def ratio_interval(ours: list[np.ndarray], theirs: list[np.ndarray], repeats: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the ratio of two mean rates: each seed's images are drawn anew, the same for both."""
+    """The 95% bootstrap interval of the ratio of two mean rates; resamples the images of each seed, paired."""
     random = np.random.default_rng(0)
     tops, bottoms = np.zeros(repeats), np.zeros(repeats)
     for one, other in zip(ours, theirs, strict=True):
@@ -164,7 +164,7 @@ def ratio_interval(ours: list[np.ndarray], theirs: list[np.ndarray], repeats: in
 
 
 def table(results: dict[tuple[str, float], list[dict]]) -> str:
-    """Markdown: each recipe at each scale beside the paper's at its best, most members per second first."""
+    """A Markdown table of each recipe at each scale beside the baseline's best, sorted by members per second."""
 
     def rate(found: list[dict]) -> float:
         return float(np.mean([unique(one) / (len(one["matched"]) * one["seconds_per_image"]) for one in found]))
@@ -191,7 +191,7 @@ def table(results: dict[tuple[str, float], list[dict]]) -> str:
 
 
 def figure(results: dict[tuple[str, float], list[dict]], path: Path) -> None:
-    """Members, and dashed held-out images, found against device-seconds: means over seeds, each recipe and scale."""
+    """Plots members (solid) and held-out images (dashed) against device-seconds, as means over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -213,7 +213,7 @@ def figure(results: dict[tuple[str, float], list[dict]], path: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--workdir", required=True, type=Path, help="holds one workdir for each seed")

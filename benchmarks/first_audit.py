@@ -1,9 +1,9 @@
-"""Where the time of an audit goes: seconds of each stage, what compiling took of them, and CPU-seconds.
+"""Profiles an audit: seconds of each stage, the compilation time in them, and CPU-seconds.
 
 python benchmarks/first_audit.py --config=configs/digits.py --workdir=runs/profile
 
-Runs the stages one after the other in this process. "compile" is what XLA took to compile, or to load what it had
-compiled before; "trace" is what JAX took to trace and lower the programs; both are parts of the stage's seconds.
+Runs the stages in this process. "compile" is XLA's time for compiling programs or loading them from the cache, "trace"
+JAX's time for tracing and lowering them; both are parts of the stage's seconds.
 """
 
 import argparse
@@ -27,13 +27,13 @@ EVENTS = {
 
 
 def cpu_seconds() -> float:
-    """Of this process and the children that it waited for."""
+    """CPU-seconds of this process and of the child processes that it waited for."""
     uses = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--workdir", required=True, type=Path, help="of the run; an empty one for a whole audit")
@@ -52,7 +52,7 @@ def main() -> None:
     for stage in stage_table.audit_stages():
         before, programs = dict(spent), 0
         wall, cpu = time.perf_counter(), cpu_seconds()
-        sys.modules.pop("config_config", None)  # else ml_collections would run the file in the last one's namespace
+        sys.modules.pop("config_config", None)  # otherwise ml_collections reuses the last file's namespace
         argv = ["side_jax", f"--config={options.config}", f"--workdir={options.workdir}", *overrides]
         if code := cli.main(argv, "", [stage]):
             sys.exit(code)

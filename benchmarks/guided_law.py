@@ -1,14 +1,14 @@
-"""What guidance does to the model's law: the divergence of SIDE's guided samples from a cluster's members, by lambda.
+"""Measures how guidance changes the generated distribution: the divergence from a cluster's members, by lambda.
 
 python benchmarks/guided_law.py --workdir=runs/digits
 
-Of a finished audit with SIDE: the kept clusters with the most members (a member belongs to its nearest kept centroid),
-equally many images of each, drawn towards it at every guidance scale from the same noise. The guided law has no score
-whose integral would give its density, so that its divergence is estimated from samples: q is the cluster's members
-blurred by epsilon, p the samples blurred alike, both projected on the members' first principal components, where log q
-is exact and log p is by nearest neighbours (the hybrid of memorization/divergence.py, whose docstring has its bias on
-known laws; benchmarks/knn_bias.py). A projection and a blur can only lower a divergence. Beside it: the share of the
-same images that match a member, and one of the cluster's own.
+Needs a finished audit with SIDE. For the kept clusters with the most members (a member belongs to its nearest kept
+centroid), equally many images per cluster are generated at every guidance scale from the same noise. The guided
+distribution has no known density, so its divergence is estimated from samples: q is the cluster's members blurred by
+epsilon, p the equally blurred samples, both projected on the members' first principal components. log q is exact and
+log p is estimated by nearest neighbours (the hybrid estimator of memorization/distribution/divergence.py, whose
+docstring gives its bias; see benchmarks/knn_bias.py). Projection and blur can only lower a divergence. The table also
+gives the fraction of the images that match a member, and that match a member of the target cluster.
 """
 
 import argparse
@@ -38,17 +38,17 @@ from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.workdir import files
 
-DRAWS = 2000  # of q, which cost next to nothing
+DRAWS = 2000  # of q
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """At one guidance scale: a number for each cluster."""
+    """The results at one guidance scale, one number per cluster."""
 
     scale: float
     divergence: np.ndarray  # nats
-    matched: np.ndarray  # share of its images that match any member
-    on_target: np.ndarray  # share whose nearest member is of the cluster too
+    matched: np.ndarray  # fraction of its images that match any member
+    on_target: np.ndarray  # fraction that match a member of the cluster
 
 
 def clusters_of(settings: Settings, folder: Path, images: np.ndarray) -> np.ndarray:
@@ -59,9 +59,9 @@ def clusters_of(settings: Settings, folder: Path, images: np.ndarray) -> np.ndar
 
 
 def sampled(settings: Settings, folder: Path, targets: np.ndarray, scales: list[float]) -> dict[float, np.ndarray]:
-    """For each scale, uint8 images of the targets int32 [n], image i from the same noise at every scale."""
+    """For each scale, uint8 images for the targets int32 [n]; image i has the same noise at every scale."""
     classifier, guide = stage_inputs.load_classifier(settings, folder, ATTACKS["side"].classifier)
-    generator = builders.build_generator(settings, classifier, by=settings.guided_sampler)
+    generator = builders.build_generator(settings, classifier, sampler=settings.guided_sampler)
     dpm = stage_inputs.restore_ema(settings, stage_table.train_unit(settings, folder), builders.build_unet(settings))
     params, base = {"dpm": dpm.trees["ema"]} | guide, random_streams.stream_key(settings, "extract")
     index, size, made = np.arange(len(targets)), generator.batch_size, {}
@@ -72,7 +72,7 @@ def sampled(settings: Settings, folder: Path, targets: np.ndarray, scales: list[
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, type=Path, help="of a finished audit with SIDE; nothing is written")
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 3, 10, 30, 100], help="lambda")
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def table(rows: list[Found], epsilon: float) -> str:
-    """Markdown: a row for each scale, means over clusters; the change against no guidance is paired by cluster."""
+    """A Markdown table with a row for each scale: means over clusters; changes against no guidance are paired."""
     lines = [
         f"### epsilon = {epsilon:g}: means over {len(rows[0].divergence)} clusters (standard error over them)\n",
         "| lambda | divergence, nats | less that of the first row | AMS, % | match of the cluster's own, % |",
@@ -155,7 +155,7 @@ def table(rows: list[Found], epsilon: float) -> str:
 
 
 def draw_figure(rows: list[Found], epsilon: float, path: Path) -> None:
-    """Divergence and AMS against lambda."""
+    """Plots divergence and AMS against lambda."""
     figure, left = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     right, x = left.twinx(), range(len(rows))
     count = len(rows[0].divergence) ** 0.5

@@ -1,17 +1,18 @@
-"""Bias and spread of KL(q || p) by nearest neighbours, where it is known: the table of memorization/divergence.py.
+"""Measures bias and standard deviation of nearest-neighbour estimates of KL(q || p) on known distributions.
 
 python benchmarks/knn_bias.py [--dimensions 2 4 8 16] [--sizes 200 1000 5000] [--neighbours 1 5 10] [--repeats 10]
 
-Two estimators, from n draws of q and m of p: `neighbours` (Wang, Kulkarni and Verdu 2009) sees draws alone; `hybrid`
-knows log q exactly. Three pairs of laws in d dimensions:
+Prints the table in the docstring of memorization/distribution/divergence.py. The two estimators use n draws of q and m
+of p: `neighbours` (Wang, Kulkarni and Verdu 2009) uses draws only; `hybrid` knows log q exactly. There are three pairs
+of distributions in d dimensions:
 
-    equal     q = p = N(0, I): 0
-    wider     q = N(0, I), p = N(0, 1.5^2 I): d (log 1.5 + 1 / 4.5 - 1 / 2)
-    members   q = 100 members of N(0, I), each with noise of 0.1, p = N(0, I): what the memorisation divergence is taken
-              of; the truth is the exact log q - log p, averaged over 100,000 draws
+    equal     q = p = N(0, I); KL = 0
+    wider     q = N(0, I), p = N(0, 1.5^2 I); KL = d (log 1.5 + 1 / 4.5 - 1 / 2)
+    members   q = 100 draws of N(0, I), each blurred by 0.1, p = N(0, I), as in the memorisation divergence; KL is the
+              mean of the exact log q - log p over 100,000 draws
 
-A bias is printed with its standard error over the repeats, a spread is the deviation of one estimate, and `s.e.` is the
-standard error that the estimator gives for itself, on average, over that spread: 1 is right, less is too sure.
+Each bias has its standard error over the repeats. `spread` is the standard deviation of one estimate, and `s.e.` the
+mean of the estimator's own standard errors divided by it: 1 is right, less is overconfident.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MEMBERS, EPSILON, WIDER = 100, 0.1, 1.5
 
 
 class Pair:
-    """Laws q and p in d dimensions."""
+    """Distributions q and p in d dimensions."""
 
     def __init__(self, law: str, d: int):
         self.law, self.d = law, d
@@ -43,7 +44,7 @@ class Pair:
         return divergence.draw(self.members, EPSILON, jax.random.key(rng.integers(2**31)), n)[0]
 
     def log_q(self, x: np.ndarray) -> np.ndarray:
-        """Float64 [n]."""
+        """Log-density of q, float64 [n]."""
         return divergence.log_q(x, *((self.members, EPSILON) if self.law == "members" else (0 * x[:1], 1.0)))
 
     def truth(self) -> float:
@@ -70,7 +71,7 @@ def measure(pair: Pair, n: int, m: int, neighbours: list[int], repeats: int) -> 
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 1000, 5000])

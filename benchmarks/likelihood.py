@@ -1,12 +1,12 @@
-"""The likelihood of an audited DPM, imported or trained here: by its probability-flow ODE and by the variational bound.
+"""Measures the likelihood of images under an audited DPM, by its probability-flow ODE and by the variational bound.
 
 python benchmarks/likelihood.py --workdir=runs/digits
 
-Of a run whose train stage is done: bits for each of an image's values, of members and of as many held-out images. The
-ODE's are of a density: that of the model's samples with the least noise that it knows, at the images plus that noise
-(so blurred, an image's grey levels are no steps any more), by several tolerances of the solver and numbers of probes.
-The bound is of the same density, and of the 256 grey levels themselves. A gap between members and held-out images is
-what the model knows of the former alone.
+Needs a run whose train stage is done, with a trained or imported model. Prints bits per dimension for members and
+equally many held-out images. The ODE gives the density of the model's samples at its lowest noise level, evaluated at
+images with that noise, which smooths the steps between grey levels; several tolerances and numbers of probes are
+compared. The variational bound is computed for the same density and for the 256 grey levels. A gap between members and
+held-out images is information of the model about its members.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from side_jax.pipeline import saved_config
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 
-SOLVED = ((1e-3, 1), (1e-4, 1), (1e-3, 8))  # (tolerance, probes); the first is an audit's
+SOLVED = ((1e-3, 1), (1e-4, 1), (1e-3, 8))  # (tolerance, probes); an audit uses the first
 
 
 def estimators(settings: Settings, base: jax.Array) -> dict[str, tuple[bool, Callable]]:
-    """Kind: (whether of a density, (params, images uint8 [b, ...], index [b]) -> [b, 2], nats and network calls)."""
+    """Maps each name to (is_density, (params, images uint8 [b, ...], index [b]) -> [b, 2], nats and network calls)."""
     schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
     std = float(np.sqrt((1 - schedule.alpha_bar[0]) / schedule.alpha_bar[0]))
 
@@ -57,7 +57,7 @@ def estimators(settings: Settings, base: jax.Array) -> dict[str, tuple[bool, Cal
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, type=Path, help="of a run; nothing is written")
     parser.add_argument("--images", type=int, default=64, help="of each side")

@@ -1,11 +1,11 @@
-r"""How well the model's own scores tell members from held-out images: prints the table of docs/results.md.
+r"""Prints the table of docs/results.md on how well the model's own scores separate members from held-out images.
 
 python benchmarks/seeds.py --config=configs/digits.py --workdir=runs/membership --seeds 3 4 5 \
     --config.data.num_heldout=1600 --config.extract.attacks="('unconditional',)"
 python benchmarks/membership.py --workdir runs/membership/seed_3 runs/membership/seed_4 runs/membership/seed_5
 
-The threshold of a rate of false positives is fixed on one half of the held-out images; how many of the other half it
-calls members stands beside the members that it calls so. Scores are at one timestep, a tenth of all by default.
+The threshold for each false-positive rate is set on one half of the held-out images; the table gives the fractions of
+members and of the other half that exceed it. Scores use one timestep, by default a tenth of num_timesteps.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table of the `membership` of results.json, by the names of the runs."""
+    """A Markdown table of the `membership` of results.json, by run name."""
     kinds = {name: [kind for kind, one in run.items() if isinstance(one, dict)] for name, run in found.items()}
     first = next(iter(found))
     rates = [f"{100 * at['false_positive_rate']:g}%" for at in found[first][kinds[first][0]]["at"]]
@@ -34,7 +34,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _called(one: dict[str, Any], at: dict[str, Any]) -> list[str]:
-    """Of members, with the interval of their share, and of held-out images."""
+    """The cells of a threshold: members called members, with their interval, and held-out images called members."""
     if at["threshold"] is None:
         return ["-", "-"]
     low, high = (100 * end for end in at["true_positive_rate_ci"])
@@ -45,7 +45,7 @@ def _called(one: dict[str, Any], at: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, type=Path, nargs="+", help="evaluated runs")
     read = lambda path: json.loads((path / "evaluate" / "results.json").read_text())["membership"]  # noqa: E731

@@ -1,11 +1,13 @@
-"""Speed of exact nearest neighbours: python benchmarks/neighbours.py --generated 10000 --members 50000 --dimension 512
+"""Compares the speed of exact nearest-neighbour search with faiss, scikit-learn and PyTorch.
 
-side_jax's nearest (measure rmse) against faiss's IndexFlatL2, scikit-learn's brute force and torch.cdist with topk, on
-the same float32 rows, from the host's memory to indices in the host's memory. They take turns, so what else the machine
-does hits all; PyTorch is on the GPU where JAX is. The rows are random, normal: a bad case for bounds, since all
-distances are alike. Beside the times: in how many rows of a sample the indices differ from those of float64, and of how
-many rows side_jax had to take the bounds anew from float32. What is not installed is left out. Threads are each
-library's own choice; the machine must be idle.
+python benchmarks/neighbours.py --generated 10000 --members 50000 --dimension 512
+
+Compares side_jax's `nearest` (RMSE) with faiss's IndexFlatL2, scikit-learn's brute force, and torch.cdist with topk, on
+the same float32 rows, from host memory to indices in host memory. The libraries take turns, so that disturbances affect
+all; PyTorch uses the GPU if JAX does. The rows are random normal, a bad case for bounds, since all distances are
+similar. Also printed: the number of sampled rows whose indices differ from those of a float64 search, and the number of
+rows for which side_jax recomputed its bounds from float32. Missing libraries are skipped. Each library chooses its own
+number of threads; the machine must be idle.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's first use: leaves PyTorch its memory
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's first use; leaves memory for PyTorch
 
 import jax
 import numpy as np
@@ -35,17 +37,17 @@ Contestant = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # (rows, membe
 
 
 def installed(name: str) -> Any:
-    """The module, or None."""
+    """The module, or None if it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of their dependencies, by version
+            warnings.simplefilter("ignore")  # warnings of their dependencies, by version
             return importlib.import_module(name)
     except ImportError:
         return None
 
 
 def with_faiss(faiss: Any) -> Contestant:
-    """IndexFlatL2."""
+    """Searches with IndexFlatL2."""
 
     def search(rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
         index = faiss.IndexFlatL2(rows.shape[1])
@@ -56,13 +58,13 @@ def with_faiss(faiss: Any) -> Contestant:
 
 
 def with_scikit_learn(rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
-    """NearestNeighbors by brute force, on all cores."""
+    """Searches with NearestNeighbors by brute force, on all cores."""
     found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(members)
     return found.kneighbors(rows, return_distance=False)
 
 
 def with_torch(torch: Any, device: str) -> Contestant:
-    """By torch.cdist and topk, 1,024 rows at a time."""
+    """Searches with torch.cdist and topk, 1,024 rows at a time."""
 
     def search(rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
         there = torch.from_numpy(members).to(device)
@@ -74,13 +76,13 @@ def with_torch(torch: Any, device: str) -> Contestant:
 
 
 class Counted:
-    """side_jax, and of how many rows it took the bounds anew."""
+    """Searches with side_jax and counts the rows whose bounds were recomputed."""
 
     def __init__(self):
         self.again, self._compare = 0, exact_search._compare
 
     def __call__(self, rows: np.ndarray, members: np.ndarray, k: int) -> np.ndarray:
-        """The indices."""
+        """The indices of the neighbours, [n, k]."""
         self.again = 0
         exact_search._compare = self._counted
         try:
@@ -94,7 +96,7 @@ class Counted:
 
 
 def measure(contestants: dict[str, Contestant], data: tuple[Any, ...], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each in each round."""
+    """Seconds of each library in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, search in contestants.items():
@@ -105,7 +107,7 @@ def measure(contestants: dict[str, Contestant], data: tuple[Any, ...], rounds: i
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generated", type=int, default=10_000)
     parser.add_argument("--members", type=int, default=50_000)

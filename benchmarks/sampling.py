@@ -1,11 +1,11 @@
-"""Sampling speed against diffusers and PyTorch: python benchmarks/sampling.py --sizes digits colour colour64
+"""Compares sampling speed with diffusers and PyTorch: python benchmarks/sampling.py --sizes digits colour colour64
 
-Images per second of whole DDIM trajectories, in one process, by turns, on the same converted weights, time grid and
-starting noise. Unguided: side_jax's Generator against diffusers' DDIMPipeline, eager with channels-last and compiled.
-Guided: against the loop that one writes in PyTorch, autograd through the classifier, eager and compiled. All must first
-show the same images; otherwise there is no ratio. `bare step` is the jitted guided step alone, called in a loop: what
-the Generator adds to it is its overhead. --peak adds the share of the measured matrix-product rate that the U-Net
-reaches, --profile DIR a trace of one batch for TensorBoard or xprof. The machine must be idle, since PyTorch's threads
+Measures images per second of whole DDIM trajectories, in one process, by turns, with the same converted weights, time
+grid and initial noise. Unguided: side_jax's Generator against diffusers' DDIMPipeline, eager with channels-last and
+compiled. Guided: against a PyTorch loop with autograd through the classifier, eager and compiled. All must first
+produce the same images; otherwise no ratio is printed. `bare step` calls the jitted guided step in a loop, which shows
+the overhead of the Generator. --peak adds the fraction of the measured matrix-product rate that the U-Net reaches;
+--profile DIR writes a trace of one batch for TensorBoard or xprof. The machine must be idle, since PyTorch's threads
 wait for each other.
 """
 
@@ -35,7 +35,7 @@ CLASSES, SCALE = 10, 10.0
 
 
 class HalfUNet(torch.nn.Module):
-    """models/half_unet.py from diffusers' blocks, with its names."""
+    """models/half_unet.py built from diffusers' blocks, with the same parameter names."""
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -73,7 +73,7 @@ class HalfUNet(torch.nn.Module):
 
 
 class AttentionPool(torch.nn.Module):
-    """Of half_unet.py."""
+    """The attention pool of half_unet.py."""
 
     def __init__(self, channels: int, head: int, tokens: int):
         super().__init__()
@@ -94,7 +94,7 @@ class AttentionPool(torch.nn.Module):
 
 
 def classifier_params(net: HalfUNet, settings: Settings) -> Any:
-    """The classifier's parameters as ours; positions are not a layer, so they go by hand."""
+    """The classifier's parameters, converted to ours; the position embedding is not a layer and is copied by hand."""
     module = builders.build_classifier(settings, CLASSES, time_dependent=True)
     shapes = jax.eval_shape(builders.init_fn(module, settings, SEED))
     state = {name: value.detach().numpy() for name, value in net.state_dict().items()}
@@ -106,7 +106,7 @@ def classifier_params(net: HalfUNet, settings: Settings) -> Any:
 
 
 class Ours:
-    """side_jax's Generator, as every stage uses it."""
+    """side_jax's Generator, as used by every stage."""
 
     def __init__(self, generator: Generator, params: Any, labels: np.ndarray):
         self._make = functools.partial(generator, params, jax.random.key(SEED), np.arange(len(labels)), labels, SCALE)
@@ -116,7 +116,7 @@ class Ours:
         return self._make()
 
     def sync(self) -> None:
-        """Nothing: images are on the host."""
+        """Does nothing: the images are on the host."""
 
 
 class Bare:
@@ -139,18 +139,18 @@ class Bare:
         self._step = jax.jit(step, donate_argnums=5)
 
     def step(self) -> None:
-        """A trajectory."""
+        """Samples one trajectory."""
         state = self._start(self._keys)
         for i in range(self._table.num_steps):
             state = self._step(self._params, self._labels, np.float32(SCALE), self._keys, self._table[i], state)
         jax.block_until_ready(state)
 
     def sync(self) -> None:
-        """Nothing: each trajectory is waited for."""
+        """Does nothing: each trajectory is waited for."""
 
 
 class Theirs:
-    """DDIM in PyTorch: diffusers' pipeline, or the loop with a classifier's gradient."""
+    """DDIM in PyTorch: diffusers' pipeline, or a loop with a classifier's gradient."""
 
     def __init__(self, settings: Settings, net: Any, classifier: Any, noise: np.ndarray, labels: np.ndarray, **options):
         device, compiled = options["device"], options["compiled"]
@@ -209,22 +209,22 @@ class Theirs:
         return np.round(images * 255).astype(np.uint8)
 
     def sync(self) -> None:
-        """Nothing: images are on the host."""
+        """Does nothing: the images are on the host."""
 
 
 def check_same(ours: np.ndarray, theirs: np.ndarray, exact: bool, name: str) -> dict[str, float]:
-    """Exits where the images differ."""
+    """Exits if the images differ."""
     difference = np.abs(ours.astype(int) - theirs)
     inside = float(((ours > 2) & (ours < 253)).mean())
     same = {"mean_levels": float(difference.mean()), "max_levels": int(difference.max()), "not_clipped": inside}
-    # Without rounding to 10 bits (TF32) or 8 (bfloat16), images differ by the order of float32's additions alone.
+    # Without TF32 (10 bits) and bfloat16 (8 bits), images differ only by the order of float32 additions.
     if inside < 0.01 or (same["max_levels"] > 2 if exact else same["mean_levels"] > 4):
         sys.exit(f"side_jax and {name} don't draw the same images, so there is no ratio: {json.dumps(same)}")
     return same
 
 
 def run_size(size: str, options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
-    """All that is measured of one size, unguided and guided."""
+    """All measurements of one size, unguided and guided."""
     settings = contest.load_settings(size, options.batch_size, options.dtype)
     batch_size, shape = settings.sampler.batch_size, builders.image_shape(settings)
     net, classifier = contest.make_unet(settings), HalfUNet(settings)
@@ -267,7 +267,7 @@ def run_size(size: str, options: argparse.Namespace, device: str) -> list[dict[s
 
 
 def peak_share(settings: Settings, params: Any, batch_size: int, rate: float) -> dict[str, float]:
-    """Floating-point operations per second of a large matrix product, and of the U-Net while sampling, unguided."""
+    """Floating-point operations per second of a large matrix product, and of the U-Net in unguided sampling."""
     n = 8192 if jax.default_backend() != "cpu" else 2048
     a = jnp.ones((n, n), settings.model.dtype)
     product = jax.jit(lambda a: a @ a)
@@ -278,14 +278,14 @@ def peak_share(settings: Settings, params: Any, batch_size: int, rate: float) ->
         product(a).block_until_ready()
         best = max(best, 2 * n**3 / (time.perf_counter() - start))
     x = jnp.zeros((batch_size, *builders.image_shape(settings)))
-    # Counted before it is compiled: cuDNN's convolutions, which a GPU's program calls, count as nothing.
+    # Counted before compilation, since calls of cuDNN's convolutions would count as nothing.
     once = jax.jit(builders.build_denoise(settings)).lower(params, x, jnp.zeros(batch_size, jnp.int32))
     flops = once.cost_analysis()["flops"] / batch_size * settings.sampler.num_steps
     return {"matrix_product": best, "unet": flops * rate, "share": flops * rate / best}
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = contest.parser(__doc__, ["digits", "colour", "colour64"])
     parser.add_argument("--peak", action="store_true")
     parser.add_argument("--profile", type=Path)

@@ -1,8 +1,8 @@
-"""Runs one config with several seeds and prints the table of docs/results.md: means over seeds, every guidance scale.
+"""Runs one config with several seeds and prints the table of docs/results.md: means over seeds for every scale.
 
 python benchmarks/seeds.py --config=configs/digits.py --workdir=runs/digits_seeds --seeds 0 1 2
 
-Each seed has its own split, model and samples, in <workdir>/seed_<n>. Running it again goes on, or only prints.
+Each seed has its own split, model and samples, in <workdir>/seed_<n>. Run again, it continues unfinished runs.
 """
 
 import argparse
@@ -16,12 +16,12 @@ import numpy as np
 
 
 def times(value: float, base: float) -> str:
-    """How many times the base a value is, "-" where the base is zero."""
+    """The ratio of a value to the base, as text; "-" if the base is zero."""
     return f"{value / base:.2f}x" if base else "-"
 
 
 def table(results: list[dict], metric: str) -> str:
-    """A Markdown table of one metric: a row for each attack and scale, values of each seed and their mean."""
+    """A Markdown table of one metric: for each attack and scale, the values of the seeds and their mean."""
     cells = defaultdict(list)
     for result in results:
         for row in result["rows"]:
@@ -45,7 +45,7 @@ def table(results: list[dict], metric: str) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--workdir", required=True, type=Path, help="holds one workdir for each seed")

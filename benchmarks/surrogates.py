@@ -1,12 +1,11 @@
-"""Which choices of the surrogate matter: a sweep over features, clusters, cohesion, assignment and loss; and ablations.
+"""Measures which choices of the surrogate matter: a sweep over features, clusters, cohesion and loss; and ablations.
 
 python benchmarks/surrogates.py --config=configs/digits.py --workdir=runs/surrogates --seeds=10,11,12
 
-Each seed has its own split, model and synthetic images, made once in <workdir>/seed_<n>/base and shared by all points.
-Points whose pseudo-labels come out the same share one classifier too; another config gets other folders. The loss tdkd
-gets the same number of training steps as cross_entropy, its teacher's included. Running it again goes on, or only
-prints the tables of docs/results.md and draws clusters.png and cohesion.png. --ablations varies one other choice at a
-time, from the config's defaults.
+Each seed has its own split, model and synthetic images, in <workdir>/seed_<n>/base, shared by all points of the sweep.
+Points with equal pseudo-labels share one classifier; another config uses other folders. The loss tdkd gets as many
+training steps as cross_entropy, including its teacher's. Run again, it continues, prints the tables of docs/results.md
+and draws clusters.png and cohesion.png. --ablations varies one other choice at a time, from the config's defaults.
 """
 
 import dataclasses
@@ -48,7 +47,7 @@ SCALE = flags.DEFINE_float("scale", 10.0, "the guidance scale of every point")
 METRIC = flags.DEFINE_string("metric", "normalized_l2", "of the tables and figures")
 ABLATIONS = flags.DEFINE_bool("ablations", False, "vary one other choice at a time, in place of the sweep")
 
-# One choice at a time, from the config's defaults.
+# Ablations: one choice at a time, from the config's defaults.
 CHANGES = {
     "the config's defaults": {},
     "timesteps by importance": {"surrogate.timesteps": "importance"},
@@ -67,7 +66,7 @@ CHANGES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One choice of everything that the sweep varies."""
+    """One point of the sweep."""
 
     features: str
     clusters: int
@@ -77,7 +76,7 @@ class Point:
 
 
 def changed(config: ml_collections.ConfigDict, values: dict) -> ml_collections.ConfigDict:
-    """A copy of a config with other values; a float for a whole number is a factor."""
+    """A copy of a config with other values; a float for an integer setting multiplies it."""
     config = config.copy_and_resolve_references()
     for key, value in values.items():
         section, name = key.split(".")
@@ -88,7 +87,7 @@ def changed(config: ml_collections.ConfigDict, values: dict) -> ml_collections.C
 
 
 def key_of(config: ml_collections.ConfigDict, labels: np.ndarray | None = None) -> str:
-    """Names a result's folder: a digest of the config, with the pseudo-labels, if given, for its label section."""
+    """The name of a result's folder: a digest of the config and, for its label section, the pseudo-labels."""
     values = config.to_dict()
     if labels is not None:
         values["label"] = files.array_digest([labels])
@@ -96,7 +95,7 @@ def key_of(config: ml_collections.ConfigDict, labels: np.ndarray | None = None) 
 
 
 def run_in(workdir: Path, base: Path, config: ml_collections.ConfigDict, shared: tuple[str, ...]) -> dict:
-    """Runs an attack on the base's model, in a workdir of its own that shares what is the same; returns its row."""
+    """Runs an attack on the base's model in its own workdir, sharing what is equal; returns its row."""
     results = workdir / "evaluate" / "results.json"
     if not results.exists():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -125,7 +124,7 @@ def with_point(config: ml_collections.ConfigDict, point: Point) -> ml_collection
 
 
 def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Point], workdir: Path) -> dict:
-    """The row of every point, and under None that of no guidance."""
+    """The row of every point; key None is unguided sampling."""
     root = workdir / f"seed_{seed}"
     base = root / "base"
     with config.unlocked():
@@ -162,7 +161,7 @@ def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Poin
 
 
 def cells(rows: list[dict]) -> str:
-    """The columns of a table: means over seeds, and each seed's AMS."""
+    """The columns of a table: means over seeds, and the AMS of each seed."""
     ams, ums, unique, heldout = ([row[key] for row in rows] for key in ("ams", "ums", "unique", "heldout_ams"))
     each = ", ".join(f"{100 * a:.2f}" for a in ams)
     return (
@@ -172,12 +171,12 @@ def cells(rows: list[dict]) -> str:
 
 
 def cohesive(point: Point) -> tuple[str, str]:
-    """What a point does about cohesion; every pair of those in one row of the table gave the same pseudo-labels."""
+    """A point's cohesion settings; all those in one row of the table gave the same pseudo-labels."""
     return f"{point.threshold:g}", point.assignment
 
 
 def figure(path: Path, rows: dict[Point, list[dict]], unguided: list[dict], axis: str, at: dict) -> None:
-    """AMS and extracted members against one field of the points, with the spread of seeds; `at` fixes other fields."""
+    """Plots AMS and extracted members against one field of the points; `at` fixes the other fields."""
     picture, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     lines: dict[str, list] = {}
     for point, found in rows.items():
@@ -201,7 +200,7 @@ def figure(path: Path, rows: dict[Point, list[dict]], unguided: list[dict], axis
 
 
 def main(_: list[str]) -> None:
-    """The command line."""
+    """Runs the command line."""
     cli.log_to_stderr()
     workdir = Path(WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)

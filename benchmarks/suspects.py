@@ -1,13 +1,13 @@
-"""How well evidence without the training data finds copies: average precision of each kind, and of all together.
+"""Measures how well evidence without training data finds copies: average precision of each score and of all combined.
 
 python -m side_jax.evaluate --suspects --workdir=runs/digits
 python benchmarks/suspects.py --workdir runs/digits [more workdirs] --plot suspects.png
 
-A suspect is right where evaluate/matches.csv says that the image matches a member by the headline metric; the run must
-have been evaluated, too. By chance, average precision and the precision of the first images are the base rate, the
-share of all images that match. Intervals are percentiles of a bootstrap over images (95%). Where values are equal, so
-that the first images are not defined, the mean over all their orders is given. Beside each run stand the runs of an
-attack pooled, over workdirs and guidance scales: an image counts by its rank in its own run, as the attacker has it.
+An image is a copy if it matches a member by the headline metric in evaluate/matches.csv; the run must also have been
+evaluated. At chance, average precision and precision of the first images equal the base rate, the fraction of images
+that match. Intervals are 95% bootstrap percentiles over images. Ties are averaged over all orders. Beside single runs,
+the table shows the runs of an attack pooled over workdirs and guidance scales; an image keeps its rank within its run,
+as an attacker has it.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from side_jax.stages.suspects import KINDS
 
 FIRST = (10, 50, 100)
 COMBINED = "all together"
-Run = dict[str, np.ndarray]  # "right" bool [n], and of each kind of evidence the suspicion float64 [n], above 0 to 1
+Run = dict[str, np.ndarray]  # "right" bool [n]; for each score, the suspicion float64 [n] in (0, 1]
 
 
 def runs(workdir: Path) -> dict[tuple[str, float], Run]:
-    """Of each ranked run of a workdir, by attack and guidance scale, the truth and the suspicion of each image."""
+    """Maps each ranked run's (attack, guidance scale) to the ground truth and the scores of its images."""
     truth, suspected = (_columns(workdir / name) for name in ("evaluate/matches.csv", "suspects/suspects.csv"))
     headline = next(name for name in truth if name.endswith("_member_match"))
     right = dict(zip(_keys(truth), truth[headline] == "1", strict=True))
@@ -57,25 +57,25 @@ def _keys(columns: dict[str, np.ndarray]) -> list[tuple[str, float, int]]:
 
 
 def pooled(parts: Iterable[Run]) -> Run:
-    """Several runs as one; of the evidence, what all have."""
+    """Pools several runs into one, with the scores that all have."""
     parts = list(parts)
     return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0] if all(kind in p for p in parts)}
 
 
 def precision_of_first(right: np.ndarray, suspicion: np.ndarray, count: int) -> float:
-    """The share of right ones, bool [n], among the `count` most suspicious, the mean over the orders of equal ones."""
+    """The fraction of copies, bool [n], among the `count` most suspicious images, averaged over orders of ties."""
     last = np.sort(suspicion)[-count]
     sure, tied = suspicion > last, suspicion == last
     return float((right[sure].sum() + (count - sure.sum()) * right[tied].mean()) / count)
 
 
 def average_precision(right: np.ndarray, suspicion: np.ndarray) -> float:
-    """scikit-learn's; 0 where nothing is right, as some resamples are."""
+    """scikit-learn's average precision; 0 without any copy, as in some resamples."""
     return float(average_precision_score(right, suspicion)) if right.any() else 0.0
 
 
 def interval(right: np.ndarray, suspicion: np.ndarray, resamples: int) -> tuple[float, float]:
-    """Of the average precision, by a bootstrap over images."""
+    """The bootstrap interval of the average precision, over images."""
     found = bootstrap(
         (right, suspicion),
         average_precision,
@@ -90,7 +90,7 @@ def interval(right: np.ndarray, suspicion: np.ndarray, resamples: int) -> tuple[
 
 
 def lines(name: str, one: Run, resamples: int) -> list[str]:
-    """The table's rows of one run."""
+    """The table's rows for one run."""
     right, rows = one["right"], []
     for kind in [kind for kind in one if kind != "right"]:
         cells = [name, str(len(right)), f"{100 * right.mean():.2f}", kind]
@@ -107,7 +107,7 @@ def lines(name: str, one: Run, resamples: int) -> list[str]:
 
 
 def table(found: dict[str, Run], resamples: int) -> str:
-    """A Markdown table of runs by their names."""
+    """A Markdown table of runs, by name."""
     firsts = " | ".join(f"of the first {count}, %" for count in FIRST)
     head = f"| run | images | base rate, % | evidence | average precision, % | of the base rate | {firsts} |"
     rows = [row for name, one in found.items() for row in lines(name, one, resamples)]
@@ -115,7 +115,7 @@ def table(found: dict[str, Run], resamples: int) -> str:
 
 
 def figure(found: dict[str, Run], path: Path) -> None:
-    """Precision-recall curves, a panel for each run; dashed, the base rate."""
+    """Precision-recall curves, one panel per run; the dashed line is the base rate."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -125,7 +125,7 @@ def figure(found: dict[str, Run], path: Path) -> None:
     for axes, (name, one) in zip(panels[0], found.items(), strict=True):
         for kind in [kind for kind in one if kind != "right" and one["right"].any()]:
             precision, recall, _ = precision_recall_curve(one["right"], one[kind])
-            # Its last point, no image at all, is set to 1 by definition.
+            # The last point, without any image, is 1 by definition.
             axes.plot(recall[:-1], precision[:-1], label=kind, linewidth=2 if kind == COMBINED else 1)
         axes.axhline(one["right"].mean(), color="grey", linestyle="dashed", label="base rate")
         axes.set(title=name, xlabel="recall", ylim=(0, 1.02))
@@ -137,7 +137,7 @@ def figure(found: dict[str, Run], path: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, type=Path, nargs="+", help="audited, and with suspects")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")

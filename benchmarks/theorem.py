@@ -1,20 +1,21 @@
-"""Theorem 1 on trained models: does a label make a DPM memorise, and does the divergence say who will be extracted?
+"""Tests Theorem 1 on trained models: whether labels cause memorisation, and whether divergence predicts extraction.
 
 python benchmarks/theorem.py --config=configs/digits.py --workdir=runs/theorem --seeds 3 4 5
 
-For each seed one unconditional DPM, and one of equal size, steps and data for each kind of label: one that all members
-share, random groups, SIDE's clusters of the unconditional DPM's samples (each member gets its nearest kept centroid)
-and the members' own. Printed are, at draws x of q (members blurred by epsilon) that all models share,
+For each seed, trains one unconditional DPM, and one of equal size, steps and data for each kind of label: a single
+label for all members, random groups, SIDE's clusters of the unconditional DPM's samples (each member gets its nearest
+kept centroid), and the members' own labels. At draws x of q (members blurred by epsilon) shared by all models, it
+prints
 
     difference = mean of log p_unconditional(x) - log p_labelled(x | label of x's member),
 
-which is M(D_i; p_i) - M(D_i; p) averaged over the labels by their sizes, below 0 where the label raises memorisation;
-the same less that of the label that all share, which tells nothing, but whose DPM too learns with and without a label;
-an upper bound of the difference for the law of images whose label is drawn too, by its share w (log sum_i w_i p_i is at
-least log w_i p_i); the difference from the labelled DPM's own law without label; and what equally many samples of each
-DPM extract, their labels drawn uniformly. Then Spearman's correlation of divergence and extraction over all runs. The
-scale 1 of classifier-free guidance is the labelled DPM as it is. Overrides such as --config.train.num_steps=500 go to
-every run. Running it again goes on.
+which is M(D_i; p_i) - M(D_i; p) averaged over labels by their sizes, and negative if the label raises memorisation. It
+also prints the difference less that of the single label, which carries no information although its DPM is also trained
+with and without a label; an upper bound of the difference for images with a random label of share w
+(log sum_i w_i p_i >= log w_i p_i); the difference from the labelled DPM's own distribution without label; and the
+members that equally many samples of each DPM extract, with uniformly drawn labels. Finally it prints Spearman's
+correlation of divergence and extraction over all runs. Scale 1 of classifier-free guidance is the labelled DPM itself.
+Overrides such as --config.train.num_steps=500 apply to every run. Run again, it continues.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from side_jax.stages import stage_inputs
 from side_jax.workdir import files
 
 KINDS = ("single", "random_2", "random_10", "random_50", "clusters", "true")
-# The label-free sampler's own steps for all, and nothing measured that is not asked here.
+# The unguided sampler's steps for all runs, and no measurements that are not needed here.
 COMMON = {
     "extract.num_steps": 0,
     "extract.solver": "",
@@ -57,15 +58,15 @@ COMMON = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one labelled DPM of one seed gave."""
+    """The results of one labelled DPM of one seed."""
 
     seed: int
     kind: str
     labels: int
     difference: float  # M(D_i; p_i) - M(D_i; p), nats
     error: float  # its standard error over draws
-    mixture: float  # at most that of the law of images whose label is drawn by its share: difference + -log share
-    own: float  # difference from the labelled DPM's own law without label, in place of the unconditional DPM's
+    mixture: float  # upper bound for images with a random label: difference - log of its share
+    own: float  # difference from the labelled DPM's own distribution without label
     divergence: float  # M(D; p_i) averaged over labels, nats: log q is that of all members
     ams: float
     unique: int
@@ -74,19 +75,19 @@ class Row:
 
 
 def run(config: str, folder: Path, seed: int, stages: str, values: dict[str, Any], overrides: list[str]) -> None:
-    """The real command, unless it has nothing to do."""
+    """Runs the command line of the audit, unless the run is complete."""
     given = [f"--config.{key}={value}" for key, value in (COMMON | values).items()]
     command = [sys.executable, "-m", "side_jax.main", f"--config={config}", f"--workdir={folder}", f"--stages={stages}"]
     subprocess.run([*command, f"--config.seed={seed}", *given, *overrides], check=True, stdout=subprocess.DEVNULL)
 
 
 def settings_of(folder: Path) -> Settings:
-    """Of a finished run."""
+    """The settings of a finished run."""
     return from_config(saved_config.saved_config(folder))
 
 
 def write_clusters(free: Path, path: Path) -> None:
-    """Writes each member's label: its nearest kept centroid of SIDE's, numbered without those that no member has."""
+    """Writes each member's label, its nearest kept centroid of SIDE, numbered without empty labels."""
     settings = settings_of(free)
     members, _, ids, _ = stage_inputs.load_split(settings, free)
     found = files.read_npz(free / "label" / "labels.npz")
@@ -97,22 +98,22 @@ def write_clusters(free: Path, path: Path) -> None:
 
 
 def extracted(folder: Path, attack: str) -> tuple[float, int]:
-    """(AMS, members) by the headline metric."""
+    """(AMS, extracted members) by the headline metric."""
     row = best(headline(files.read_json(folder / "evaluate" / "results.json")), attack)
     return row["ams"], row["unique"]
 
 
 def log_probs(folder: Path, x: np.ndarray, of: dict[Path, np.ndarray | None]) -> list[np.ndarray]:
-    """Log p of the draws under a run's DPM, for each file that keeps it, with its labels or without."""
+    """Log p of the draws under a run's DPM, with its labels or without, cached in a file."""
     if not all(path.exists() for path in of):
-        witness = stage_inputs.load_target_scores(settings_of(folder), folder)  # compiles once for all
+        witness = stage_inputs.load_target_scores(settings_of(folder), folder)  # compiles once for all runs
         for path, labels in of.items():
             files.write_npz(path, log_prob=witness.log_prob(x, "divergence/members", labels))
     return [files.read_npz(path)["log_prob"] for path in of]
 
 
 def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsilon: float) -> list[Row]:
-    """Trains, samples and measures all models of a seed, as far as that is not done."""
+    """Trains, samples and measures all models of a seed, unless done."""
     base = options.workdir / f"seed_{seed}"
     free = base / "unconditional"
     if not (base / "clusters.npz").exists():
@@ -185,13 +186,13 @@ def one_seed(options: argparse.Namespace, overrides: list[str], seed: int, epsil
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """Mean and standard error over seeds."""
+    """Mean and standard error over seeds, as text."""
     error = f" ({np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f})" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{error}"
 
 
 def table(rows: list[Row], epsilon: float) -> str:
-    """Markdown: a row for each kind of label, means over seeds with their standard errors."""
+    """A Markdown table with a row for each kind of label: means over seeds with standard errors."""
     shared = {row.seed: row.difference for row in rows if row.kind == "single"}
     columns: dict[str, Callable[[list[Row]], str]] = {
         "labels": lambda own: own[0].kind,
@@ -219,7 +220,7 @@ def table(rows: list[Row], epsilon: float) -> str:
 
 
 def correlations(rows: list[Row]) -> str:
-    """Spearman's rank correlation of divergence and extraction: over all runs, and within each seed."""
+    """Spearman's rank correlation of divergence and extraction, over all runs and within each seed."""
     lines = []
     for x in ("difference", "mixture"):
         for y in ("ams", "unique"):
@@ -237,7 +238,7 @@ def correlations(rows: list[Row]) -> str:
 
 
 def draw_figure(rows: list[Row], epsilon: float, path: Path) -> None:
-    """Divergence against extraction, a point for each run."""
+    """Plots divergence against extraction, one point per run."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for kind in ("none", *KINDS):
         own = [row for row in rows if row.kind == kind]
@@ -253,7 +254,7 @@ def draw_figure(rows: list[Row], epsilon: float, path: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a config file of an unconditional target")
     parser.add_argument("--workdir", required=True, type=Path, help="holds a folder for each seed")

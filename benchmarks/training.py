@@ -1,9 +1,9 @@
-"""Training speed against the same U-Net in PyTorch: python benchmarks/training.py --sizes digits orl_faces colour
+"""Compares training speed with the same U-Net in PyTorch: python benchmarks/training.py --sizes digits orl_faces colour
 
-Images per second of whole steps (placing the batch, forward, backward, clipping, AdamW, EMA), in one process, by turns.
-Both start from the same weights and must first show the same losses and gradient norms on the same noise and timesteps;
-otherwise there is no ratio. The machine must be idle, since PyTorch's threads wait for each other;
-`taskset -c 0` before the command compares on one core, where others disturb little.
+Measures images per second of whole steps (placing the batch, forward, backward, clipping, AdamW, EMA), in one process,
+by turns. Both start from the same weights and must first show the same losses and gradient norms on the same noise and
+timesteps; otherwise no ratio is printed. The machine must be idle, since PyTorch's threads wait for each other;
+`taskset -c 0` before the command compares on one core, where disturbances matter less.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CHECKED_STEPS = 3  # of both trainings, on the same noise: the second and third 
 
 
 class Jax:
-    """side_jax as the train stage runs it: the Stepper, its shuffle and its placing of a batch on the devices."""
+    """side_jax as in the train stage: the Stepper, its shuffle, and its placement of batches on the devices."""
 
     def __init__(self, settings: Settings, images: np.ndarray, net: Any):
         unet, self._images, self._fit = builders.build_unet(settings), images, settings.train
@@ -47,7 +47,7 @@ class Jax:
         return (self._images[chosen],)
 
     def draws(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(timesteps, noise NHWC) that the Stepper draws for a step."""
+        """(timesteps, noise NHWC) that the Stepper draws at a step."""
         chosen = trainer.batch_indices(SEED, step, len(self._images), self._fit.batch_size)
         position = jnp.arange(self._fit.batch_size, dtype=jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(self._key, step), position)
@@ -72,7 +72,7 @@ class Jax:
 
 
 class Torch:
-    """The same training as one would write it in PyTorch for speed: channels-last, fused AdamW, foreach otherwise."""
+    """The same training in PyTorch, written for speed: channels-last, fused AdamW, foreach operations otherwise."""
 
     def __init__(self, settings: Settings, images: np.ndarray, net: Any, device: str, compiled: bool):
         fit = self._fit = settings.train
@@ -91,7 +91,7 @@ class Torch:
         self._totals = torch.zeros(2, device=device)
 
     def step(self, draws: tuple[np.ndarray, np.ndarray] | None = None) -> None:
-        """One training step, on the batch that side_jax takes; draws its own timesteps and noise if none are given."""
+        """One training step on the batch of side_jax; draws its own timesteps and noise if none are given."""
         chosen = trainer.batch_indices(SEED, self._step, len(self._images), self._fit.batch_size)
         x0 = torch.from_numpy(self._images[chosen]).to(self._device, non_blocking=True) / 127.5 - 1.0
         x0 = x0.contiguous(memory_format=torch.channels_last)
@@ -124,7 +124,7 @@ class Torch:
 
 
 def check_same(ours: Jax, theirs: Torch, tolerance: float) -> dict[str, Any]:
-    """Trains both for CHECKED_STEPS on the same noise and timesteps, and exits where they differ."""
+    """Trains both for CHECKED_STEPS on the same noise and timesteps, and exits if they differ."""
     if ours.parameter_count != theirs.parameter_count:
         sys.exit(f"side_jax has {ours.parameter_count} parameters and PyTorch {theirs.parameter_count}; no ratio.")
     sums = [[(0.0, 0.0)], [(0.0, 0.0)]]
@@ -143,7 +143,7 @@ def check_same(ours: Jax, theirs: Torch, tolerance: float) -> dict[str, Any]:
 
 
 def run_size(size: str, options: argparse.Namespace, device: str) -> dict[str, Any]:
-    """All that is measured of one size."""
+    """All measurements of one size."""
     settings = contest.load_settings(size, options.batch_size, options.dtype)
     shape = settings.data.num_members, *builders.image_shape(settings)
     images = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)  # what is on them doesn't change the time
@@ -162,7 +162,7 @@ def run_size(size: str, options: argparse.Namespace, device: str) -> dict[str, A
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     options = contest.parser(__doc__, ["digits", "orl_faces", "colour"]).parse_args()
     device, about = contest.start(options)
     results = []

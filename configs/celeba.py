@@ -1,16 +1,17 @@
-"""CelebA, all of it, at 128x128 (Chen et al. 2024, table 1): 5,120 generated images for each guidance scale.
+"""CelebA at 128x128 (Chen et al. 2024, table 1): 5,120 generated images per guidance scale.
 
-python -m side_jax.main --config=configs/celeba.py --workdir=runs/celeba            # 128x128, as the paper
-python -m side_jax.main --config=configs/celeba.py:64 --workdir=runs/celeba64       # a cheaper look
+python -m side_jax.main --config=configs/celeba.py --workdir=runs/celeba            # 128x128, as in the paper
+python -m side_jax.main --config=configs/celeba.py:64 --workdir=runs/celeba64       # cheaper
 
-The paper: AMS 1.95% unconditional, 4.68% conditional, 7.19% SIDE in its lowest SSCD band. Scores here are of pixels, so
-the ratio of attacks compares, not the level. The U-Net is google/ddpm-celebahq-256's, with its 113.7 M parameters. The
-conditional baseline's classes are the 8 combinations of three attributes: male, smiling, young.
+The paper reports an AMS of 1.95% unconditional, 4.68% conditional and 7.19% for SIDE, in its lowest SSCD band. Scores
+here use pixels, so the ratios between attacks are comparable, but not the levels. The U-Net is that of
+google/ddpm-celebahq-256 with 113.7 M parameters. The classes of the conditional baseline are the 8 combinations of
+three attributes: male, smiling, young.
 
-TFDS celeb_a must have been prepared once: `tfds build celeb_a --file_format=array_record`. Members are 81,000 images of
-its training split, held out are as many others (the paper trains on all 162,770, which leaves none to hold out).
-1,000 epochs are 3.0e19 floating-point operations: 25 hours of an H100 at a third of its bfloat16 peak, by arithmetic.
-Not run by us: no accelerator was at hand.
+Prepare TFDS celeb_a once with `tfds build celeb_a --file_format=array_record`. The members are 81,000 images of the
+training split, and equally many others are held out (the paper trains on all 162,770, which leaves none to hold out).
+1,000 epochs are 3.0e19 floating-point operations, about 25 hours on an H100 at a third of its bfloat16 peak
+(calculated). We have not run this config, for lack of an accelerator.
 """
 
 import ml_collections
@@ -19,7 +20,7 @@ from side_jax.config import default_config
 
 
 def get_config(resolution: str = "128") -> ml_collections.ConfigDict:
-    """`resolution` is the image size in pixels, a multiple of 32."""
+    """The config; `resolution` is the image size in pixels, a multiple of 32."""
     config = default_config()
     config.name = f"celeba {resolution}x{resolution}"
     config.data.name = "tfds"

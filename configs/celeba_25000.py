@@ -1,10 +1,11 @@
-"""CelebA-25000 (Chen et al. 2024, table 1): 25,000 faces at 128x128, 50,000 generated images for each guidance scale.
+"""CelebA-25000 (Chen et al. 2024, table 1): 25,000 faces at 128x128, 50,000 generated images per guidance scale.
 
 python -m side_jax.main --config=configs/celeba_25000.py --workdir=runs/celeba_25000
 
-The paper: AMS 5.0% unconditional, 8.7% conditional, 20.5% SIDE in its lowest SSCD band (by pixels here). Data as in
-configs/celeba.py; a subset by count, with 25,000 others held out. 390,000 steps: 8 hours of an H100 by
-configs/celeba.py's arithmetic, and about 5 for the images. Not run by us: no accelerator was at hand.
+The paper reports an AMS of 5.0% unconditional, 8.7% conditional and 20.5% for SIDE, in its lowest SSCD band (here by
+pixels). Data as in configs/celeba.py, but 25,000 members and 25,000 held-out images. 390,000 steps take 8 hours on an
+H100 and the images about 5 more, calculated as in configs/celeba.py. We have not run this config, for lack of an
+accelerator.
 """
 
 import ml_collections
@@ -13,7 +14,7 @@ from side_jax.config import base_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """What differs from configs/celeba.py."""
+    """Overrides of configs/celeba.py."""
     config = base_config(__file__, "celeba.py")
     config.name = "celeba_25000"
     config.data.num_members = 25_000

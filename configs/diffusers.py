@@ -1,13 +1,13 @@
-r"""Your own model: audits an unconditional diffusers checkpoint (UNet2DModel); nothing is trained but the surrogate.
+r"""Your own model: audits an unconditional diffusers checkpoint (UNet2DModel); trains only the classifiers.
 
 python -m side_jax.main --config=configs/diffusers.py --config.target.path=DIR --config.data.path=SEEN \
     --config.data.heldout_from=UNSEEN --config.data.image_size=32 --config.data.channels=3 --workdir=runs/mine
 
-DIR is a local pipeline or unet folder with safetensors, SEEN a folder with images it was trained on, UNSEEN one with
-images of the same kind that it never saw: without them nothing tells extraction from chance. Set num_members and
-num_heldout to how many there are (1,000 each by default). The model and diffusion sections come from the checkpoint.
-The paper's figure for such a model, of CIFAR-10, is AMS 2.47% unconditional and 7.83% SIDE. For accelerators; for 32x32
-images less than an hour of an H100 by arithmetic, not measured.
+DIR is a local pipeline or unet folder with safetensors, SEEN a folder of images that the model was trained on, and
+UNSEEN a folder of similar images that it never saw; without these, nothing distinguishes extraction from chance. Set
+num_members and num_heldout to the numbers of images (1,000 each by default). The sections model and diffusion come from
+the checkpoint. For such a model of CIFAR-10, the paper reports an AMS of 2.47% unconditional and 7.83% for SIDE. Needs
+an accelerator; for 32x32 images, less than an hour on an H100 (calculated, not measured).
 """
 
 import ml_collections
@@ -16,7 +16,7 @@ from side_jax.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """What differs from the defaults of settings."""
+    """Overrides of the default settings."""
     config = default_config()
     config.name = "diffusers checkpoint"
     config.target.path = "model"
@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.surrogate.learning_rate = 2e-4
     config.conditional.num_steps = 5_000
     config.conditional.learning_rate = 2e-4
-    config.extract.attacks = ("unconditional", "side", "side_random")  # none needs labels
+    config.extract.attacks = ("unconditional", "side", "side_random")  # attacks without labels
     config.extract.num_images = 10_000
     config.evaluate.normalized_l2_neighbors = 50  # Carlini et al. 2023
     return config

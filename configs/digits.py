@@ -1,11 +1,11 @@
-"""SIDE on scikit-learn's handwritten digits: the default audit, with nothing to download.
+"""SIDE on scikit-learn's handwritten digits: the default audit, without downloads.
 
 python -m side_jax.main --config=configs/digits.py --workdir=runs/digits
 
-docs/results.md holds the numbers to expect. 128 members of 8x8 pixels. Training stops where memorisation is partial, so
-that there is something for guidance to gain: 1 to 4% of the unguided samples match a member (normalised L2 below 0.8).
-The figure to compare is the paper's CIFAR-10 row (Chen et al. 2024, table 1): SIDE matches 3.2 times as often as no
-guidance. Two CPU cores, five to fifteen minutes, by what else they do.
+128 members of 8x8 pixels; docs/results.md lists the expected numbers. Training stops at partial memorisation, so that
+guidance can increase extraction: 1 to 4% of the unguided samples match a member (normalised L2 below 0.8). Compare with
+the paper's CIFAR-10 row (Chen et al. 2024, table 1), where SIDE matches 3.2 times as often as unguided sampling. Takes
+five to fifteen minutes on two CPU cores, depending on their load.
 """
 
 import ml_collections
@@ -14,7 +14,7 @@ from side_jax.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """What differs from the defaults of settings.py."""
+    """Overrides of the default settings."""
     config = default_config()
     config.name = "digits"
     config.data.num_members = 128
@@ -25,6 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.surrogate.num_steps = 3200
     config.surrogate.learning_rate = 2e-3
     config.conditional.num_steps = 500
-    config.extract.num_steps = 10  # these two: a fifth of the cost for each member, see docs/results.md
+    config.extract.num_steps = 10  # with guidance_interval: a fifth of the cost per member, see docs/results.md
     config.extract.guidance_interval = (100, 899)
     return config

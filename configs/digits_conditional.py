@@ -1,11 +1,12 @@
-"""The handwritten digits with a class-conditional target: what its own labels bring out, with nothing to download.
+"""Handwritten digits with a class-conditional target: measures extraction by the model's own labels, without downloads.
 
 python -m side_jax.main --config=configs/digits_conditional.py --workdir=runs/digits_conditional
 
-Data, network and training of configs/digits.py, but each digit is shown with its class, for nine images in ten. The
-attack is classifier-free guidance (Ho and Salimans 2022): scale 1 is the conditional model as it is, and all steps are
-guided, as many as without guidance. No figure of a paper: which scale brings out most is what is asked. Whether that is
-the labels' meaning, or just that there are labels, --config.condition.labels=random in another workdir tells.
+Data, network and training are those of configs/digits.py, but nine of ten training images are shown with their class.
+The attack is classifier-free guidance (Ho and Salimans 2022): scale 1 is the conditional model itself, and every step
+is guided, with as many steps as unguided sampling. The paper has no such experiment; the question is which scale
+extracts most. To separate the meaning of the labels from their mere presence, run it again with
+--config.condition.labels=random in another workdir.
 """
 
 import ml_collections
@@ -14,7 +15,7 @@ from side_jax.config import base_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """What differs from configs/digits.py."""
+    """Overrides of configs/digits.py."""
     config = base_config(__file__, "digits.py")
     config.name = "digits_conditional"
     config.condition.labels = "true"

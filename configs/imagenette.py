@@ -1,13 +1,13 @@
-"""ImageNette at 256x256, after the paper's ImageNet row (Chen et al. 2024, table 1), 2,560 generated images a scale.
+"""ImageNette at 256x256, after the paper's ImageNet row (Chen et al. 2024, table 1): 2,560 generated images per scale.
 
 python -m side_jax.main --config=configs/imagenette.py --workdir=runs/imagenette
 
-The paper trains on all of ImageNet and scores on ImageNette: AMS 0% unconditional, 0.15% conditional, 0.44% SIDE in its
-lowest SSCD band. Here the model itself is trained on half of ImageNette (ten classes), so more is memorised: an upper
-end, not that row. TFDS imagenette/full-size-v2 must have been prepared once: `tfds build imagenette/full-size-v2
---file_format=array_record`. google/ddpm-bedroom-256's U-Net, 113.7 M parameters, rematerialised, each batch of 64 in
-two parts. 500,000 steps: 53 hours of an H100 by configs/celeba.py's arithmetic. Not run by us: no accelerator was at
-hand.
+The paper trains on all of ImageNet, scores on ImageNette, and reports an AMS of 0% unconditional, 0.15% conditional and
+0.44% for SIDE, in its lowest SSCD band. Here the model is trained on half of ImageNette (ten classes), so more is
+memorised; the result is an upper bound rather than a reproduction. Prepare TFDS imagenette/full-size-v2 once with `tfds
+build imagenette/full-size-v2 --file_format=array_record`. The U-Net is that of google/ddpm-bedroom-256 with 113.7 M
+parameters, rematerialised, with each batch of 64 in two parts. 500,000 steps take 53 hours on an H100, calculated as in
+configs/celeba.py. We have not run this config, for lack of an accelerator.
 """
 
 import ml_collections
@@ -16,7 +16,7 @@ from side_jax.config import base_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """What differs from configs/celeba.py."""
+    """Overrides of configs/celeba.py."""
     config = base_config(__file__, "celeba.py", "256")
     config.name = "imagenette"
     config.data.tfds_name = "imagenette/full-size-v2"

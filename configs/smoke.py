@@ -1,9 +1,9 @@
-"""The whole pipeline in about a minute on a laptop's CPU: a check that everything works, not a measurement.
+"""The whole pipeline in about a minute on a laptop CPU: checks that everything works, without meaningful results.
 
 python -m side_jax.main --config=configs/smoke.py --workdir=runs/smoke
 
-No figure of the paper: a tiny U-Net sees 64 digits for 60 steps and learns nothing worth extracting; expect 0% matches
-everywhere. Used by CI and by the tests, which shrink it further.
+A tiny U-Net is trained on 64 digits for 60 steps and learns nothing worth extracting; expect 0% matches everywhere. CI
+and the tests use this config, the latter with even smaller settings.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from side_jax.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Every stage, as small as it goes."""
+    """Every stage, as small as possible."""
     config = default_config()
     config.name = "smoke"
     config.data.num_members = 64

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs an audit on one machine with NVIDIA GPUs, using all that CUDA_VISIBLE_DEVICES shows.
+# Runs an audit on one machine with NVIDIA GPUs, on all devices in CUDA_VISIBLE_DEVICES.
 #
 #   SIDE_CONFIG=configs/celeba.py SIDE_WORKDIR=runs/celeba launch/gpu.sh [--config.a.b=VALUE ...]
 set -euo pipefail

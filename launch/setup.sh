@@ -1,16 +1,16 @@
-# Sourced by the other scripts, with the extra to install as its argument: checks the environment, makes .venv.
+# Checks the environment and creates .venv; sourced by the other scripts with the pip extra to install as argument.
 #
-# The contract of all of them: SIDE_CONFIG, a config file; SIDE_WORKDIR, the folder for the results, on a disk that
-# survives and that all hosts see; SIDE_PROCESSES, how many processes join (by default 1). Further arguments are flags of
-# side_jax.main. Run it again after a preemption or a crash to go on.
+# All launch scripts read these variables: SIDE_CONFIG, a config file; SIDE_WORKDIR, the folder for the results, on
+# persistent storage shared by all hosts; SIDE_PROCESSES, the number of processes (default 1). Further arguments are
+# flags of side_jax.main. Run the script again after a preemption or a crash to continue.
 : "${SIDE_CONFIG:?set SIDE_CONFIG to a config file, such as configs/celeba.py}"
-: "${SIDE_WORKDIR:?set SIDE_WORKDIR to the folder for the results, on a disk that survives and that all hosts see}"
+: "${SIDE_WORKDIR:?set SIDE_WORKDIR to the folder for the results, on persistent storage shared by all hosts}"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ ! -x .venv/bin/python3 ]]; then
   if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "python3 is $(python3 -V 2>&1), but side_jax needs 3.11 or newer; make $PWD/.venv by such a one" \
-      "(python3.12 -m venv .venv) and run this again." >&2
+    echo "python3 is $(python3 -V 2>&1), but side_jax needs 3.11 or newer; create $PWD/.venv with a newer one" \
+      "(python3.12 -m venv .venv) and run this script again." >&2
     exit 1
   fi
   python3 -m venv .venv
@@ -19,9 +19,9 @@ fi
 side_jax=(.venv/bin/python3 -m side_jax.main "--config=$SIDE_CONFIG" "--workdir=$SIDE_WORKDIR")
 side_jax+=("--processes=${SIDE_PROCESSES:-1}")
 
-# A sweep compiles once, and with a cache on disk a later run of the same shapes doesn't at all. Of several processes
-# only the first writes to it, so it must lie where all see it; and on CPU such processes wait forever for each other
-# once they read from it (JAX 0.10.2, see tests/test_processes.py), so they get one only beside a GPU or TPU.
+# The compilation cache saves recompiling the same shapes in a later run. With several processes only the first writes
+# to it, so it must lie on shared storage. Several CPU processes that read from it wait forever for each other (JAX
+# 0.10.2, see tests/devices/test_processes.py), so several processes use it only on GPUs and TPUs.
 accelerated() { compgen -G '/dev/nvidia[0-9]*' || compgen -G '/dev/accel[0-9]*' || compgen -G '/dev/vfio/[0-9]*'; }
 if ((${SIDE_PROCESSES:-1} == 1)); then
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/side_jax}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs an audit on this TPU host, using all of its chips; launch/tpu_pod.sh calls it on every host of a slice.
+# Runs an audit on all chips of this TPU host; launch/tpu_pod.sh calls it on every host of a slice.
 #
 #   SIDE_CONFIG=configs/celeba.py SIDE_WORKDIR=~/runs/celeba launch/tpu_vm.sh [--config.a.b=VALUE ...]
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""From settings to objects: the one place where schedule, networks, sampler and keys are made, for every binary."""
+"""Builds objects from settings: schedule, networks, sampler and metrics, for every binary."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from side_jax.settings import Evaluate, Sampler, Settings
 
 
 def image_shape(settings: Settings) -> tuple[int, int, int]:
-    """(height, width, channels)."""
+    """(height, width, channels) of the images."""
     return settings.data.image_size, settings.data.image_size, settings.data.channels
 
 
@@ -30,7 +30,7 @@ def build_schedule(settings: Settings) -> Schedule:
 
 
 def build_unet(settings: Settings) -> UNet:
-    """The target DPM's network; a setting of 0 where diffusers has null becomes None."""
+    """The network of the target DPM; settings of 0 become None where diffusers has null."""
     options = dataclasses.asdict(settings.model)
     for name in ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim"):
         options[name] = options[name] or None
@@ -43,19 +43,19 @@ def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bo
     network = settings.classifier
     options = {"num_classes": num_classes, "stage_sizes": network.stage_sizes, "width": network.width}
     options["time_dependent"] = time_dependent
-    of_resnets = {"norm": network.norm, "stem_stride": network.stem_stride}
+    resnet_options = {"norm": network.norm, "stem_stride": network.stem_stride}
     return {
-        "resnet": lambda: ResNet(**options, **of_resnets),
-        "resnet_bottleneck": lambda: ResNet(**options, **of_resnets, bottleneck=True),
+        "resnet": lambda: ResNet(**options, **resnet_options),
+        "resnet_bottleneck": lambda: ResNet(**options, **resnet_options, bottleneck=True),
         "half_unet": lambda: HalfUNet(**options),
     }[network.architecture]()
 
 
 def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
-    """A compiled function that makes the module's initial parameters, and its running statistics beside them."""
+    """A compiled function that returns the module's initial parameters and running statistics."""
     x = jnp.zeros((1, *image_shape(settings)), jnp.float32)
 
-    # Compiling the default generator once for each of a network's many leaves takes long on CPU; rbg takes a third.
+    # The default generator is compiled for each parameter, which is slow on CPU; rbg takes a third of that time.
     @jax.jit
     def init() -> dict:
         variables = module.init(jax.random.key(seed, impl="rbg"), x, jnp.zeros((1,), jnp.int32))
@@ -65,18 +65,18 @@ def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
 
 
 def parameter_count(settings: Settings, module: Any = None) -> int:
-    """Of a network, by default the U-Net; computes shapes only."""
+    """The number of parameters of a network, by default the U-Net; computes shapes only."""
     return size(jax.eval_shape(init_fn(module or build_unet(settings), settings, 0)))
 
 
 def size(params: Any) -> int:
-    """How many numbers a tree of arrays, or of their shapes, holds."""
+    """The number of elements in a tree of arrays or of their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def build_step_table(settings: Settings, by: Sampler) -> steps.StepTable:
-    """A sampler's coefficients, and in which steps guidance acts."""
-    options = dataclasses.asdict(by)
+def build_step_table(settings: Settings, sampler: Sampler) -> steps.StepTable:
+    """A sampler's coefficients, and which of its steps are guided."""
+    options = dataclasses.asdict(sampler)
     for name in ("batch_size", "loop"):
         del options[name]
     interval = settings.extract.guidance_interval
@@ -84,28 +84,28 @@ def build_step_table(settings: Settings, by: Sampler) -> steps.StepTable:
 
 
 def build_denoise(settings: Settings) -> ApplyFn:
-    """The DPM without labels: ({"dpm": parameters}, x_t, t) -> what the schedule's prediction type says."""
+    """The DPM without labels: ({"dpm": parameters}, x_t, t) -> prediction, of the schedule's prediction type."""
     unet = build_unet(settings)
     return lambda params, x, t: unet.apply({"params": params["dpm"]}, x, t)
 
 
 def build_conditional_denoise(settings: Settings) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """As build_denoise, of (params, x_t, t, labels int32 [b]), where -1 is no label."""
+    """As build_denoise, with labels: (params, x_t, t, labels int32 [b]) -> prediction; label -1 means none."""
     unet = build_unet(settings)
     return lambda params, x, t, labels: unet.apply({"params": params["dpm"]}, x, t, labels=labels)
 
 
 def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -> ApplyFn:
-    """The log-probabilities that guide, [b, classes], of (the generator's parameters, x_t, t)."""
+    """The log-probabilities for guidance: (the generator's parameters, x_t, t) -> [b, classes]."""
     denoise, schedule = build_denoise(settings), build_schedule(settings)
 
     def calibrated(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        found = log_probs(classifier, params["classifier"], x, t)
-        return jax.nn.log_softmax(found / params["temperature"][t][:, None])
+        values = log_probs(classifier, params["classifier"], x, t)
+        return jax.nn.log_softmax(values / params["temperature"][t][:, None])
 
     def at_clean(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        own, dpm = functools.partial(calibrated, params), functools.partial(denoise, params)
-        return guidance.at_predicted_x0(own, dpm, schedule)(x, t)
+        classify, dpm = functools.partial(calibrated, params), functools.partial(denoise, params)
+        return guidance.at_predicted_x0(classify, dpm, schedule)(x, t)
 
     return at_clean if at_x0 else calibrated
 
@@ -116,21 +116,21 @@ def build_generator(
     *,
     at_x0: bool = False,
     own_labels: bool = False,
-    by: Sampler | None = None,
+    sampler: Sampler | None = None,
 ) -> Generator:
-    """The sampler of the DPM, guided where a classifier is given, or by its own labels.
+    """The generator of the DPM's images: unguided, guided by a classifier, or by the DPM's own labels.
 
-    Its parameters are {"dpm": the U-Net's} and, guided, "classifier" and "temperature", float32 [T], by which the
-    classifier's log-probabilities at each timestep are divided.
+    Its parameters are a dict with "dpm" (the U-Net's parameters) and, for guidance by a classifier, "classifier" and
+    "temperature", float32 [T], which divides the classifier's log-probabilities at each timestep.
 
     Args:
       settings: of the run.
-      classifier: that guides.
-      at_x0: whether it looks at the predicted clean image; else at x_t.
-      own_labels: whether the labels that the DPM was trained with guide, in place of a classifier.
-      by: the sampler; None: that of synthetic images.
+      classifier: the guiding classifier, if any.
+      at_x0: whether the classifier sees the predicted clean image; otherwise x_t.
+      own_labels: whether guidance uses the DPM's training labels instead of a classifier.
+      sampler: the sampler settings; None: settings.sampler.
     """
-    by = by or settings.sampler
+    sampler = sampler or settings.sampler
     log_prob = build_log_prob(settings, classifier, at_x0=at_x0) if classifier else None
     conditional, schedule = build_conditional_denoise(settings), build_schedule(settings)
 
@@ -140,29 +140,29 @@ def build_generator(
         else:
             gradient = guidance.classifier_gradient(functools.partial(log_prob, params), labels)
         if settings.extract.normalize_gradient:
-            gradient = guidance.normalized(gradient)
+            gradient = guidance.normalize(gradient)
         return guidance.Guidance(gradient_fn=gradient, scale=scale, form=settings.extract.guidance_form)
 
     return Generator(
         denoise=build_denoise(settings),
         guide=guide if classifier or own_labels else None,
-        table=build_step_table(settings, by),
+        table=build_step_table(settings, sampler),
         shape=image_shape(settings),
-        batch_size=by.batch_size,
-        loop=by.loop,
+        batch_size=sampler.batch_size,
+        loop=sampler.loop,
     )
 
 
 def build_metrics(evaluate: Evaluate) -> list[Metric]:
-    """What evaluation computes, with its bands fixed by the settings."""
+    """The metrics of the evaluation, with thresholds and bands from the settings."""
     e = evaluate
-    of_l2 = {
+    l2_options = {
         "num_neighbors": e.normalized_l2_neighbors,
         "alpha": e.normalized_l2_alpha,
         "around": e.normalized_l2_around,
     }
     options = {
-        "normalized_l2": {"below": e.normalized_l2_below, "factors": e.band_factors} | of_l2,
+        "normalized_l2": {"below": e.normalized_l2_below, "factors": e.band_factors} | l2_options,
         "rmse": {"below": e.rmse_below, "factors": e.band_factors},
         "tiled_l2": {"below": e.tiled_l2_below, "factors": e.band_factors, "grid": e.tiled_l2_grid},
         "distance_ratio": {"below": RATIO_BELOW},

@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar on a terminal; elsewhere, such as in a log file, one clean line a minute."""
+"""Progress of long loops: a bar on a terminal, and otherwise one log line per minute."""
 
 import logging
 import sys
@@ -19,11 +19,11 @@ def progress(items: Iterable[T], *, total: int, description: str, unit: str, don
     """Yields the items while showing how many of `total` are done, the rate and the time left.
 
     Args:
-      items: what is still to do.
-      total: how many there are in all, those done earlier included.
-      description: what is being done.
-      unit: what one item is, such as "step".
-      done: how many were done earlier, before a restart.
+      items: the remaining items.
+      total: the number of all items, including those done before a restart.
+      description: the name of the loop.
+      unit: the name of one item, such as "step".
+      done: the number of items done before a restart.
     """
     if sys.stderr.isatty():
         with logging_redirect_tqdm(loggers=[logging.getLogger("side_jax")]):
@@ -35,6 +35,6 @@ def progress(items: Iterable[T], *, total: int, description: str, unit: str, don
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            # What an earlier run did took none of this run's time: it must not enter the rate.
+            # Items of an earlier run took none of this run's time, so the rate must exclude them.
             line = tqdm.format_meter(count, total, now - start, initial=done, unit=unit, ncols=0, prefix=description)
             logger.info("%s", line)

@@ -73,7 +73,7 @@ def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -
 
     def work() -> None:
         process_group.join(*processes)
-        with process_group.together():
+        with process_group.propagate_errors():
             settings = resolve(saved_config.saved_config(workdir) if config is None else config, workdir)
         if dry:
             found = audit.dry_run(settings, workdir, stages)

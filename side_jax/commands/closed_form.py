@@ -77,18 +77,18 @@ def _of_one_set(s: Theory, law: Law, repeat: int, i: int) -> Found:
     """All that is measured of one data set: the i-th size's in one repeat."""
     size, rng = s.sizes[i], np.random.default_rng([s.seed, 1, repeat, i])
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(s.seed), repeat), i)
-    number = theorem.counts(law.weights, s.labels * size)
+    number = theorem.label_counts(law.weights, s.labels * size)
     kinds = np.repeat(np.arange(s.labels), number)
     images = law.sample(kinds, rng)
     named = np.split(images, np.cumsum(number)[:-1])
     random = np.split(rng.permutation(len(images)), s.labels)
     parts = [images[part] for part in random]
     for epsilon in s.epsilons:
-        yield ("informative", size, epsilon), theorem.informative(law, named, epsilon, key, s.num_samples)
+        yield ("informative", size, epsilon), theorem.informative_differences(law, named, epsilon, key, s.num_samples)
     last, of_parts = s.epsilons[-1], [kinds[part] for part in random]
-    yield ("fitted", size, last), theorem.fitted(law, parts, of_parts, last, key, s.num_samples)
+    yield ("fitted", size, last), theorem.fitted_differences(law, parts, of_parts, last, key, s.num_samples)
     for case, cut in (("held", named), ("held_random", parts)):
-        yield (case, size, s.bandwidth), theorem.memorised(cut, s.bandwidth, key, min(HELD, s.num_samples))
+        yield (case, size, s.bandwidth), theorem.memorised_differences(cut, s.bandwidth, key, min(HELD, s.num_samples))
 
 
 def _rows(
@@ -98,7 +98,7 @@ def _rows(
     case, size, epsilon = key
     named, labels = case in ("informative", "held"), len(law.weights)
     weights = law.weights if named else np.full(labels, 1 / labels)
-    number = theorem.counts(law.weights, labels * size) if named else np.full(labels, size)
+    number = theorem.label_counts(law.weights, labels * size) if named else np.full(labels, size)
     bounds = np.full(labels, theorem.fitting_cost(law, size)) if case == "fitted" else np.log(number / number.sum())
     for label in [None, *(range(labels) if named else ())]:
         own = weights if label is None else np.eye(labels)[label]

@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from side_jax import __version__, builders
 from side_jax.attacks.table import GIVEN
 from side_jax.config import default_config, from_config
-from side_jax.data.image_sets import FLAGS, ImageSet, Together, read_together
+from side_jax.data.image_sets import FLAGS, ImageSet, ImageSets, read_sets
 from side_jax.data.listed import describe
 from side_jax.data.sides import Side
 from side_jax.devices import compilation_cache, cpu
@@ -119,20 +119,20 @@ def run(values: flags.FlagValues, config: ml_collections.ConfigDict, command: Se
     compilation_cache.prepare()
     cpu.prepare([settings.sampler.batch_size])
     _check_out(out, values)
-    together = read_together(
+    sets = read_sets(
         *(getattr(values, name) for name in LEAST),
         values.size,
         max_corrupt=values.max_corrupt,
         near_duplicate_rmse=settings.data.near_duplicate_rmse,
     )
-    repeats = [one.repeats for one in _sets(together)]
-    together = dataclasses.replace(together, members=_different(together.members), heldout=_different(together.heldout))
-    _check_enough(together, settings)
-    extractor = _extractor(settings, together.members.images.shape[-1], out) if settings.uses_features else None
-    logger.info("%d samples, %d members and %d held-out images are read.", *map(len, _sets(together)))
+    repeats = [one.repeats for one in _sets(sets)]
+    sets = dataclasses.replace(sets, members=_different(sets.members), heldout=_different(sets.heldout))
+    _check_enough(sets, settings)
+    extractor = _extractor(settings, sets.members.images.shape[-1], out) if settings.uses_features else None
+    logger.info("%d samples, %d members and %d held-out images are read.", *map(len, _sets(sets)))
     work = out / UNFINISHED
     try:
-        results = _write((values, settings, command), together, repeats, extractor, work)
+        results = _write((values, settings, command), sets, repeats, extractor, work)
         _replace(work, out)
     finally:
         work.rmtree(missing_ok=True)
@@ -148,8 +148,8 @@ def _settings(config: ml_collections.ConfigDict, out: Path) -> Settings:
     return resolve.resolve_features(from_config(config), out)
 
 
-def _sets(together: Together) -> tuple[ImageSet, ImageSet, ImageSet]:
-    return together.samples, together.members, together.heldout
+def _sets(sets: ImageSets) -> tuple[ImageSet, ImageSet, ImageSet]:
+    return sets.samples, sets.members, sets.heldout
 
 
 def _check_out(out: Path, values: flags.FlagValues) -> None:
@@ -184,11 +184,11 @@ def _is_result(path: Path) -> bool:
         return False
 
 
-def _check_enough(together: Together, settings: Settings) -> None:
+def _check_enough(sets: ImageSets, settings: Settings) -> None:
     e, which = settings.evaluate, ("", " that differ", " that differ and are no members")
     itself = int(e.normalized_l2_around == "member")
     neighbors = e.normalized_l2_neighbors + itself if "normalized_l2" in e.metrics else 0
-    for flag, one, kind, least in zip(FLAGS, _sets(together), which, LEAST.values(), strict=True):
+    for flag, one, kind, least in zip(FLAGS, _sets(sets), which, LEAST.values(), strict=True):
         held = f"{describe(flag, one.path)} has {len(one)} image{'' if len(one) == 1 else 's'}{kind}"
         if len(one) < least:
             raise InputError(f"{held}, but at least {least} are needed; give more.")
@@ -197,7 +197,7 @@ def _check_enough(together: Together, settings: Settings) -> None:
                 f"{held}, but config.evaluate.normalized_l2_neighbors = {e.normalized_l2_neighbors} needs {neighbors}; "
                 f"give more, or --config.evaluate.normalized_l2_neighbors={len(one) - itself}."
             )
-    height, width = together.members.images.shape[1:3]
+    height, width = sets.members.images.shape[1:3]
     if "tiled_l2" in e.metrics and (height % e.tiled_l2_grid or width % e.tiled_l2_grid):
         raise InputError(
             f"config.evaluate.tiled_l2_grid is {e.tiled_l2_grid}, which does not divide images of {width} x {height} "
@@ -223,41 +223,41 @@ def _extractor(settings: Settings, channels: int, out: Path) -> Extractor:
 
 
 def _write(
-    asked_for: Asked, together: Together, repeats: Sequence[int], extractor: Extractor | None, work: Path
+    asked_for: Asked, sets: ImageSets, repeats: Sequence[int], extractor: Extractor | None, work: Path
 ) -> dict[str, Any]:
     """Measures, writes every file into `work`, and returns results.json."""
     values, settings, _ = asked_for
     rng = np.random.default_rng(settings.seed)
-    members, heldout = (_side(one, rng) for one in (together.members, together.heldout))
-    embed = extractors.comparer(extractor, members.images) if extractor else None
+    members, heldout = (_side(one, rng) for one in (sets.members, sets.heldout))
+    embed = extractors.member_frame(extractor, members.images) if extractor else None
     metrics, e = builders.build_metrics(settings.evaluate), settings.evaluate
     scorer = Scorer(members.images, heldout.images, metrics, e, seed=settings.seed, embed=embed)
     laws, most = embed if e.distribution else None, len(members)
     heldout = heldout.first(most)
-    runs = [(NAME, _parts(together.samples))]
+    runs = [(NAME, _parts(sets.samples))]
     results = measure(work, runs, members, heldout, scorer, e, embed=laws, evidence={}, seed=settings.seed)
     results |= {
         "dataset": {
             "name": values.title,
             "members": len(members),
-            "heldout": len(together.heldout),
+            "heldout": len(sets.heldout),
             "heldout_used": scorer.sizes["heldout"],
             "image_shape": list(members.images.shape[1:]),
-            "heldout_equal_dropped": together.exact_dropped,
-            "heldout_near_dropped": together.near_dropped,
+            "heldout_equal_dropped": sets.exact_dropped,
+            "heldout_near_dropped": sets.near_dropped,
         },
         "sets": {
             name: {"images": len(one), "sha256": one.sha256, "damaged": len(one.damaged), "repeats": repeated}
-            for name, one, repeated in zip(LEAST, _sets(together), repeats, strict=True)
+            for name, one, repeated in zip(LEAST, _sets(sets), repeats, strict=True)
         },
         "versions": {"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
     }
     files.write_json(work / RESULTS, results)
     with files.atomic(work / "samples.csv", "w") as file:
-        one, table = together.samples, csv.writer(file)
+        one, table = sets.samples, csv.writer(file)
         table.writerow(["index", "name", "sha256"])
         table.writerows(zip(range(len(one)), one.names, one.hashes, strict=True))
-    writer.write(_audit(asked_for, results, together.samples, (members, heldout), work), work)
+    writer.write(_audit(asked_for, results, sets.samples, (members, heldout), work), work)
     return results
 
 

@@ -1,1 +1,1 @@
-"""Images, read from where they are, and their split into members and held-out."""
+"""Reads images and splits them into members and held-out images."""

@@ -1,4 +1,4 @@
-"""Local files that a config names, of weights or labels: that they are there, and still the ones used before."""
+"""Checks local files named in the config (weights or labels): each must exist and be unchanged."""
 
 from pathlib import Path
 
@@ -7,26 +7,28 @@ from side_jax.workdir import files
 
 
 def digest(path: str, recorded: str, key: str) -> str:
-    """SHA-256 of the file; where it is gone, the recorded one, since a workdir may need it no longer.
+    """Returns the SHA-256 of the file, or the recorded one if the file is gone.
+
+    A finished workdir may not need the file any more.
 
     Args:
-      path: of the file.
-      recorded: its SHA-256 as recorded earlier, or "".
-      key: of the setting that names it, for messages, such as "label.weights".
+      path: the file.
+      recorded: its SHA-256 recorded earlier, or "".
+      key: the setting that names the file, such as "label.weights", for messages.
 
     Raises:
-      InputError: if the file is missing and no hash is recorded, or has another hash than recorded.
+      InputError: if the file is missing and no hash is recorded, or if its hash differs from the recorded one.
     """
     if not Path(path).is_file():
         if recorded:
             return recorded
         raise InputError(
-            f"config.{key} is {path!r}, which is no file; give the path of a local one (download it first)."
+            f"config.{key} is {path!r}, which is not a file; give the path of a local file (download it first)."
         )
-    found = files.file_digest(Path(path))
-    if recorded not in ("", found):
+    current = files.file_digest(Path(path))
+    if recorded not in ("", current):
         raise InputError(
-            f"{path} (config.{key}) has the SHA-256 {found[:12]}..., but {recorded[:12]}... is recorded: it is not the "
-            "file used before; put that one back, or use a new --workdir for this one."
+            f"{path} (config.{key}) has the SHA-256 {current[:12]}..., but {recorded[:12]}... is recorded: it is not "
+            "the file used before; restore that file, or use a new --workdir for this one."
         )
-    return found
+    return current

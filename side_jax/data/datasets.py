@@ -1,4 +1,4 @@
-"""The dataset that the settings name: which of its images are used, with which labels, in memory or as a stream."""
+"""Loads the dataset that the settings name, into memory or as a stream."""
 
 import dataclasses
 import functools
@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from side_jax.data.decode import fit_image
-from side_jax.data.readers import READERS, heldout, joined
-from side_jax.data.stream import Skipped, Stream, scan
+from side_jax.data.readers import READERS, concatenate, heldout
+from side_jax.data.stream import SkippedImages, Stream, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
 
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Images with labels and names; an image's id is its place here, the same in every stage.
+    """Images with labels and names. An image's id is its position here, which is the same in every stage.
 
     Attributes:
-      images: uint8 [n, h, w, c], 0..255; an array, or a Stream that reads the images it is indexed with.
+      images: uint8 [n, h, w, c], 0..255; an array, or a Stream that reads images when they are indexed.
       labels: int32 [n], in 0..num_classes-1.
-      num_classes: how many labels the whole dataset has.
-      names: n texts that tell an auditor which image it is: a file's path in its folder, or a number in its source.
-      heldout_start: with data.heldout_from, the first id that comes from there; None: any image may be on any side.
-      unreadable: ids of images that turned out damaged when they were read; theirs are black, and never split.
+      num_classes: number of labels in the whole dataset.
+      names: n strings that identify the images: the path of a file in its folder, or a number in its source.
+      heldout_start: the first id of an image from data.heldout_from; None: any image may be on either side.
+      unreadable: ids of damaged images. They are black, and never part of a split.
     """
 
     images: np.ndarray | Stream
@@ -40,7 +40,7 @@ class Dataset:
         return len(self.labels)
 
     def take(self, ids: np.ndarray) -> "Dataset":
-        """The images with these ids, in their order; of a stream, none is read."""
+        """Returns the images with these ids, in this order. A stream stays lazy."""
         return dataclasses.replace(
             self,
             images=self.images.select(ids) if isinstance(self.images, Stream) else self.images[ids],
@@ -53,33 +53,33 @@ class Dataset:
 
 @functools.lru_cache(maxsize=1)
 def load(data: Data) -> Dataset:
-    """Loads the dataset that the settings name, once in a process: several stages use it.
+    """Loads the dataset that the settings name, once per process, since several stages use it.
 
-    Images of labels with fewer than data.min_per_label images are left out, counted before any is decoded. In memory,
-    all others are decoded now; as a stream, none is.
+    Labels with fewer than data.min_per_label images are left out; this needs no decoding. In memory, all other images
+    are decoded now; as a stream, none is.
 
     Raises:
-      InputError: if it is not there, has fewer images than the settings ask for, does not have the stated size and
+      InputError: if the dataset is missing, has fewer images than the settings ask for, has another size or number of
         channels, or has more damaged images than data.max_corrupt.
     """
     source = READERS[data.name](data)
     start = None
     if data.heldout_from:
-        start, source = len(source.names), joined(source, heldout(data))
-    found, values, counts = np.unique(source.labels, return_inverse=True, return_counts=True)
+        start, source = len(source.names), concatenate(source, heldout(data))
+    distinct, values, counts = np.unique(source.labels, return_inverse=True, return_counts=True)
     rows = np.flatnonzero(counts[values] >= data.min_per_label)
     if data.min_per_label > 1:
         logger.info(
-            "data: %d of %d labels have at least %d images (data.min_per_label): %d of %d images are left.",
+            "data: %d of %d labels have at least %d images (data.min_per_label); %d of %d images remain.",
             (counts >= data.min_per_label).sum(),
-            len(found),
+            len(distinct),
             data.min_per_label,
             len(rows),
             len(values),
         )
     start = None if start is None else int((rows < start).sum())
     check_enough(data, len(rows), start)
-    kept, labels = np.unique(values[rows], return_inverse=True)
+    used_labels, labels = np.unique(values[rows], return_inverse=True)
     names = tuple(source.names[row] for row in rows)
 
     def read(row: int) -> np.ndarray:
@@ -92,13 +92,13 @@ def load(data: Data) -> Dataset:
         "data: %s images of %s, %d labels, %s: %.1f MiB (data.storage = %s, data.memory_limit_mb = %d).",
         " x ".join(map(str, images.shape)),
         data.path or data.tfds_name or data.name,
-        len(kept),
+        len(used_labels),
         "decoded into memory" if in_memory else "read for each batch",
         size / 2**20,
         data.storage,
         data.memory_limit_mb,
     )
-    skipped = Skipped(data.max_corrupt)
+    skipped = SkippedImages(data.max_corrupt)
     if in_memory:
         memory = np.empty(images.shape, np.uint8)
         scan(images, lambda ids, chunk: memory.__setitem__(ids, chunk), skipped)
@@ -106,7 +106,7 @@ def load(data: Data) -> Dataset:
     return Dataset(
         images=images,
         labels=labels.astype(np.int32),
-        num_classes=len(kept),
+        num_classes=len(used_labels),
         names=names,
         heldout_start=start,
         unreadable=tuple(skipped.ids),
@@ -114,24 +114,24 @@ def load(data: Data) -> Dataset:
 
 
 def check_enough(data: Data, num_images: int, start: int | None = None) -> None:
-    """Raises InputError unless there are images for both sides; from `start` on they are for held-out ones alone."""
+    """Raises InputError unless both sides can be filled. Images from `start` on can only be held out."""
     if start is not None:
         where = "path" if data.path else "tfds_name"
-        for number, place, there in (
+        for number, place, available in (
             ("num_members", where, start),
             ("num_heldout", "heldout_from", num_images - start),
         ):
-            if getattr(data, number) > there:
+            if getattr(data, number) > available:
                 raise InputError(
                     f"config.data.{number} = {getattr(data, number)}, but config.data.{place} = "
-                    f"{getattr(data, place)!r} has only {there} different images; lower num_members and num_heldout "
-                    "to that."
+                    f"{getattr(data, place)!r} has only {available} different images; lower num_members and "
+                    "num_heldout to that."
                 )
         return
-    wanted = data.num_members + data.num_heldout
-    if num_images < wanted:
+    required = data.num_members + data.num_heldout
+    if num_images < required:
         left = max(num_images - data.num_members, 0)
         raise InputError(
-            f"config.data.num_members = {data.num_members} and num_heldout = {data.num_heldout} need {wanted} "
+            f"config.data.num_members = {data.num_members} and num_heldout = {data.num_heldout} need {required} "
             f"different images, but the dataset has {num_images}: {left} are left to hold out; lower both."
         )

@@ -1,4 +1,4 @@
-"""One picture to a uint8 array: decoded, upright, in 8 bits, cropped to the centre and resized by area."""
+"""Decodes a picture to a uint8 array: upright, 8 bits, centre crop, area resize."""
 
 import os
 import stat
@@ -9,37 +9,37 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: an EPS, for one, is a program
-MAX_PIXELS = 2**26  # such as 8192 x 8192, of which every copy takes 256 MiB in colour
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # nothing executable: an EPS file is a program
+MAX_PIXELS = 2**26  # for example 8192 x 8192; each copy in colour takes 256 MiB
 
-# The way that PIL documents: else a file that claims even more would be decoded, after a warning.
+# PIL only warns about decompression bombs by default, and then decodes them. Its documentation recommends this filter.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 def read_picture(file: Path | IO[bytes]) -> Image.Image:
-    """Decodes a picture wholly, turned as its EXIF orientation says; of an animation, the first frame.
+    """Decodes a picture completely and applies its EXIF orientation. Of an animation, returns the first frame.
 
     Raises:
-      Exception: of many types, as PIL's decoders do, if the file is damaged, no file, not of FORMATS by its content, or
-        has more than MAX_PIXELS.
+      Exception: of many types, from PIL's decoders, if the file is damaged, is not a regular file, has a content that
+        is not in FORMATS, or has more than MAX_PIXELS.
     """
     if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
-        raise ValueError("it is no regular file")  # opening a pipe would wait for whoever writes to it
+        raise ValueError("it is not a regular file")  # opening a pipe would wait for its writer
     try:
         with Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            picture.load()  # PIL is lazy: without it, a truncated file would fail much later
+            picture.load()  # PIL is lazy; without this, a truncated file would fail much later
             return ImageOps.exif_transpose(picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"it claims more than {MAX_PIXELS} pixels") from None
 
 
 def as_array(picture: Image.Image, channels: int) -> np.ndarray:
-    """The whole picture as uint8 [h, w, channels], 0..255, with the colours that fit_image gives it.
+    """Converts the whole picture to uint8 [h, w, channels], 0..255, with the colour rules of fit_image.
 
     Raises:
-      ValueError: as fit_image does.
+      ValueError: as in fit_image.
     """
     array = np.asarray(_eight_bits(picture).convert("L" if channels == 1 else "RGB"), np.uint8)
     return array.reshape(picture.height, picture.width, channels)
@@ -48,9 +48,9 @@ def as_array(picture: Image.Image, channels: int) -> np.ndarray:
 def fit_image(picture: Image.Image, size: int, channels: int) -> np.ndarray:
     """Crops the centre square and resizes it by area (box filter): uint8 [size, size, channels], 0..255.
 
-    The crop of an odd margin is nearer to the top left. A square smaller than `size` is enlarged to blocks. Colour
-    becomes grey by the luma of ITU-R 601; grey becomes three equal channels; transparency is dropped. Grey of 16 bits
-    keeps its full range (0..65535 to 0..255), so 12-bit scans that use only 0..4095 come out dark: rescale them first.
+    An odd margin puts the crop one pixel closer to the top left. Smaller squares are enlarged without interpolation.
+    Colour becomes grey by the luma of ITU-R 601. Grey becomes three equal channels. Transparency is dropped. 16-bit
+    grey is scaled from 0..65535 to 0..255, so 12-bit scans that use only 0..4095 come out dark: rescale them first.
 
     Args:
       picture: of any mode but floating point.
@@ -58,7 +58,7 @@ def fit_image(picture: Image.Image, size: int, channels: int) -> np.ndarray:
       channels: 1 (grey) or 3 (colour).
 
     Raises:
-      ValueError: if its grey values are floating-point numbers, or outside 0..65535.
+      ValueError: if the grey values are floating-point numbers, or outside 0..65535.
     """
     picture = _eight_bits(picture).convert("L" if channels == 1 else "RGB")
     side = min(picture.size)
@@ -69,7 +69,7 @@ def fit_image(picture: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """PIL's own conversion clips grey of 16 bits at 255, which would turn a scan white."""
+    """Converts 16-bit grey to 8 bits. PIL's own conversion clips at 255, which would turn a scan white."""
     if picture.mode == "F":
         raise ValueError(
             "its grey values are floating-point numbers, which have no known range: save it in 8 or 16 bits"

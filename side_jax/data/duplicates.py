@@ -1,4 +1,4 @@
-"""Near duplicates: pairs of images whose RMSE is below a limit, found exactly without comparing all pixels of all."""
+"""Finds near duplicates: exactly the pairs of images whose RMSE is below a limit, without comparing all pixels."""
 
 from collections.abc import Iterator
 
@@ -6,27 +6,27 @@ import numpy as np
 
 from side_jax.data.stream import Stream
 
-ENTRIES = 256  # at most so many in a signature
-ROWS, COLUMNS = 512, 8192  # of one block of distances: 16 MiB
+ENTRIES = 256  # largest size of a signature
+ROWS, COLUMNS = 512, 8192  # of one block of distances, which takes 16 MiB
 
 
 def signatures(images: np.ndarray) -> np.ndarray:
-    """Block means of images, so scaled that distances of signatures never exceed RMSEs of images.
+    """Returns scaled block means; the distance of two signatures is a lower bound of the RMSE of their images.
 
-    An image is cut into g x g blocks, with g at most its size and g * g * c at most ENTRIES. Let w_b be block b's share
-    of all N pixel values, and d the difference of two images in [-1, 1]. By Jensen's inequality the square of a block's
-    mean is at most the mean of its squares, so
+    An image is cut into g x g blocks. g is at most the image's size, and g * g * c is at most ENTRIES. Let w_b be the
+    share of block b in all N pixel values, and d the difference of two images in [-1, 1]. By Jensen's inequality the
+    square of a block's mean is at most the mean of its squares, so
 
         RMSE^2 = sum_b w_b mean_b(d^2) >= sum_b w_b mean_b(d)^2 = |s - s'|^2,  with  s_b = sqrt(w_b) mean_b(x).
 
-    Blocks need not be of equal size, since each is weighted by its own share. For images of at most ENTRIES values
-    with a block for each pixel, both sides are equal.
+    Blocks may differ in size, since each is weighted by its share. If every pixel has its own block (images of at most
+    ENTRIES values), both sides are equal.
 
     Args:
       images: uint8 [n, h, w, c].
 
     Returns:
-      float32 [n, g * g * c], each of a Euclidean norm of at most 1.
+      float32 [n, g * g * c], each row with a Euclidean norm of at most 1.
     """
     n, height, width, channels = images.shape
     grid = max(1, min(height, width, int((ENTRIES // channels) ** 0.5)))
@@ -42,21 +42,21 @@ def near_pairs(
 ) -> Iterator[np.ndarray]:
     """Finds all pairs of a row and a column image whose RMSE is below the limit.
 
-    Distances of signatures, a lower bound, rule nearly all pairs out, a block at a time; the others are compared pixel
-    by pixel, in integers.
+    Most pairs are ruled out in blocks by the distance of their signatures, a lower bound. The others are compared
+    pixel by pixel in integers.
 
     Args:
       images: uint8 [n, h, w, c].
-      signature: float32 [n, m], see signatures().
+      signature: float32 [n, m], from signatures().
       rows: ids, int64 [r].
       columns: ids, int64 [k].
-      limit: RMSE with pixels in [-1, 1].
+      limit: RMSE, with pixels in [-1, 1].
 
     Yields:
-      Ids of pairs, int64 [p, 2] with p >= 0: (row, column), never an image with itself.
+      Pairs of ids (row, column), int64 [p, 2] with p >= 0; never an image with itself.
     """
-    # Of vectors with norms up to 1, float32 gives the squared distance within this (four rounding bounds of a sum of m
-    # products): no pair below the limit is ruled out by rounding.
+    # For vectors of norm 1 or less, the float32 squared distance is off by at most this (four rounding bounds of a sum
+    # of m products), so rounding never rules out a pair below the limit.
     slack = 4 * (signature.shape[1] + 8) * 2.0**-24
     squares = np.square(signature).sum(-1)
     for i in range(0, len(rows), ROWS):
@@ -64,19 +64,19 @@ def near_pairs(
         for j in range(0, len(columns), COLUMNS):
             column = columns[j : j + COLUMNS]
             distances = squares[row][:, None] + squares[column] - 2 * signature[row] @ signature[column].T
-            at, to = np.nonzero(distances < limit**2 + slack)
-            pairs = np.stack([row[at], column[to]], axis=1)
+            row_index, column_index = np.nonzero(distances < limit**2 + slack)
+            pairs = np.stack([row[row_index], column[column_index]], axis=1)
             pairs = pairs[pairs[:, 0] != pairs[:, 1]]
             yield pairs[_rmse_below(images, pairs, limit)]
 
 
 def _rmse_below(images: np.ndarray | Stream, pairs: np.ndarray, limit: float) -> np.ndarray:
-    """Which pairs are nearer than the limit: bool [p]."""
+    """Returns which pairs have an RMSE below the limit: bool [p]."""
     below = np.zeros(len(pairs), bool)
-    most = (limit * 127.5) ** 2 * np.prod(images.shape[1:])
+    largest_sum = (limit * 127.5) ** 2 * np.prod(images.shape[1:])
     for start in range(0, len(pairs), ROWS):
         ids, place = np.unique(pairs[start : start + ROWS], return_inverse=True)
-        read = images[ids].reshape(len(ids), -1)
+        pixels = images[ids].reshape(len(ids), -1)
         for k, (a, b) in enumerate(place.reshape(-1, 2), start=start):
-            below[k] = np.square(read[a].astype(np.int32) - read[b]).sum(dtype=np.int64) < most
+            below[k] = np.square(pixels[a].astype(np.int32) - pixels[b]).sum(dtype=np.int64) < largest_sum
     return below

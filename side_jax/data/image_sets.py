@@ -1,4 +1,4 @@
-"""Sets of images from anywhere, of one shape: what was generated, what was trained on, and what was held out."""
+"""Reads the image sets of a samples-only audit: generated images, members and held-out images, in one shape."""
 
 import dataclasses
 import hashlib
@@ -10,14 +10,14 @@ import numpy as np
 
 from side_jax.data import duplicates
 from side_jax.data.decode import as_array, fit_image
-from side_jax.data.listed import Listed, describe, existing, find
+from side_jax.data.listed import Listing, check_path, describe, find
 from side_jax.data.printable import short
-from side_jax.data.split import note_hashes
+from side_jax.data.split import store_hashes
 from side_jax.data.stream import Stream, scan
 from side_jax.errors import InputError
 
-MEMORY_LIMIT = 2**31  # bytes of a set up to which it is kept in memory, 2 GiB; else its images are read when indexed
-MAX_SIZE = 8192  # pixels
+MEMORY_LIMIT = 2**31  # bytes, 2 GiB; larger sets are read when they are indexed
+MAX_SIZE = 8192  # pixels, of height and width
 FLAGS = ("--samples", "--members", "--heldout")
 
 
@@ -26,11 +26,11 @@ class ImageSet:
     """Images of one shape.
 
     Attributes:
-      path: as it was given.
-      images: uint8 [n, h, w, c], 0..255; an array, or a Stream that reads the images it is indexed with.
-      names: n printable texts, different from each other: see names.printable.
-      hashes: n SHA-256 of each image's pixels.
-      damaged: names of files that were left out since they can't be read.
+      path: as given.
+      images: uint8 [n, h, w, c], 0..255; an array, or a Stream that reads images when they are indexed.
+      names: n different printable strings, see printable.printable.
+      hashes: the SHA-256 of each image's pixels.
+      damaged: names of the unreadable files, which are left out.
     """
 
     path: str
@@ -44,16 +44,16 @@ class ImageSet:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the shape of all and each one's SHA-256, in order: the same wherever equal pixels lie."""
+        """SHA-256 of the shape and the hashes in order; it does not depend on where the images are stored."""
         return hashlib.sha256(f"{tuple(self.images.shape)}{''.join(self.hashes)}".encode()).hexdigest()
 
     @property
     def repeats(self) -> int:
-        """How many images equal an earlier one."""
+        """Number of images that equal an earlier one."""
         return len(self.hashes) - len(set(self.hashes))
 
     def take(self, ids: np.ndarray) -> "ImageSet":
-        """The images at these places, int64 [k], in their order; of a stream, none is read."""
+        """Returns the images at these positions, int64 [k], in this order. A stream stays lazy."""
         return dataclasses.replace(
             self,
             images=self.images.select(ids) if isinstance(self.images, Stream) else self.images[ids],
@@ -63,15 +63,15 @@ class ImageSet:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Together:
-    """Three sets of one shape; no held-out image is, or nearly is, a member.
+class ImageSets:
+    """Three sets of one shape. No held-out image equals a member or is its near duplicate.
 
     Attributes:
       samples: generated images.
       members: the images that the model was trained on.
-      heldout: images it has not seen; what was dropped is not among them.
-      exact_dropped: how many held-out images equalled a member.
-      near_dropped: how many others were nearer to a member than the limit.
+      heldout: images that the model has not seen, without the dropped ones.
+      exact_dropped: number of held-out images that equalled a member.
+      near_dropped: number of other held-out images whose distance to a member was below the limit.
     """
 
     samples: ImageSet
@@ -81,30 +81,7 @@ class Together:
     near_dropped: int
 
 
-def read_images(
-    path: str, flag: str, size: int | None = None, channels: int | None = None, *, max_corrupt: int = 0
-) -> ImageSet:
-    """Reads one set, from whatever listed.find knows.
-
-    Pictures are decoded as in training: upright, in 8 bits, without transparency, of animations the first frame.
-
-    Args:
-      path: of a folder, an NPZ or an NPY.
-      flag: the option that named it, such as --samples, for sentences.
-      size: height and width, after a centre crop and an area resize; None: all have one size, and keep it.
-      channels: 1 (grey), 3 (colour), or None: 3 if the mode or palette of any picture has colours, used or not.
-      max_corrupt: how many files may be damaged, and are left out.
-
-    Raises:
-      InputError: if it can't be used, in one sentence that names the file or the set, and the fix.
-    """
-    _check_size(size)
-    listed = find(path, flag, max_corrupt)
-    height, width = _common_size([listed], size)
-    return _read(listed, (height, width, channels or (3 if listed.colour else 1)))[0]
-
-
-def read_together(
+def read_sets(
     samples: str,
     members: str,
     heldout: str,
@@ -112,39 +89,43 @@ def read_together(
     *,
     max_corrupt: int = 0,
     near_duplicate_rmse: float = 0.05,
-) -> Together:
-    """Reads all three, in one shape: of three channels if read_images would give any of them three.
+) -> ImageSets:
+    """Reads all three sets in one shape. It has three channels if any picture has colours.
 
-    Held-out images that equal a member, or whose RMSE to one is below near_duplicate_rmse (pixels in [-1, 1]; 0: exact
+    Pictures are decoded as in training: upright, 8 bits, no transparency, the first frame of an animation. As in the
+    split of a run, held-out images are dropped if they equal a member or if their RMSE to one is below
+    near_duplicate_rmse (pixels in [-1, 1]; 0: only equal images are dropped). The sets may differ in length.
     ones only), are dropped, as the split of a run does. The sets may be of different lengths.
 
     Args:
-      samples: path of the generated images.
-      members: path of those that the model was trained on.
-      heldout: path of those that it has not seen.
-      size: as in read_images.
-      max_corrupt: how many files of each set may be damaged.
+      samples: path of the generated images: a folder, an NPZ or an NPY, see listed.find.
+      members: path of the images that the model was trained on.
+      heldout: path of images that it has not seen.
+      size: height and width, after a centre crop and an area resize; None: all images must have one size, and keep it.
+      max_corrupt: number of files in each set that may be damaged; they are left out.
       near_duplicate_rmse: in 0..2.
 
     Raises:
-      InputError: as read_images does; if two paths are the same or one folder holds another, if sizes differ and none
-        is given, or if no held-out image is left.
+      InputError: if a set can't be used, two paths are the same, one folder contains another, sizes differ and no size
+        is given, or no held-out image is left.
     """
     _check_size(size)
     paths = dict(zip(FLAGS, (samples, members, heldout), strict=True))
     _check_apart(paths)
-    listed = [find(path, flag, max_corrupt) for flag, path in paths.items()]
-    shape = (*_common_size(listed, size), 3 if any(one.colour for one in listed) else 1)
-    made, (seen, to_members), (unseen, to_heldout) = (_read(one, shape) for one in listed)
+    listings = [find(path, flag, max_corrupt) for flag, path in paths.items()]
+    shape = (*common_size(listings, size), 3 if any(listing.colour for listing in listings) else 1)
+    (generated, _), (seen, seen_signatures), (unseen, unseen_signatures) = (
+        read_set(listing, shape) for listing in listings
+    )
     exact = np.isin(unseen.hashes, seen.hashes)
-    near = _near(seen, unseen, exact, np.concatenate([to_members, to_heldout]), near_duplicate_rmse)
+    near = _near(seen, unseen, exact, np.concatenate([seen_signatures, unseen_signatures]), near_duplicate_rmse)
     if (exact | near).all():
         raise InputError(
-            f"every image of {describe('--heldout', heldout)} is, or nearly is, one of "
+            f"every image of {describe('--heldout', heldout)} equals or nearly equals one of "
             f"{describe('--members', members)}; hold out images that the model has not seen."
         )
-    return Together(
-        samples=made[0],
+    return ImageSets(
+        samples=generated,
         members=seen,
         heldout=unseen.take(np.flatnonzero(~exact & ~near)),
         exact_dropped=int(exact.sum()),
@@ -158,49 +139,54 @@ def _check_size(size: int | None) -> None:
 
 
 def _check_apart(paths: dict[str, str]) -> None:
-    """Raises InputError where two paths, whatever links lead there, are one, or a folder lies in another."""
-    real = {flag: os.path.realpath(existing(path, flag)) for flag, path in paths.items()}
+    """Raises InputError if two paths lead to the same place, or if one folder contains another."""
+    real = {flag: os.path.realpath(check_path(path, flag)) for flag, path in paths.items()}
     for (first, a), (second, b) in itertools.permutations(real.items(), 2):
         both = f"{describe(first, paths[first])} and {describe(second, paths[second])}"
         if os.path.samefile(a, b):
             raise InputError(f"{both} are the same; each set needs its own images.")
         if os.path.isdir(a) and os.path.isdir(b) and os.path.commonpath([a, b]) == a:
             raise InputError(
-                f"of {both}, the first holds the second; move it out, since folders are read at any depth."
+                f"of {both}, the first contains the second; move it out, since folders are read at any depth."
             )
 
 
-def _common_size(listed: list[Listed], size: int | None) -> tuple[int, int]:
-    """(height, width); raises InputError if sizes differ and none is given."""
+def common_size(listings: list[Listing], size: int | None) -> tuple[int, int]:
+    """Returns (height, width): the given size, or the one that all images have.
+
+    Raises:
+      InputError: if no size is given and the images differ in size.
+    """
     if size is not None:
         return size, size
-    height, width = listed[0].sizes[0]
-    for one in listed:
-        other = np.flatnonzero((one.sizes != (height, width)).any(axis=1))
-        if other.size:
+    height, width = listings[0].sizes[0]
+    for listing in listings:
+        different = np.flatnonzero((listing.sizes != (height, width)).any(axis=1))
+        if different.size:
             first, second = (
-                f"{short(of.names[i])} of {describe(of.flag, of.path)} is {of.sizes[i][1]} x {of.sizes[i][0]}"
-                for of, i in ((listed[0], 0), (one, other[0]))
+                f"{short(source.names[i])} of {describe(source.flag, source.path)} is "
+                f"{source.sizes[i][1]} x {source.sizes[i][0]}"
+                for source, i in ((listings[0], 0), (listing, different[0]))
             )
             raise InputError(
-                f"{first} pixels, but {second}; give --size=N, which crops and resizes all to N x N alike."
+                f"{first} pixels, but {second}; give --size=N, which crops and resizes all images to N x N."
             )
     return int(height), int(width)
 
 
-def _read(listed: Listed, shape: tuple[int, int, int]) -> tuple[ImageSet, np.ndarray]:
-    """(the set in a shape, the signatures of its images); one pass over them."""
+def read_set(listing: Listing, shape: tuple[int, int, int]) -> tuple[ImageSet, np.ndarray]:
+    """Reads a set in the shape (height, width, channels), in one pass; also returns the signatures of its images."""
     height, width, channels = shape
 
     def read(i: int) -> np.ndarray:
-        picture = listed.read(i)
+        picture = listing.read(i)
         unchanged = (picture.height, picture.width) == (height, width)
         return as_array(picture, channels) if unchanged else fit_image(picture, height, channels)
 
-    n = len(listed.names)
-    images = listed.array
+    n = len(listing.names)
+    images = listing.array
     if images is None or images.shape[1:] != shape:
-        images = Stream(read, np.arange(n), tuple(map(short, listed.names)), shape)
+        images = Stream(read, np.arange(n), tuple(map(short, listing.names)), shape)
     keep = isinstance(images, Stream) and math.prod(images.shape) <= MEMORY_LIMIT
     memory = np.empty(images.shape, np.uint8) if keep else None
     hashes = [""] * n
@@ -208,30 +194,30 @@ def _read(listed: Listed, shape: tuple[int, int, int]) -> tuple[ImageSet, np.nda
 
     def visit(ids: np.ndarray, chunk: np.ndarray) -> None:
         signatures[ids] = duplicates.signatures(chunk)
-        note_hashes(hashes, ids, chunk)
+        store_hashes(hashes, ids, chunk)
         if memory is not None:
             memory[ids] = chunk
 
     scan(images, visit)
-    found = ImageSet(
-        path=listed.path,
+    image_set = ImageSet(
+        path=listing.path,
         images=images if memory is None else memory,
-        names=listed.names,
+        names=listing.names,
         hashes=tuple(hashes),
-        damaged=listed.damaged,
+        damaged=listing.damaged,
     )
-    return found, signatures
+    return image_set, signatures
 
 
 def _near(members: ImageSet, heldout: ImageSet, exact: np.ndarray, signatures: np.ndarray, limit: float) -> np.ndarray:
-    """Which held-out images, but the exact ones, are nearer to a member than the limit: bool [n].
+    """Returns which held-out images, apart from exact copies, are closer to a member than the limit: bool [n].
 
     Args:
-      members: m of them.
-      heldout: n of them.
-      exact: bool [n], which equal a member.
-      signatures: float32 [m + n, k], of both.
-      limit: RMSE with pixels in [-1, 1].
+      members: the m members.
+      heldout: the n held-out images.
+      exact: bool [n], which held-out images equal a member.
+      signatures: float32 [m + n, k], of the members and the held-out images.
+      limit: RMSE, with pixels in [-1, 1].
     """
     near, start = np.zeros(len(heldout), bool), len(members)
     if limit <= 0:

@@ -1,4 +1,4 @@
-"""What a path holds: a folder of pictures, the shards of a run, an NPZ or an NPY; each image looked at, none kept."""
+"""Lists the images that a path holds (a folder, the shards of a run, an NPZ or an NPY) and checks each one."""
 
 import dataclasses
 import functools
@@ -19,22 +19,22 @@ from side_jax.settings import Data
 
 logger = logging.getLogger(__name__)
 
-GREY = ("1", "L", "LA", "La", "I")  # PIL's modes, and all of 16 bits, which begin with I
+GREY = ("1", "L", "LA", "La", "I")  # PIL modes; the 16-bit modes, which begin with "I;16", are grey too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Listed:
-    """Images that can be read, of any sizes.
+class Listing:
+    """Readable images of any size.
 
     Attributes:
-      flag: the option that named the path, for sentences.
-      path: as it was given.
-      names: n printable texts: of a file, its path in the folder; in an array, its place; in shards, its index.
-      read: place in 0..n-1 -> picture; may raise anything, and may be called from several threads.
+      flag: the option that named the path, for messages.
+      path: as given.
+      names: n printable strings: a file's path in its folder, a position in an array, or an index in shards.
+      read: position in 0..n-1 -> picture; may raise anything, and is safe to call from several threads.
       sizes: int32 [n, 2], height and width.
-      colour: whether the mode or the palette of any picture has colours, used or not.
-      array: all of them, uint8 [n, h, w, c], where the file is an array; else None.
-      damaged: names of images that can't be read; they are not among the n.
+      colour: whether any picture's mode or palette has colours, used or not.
+      array: all images, uint8 [n, h, w, c], if the file is an array; else None.
+      damaged: names of unreadable images, which are not among the n.
     """
 
     flag: str
@@ -48,15 +48,15 @@ class Listed:
 
 
 def describe(flag: str, path: str) -> str:
-    """What sentences call a set, such as --samples=out/samples."""
+    """Returns the name of a set in messages, such as --samples=out/samples."""
     return f"{flag}={short(path)}"
 
 
-def existing(path: str, flag: str) -> Path:
-    """The path.
+def check_path(path: str, flag: str) -> Path:
+    """Returns the path.
 
     Raises:
-      InputError: if nothing is there, or neither a folder nor a file.
+      InputError: if it does not exist, or is neither a folder nor a file.
     """
     what = "name a folder of images, an NPZ or an NPY"
     if not os.path.exists(path):
@@ -66,61 +66,61 @@ def existing(path: str, flag: str) -> Path:
     return Path(path)
 
 
-def find(path: str, flag: str, max_corrupt: int = 0) -> Listed:
-    """Looks at every image of a path, on several threads.
+def find(path: str, flag: str, max_corrupt: int = 0) -> Listing:
+    """Lists the images of a path and checks each one, on several threads.
 
     Args:
-      path: a folder of image files, at any depth; a folder of shard_*.npz; an NPZ whose array `images`, or else
-        `arr_0`, or an NPY whose only array is uint8 [n, h, w] or [n, h, w, 1 or 3].
-      flag: the option that named it.
-      max_corrupt: how many pictures of a folder may be damaged; they are named in the log and left out.
+      path: a folder of image files at any depth; a folder of shard_*.npz; an NPZ with an array `images` or else
+        `arr_0`; or an NPY. Arrays are uint8 [n, h, w] or [n, h, w, 1 or 3].
+      flag: the option that named the path.
+      max_corrupt: number of pictures in a folder that may be damaged; they are logged and left out.
 
     Raises:
-      InputError: if there is nothing, no image, more damaged ones, or an array that can't be used.
+      InputError: if the path does not exist, holds no image or more damaged ones, or holds an unusable array.
     """
-    found = existing(path, flag)
-    if found.is_file():
-        return _array(found, path, flag)
-    shards = sorted(found.glob("shard_*.npz"), key=lambda shard: (len(shard.name), shard.name))
+    checked = check_path(path, flag)
+    if checked.is_file():
+        return _array(checked, path, flag)
+    shards = sorted(checked.glob("shard_*.npz"), key=lambda shard: (len(shard.name), shard.name))
     if not shards:
         return _folder(path, flag, max_corrupt)
-    if any(other.name.lower().endswith(readers.SUFFIXES) for other in found.iterdir()):
+    if any(other.name.lower().endswith(readers.SUFFIXES) for other in checked.iterdir()):
         raise InputError(f"{describe(flag, path)} holds both shards and pictures; move one of them elsewhere.")
     return _shards(shards, path, flag)
 
 
-def _folder(path: str, flag: str, max_corrupt: int) -> Listed:
+def _folder(path: str, flag: str, max_corrupt: int) -> Listing:
     where = describe(flag, path)
     try:
         source = readers.folder(Data(name="folder", path=path))
     except RecursionError:  # before Python 3.12
-        raise InputError(f"{where} has folders in folders too deep to be listed; move the images higher.") from None
+        raise InputError(f"{where} has folders nested too deep to list; move the images higher.") from None
     except InputError as error:
         raise InputError(str(error).replace("config.data.path", flag)) from None
     names = [printable(name) for name in source.names]
     sizes, colour, damaged = np.zeros((len(names), 2), np.int32), np.zeros(len(names), bool), {}
 
-    def look(_: np.ndarray, rows: np.ndarray) -> None:
+    def check_rows(_: np.ndarray, rows: np.ndarray) -> None:
         for row in rows.tolist():
             try:
                 picture = source.read(row)
-                as_array(picture, 1)  # a few kinds can't be converted
+                as_array(picture, 1)  # a few kinds of pictures can't be converted
             except Exception as error:  # damaged files make decoders raise nearly anything
                 damaged[row] = f"{short(source.names[row])} ({reason(error)})"
             else:
                 sizes[row] = picture.height, picture.width
                 colour[row] = _coloured(picture)
 
-    scan(np.arange(len(names)), look)
+    scan(np.arange(len(names)), check_rows)
     reasons = [damaged[row] for row in sorted(damaged)]
     if len(damaged) > max_corrupt or len(damaged) == len(names):
-        some = ", ".join(reasons[:10]) + (", ..." if len(reasons) > 10 else "")
+        listed = ", ".join(reasons[:10]) + (", ..." if len(reasons) > 10 else "")
         raise InputError(
             f"{len(damaged)} of the {len(names)} images of {where} can't be read, where {max_corrupt} may be damaged: "
-            f"{some}; repair or remove them."
+            f"{listed}; repair or remove them."
         )
-    for one in reasons:
-        logger.warning("%s: left out the image %s: it can't be read.", where, one)
+    for damage in reasons:
+        logger.warning("%s: left out the unreadable image %s.", where, damage)
     rows = np.setdiff1d(np.arange(len(names)), list(damaged)).astype(np.int64)
 
     def read(i: int) -> Image.Image:
@@ -129,7 +129,7 @@ def _folder(path: str, flag: str, max_corrupt: int) -> Listed:
         except Exception as error:
             raise ValueError(reason(error)) from None
 
-    return Listed(
+    return Listing(
         flag=flag,
         path=path,
         names=tuple(names[row] for row in rows),
@@ -147,7 +147,7 @@ def _coloured(picture: Image.Image) -> bool:
     return picture.mode not in GREY and not picture.mode.startswith("I;16")
 
 
-def _array(file: Path, path: str, flag: str) -> Listed:
+def _array(file: Path, path: str, flag: str) -> Listing:
     where = f"the file {describe(flag, path)}"
     name = None
     if not safe_npz.is_npy(file, where):
@@ -160,7 +160,7 @@ def _array(file: Path, path: str, flag: str) -> Listed:
             )
     images = safe_npz.read_images(file, where, name)
     images = images[..., None] if images.ndim == 3 else images
-    return Listed(
+    return Listing(
         flag=flag,
         path=path,
         names=tuple(map(str, range(len(images)))),
@@ -171,10 +171,10 @@ def _array(file: Path, path: str, flag: str) -> Listed:
     )
 
 
-def _shards(files: list[Path], path: str, flag: str) -> Listed:
-    """Shards as extraction writes them: together they hold images 0..n-1, in order."""
+def _shards(files: list[Path], path: str, flag: str) -> Listing:
+    """Lists shards in the format that extraction writes; together they must hold images 0..n-1 in order."""
 
-    @functools.lru_cache(maxsize=THREADS)  # images are read in order: each shard is unpacked about once
+    @functools.lru_cache(maxsize=THREADS)  # images are read in order, so each shard is unpacked about once
     def load(file: Path) -> np.ndarray:
         images = safe_npz.read_images(file, f"the shard {describe(flag, str(file))}", "images")
         return images[..., None] if images.ndim == 3 else images
@@ -183,24 +183,24 @@ def _shards(files: list[Path], path: str, flag: str) -> Listed:
     for file in files:
         where = f"the shard {describe(flag, str(file))}"
         if not {"images", "index"} <= set(safe_npz.names(file, where)):
-            raise InputError(f"{where} has no `images` or no `index`; move what is no shard of a run elsewhere.")
+            raise InputError(f"{where} has no `images` or no `index`; move files that are not shards elsewhere.")
         images, index = load(file), safe_npz.read(file, where, "index")
-        wanted = range(ends[-1], ends[-1] + len(images))
-        if not np.array_equal(index, np.asarray(wanted)):
+        expected = range(ends[-1], ends[-1] + len(images))
+        if not np.array_equal(index, np.asarray(expected)):
             raise InputError(
-                f"{where} does not hold images {wanted.start} to {wanted.stop - 1}, which come next; finish the run "
-                "that writes these shards."
+                f"{where} does not hold images {expected.start} to {expected.stop - 1}, which come next; finish the "
+                "run that writes these shards."
             )
         sizes.append(np.full((len(images), 2), images.shape[1:3], np.int32))
         colour |= images.shape[3] == 3
-        ends.append(wanted.stop)
+        ends.append(expected.stop)
 
     def read(i: int) -> Image.Image:
         shard = int(np.searchsorted(ends, i, side="right")) - 1
         return _picture(load(files[shard])[i - ends[shard]])
 
     names = tuple(map(str, range(ends[-1])))
-    return Listed(flag=flag, path=path, names=names, read=read, sizes=np.concatenate(sizes), colour=colour)
+    return Listing(flag=flag, path=path, names=names, read=read, sizes=np.concatenate(sizes), colour=colour)
 
 
 def _picture(image: np.ndarray) -> Image.Image:

@@ -1,18 +1,18 @@
-"""Names and reasons that come from files of strangers, made fit to be printed and written anywhere."""
+"""Makes names and error texts from untrusted files safe to print and to write anywhere."""
 
 from PIL import UnidentifiedImageError
 
 
 def printable(text: str) -> str:
-    r"""The text with escapes, as Python has them, for whatever could do more than be read.
+    r"""Returns the text with Python escapes in place of every character that could do harm.
 
-    Escaped are characters that are not printable (control characters and line ends, marks that turn the direction of
-    writing, bytes of a file's name that are no UTF-8), < > " of markup, a first = + - @ that a spreadsheet would take
-    for a formula, and the backslash itself, so that different texts stay different. The result is valid UTF-8 on one
-    line: CSV, JSON and HTML can hold it (HTML still escapes &).
+    Escaped are: unprintable characters (control characters, line ends, bidirectional marks, bytes of a file name that
+    are not UTF-8); the markup characters < > "; a first = + - @, which a spreadsheet would read as a formula; and the
+    backslash itself, so that different texts stay different. The result is valid UTF-8 on one line, safe in CSV, JSON
+    and HTML (HTML must still escape &).
     """
-    kept = (c.isprintable() and c not in '<>"\\' and not (i == 0 and c in "=+-@") for i, c in enumerate(text))
-    return "".join(c if keep else _escaped(ord(c)) for c, keep in zip(text, kept, strict=True))
+    plain = (c.isprintable() and c not in '<>"\\' and not (i == 0 and c in "=+-@") for i, c in enumerate(text))
+    return "".join(c if keep else _escaped(ord(c)) for c, keep in zip(text, plain, strict=True))
 
 
 def _escaped(code: int) -> str:
@@ -21,16 +21,16 @@ def _escaped(code: int) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def short(text: str, most: int = 80) -> str:
-    """The text for a sentence: printable, and where it has more characters than `most`, without its middle."""
+def short(text: str, limit: int = 80) -> str:
+    """Returns the text printable, with its middle cut out if it is longer than `limit` characters."""
     text = printable(text)
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2) :]}"
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-(limit // 2) :]}"
 
 
 def reason(error: Exception) -> str:
-    """Why a file can't be read, on one line."""
-    if isinstance(error, UnidentifiedImageError):  # its own words repeat the path
-        return "no picture of a kind that is read"
+    """Returns why a file can't be read, on one line."""
+    if isinstance(error, UnidentifiedImageError):  # its own message repeats the path
+        return "not a picture of a supported kind"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first = str(error).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Where images come from: each reader lists pictures, labels and names, and decodes a picture only when asked."""
+"""Lists the images of each kind of source (digits, faces, folder, NPZ, TFDS); pictures are decoded only on demand."""
 
 import dataclasses
 import io
@@ -24,9 +24,9 @@ class Source:
     """Pictures that are not decoded yet.
 
     Attributes:
-      read: row -> picture of any size and mode; may raise anything if it is damaged. Safe to call from several threads.
+      read: row -> picture of any size and mode; may raise anything for a damaged one. Thread-safe.
       labels: n values of one sortable type.
-      names: n texts that tell which picture it is.
+      names: n strings that identify the pictures.
     """
 
     read: Callable[[int], Image.Image]
@@ -35,7 +35,7 @@ class Source:
 
 
 def _arrays(images: np.ndarray, labels: np.ndarray) -> Source:
-    """Pictures of uint8 [n, h, w] or [n, h, w, c], named by their place."""
+    """Pictures from uint8 [n, h, w] or [n, h, w, c], named by their position."""
     return Source(
         read=lambda row: Image.fromarray(images[row].squeeze(-1) if images[row].shape[2:] == (1,) else images[row]),
         labels=labels,
@@ -50,7 +50,7 @@ def digits(data: Data) -> Source:
     shape = (data.image_size, data.image_size, data.channels)
     if shape != (8, 8, 1):
         raise InputError(
-            f"config.data asks for images of {shape} (height, width, channels), but digits gives (8, 8, 1); set "
+            f"config.data asks for images of {shape} (height, width, channels), but digits gives (8, 8, 1); change "
             "data.image_size and data.channels to that."
         )
     loaded = load_digits()
@@ -58,18 +58,18 @@ def digits(data: Data) -> Source:
 
 
 def faces(data: Data) -> Source:
-    """scikit-image's 100 grey faces of 25x25 pixels (LFW), whose identities are not known: all have the label 0.
+    """scikit-image's 100 grey faces of 25x25 pixels (LFW). Identities are unknown: all have the label 0.
 
-    For data.image_size = 24, which a U-Net can halve three times, the last row and column are cropped: nothing is
-    resampled. Other sizes are resized as any image is.
+    For data.image_size = 24, which a U-Net can halve three times, the last row and column are cropped and nothing is
+    resampled. Other sizes are resized as usual.
     """
     try:
         from skimage.data import lfw_subset
     except ImportError:
         raise InputError(
-            "config.data.name is 'faces', which scikit-image brings; run `pip install 'side_jax[faces]'`."
+            "config.data.name is 'faces', which needs scikit-image; run `pip install 'side_jax[faces]'`."
         ) from None
-    images = np.round(lfw_subset()[:100] * 255).astype(np.uint8)  # the other 100 patches show no face
+    images = np.round(lfw_subset()[:100] * 255).astype(np.uint8)  # the other 100 patches are not faces
     crop = min(images.shape[1], data.image_size) if data.image_size >= 24 else images.shape[1]
     return _arrays(images[:, :crop, :crop], np.zeros(len(images), np.int64))
 
@@ -77,8 +77,8 @@ def faces(data: Data) -> Source:
 def folder(data: Data) -> Source:
     """Image files below a folder, in the order of their relative paths.
 
-    The first-level subfolder is the label (a class or an identity); images directly in the folder share a label of
-    their own. Names that begin with a dot, and linked folders, are passed over.
+    The first-level subfolder is the label (a class or an identity). Images directly in the folder share one label.
+    Names that begin with a dot, and linked folders, are skipped.
     """
     root = Path(data.path)
     if not root.is_dir():
@@ -108,10 +108,10 @@ def folder(data: Data) -> Source:
 
 
 def npz(data: Data) -> Source:
-    """An NPZ with `images`, uint8 [n, h, w] or [n, h, w, 1 or 3], and perhaps `labels`, integers [n]."""
+    """An NPZ with `images`, uint8 [n, h, w] or [n, h, w, 1 or 3], and optionally `labels`, integers [n]."""
     where = f"the file {data.path!r} (config.data.path)"
     if not Path(data.path).exists():
-        raise InputError(f"{where} does not exist; name an NPZ file with `images` and perhaps `labels`.")
+        raise InputError(f"{where} does not exist; name an NPZ file with `images` and optionally `labels`.")
     names = safe_npz.names(Path(data.path), where)
     if "images" not in names:
         raise InputError(f"{where} has no array `images`; save it with np.savez(path, images=..., labels=...).")
@@ -121,8 +121,8 @@ def npz(data: Data) -> Source:
         labels = safe_npz.read(Path(data.path), where, "labels")
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
-            f"`labels` in {where} is {labels.dtype} of the shape {labels.shape}, but it must be integers of "
-            f"({len(images)},), one for each image."
+            f"`labels` in {where} has the type {labels.dtype} and the shape {labels.shape}, but must be integers of "
+            f"the shape ({len(images)},), one for each image."
         )
     return _arrays(images, labels)
 
@@ -130,14 +130,14 @@ def npz(data: Data) -> Source:
 def tfds(data: Data, split: str = "train") -> Source:
     """A split of a TFDS dataset that is prepared as ArrayRecord, read without TensorFlow.
 
-    Its first images are used, in the dataset's own order, as many as the settings ask for and 5 % and
-    data.max_corrupt more, to replace duplicates and damaged ones; all of them, if identities matter
-    (data.split_by = "identity" or data.min_per_label above 1). The label is `label` where the dataset has one; for
-    CelebA's 40 attributes, a class of gender, smile and age (8 classes); else 0. PIL decodes the images.
+    Takes the first images in the dataset's own order: as many as the settings ask for, plus 5 % and data.max_corrupt
+    to replace duplicates and damaged ones. Takes all images if identities matter (data.split_by = "identity" or
+    data.min_per_label above 1). The label is `label` if the dataset has one; for CelebA's 40 attributes, a class of
+    gender, smile and age (8 classes); else 0. PIL decodes the images.
     """
     import tensorflow_datasets as tfds
 
-    skip = {"image": tfds.decode.SkipDecoding()}  # labels are known without decoding; one decoder for all readers
+    skip = {"image": tfds.decode.SkipDecoding()}  # labels need no decoding, and all readers share one decoder
     try:
         records = tfds.data_source(
             data.tfds_name, split=split, data_dir=data.data_dir or None, download=False, decoders=skip
@@ -145,7 +145,7 @@ def tfds(data: Data, split: str = "train") -> Source:
     except (
         OSError,
         ValueError,
-        KeyError,  # a split of a dataset that is not prepared
+        KeyError,  # a split of an unprepared dataset
         ImportError,
         AssertionError,
         NotImplementedError,
@@ -154,21 +154,21 @@ def tfds(data: Data, split: str = "train") -> Source:
         reason = str(error.args[0] if isinstance(error, KeyError) else error).partition("\n")[0]
         raise InputError(
             f"the TFDS dataset {data.tfds_name!r} (config.data.tfds_name) can't be read: {reason} Prepare it once with "
-            f"`tfds build {data.tfds_name} --file_format=array_record`, and set config.data.data_dir where it lies."
+            f"`tfds build {data.tfds_name} --file_format=array_record`, and set config.data.data_dir to its folder."
         ) from None
     features = dict(records.dataset_info.features.items())
     kind = features.get("image")
     if not isinstance(kind, tfds.features.Image) or kind.np_dtype == np.float32:
         raise InputError(
             f"the TFDS dataset {data.tfds_name!r} (config.data.tfds_name) has no feature `image` of 8 or 16 bits, but "
-            f"{', '.join(sorted(features))}; name one of images."
+            f"{', '.join(sorted(features))}; name a dataset of images."
         )
-    wanted = data.num_members + data.num_heldout
-    considered = wanted + wanted // 20 + data.max_corrupt
+    required = data.num_members + data.num_heldout
+    considered = required + required // 20 + data.max_corrupt
     if data.split_by == "identity" or data.min_per_label > 1:
         considered = len(records)
     considered = min(considered, len(records))
-    lock = threading.Lock()  # the files behind it are opened on first use
+    lock = threading.Lock()  # TFDS opens its files on first use
 
     def record(row: int) -> dict[str, Any]:
         with lock:
@@ -186,9 +186,9 @@ def _tfds_labels(record: Callable[[int], dict[str, Any]], num: int) -> np.ndarra
     for row in range(num):
         try:
             labels.append(_tfds_label(record(row)))
-        except Exception:  # whatever a damaged record raises; its picture can't be read either, and is skipped then
+        except Exception:  # whatever a damaged record raises; its picture can't be read either, and is skipped later
             damaged.append(row)
-    # A damaged record gets any label that exists, since none may be added.
+    # A damaged record gets an existing label, so that no label is added.
     return np.insert(labels, np.asarray(damaged, int) - np.arange(len(damaged)), labels[0] if labels else 0)
 
 
@@ -204,7 +204,7 @@ READERS = {"digits": digits, "faces": faces, "folder": folder, "npz": npz, "tfds
 
 
 def heldout(data: Data) -> Source:
-    """What data.heldout_from names: another folder or NPZ than data.path, or another split of the TFDS dataset."""
+    """Reads data.heldout_from: another folder or NPZ than data.path, or another split of the TFDS dataset."""
     try:
         if data.name == "tfds":
             return tfds(data, data.heldout_from)
@@ -213,11 +213,11 @@ def heldout(data: Data) -> Source:
         raise InputError(str(error).replace("config.data.path", "config.data.heldout_from")) from None
 
 
-def joined(first: Source, second: Source) -> Source:
-    """Both, one after the other; the names of the second say so. Labels of both are compared as they are.
+def concatenate(first: Source, second: Source) -> Source:
+    """Appends the second source to the first and marks its names as held-out. Labels are compared by value.
 
     Raises:
-      InputError: if the labels of only one of them are numbers.
+      InputError: if only one of the sources has numeric labels.
     """
     start = len(first.names)
     try:
@@ -226,7 +226,7 @@ def joined(first: Source, second: Source) -> Source:
             raise TypeError
     except TypeError:
         raise InputError(
-            "the labels of config.data.path and config.data.heldout_from are of different kinds; give both the same."
+            "the labels of config.data.path and config.data.heldout_from are of different kinds; use one kind for both."
         ) from None
     return Source(
         read=lambda row: first.read(row) if row < start else second.read(row - start),

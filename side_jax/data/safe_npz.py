@@ -1,4 +1,4 @@
-"""Arrays of NPZ and NPY files, whose headers are checked before anything is allocated; nothing is ever unpickled."""
+"""Reads NPZ and NPY arrays safely: headers are checked before memory is allocated, and nothing is unpickled."""
 
 import contextlib
 import math
@@ -15,39 +15,39 @@ from side_jax.data.printable import reason, short
 from side_jax.errors import InputError
 
 LIMIT = 2**34  # bytes of one array, 16 GiB
-RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # bytes that one packed byte can become, at most
-NPY, ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")  # how files begin; the last, a ZIP of nothing
+RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # largest number of bytes per packed byte
+NPY, ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")  # first bytes of the files; the last is an empty ZIP
 
 
 def is_npy(path: Path, where: str) -> bool:
-    """Whether a file is a single array.
+    """Returns whether a file is a single array.
 
     Raises:
-      InputError: if it is no file that can be read.
+      InputError: if it is not a readable file.
     """
     with _refusing(where), _regular(path) as file:
         return file.read(len(NPY)) == NPY
 
 
 def names(path: Path, where: str) -> list[str]:
-    """The names of an NPZ's arrays.
+    """Returns the names of the arrays in an NPZ.
 
     Args:
-      path: of the file.
-      where: what sentences call it.
+      path: the file.
+      where: the file's name in messages.
 
     Raises:
-      InputError: if it is no NPZ.
+      InputError: if it is not an NPZ.
     """
     with _refusing(where), _regular(path) as file, _archive(file) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 def read(path: Path, where: str, name: str | None) -> np.ndarray:
-    """One array of an NPZ, or with None that of an NPY, of any type but Python's objects, in memory.
+    """Reads one array of an NPZ, or (name None) the array of an NPY, of any type but Python objects.
 
     Raises:
-      InputError: if it is damaged, holds objects, has more than LIMIT bytes, or is not what its header promises.
+      InputError: if the array is damaged, holds objects, has more than LIMIT bytes, or disagrees with its header.
     """
     with _refusing(where), _opened(path, name) as (file, size):
         _header(file, size)
@@ -56,18 +56,18 @@ def read(path: Path, where: str, name: str | None) -> np.ndarray:
 
 
 def read_images(path: Path, where: str, name: str | None) -> np.ndarray:
-    """An array as read() has it, of images: uint8 [n, h, w] or [n, h, w, 1 or 3], all of them at least 1.
+    """Reads an array of images as read() does: uint8 [n, h, w] or [n, h, w, 1 or 3], with no empty dimension.
 
     Raises:
-      InputError: if it can't be read or is something else, before its data is read.
+      InputError: if it can't be read or is not such an array; this is checked before the data is read.
     """
     with _refusing(where), _opened(path, name) as (file, size):
         shape, dtype = _header(file, size)
     what = where if name is None else f"`{name}` in {where}"
     if dtype != np.uint8:
         raise InputError(
-            f"{what} is of type {dtype.name}, but it must be uint8 (0..255); bring its values to that range, "
-            "round them and save them as uint8."
+            f"{what} is of type {dtype.name}, but it must be uint8 (0..255); scale its values to that range, round "
+            "them and save them as uint8."
         )
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
         raise InputError(f"{what} has the shape {short(str(shape))}, but it must be [n, h, w] or [n, h, w, 1 or 3].")
@@ -78,7 +78,7 @@ def read_images(path: Path, where: str, name: str | None) -> np.ndarray:
 def _refusing(where: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a stranger's bytes make zipfile, zlib and NumPy's parser raise nearly anything
+    except Exception as error:  # untrusted bytes make zipfile, zlib and NumPy's parser raise nearly anything
         raise InputError(
             f"{where} can't be read as an NPZ of plain arrays ({reason(error)}); save it with "
             "np.savez(path, name=array)."
@@ -86,23 +86,23 @@ def _refusing(where: str) -> Iterator[None]:
 
 
 def _regular(path: Path) -> IO[bytes]:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for whoever writes to it
-        raise ValueError("it is no regular file")
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+        raise ValueError("it is not a regular file")
     return open(path, "rb")
 
 
 @contextlib.contextmanager
 def _archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
-    begins = file.read(4)
-    if begins not in ZIP:
-        raise ValueError("it is empty" if not begins else "it is another kind of file")
+    magic = file.read(4)
+    if magic not in ZIP:
+        raise ValueError("it is empty" if not magic else "it is another kind of file")
     with zipfile.ZipFile(file) as archive:
         yield archive
 
 
 @contextlib.contextmanager
 def _opened(path: Path, name: str | None) -> Iterator[tuple[IO[bytes], int]]:
-    """(an array as NPY, how many bytes that has)."""
+    """Yields (the array as an NPY file, its size in bytes)."""
     with _regular(path) as file:
         if name is None:
             yield file, os.fstat(file.fileno()).st_size
@@ -110,29 +110,29 @@ def _opened(path: Path, name: str | None) -> Iterator[tuple[IO[bytes], int]]:
         with _archive(file) as archive:
             member = archive.getinfo(f"{name}.npy")
             if member.compress_type not in RATIOS:
-                raise ValueError("it is packed by a method that NumPy does not use")
+                raise ValueError("its compression method is not one that NumPy uses")
             if member.file_size > member.compress_size * RATIOS[member.compress_type]:
-                raise ValueError(f"it claims {member.file_size} bytes, more than can be packed in its own")
+                raise ValueError(f"it claims {member.file_size} bytes, more than its packed size allows")
             with archive.open(member) as unpacked:
                 yield unpacked, member.file_size
 
 
 def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, type); raises ValueError unless what follows the header is exactly what it promises."""
+    """Returns (shape, type); raises ValueError unless the data has exactly the size in the header."""
     version = np.lib.format.read_magic(file)
-    if version != (1, 0):  # others may have headers of 4 GiB, and NumPy writes them for no plain array
+    if version != (1, 0):  # other versions allow headers of 4 GiB, and NumPy uses them for no plain array
         raise ValueError(f"its NPY format is {version[0]}.{version[1]}, not 1.0")
     try:
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    except Exception:  # whatever Python's parser raises, and its message may quote the file
+    except Exception:  # whatever Python's parser raises; its message may quote the file
         raise ValueError("its header can't be parsed") from None
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, and loading them could run anything")
+        raise ValueError("it holds Python objects, which could run any code when loaded")
     if min(shape, default=0) < 0:
         raise ValueError("it has a negative size")
-    promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if promised != there:
-        raise ValueError(f"its header promises {promised} bytes of data, but {there} follow")
+    promised, actual = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if promised != actual:
+        raise ValueError(f"its header promises {promised} bytes of data, but {actual} follow")
     if promised > LIMIT:
-        raise ValueError(f"it has {promised} bytes, but at most {LIMIT} are read at once: use a folder of images")
+        raise ValueError(f"it has {promised} bytes, but at most {LIMIT} can be read at once: use a folder of images")
     return shape, dtype

@@ -1,4 +1,4 @@
-"""Members or held-out images, as the measure and the report see them."""
+"""Holds one side of the split, members or held-out images, for measurement and report."""
 
 import dataclasses
 
@@ -11,10 +11,10 @@ class Side:
 
     Attributes:
       images: uint8 [m, h, w, c].
-      ids: int64 [m], what tables call them.
-      names: m texts for people.
-      digests: m SHA-256 hashes of pixels.
-      groups: int [m], whom each shows, where the split is by identity; else None.
+      ids: int64 [m], ids in tables.
+      names: m names for people.
+      digests: SHA-256 of each image's pixels, m strings.
+      groups: int [m], the identity that each image shows, if the split is by identity; else None.
     """
 
     images: np.ndarray
@@ -27,6 +27,6 @@ class Side:
         return len(self.ids)
 
     def first(self, count: int) -> "Side":
-        """The first of them."""
-        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Side(**{name: None if of is None else of[:count] for name, of in held.items()})
+        """Returns the first `count` images as a Side."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Side(**{name: None if value is None else value[:count] for name, value in values.items()})

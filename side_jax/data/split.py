@@ -1,4 +1,4 @@
-"""The split into members (the model trains on them) and held-out images (it never sees them)."""
+"""Splits a dataset into members, which the model trains on, and held-out images, which it never sees."""
 
 import functools
 import hashlib
@@ -9,48 +9,49 @@ import numpy as np
 
 from side_jax.data import duplicates
 from side_jax.data.datasets import Dataset, check_enough
-from side_jax.data.stream import Skipped, Stream, scan
+from side_jax.data.stream import SkippedImages, Stream, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
 from side_jax.workdir import files
 
-ORDERS = 100  # random orders of the labels that are tried, until one fills both sides
-CANDIDATES = 2048  # held-out candidates that are compared with the members at a time
+ORDERS = 100  # random label orders to try until both sides can be filled
+CANDIDATES = 2048  # held-out candidates compared with the members at a time
 
 
 def image_hashes(images: np.ndarray | Stream) -> list[str]:
-    """SHA-256 of each image's pixels, after crop and resize: uint8 [n, h, w, c] -> n strings."""
+    """Returns the SHA-256 of each image's pixels, after crop and resize: uint8 [n, h, w, c] -> n strings."""
     hashes = [""] * len(images)
-    scan(images, functools.partial(note_hashes, hashes))
+    scan(images, functools.partial(store_hashes, hashes))
     return hashes
 
 
-def note_hashes(hashes: list[str], ids: np.ndarray, chunk: np.ndarray) -> None:
-    """Puts the SHA-256 of each image of a chunk, uint8 [k, h, w, c], in its place."""
+def store_hashes(hashes: list[str], ids: np.ndarray, chunk: np.ndarray) -> None:
+    """Stores the SHA-256 of each image of a chunk, uint8 [k, h, w, c], at its id."""
     for i, image in zip(ids, chunk, strict=True):
         hashes[i] = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
 
 
 @functools.lru_cache(maxsize=1)
 def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
-    """Draws disjoint members and held-out images at random; reads each image once, and the near ones again.
+    """Draws disjoint members and held-out images at random. Reads each image once, and near ones again.
 
-    Damaged images are skipped. Of exact duplicates only the first is used, so that no image is on both sides. With
-    data.split_by = "identity" every label is on one side only: labels in random order make up the members, the
-    others the held-out images, and what is too much is left out. With data.heldout_from, members come from before
-    dataset.heldout_start and held-out images from there on. A held-out candidate whose RMSE to any member is below
-    data.near_duplicate_rmse (pixels in [-1, 1]) is moved out, and the next candidate takes its place.
+    - Damaged images are skipped. Only the first of exact duplicates is used, so that no image is on both sides.
+    - With data.split_by = "identity", each label is on one side only. Labels in random order fill the members, later
+      ones the held-out images; surplus images are left out.
+    - With data.heldout_from, members have ids below dataset.heldout_start, and held-out images the other ids.
+    - A held-out candidate whose RMSE to any member is below data.near_duplicate_rmse (pixels in [-1, 1]) is moved out,
+      and the next candidate takes its place.
 
-    The last result is kept, since a run checks the split before it writes it: do not change it.
+    The last result is cached, since a run checks the split before writing it: do not modify it.
 
     Returns:
-      {"members": [{"id", "sha256", "name", "label"}, ...], "heldout": [...], "counts": {...}}; ids index the dataset,
-      and both lists have the length that the settings ask for. The counts are images_considered, corrupt_skipped,
-      exact_duplicates_left_out, near_duplicates_moved, near_duplicate_pairs_within_members (such pairs blind criteria
-      that compare the nearest with the second nearest member), member_labels and heldout_labels.
+      {"members": [{"id", "sha256", "name", "label"}, ...], "heldout": [...], "counts": {...}}. The ids index the
+      dataset, and both lists have the length that the settings ask for. The counts are images_considered,
+      corrupt_skipped, exact_duplicates_left_out, near_duplicates_moved, near_duplicate_pairs_within_members (such pairs
+      weaken criteria that compare the nearest with the second-nearest member), member_labels and heldout_labels.
 
     Raises:
-      InputError: if both sides can't be filled, or more images are damaged than data.max_corrupt.
+      InputError: if a side can't be filled, or more images are damaged than data.max_corrupt.
     """
     start = dataset.heldout_start
     check_enough(data, len(dataset), start)
@@ -76,8 +77,8 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
     heldout, moved = _heldout(dataset, signatures, members, candidates, data)
     pairs = 0
     if data.near_duplicate_rmse > 0:
-        found = duplicates.near_pairs(dataset.images, signatures, members, members, data.near_duplicate_rmse)
-        pairs = sum(len(block) for block in found) // 2  # each is found from both of its images
+        blocks = duplicates.near_pairs(dataset.images, signatures, members, members, data.near_duplicate_rmse)
+        pairs = sum(len(block) for block in blocks) // 2  # each pair is found twice, once from each image
 
     def rows(ids: np.ndarray) -> list[dict[str, Any]]:
         return [
@@ -100,16 +101,16 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
 
 
 def _read_all(dataset: Dataset, data: Data) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """(hash of each image, signature of each, ids of the damaged ones); one pass over the images."""
+    """Returns (hash of each image, signature of each, ids of the damaged ones), in one pass over the images."""
     hashes = [""] * len(dataset)
     entries = duplicates.signatures(np.zeros((1, *dataset.images.shape[1:]), np.uint8)).size
     signatures = np.zeros((len(dataset), entries), np.float32)
 
     def visit(ids: np.ndarray, chunk: np.ndarray) -> None:
         signatures[ids] = duplicates.signatures(chunk)
-        note_hashes(hashes, ids, chunk)
+        store_hashes(hashes, ids, chunk)
 
-    skipped = Skipped(data.max_corrupt)
+    skipped = SkippedImages(data.max_corrupt)
     scan(dataset.images, visit, skipped)
     return hashes, signatures, np.union1d(dataset.unreadable, skipped.ids).astype(np.int64)
 
@@ -117,12 +118,12 @@ def _read_all(dataset: Dataset, data: Data) -> tuple[list[str], np.ndarray, np.n
 def _by_identity(
     order: np.ndarray, labels: np.ndarray, data: Data, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(members, held-out candidates) that share no label; each label's images follow each other, in the given order."""
+    """Returns (members, held-out candidates) without a common label; images with the same label are consecutive."""
     groups = [order[labels[order] == label] for label in np.unique(labels[order])]
     for _ in range(ORDERS):
         shuffled = [groups[k] for k in rng.permutation(len(groups))]
         ends = np.cumsum([len(group) for group in shuffled])
-        end = ends[np.searchsorted(ends, data.num_members)]  # of the label with which the members are enough
+        end = ends[np.searchsorted(ends, data.num_members)]  # after the label that completes the members
         if ends[-1] - end >= data.num_heldout:
             images = np.concatenate(shuffled)
             return images[: data.num_members], images[end:]
@@ -136,31 +137,31 @@ def _by_identity(
 def _heldout(
     dataset: Dataset, signatures: np.ndarray, members: np.ndarray, candidates: np.ndarray, data: Data
 ) -> tuple[np.ndarray, int]:
-    """(the first candidates that are near no member, how many were passed over for being near)."""
-    limit, kept, moved = data.near_duplicate_rmse, np.empty(0, np.int64), 0
+    """Returns (the first candidates that are near no member, the number of near candidates before the last one)."""
+    limit, accepted, moved = data.near_duplicate_rmse, np.empty(0, np.int64), 0
     for start in range(0, len(candidates), CANDIDATES):
         block = candidates[start : start + CANDIDATES]
         near = np.zeros(len(block), bool)
         if limit > 0:
-            found = duplicates.near_pairs(dataset.images, signatures, block, members, limit)
-            near = np.isin(block, np.concatenate([pairs[:, 0] for pairs in found]))
-        clear = np.flatnonzero(~near)[: data.num_heldout - len(kept)]
-        kept = np.concatenate([kept, block[clear]])
-        if len(kept) == data.num_heldout:
-            return kept, moved + int(near[: clear[-1]].sum())
+            blocks = duplicates.near_pairs(dataset.images, signatures, block, members, limit)
+            near = np.isin(block, np.concatenate([pairs[:, 0] for pairs in blocks]))
+        clear = np.flatnonzero(~near)[: data.num_heldout - len(accepted)]
+        accepted = np.concatenate([accepted, block[clear]])
+        if len(accepted) == data.num_heldout:
+            return accepted, moved + int(near[: clear[-1]].sum())
         moved += int(near.sum())
     raise InputError(
-        f"config.data.num_heldout = {data.num_heldout}, but only {len(kept)} of the {len(candidates)} images left to "
-        f"hold out differ from every member by an RMSE of config.data.near_duplicate_rmse = {limit:g}; lower that, or "
-        "num_members and num_heldout."
+        f"config.data.num_heldout = {data.num_heldout}, but only {len(accepted)} of the {len(candidates)} images left "
+        f"to hold out differ from every member by an RMSE of config.data.near_duplicate_rmse = {limit:g}; lower that, "
+        "or num_members and num_heldout."
     )
 
 
 def apply_split(dataset: Dataset, path: Path) -> tuple[Dataset, Dataset, np.ndarray, np.ndarray]:
-    """Reads a split file; returns (members, held-out, member ids, held-out ids). Reads each of their images once.
+    """Reads a split file; returns (members, held-out, member ids, held-out ids). Reads each image once.
 
     Raises:
-      InputError: if the file is missing or damaged, or an image is no longer the one that was split.
+      InputError: if the file is missing or damaged, or if an image has changed since the split.
     """
     split = files.read_json(path)
     parts = []
@@ -169,8 +170,8 @@ def apply_split(dataset: Dataset, path: Path) -> tuple[Dataset, Dataset, np.ndar
         if ids.max() >= len(dataset):
             raise InputError(f"{path} names image {ids.max()}, but the dataset has only {len(dataset)} images now.")
         part = dataset.take(ids)
-        for row, now in zip(split[side], image_hashes(part.images), strict=True):
-            if row["sha256"] != now:
+        for row, current in zip(split[side], image_hashes(part.images), strict=True):
+            if row["sha256"] != current:
                 raise InputError(
                     f"image {row['id']} of the dataset differs from the one in {path}, {row['name']}: the data changed."
                 )

@@ -1,4 +1,4 @@
-"""Images that are read and decoded on demand, and passes over all images on several threads."""
+"""Reads and decodes images on demand, and scans whole sets on several threads."""
 
 import logging
 import math
@@ -12,13 +12,13 @@ from side_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 64  # images that a thread reads at a time, fewer if they have more than
+CHUNK = 64  # images that a thread reads at a time; fewer if they exceed CHUNK_BYTES
 CHUNK_BYTES = 2**26
 THREADS = 4
 
 
 class Stream:
-    """Stands for uint8 [n, h, w, c], but reads images only when they are indexed; safe to use from several threads.
+    """A lazy uint8 array [n, h, w, c] that reads images when they are indexed; thread-safe.
 
     `stream[ids]` is uint8 [k, h, w, c], `stream[i]` is uint8 [h, w, c], and np.asarray(stream) reads everything.
     Attributes: shape, (n, h, w, c); dtype, uint8; ndim, 4.
@@ -33,8 +33,8 @@ class Stream:
         """Makes a stream of the images `rows` of a source.
 
         Args:
-          read: a row of the source -> uint8 [h, w, c]; may raise anything if the image is damaged.
-          rows: int64 [n], which image of the source each one is.
+          read: a row of the source -> uint8 [h, w, c]; may raise anything for a damaged image.
+          rows: int64 [n], the images' rows in the source.
           names: n names for messages.
           shape: (h, w, c).
         """
@@ -45,10 +45,10 @@ class Stream:
         return len(self._rows)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Reads images, by integers or a slice.
+        """Reads images by integers or a slice.
 
         Raises:
-          InputError: if one can't be read.
+          InputError: if an image can't be read.
         """
         ids = np.arange(len(self))[key]
         images, failed = self.try_read(np.atleast_1d(ids))
@@ -58,20 +58,20 @@ class Stream:
         return images if ids.ndim else images[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All images, read on several threads."""
+        """Reads all images, on several threads."""
         if copy is False:
-            raise ValueError("a stream has no array in memory that could be given without a copy")
+            raise ValueError("a stream can't be converted to an array without a copy")
         images = np.empty(self.shape, np.uint8)
         scan(self, lambda ids, chunk: images.__setitem__(ids, chunk))
         return images if dtype is None else images.astype(dtype, copy=False)
 
     def select(self, ids: np.ndarray) -> "Stream":
-        """A stream of the images with these ids, in their order; reads none."""
+        """Returns a stream of the images with these ids, in this order; reads nothing."""
         names = tuple(self._names[i] for i in ids)
         return Stream(self._read, self._rows[ids], names, self.shape[1:])
 
     def try_read(self, ids: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-        """(uint8 [k, h, w, c], {id: "name (reason)"} of those that can't be read, which are left black)."""
+        """Returns (uint8 [k, h, w, c], {id: "name (reason)"} of the unreadable images, which are black)."""
         images = np.zeros((len(ids), *self.shape[1:]), np.uint8)
         failed = {}
         for image, i in zip(images, ids, strict=True):
@@ -83,8 +83,8 @@ class Stream:
         return images, failed
 
 
-class Skipped:
-    """Unreadable images, each named in the log, up to a limit. Attributes: ids, a list."""
+class SkippedImages:
+    """Collects unreadable images up to a limit and logs each one. Attributes: ids, a list."""
 
     def __init__(self, limit: int):
         self._limit = limit
@@ -92,17 +92,17 @@ class Skipped:
 
     @property
     def ids(self) -> list[int]:
-        """Those that were skipped, in order."""
+        """The ids of the skipped images, in order."""
         return sorted(self._named)
 
     def add(self, failed: dict[int, str]) -> None:
         """Adds {id: "name (reason)"}.
 
         Raises:
-          InputError: if there are more than the limit, naming up to ten.
+          InputError: if the limit is exceeded; names up to ten images.
         """
         for name in failed.values():
-            logger.warning("data: skipped the image %s: it can't be read.", name)
+            logger.warning("data: skipped the unreadable image %s.", name)
         self._named |= failed
         if len(self._named) > self._limit:
             listed = list(self._named.values())
@@ -114,17 +114,17 @@ class Skipped:
 
 
 def scan(
-    images: np.ndarray | Stream, visit: Callable[[np.ndarray, np.ndarray], Any], skipped: Skipped | None = None
+    images: np.ndarray | Stream, visit: Callable[[np.ndarray, np.ndarray], Any], skipped: SkippedImages | None = None
 ) -> None:
     """Calls visit(ids int64 [k], images uint8 [k, h, w, c]) once for every chunk of images, on several threads.
 
     Args:
-      images: uint8 [n, h, w, c], or anything that is indexed by the first of its dimensions.
-      visit: called in no particular order, possibly at the same time, never twice for an image.
-      skipped: takes the images that can't be read, which `visit` sees black; None: they are an error.
+      images: uint8 [n, h, w, c], or anything that can be indexed by its first dimension.
+      visit: called in any order and possibly concurrently, once for each image.
+      skipped: collects unreadable images, which are black in `visit`; None: an unreadable image is an error.
 
     Raises:
-      InputError: if too many images, or without `skipped` any, can't be read.
+      InputError: if more images can't be read than `skipped` allows, or any can't without `skipped`.
     """
     size = max(1, min(CHUNK, CHUNK_BYTES // math.prod(images.shape[1:])))
 

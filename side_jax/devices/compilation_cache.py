@@ -1,9 +1,9 @@
-"""A folder where JAX keeps compiled programs, so that the next run, or the next process, need not compile them again.
+"""Sets up JAX's compilation cache on disk, which saves later runs and processes from compiling the same programs.
 
-By default it is <cache>/side_jax/compiled/<key>, where <cache> is $XDG_CACHE_HOME or ~/.cache. The key stands for the
-versions of JAX and of the processor's instruction set: compiled programs hold machine code, and several machines may
-share a home folder. Set JAX_COMPILATION_CACHE_DIR to choose another folder, or JAX_ENABLE_COMPILATION_CACHE=false to
-have none. Several processes on CPU have none either, see process_group.join.
+The default folder is <cache>/side_jax/compiled/<key>, where <cache> is $XDG_CACHE_HOME or ~/.cache. The key identifies
+the version of JAX and the processor's instruction set, since compiled programs hold machine code and several machines
+may share a home folder. JAX_COMPILATION_CACHE_DIR chooses another folder; JAX_ENABLE_COMPILATION_CACHE=false disables
+the cache. Several CPU processes never use it; see process_group.join.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ import filelock
 import jax
 import jaxlib
 
-MAX_BYTES = 2**30  # least recently used programs leave first
+MAX_BYTES = 2**30  # least recently used programs are removed first
 MIN_SECONDS = 0.2  # programs that compile faster are not worth a file
 
 
 def prepare() -> None:
-    """Turns the folder on, unless the user chose one, or it can't be written."""
+    """Enables the cache, unless the user configured it or the folder can't be written."""
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
     folder = default_folder()
@@ -34,14 +34,14 @@ def prepare() -> None:
 
 
 def default_folder() -> Path:
-    """The folder of this machine's kind."""
+    """The cache folder for this kind of machine."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     versions = (jax.__version__, jaxlib.__version__, platform.machine(), *_instruction_sets())
     return cache / "side_jax" / "compiled" / hashlib.sha256(" ".join(versions).encode()).hexdigest()[:16]
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process left half written: JAX marks each finished program by a file of its own.
+    """Removes partially written programs of killed processes; JAX writes an additional file for each complete program.
 
     JAX holds the same lock while it reads or writes, so that no program is removed while it is being written.
     """
@@ -52,7 +52,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _instruction_sets() -> list[str]:
-    """The processor's features as Linux lists them; elsewhere its name."""
+    """The processor's features on Linux; elsewhere its name."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         listed = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))

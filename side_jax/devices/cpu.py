@@ -1,4 +1,4 @@
-"""What makes JAX fast on CPU, set before it computes anything: a device for each core, and memory that is kept."""
+"""CPU settings that make JAX fast, applied before its first computation: several devices, and malloc options."""
 
 import contextlib
 import ctypes
@@ -10,28 +10,28 @@ from collections.abc import Iterable
 
 import jax
 
-# Of mallopt(3), glibc's.
+# Options of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 _cores_are_devices = False
 
 
 def prepare(batch_sizes: Iterable[int]) -> None:
-    """Does both of the below, unless JAX is in use already."""
+    """Applies `use_cores` and `keep_memory`, unless JAX is already in use."""
     use_cores(batch_sizes)
     keep_memory()
 
 
 def use_cores(batch_sizes: Iterable[int]) -> None:
-    """Makes JAX see several devices in a CPU of several cores.
+    """Makes JAX present a multi-core CPU as several devices.
 
-    XLA spreads single operations over cores, but not the many small ones; devices work side by side throughout. There
-    will be the largest power of two of them that the cores allow, that divides every batch, and that leaves each
-    device 8 images or more. Who has chosen a number, by XLA_FLAGS or JAX_NUM_CPU_DEVICES, keeps it. They are for work
-    that devices do apart from each other, see `talking`.
+    XLA runs a single large operation on all cores, but not many small ones; separate devices always run in parallel.
+    The number of devices is the largest power of two that is at most the number of cores, divides every batch size,
+    and leaves at least 8 images per device. A number set by XLA_FLAGS or JAX_NUM_CPU_DEVICES takes precedence. These
+    devices suit independent work only; for collectives see `collective_devices`.
 
     Args:
-      batch_sizes: of all that will be split over the devices.
+      batch_sizes: sizes of all batches that will be split over the devices.
     """
     global _cores_are_devices
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
@@ -40,16 +40,17 @@ def use_cores(batch_sizes: Iterable[int]) -> None:
     sizes, devices = list(batch_sizes), 1
     while 2 * devices <= cores and all(size % (2 * devices) == 0 and size >= 16 * devices for size in sizes):
         devices *= 2
-    with contextlib.suppress(RuntimeError):  # JAX is in use already
+    with contextlib.suppress(RuntimeError):  # JAX is already in use
         jax.config.update("jax_num_cpu_devices", devices)
         _cores_are_devices = True
 
 
-def talking() -> list[jax.Device]:
-    """The devices for work in which they wait for each other, of all processes: of those that `use_cores` made, one.
+def collective_devices() -> list[jax.Device]:
+    """The devices for collectives, over all processes: one per process where `use_cores` set the number, else all.
 
-    XLA ends a process of which one device waits 40 seconds for another, and on a busy machine the devices of one CPU do
-    (JAX 0.10.2). Training on one of them still uses all cores: XLA spreads single operations over them.
+    XLA aborts a process when one device waits 40 seconds for another in a collective, which happens between the devices
+    of one CPU on a busy machine (JAX 0.10.2). Training on one device still uses all cores, since XLA runs large
+    operations on all of them.
     """
     if not _cores_are_devices or jax.default_backend() != "cpu":
         return jax.devices()
@@ -60,10 +61,10 @@ def talking() -> list[jax.Device]:
 
 
 def keep_memory() -> None:
-    """Lets this process keep memory that it frees, for its next use of as much; on Linux with glibc, for JAX on CPU.
+    """Makes malloc keep freed memory for reuse; takes effect on Linux with glibc, for JAX on CPU.
 
-    Otherwise each step of sampling or training gives its working memory back to the system and gets it anew, page by
-    page: up to a third of its time. Who has set MALLOC_... or GLIBC_TUNABLES keeps them.
+    Otherwise each sampling or training step returns its working memory to the system and faults it in again page by
+    page, which takes up to a third of the step. MALLOC_* and GLIBC_TUNABLES set by the user take precedence.
     """
     accelerated = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
     chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
@@ -71,6 +72,6 @@ def keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # One heap, since only the main one grows without limit, for blocks of all sizes, never cut back.
+        # A single arena, since only the main one can grow without limit; no mmap for large blocks; never trim.
         for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):
             mallopt(option, value)

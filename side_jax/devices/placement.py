@@ -13,117 +13,120 @@ from side_jax.errors import InputError
 
 
 def check_divisible(key: str, batch_size: int, devices: int) -> None:
-    """Raises InputError where a batch cannot be split evenly over so many devices."""
+    """Raises InputError unless the batch splits evenly over the devices."""
     if batch_size % devices:
         up = -(-batch_size // devices) * devices
         raise InputError(f"config.{key} is {batch_size}, but it must be divisible by the {devices} devices; try {up}.")
 
 
-def mesh() -> Mesh:
-    """The devices that train together, of all processes, on one axis, `batch`."""
-    return Mesh(np.asarray(cpu.talking()), ("batch",))
+def training_mesh() -> Mesh:
+    """The training devices of all processes, on one axis, `batch`."""
+    return Mesh(np.asarray(cpu.collective_devices()), ("batch",))
 
 
 def local_mesh() -> Mesh:
-    """The devices of this process."""
+    """The devices of this process, on one axis, `batch`."""
     return Mesh(np.asarray(jax.local_devices()), ("batch",))
 
 
-def local_rows(batch_size: int, over: Mesh) -> np.ndarray:
-    """The rows of a global batch that this process's devices hold, int64, ascending."""
-    held = NamedSharding(over, PartitionSpec("batch")).addressable_devices_indices_map((batch_size,))
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """The rows of a global batch held by this process's devices, int64, ascending."""
+    slices = NamedSharding(mesh, PartitionSpec("batch")).addressable_devices_indices_map((batch_size,))
     rows = np.arange(batch_size)
-    return np.unique(np.concatenate([rows[index] for index in held.values()]))
+    return np.unique(np.concatenate([rows[index] for index in slices.values()]))
 
 
-def shard_batch(local: Any, rows: np.ndarray, batch_size: int, over: Mesh) -> Any:
-    """Makes global arrays [batch_size, ...], split over the mesh, of which each process gives its own rows.
+def shard_batch(local: Any, rows: np.ndarray, batch_size: int, mesh: Mesh) -> Any:
+    """Global arrays [batch_size, ...] split over the mesh; each process supplies its own rows.
 
     Args:
       local: a tree of host arrays [len(rows), ...].
-      rows: what local_rows says.
+      rows: the result of local_rows.
       batch_size: of the global batch.
-      over: the mesh.
+      mesh: the devices.
     """
-    sharding, every = NamedSharding(over, PartitionSpec("batch")), np.arange(batch_size)
+    sharding, all_rows = NamedSharding(mesh, PartitionSpec("batch")), np.arange(batch_size)
 
-    def whole(array: np.ndarray) -> jax.Array:
+    def global_array(array: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:
-            return array[np.searchsorted(rows, every[index[0]])]
+            return array[np.searchsorted(rows, all_rows[index[0]])]
 
         return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
 
-    return jax.tree.map(whole, local)
+    return jax.tree.map(global_array, local)
 
 
-def replicated(make: Callable[[], Any], over: Mesh) -> Any:
-    """Computes what `make` returns on every device of the mesh."""
-    return jax.jit(make, out_shardings=NamedSharding(over, PartitionSpec()))()
+def replicated(make: Callable[[], Any], mesh: Mesh) -> Any:
+    """The result of `make()`, computed on every device of the mesh."""
+    return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))()
 
 
-def place(tree: Any, over: Mesh) -> Any:
-    """Copies a tree of host arrays, the same on every process, to every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(over, PartitionSpec()))
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Copies a tree of host arrays, equal on all processes, to every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def place_parts(tree: Any, over: Mesh) -> Any:
-    """Copies each row of a tree of host arrays [devices, ...], see `spread`, to its device of the mesh."""
-    return jax.device_put(tree, NamedSharding(over, PartitionSpec("batch")))
+def place_split(tree: Any, mesh: Mesh) -> Any:
+    """Copies row i of each host array [devices, ...] (from `split`) to device i of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("batch")))
 
 
 def pmap_batch(fn: Callable, *, batched: tuple[bool, ...], donate: tuple[int, ...] = ()) -> Callable:
     """jax.pmap of fn over the local devices.
 
     Args:
-      fn: takes positional arguments; sees a per-device batch [b / devices, ...] in the batched ones.
-      batched: for each argument, whether it is split over devices; the others are given whole to each device.
-      donate: arguments whose buffers the result may reuse.
+      fn: a function of positional arguments; the batched ones arrive as per-device batches [b / devices, ...].
+      batched: for each argument, whether it is split over the devices; the others are passed whole to every device.
+      donate: positions of arguments whose buffers the result may reuse.
 
     Returns:
-      A function whose batched arguments and result have a leading device axis, see `spread` and `merge`.
+      A function whose batched arguments and result have a leading device axis; see `split` and `merge`.
     """
     in_axes = tuple(0 if b else None for b in batched)
     return jax.pmap(fn, in_axes=in_axes, donate_argnums=donate, devices=jax.local_devices())
 
 
 def in_batches(fn: Callable, batch_size: int) -> Callable:
-    """Fn over arrays of any length: pmapped over the local devices, in batches of one shape, the last one padded.
+    """Applies fn to arrays of any length: pmapped over the local devices, in equal batches, the last one padded.
 
     Args:
-      fn: (whole, *batch [b, ...]) -> [b, ...].
+      fn: (params, *batch [b, ...]) -> [b, ...].
       batch_size: divisible by the number of local devices.
 
     Returns:
-      A function of (whole, *arrays [n, ...]) on the host; its result [n, ...] is there too.
+      A function (params, *arrays [n, ...]) -> [n, ...] of host arrays.
     """
     mapped = functools.cache(lambda count: pmap_batch(fn, batched=(False, *[True] * count)))
 
-    def run(whole: Any, *arrays: np.ndarray) -> np.ndarray:
+    def run(params: Any, *arrays: np.ndarray) -> np.ndarray:
         call, parts = mapped(len(arrays)), []
         for start in range(0, len(arrays[0]), batch_size):
             batch = [array[start : start + batch_size] for array in arrays]
-            parts.append(merge(call(whole, *spread(batch_size, *batch)))[: len(batch[0])])
+            parts.append(merge(call(params, *split(batch_size, *batch)))[: len(batch[0])])
         return np.concatenate(parts)
 
     return run
 
 
-def spread(batch_size: int, *arrays: np.ndarray) -> list[np.ndarray]:
-    """For pmap_batch: [n, ...], n from 1 to batch_size, filled up by its last row -> [devices, b / devices, ...]."""
+def split(batch_size: int, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Prepares arrays for pmap_batch: [n, ...] -> [devices, batch_size / devices, ...], padded with the last row.
+
+    n is between 1 and batch_size.
+    """
     devices = jax.local_device_count()
     full = [np.concatenate([array, np.repeat(array[-1:], batch_size - len(array), axis=0)]) for array in arrays]
     return [array.reshape((devices, batch_size // devices, *array.shape[1:])) for array in full]
 
 
 def merge(batch: jax.Array) -> np.ndarray:
-    """[devices, b / devices, ...] on the devices -> [b, ...] on the host; waits until it is computed."""
+    """Copies [devices, b / devices, ...] from the devices to [b, ...] on the host; blocks until it is computed."""
     host = np.asarray(batch)
     return host.reshape((-1, *host.shape[2:]))
 
 
-def abstract(make: Callable[[], Any], over: Mesh) -> Any:
-    """The shapes, types and (replicated) shardings of what `make` returns, without computing it."""
-    sharding = NamedSharding(over, PartitionSpec())
+def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
+    """The shapes, dtypes and (replicated) shardings of the result of `make()`, without computing it."""
+    sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(make)
     )

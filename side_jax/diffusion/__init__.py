@@ -1,1 +1,1 @@
-"""The mathematics of diffusion: schedule, forward process and loss, samplers, guidance, as pure functions of arrays."""
+"""The mathematics of diffusion (schedule, forward process, loss, samplers, guidance) as pure functions of arrays."""

@@ -1,43 +1,43 @@
-"""Classifier guidance: what a classifier's gradient does to a step of the sampler.
+"""Classifier guidance: uses the gradient of a classifier in a step of the sampler.
 
 `score` form. The gradient is added to the DPM's score (Dhariwal and Nichol 2021, algorithm 2; SIDE's equation 5a):
 
     s_guided     = s_theta(x_t, t) + lambda grad_{x_t} log p(c | x_t, t)                           (1)
     epsilon_hat  = epsilon_theta(x_t, t) - lambda sqrt(1 - alpha_bar_t) grad_{x_t} log p(c | x_t, t)   (2)
 
-since s = -epsilon / sqrt(1 - alpha_bar). With a = sqrt(alpha_bar_t), sigma = sqrt(1 - alpha_bar_t) and process.py's
-equations (4) to (6), the same change of epsilon is, for a network that predicts x0 or v,
+since s = -epsilon / sqrt(1 - alpha_bar). Let a = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t). By equations (4)
+to (6) of process.py, the same change of epsilon is, for a network that predicts x0 or v,
 
     x0_hat = x0_theta + lambda (sigma^2 / a) grad log p,      v_hat = v_theta - lambda (sigma / a) grad log p.   (3)
 
 `mean` forms. The gradient, times the variance std^2 of the step's noise, is added to the mean mu of x_t' given x_t
-(Dhariwal and Nichol 2021, algorithm 1), so they need a sampler that draws noise, eta > 0. The literature has two:
+(Dhariwal and Nichol 2021, algorithm 1). These forms need a sampler that draws noise, eta > 0. The literature has two:
 
     mean              mu + lambda std^2 grad log p(c | x, t) at x = x_t                            (4)
     mean_at_mean      mu + lambda std^2 grad log p(c | x, t') at x = mu, which has the noise of t'  (5)
 
-The paper derives (5), by a Taylor expansion around mu; the code of the same authors computes (4), which they call a
-slight bug that made no difference, see openai/guided-diffusion#51, and so does most of what was built on it.
-Unlike that code's, the last step here draws no noise, so it isn't guided in these forms.
+The paper derives (5) by a Taylor expansion around mu. The authors' code computes (4), which they call a slight bug that
+made no difference (openai/guided-diffusion#51); most later work does the same. Unlike in that code, the last step here
+draws no noise, so these forms do not guide it.
 
-A classifier that has seen clean images alone can be asked about the clean image that the DPM predicts, x0_hat(x_t),
-with the gradient through the DPM (Bansal et al. 2023, forward universal guidance):
+A classifier trained on clean images only can be evaluated at the clean image that the DPM predicts, x0_hat(x_t), with
+the gradient taken through the DPM (Bansal et al. 2023, forward universal guidance):
 
     grad_{x_t} log p(c | x0_hat(x_t)).                                                             (6)
 
-A model that was trained with labels, and without them on a share of its images, holds a classifier of its own. By
-Bayes' rule its gradient is the difference of two scores (Ho and Salimans 2022, section 3.2), so that (2) becomes
-classifier-free guidance, with lambda = 1 + w of their equation 6: without a label at 0, the conditional model at 1.
+A model trained with labels, and without them on a share of its images, contains an implicit classifier. By Bayes' rule
+its gradient is the difference of two scores (Ho and Salimans 2022, section 3.2), so that (2) becomes classifier-free
+guidance, with lambda = 1 + w of their equation 6: lambda 0 is the model without a label, 1 the conditional model.
 
     grad_{x_t} log p(c | x_t) = -( epsilon_theta(x_t, t, c) - epsilon_theta(x_t, t) ) / sqrt(1 - alpha_bar_t)    (7)
     epsilon_hat               = epsilon_theta(x_t, t) + lambda ( epsilon_theta(x_t, t, c) - epsilon_theta(x_t, t) )
 
-A guidance scale lambda other than 1 is a power prior p(c | x)^lambda, which makes up for a miscalibrated classifier.
-With normalised gradients lambda is instead the root mean square, over an image's pixels, of what is added to the score
-(or to the mean, in units of the variance), whatever the classifier's confidence.
+A guidance scale lambda other than 1 is a power prior p(c | x)^lambda, which corrects a miscalibrated classifier. With
+normalised gradients, lambda is instead the root mean square, over an image's pixels, of what is added to the score (or
+to the mean, in units of the variance), regardless of the classifier's confidence.
 
-Summing log-probabilities over the batch before taking the gradient is right only because the classifier treats each
-image on its own (GroupNorm, or frozen batch statistics); tests hold the classifiers to that.
+The gradient is taken of log-probabilities summed over the batch. This is correct only if the classifier treats each
+image independently (GroupNorm, or frozen batch statistics); tests check this.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ GradientFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> GradientFn:
-    """The guidance direction grad_{x_t} log p(c | x_t, t).
+    """Returns the guidance direction grad_{x_t} log p(c | x_t, t).
 
     Args:
       log_prob_fn: (x_t [b, h, w, c], t int32 [b]) -> log-probabilities [b, classes]. A time-independent classifier
@@ -77,14 +77,14 @@ def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> GradientFn
 def at_predicted_x0(
     log_prob_fn: LogProbFn, denoise_fn: Callable[[jax.Array, jax.Array], jax.Array], schedule: Schedule
 ) -> LogProbFn:
-    """Equation (6)'s log-probabilities as a function of (x_t, t).
+    """Returns the log-probabilities of equation (6) as a function of (x_t, t).
 
-    x0_hat is clipped to the data's range [-1, 1], as what the classifier knows; the gradient passes the clipping as if
-    it were not there, or pixels at the edge of the range could never be pushed.
+    x0_hat is clipped to the data's range [-1, 1], which the classifier was trained on. The gradient ignores the
+    clipping; otherwise pixels at the edge of the range could never change.
 
     Args:
-      log_prob_fn: of a classifier of clean images; it is given t = 0.
-      denoise_fn: the DPM, (x_t, t) -> what schedule.prediction_type says.
+      log_prob_fn: a classifier of clean images; it is called with t = 0.
+      denoise_fn: the DPM, (x_t, t) -> the prediction named by schedule.prediction_type.
       schedule: of the DPM.
     """
 
@@ -100,31 +100,31 @@ def at_predicted_x0(
 def implicit_gradient(
     denoise_fn: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], labels: jax.Array, schedule: Schedule
 ) -> GradientFn:
-    """Equation (7), the guidance direction of a conditional model's own labels.
+    """Returns equation (7), the guidance direction of a conditional model's own labels.
 
     Args:
-      denoise_fn: the DPM, (x_t [b, h, w, c], t int32 [b], labels int32 [b]) -> what schedule.prediction_type says; the
-        label -1 is none.
+      denoise_fn: the DPM, (x_t [b, h, w, c], t int32 [b], labels int32 [b]) -> the prediction named by
+        schedule.prediction_type; the label -1 means none.
       labels: int32 [b], each image's target label c.
       schedule: of the DPM.
 
     Returns:
-      A function of (x_t, t) whose value has the shape of x_t. The sampler asks the DPM without a label, too: compiled
-      together with it, that is one evaluation, and a guided step two in all.
+      A function of (x_t, t) whose value has the shape of x_t. The sampler also calls the DPM without a label; compiled
+      together, both unlabelled calls become one, so a guided step has two evaluations.
     """
 
     def gradient(x: jax.Array, t: jax.Array) -> jax.Array:
         signal, sigma = coefficients(schedule, t, x)
         difference = denoise_fn(x, t, labels) - denoise_fn(x, t, jnp.full_like(labels, -1))
-        # Epsilon is affine in the output: of a difference it is that for x_t = 0, with no digits lost to x_t.
+        # Epsilon is affine in the output, so a difference of outputs is converted at x_t = 0, which loses no digits.
         epsilon, _ = epsilon_and_x0(schedule.prediction_type, difference, jnp.zeros_like(x), signal, sigma)
         return -epsilon / sigma
 
     return gradient
 
 
-def normalized(gradient_fn: GradientFn) -> GradientFn:
-    """The gradient with each image's root mean square brought to 1; where it is zero, it stays zero."""
+def normalize(gradient_fn: GradientFn) -> GradientFn:
+    """Scales each image's gradient to a root mean square of 1; a zero gradient stays zero."""
 
     def fn(x: jax.Array, t: jax.Array) -> jax.Array:
         gradient = gradient_fn(x, t)
@@ -139,11 +139,11 @@ def normalized(gradient_fn: GradientFn) -> GradientFn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Guidance:
-    """What the sampler lets act on each guided step. A scale of 0 changes nothing, bit for bit.
+    """The guidance of a sampler's step. A scale of 0 changes nothing, bit for bit.
 
     Attributes:
-      gradient_fn: (x, t int32 [b]) -> the direction, the shape of x; see classifier_gradient, implicit_gradient and
-        normalized.
+      gradient_fn: (x, t int32 [b]) -> the direction, with the shape of x; see classifier_gradient, implicit_gradient
+        and normalize.
       scale: the guidance scale lambda >= 0, a scalar; may be traced.
       form: one of FORMS.
     """
@@ -152,7 +152,7 @@ class Guidance:
     scale: jax.Array
     form: str = "score"
 
-    def of_prediction(
+    def guide_prediction(
         self,
         prediction_type: str,
         output: jax.Array,
@@ -161,7 +161,7 @@ class Guidance:
         signal: jax.Array,
         sigma: jax.Array,
     ) -> jax.Array:
-        """Equations (2) and (3) in the score form; else the output as it is.
+        """Applies equations (2) and (3) in the score form; otherwise returns the output unchanged.
 
         Args:
           prediction_type: one of schedule.PREDICTIONS.
@@ -176,17 +176,17 @@ class Guidance:
         factor = {"epsilon": sigma, "x0": -sigma * sigma / signal, "v": sigma / signal}[prediction_type]
         return output - (self.scale * factor) * self.gradient_fn(x, t)
 
-    def of_mean(self, mean: jax.Array, std: jax.Array, x: jax.Array, t: jax.Array, next_t: jax.Array) -> jax.Array:
-        """Equations (4) and (5) in the mean forms; else the mean as it is.
+    def guide_mean(self, mean: jax.Array, std: jax.Array, x: jax.Array, t: jax.Array, next_t: jax.Array) -> jax.Array:
+        """Applies equations (4) and (5) in the mean forms; otherwise returns the mean unchanged.
 
         Args:
           mean: of x_t' given x_t, [b, h, w, c].
           std: of its noise, a scalar or the shape of the mean.
           x: x_t, same shape.
           t: int32 [b], the timestep of x_t.
-          next_t: int32 [b], that of x_t'.
+          next_t: int32 [b], the timestep of x_t'.
         """
         if self.form == "score":
             return mean
-        at = (mean, next_t) if self.form == "mean_at_mean" else (x, t)
-        return mean + self.scale * std * std * self.gradient_fn(*at)
+        point = (mean, next_t) if self.form == "mean_at_mean" else (x, t)
+        return mean + self.scale * std * std * self.gradient_fn(*point)

@@ -1,40 +1,40 @@
-"""The likelihood of images under a DPM: by its probability-flow ODE, and the bound that its training minimises.
+"""Log-likelihood of images under a DPM: by the probability-flow ODE, and the variational bound of its training.
 
-With the notation of process.py, epsilon(x, t) what the network predicts, d values in an image, and the half log-odds
+Notation as in process.py. epsilon(x, t) is the network's prediction, d the number of values in an image. In place of
+the timestep we use the half log-odds
 
     l_t = log( sigma_t / a_t ),     a = (1 + e^(2 l))^(-1/2),     sigma = (1 + e^(-2 l))^(-1/2)         (1)
 
-in place of the timestep (between two timesteps, t is interpolated linearly in l and given to the network as a real
-number), the probability-flow ODE of the variance-preserving process (Song et al. 2021, "Score-Based Generative
-Modeling through SDEs", eq. 13) is
+(between two timesteps, t is interpolated linearly in l and given to the network as a real number). The probability-flow
+ODE of the variance-preserving process (Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 13) is
 
     dx / dl = sigma ( epsilon(x, t) - sigma x ),                                                   (2)
 
-by which a density changes as (their eq. 39; Chen et al. 2018, "Neural Ordinary Differential Equations", theorem 1)
+and log-densities follow (their eq. 39; Chen et al. 2018, "Neural Ordinary Differential Equations", theorem 1)
 
     log p(x_0) = log N(x_T; 0, I) + integral from l_0 to l_T of  sigma ( tr d epsilon / dx - sigma d ) dl.   (3)
 
-The trace is exact, by d products with the Jacobian, or Hutchinson's estimate (Grathwohl et al. 2019, "FFJORD"): the
-mean of z^T (d epsilon / dx) z over probes z of +1 and -1 with equal chance (Rademacher), of which every image keeps its
-own along the whole way, as an adaptive solver needs. (2) ends at the least noise that the network knows, l_0: what has
-the density (3) is a clean image plus noise of standard deviation e^(l_0), in units of the data. The ODE's law is the
-DPM's own only as far as its score is exact; samplers that draw noise have another.
+The trace is either exact, by d products with the Jacobian, or Hutchinson's estimate (Grathwohl et al. 2019, "FFJORD"):
+the mean of z^T (d epsilon / dx) z over probes z of +1 and -1 with equal probability (Rademacher). Each image keeps its
+probes during the whole integration, which an adaptive solver needs. (2) ends at the least noise that the network knows,
+l_0: (3) is the density of clean images plus noise of standard deviation e^(l_0), in units of the data. The law of the
+ODE equals the DPM's law only as far as the score is exact, and samplers that draw noise have another law.
 
 The variational bound is that of DDPM's Markov chain (Ho et al. 2020, eq. 5), in nats:
 
     -log p(x_0) <= L_T + sum over t = 1..T-1 of L_t + L_0,                                         (4)
     L_T = KL( q(x_T | x_0) || N(0, I) ),
-    L_t = E KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) ),    L_0 = E -log p(x_0 | x_0'),
+    L_t = E KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) ),    L_0 = E -log p(x_0 | x_0').
 
-with x_0' the image after its first noise, q's posterior of variance beta_tilde_t (their eq. 7), p of the same or of the
-large variance beta_t, and means that differ by sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) times x_0 - x0_hat. The
-expectations are over one draw for each t. p(x_0 | .) is either that Gaussian, a density, or its integral over the bin
-of each of 256 levels (their eq. 13), a probability; its variance is beta_tilde_1, since beta_tilde_0 is 0.
+x_0' is the image after its first noise step. The posterior q has the variance beta_tilde_t (their eq. 7), p the same or
+the large variance beta_t, and their means differ by sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) times
+x_0 - x0_hat. The expectations use one draw for each t. p(x_0 | .) is either that Gaussian, a density, or its integral
+over the bin of each of 256 levels (their eq. 13), a probability. Its variance is beta_tilde_1, since beta_tilde_0 is 0.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +47,11 @@ from side_jax.diffusion.schedule import Schedule
 
 VARIANCES = ("small", "large")
 DECODERS = ("density", "levels")
-MAX_STEPS = 1024  # of the solver, some forty times what digits need; an image that needs more has no likelihood: NaN
+MAX_STEPS = 1024  # about forty times the steps that digits need; an image that needs more gets NaN
 
 
 class Likelihood(NamedTuple):
-    """log_prob, float32 [b], in nats, NaN where the solver gave up; evaluations, int32 [b], of the network."""
+    """log_prob: float32 [b], in nats, NaN if the solver failed. evaluations: int32 [b], calls of the network."""
 
     log_prob: jax.Array
     evaluations: jax.Array
@@ -67,24 +67,24 @@ def ode_log_likelihood(
     rtol: float = 1e-4,
     atol: float = 1e-4,
 ) -> Likelihood:
-    """Equation (3) by an adaptive Runge-Kutta method of order 5 (Tsitouras 2011), each image with steps of its own.
+    """Computes equation (3) by an adaptive Runge-Kutta method of order 5 (Tsitouras 2011), with steps per image.
 
-    Neither an image's steps nor its probes depend on the batch that it shares.
+    An image's steps and probes do not depend on its batch.
 
     Args:
-      denoise_fn: (x [b, ...], t float32 [b], perhaps between timesteps) -> what schedule.prediction_type says, each
-        image for itself.
+      denoise_fn: (x [b, ...], t float32 [b], also between timesteps) -> the prediction named by
+        schedule.prediction_type, independently for each image.
       schedule: the noise schedule.
       x0: float32 [b, ...], in units of the data.
-      keys: typed PRNG keys [b]; not used where the trace is exact.
-      probes: of Hutchinson's estimate, 1 or more; 0: the exact trace, which costs as much as d probes.
+      keys: typed PRNG keys [b]; ignored if the trace is exact.
+      probes: number of probes of Hutchinson's estimate; 0: the exact trace, which costs as much as d probes.
       rtol: relative tolerance of the solver, above 0.
       atol: absolute tolerance, above 0.
 
     Raises:
       ValueError: if probes is below 0 or a tolerance is not above 0.
     """
-    import diffrax  # here, since it takes an eighth of the time in which the package is imported
+    import diffrax  # slow to import: an eighth of the time of importing the package
 
     if probes < 0:
         raise ValueError(f"probes must be at least 0 (0: the exact trace), got {probes}")
@@ -95,10 +95,10 @@ def ode_log_likelihood(
     field = functools.partial(_field, denoise_fn, schedule.prediction_type, levels)
     batch = len(x0), probes or size
     example = (x0.shape, batch[:1], (*batch, *shape), batch[:1])
-    # What denoise_fn holds, such as traced parameters or labels, goes through the loops as arguments.
-    traced = jax.make_jaxpr(field)(*(jax.ShapeDtypeStruct(of, jnp.float32) for of in example))
-    held = tuple(traced.consts)
-    slopes = _one_by_one(traced.jaxpr, len(example), len(x0))
+    # Values captured by denoise_fn, such as traced parameters or labels, pass through the loops as arguments.
+    traced = jax.make_jaxpr(field)(*(jax.ShapeDtypeStruct(dims, jnp.float32) for dims in example))
+    constants = tuple(traced.consts)
+    slopes = _per_image(traced.jaxpr, len(example), len(x0))
 
     def solve(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         if probes:
@@ -106,12 +106,12 @@ def ode_log_likelihood(
         else:
             vectors = jnp.eye(size, dtype=jnp.float32).reshape(size, *shape)
 
-        def slope(level: Any, state: tuple[jax.Array, jax.Array], args: tuple) -> tuple:
-            vectors, held = args
-            return slopes(state[0], level, vectors, jnp.float32(max(probes, 1)), *held)
+        def slope(level: jax.Array, state: tuple[jax.Array, jax.Array], args: tuple) -> tuple:
+            vectors, constants = args
+            return slopes(state[0], level, vectors, jnp.float32(max(probes, 1)), *constants)
 
         first, last = jnp.float32(levels[0]), jnp.float32(levels[-1])
-        # Diffrax mixes float and weak types, which is right but not what a strict mode allows.
+        # Diffrax mixes float and weak types, which is correct but not allowed in strict mode.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(slope),
@@ -120,17 +120,17 @@ def ode_log_likelihood(
                 last,
                 None,
                 (x * jnp.float32(schedule.alpha_bar[0] ** 0.5), jnp.float32(0)),
-                args=(vectors, held),
+                args=(vectors, constants),
                 stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-                adjoint=diffrax.ForwardMode(),  # nothing is differentiated by it: plain loops
+                adjoint=diffrax.ForwardMode(),  # no reverse-mode gradients needed, so plain loops
                 max_steps=MAX_STEPS,
                 throw=False,
             )
         end, change = (values[0] for values in solution.ys)
         normal = -0.5 * (jnp.square(end).sum() + jnp.float32(size * np.log(2 * np.pi)))
-        found = normal + change + jnp.float32(0.5 * size * np.log(schedule.alpha_bar[0]))
+        log_prob = normal + change + jnp.float32(0.5 * size * np.log(schedule.alpha_bar[0]))
         steps = solution.stats["num_steps"]
-        return jnp.where(solution.result == diffrax.RESULTS.successful, found, jnp.nan), 6 * steps + 1
+        return jnp.where(solution.result == diffrax.RESULTS.successful, log_prob, jnp.nan), 6 * steps + 1
 
     return Likelihood(*jax.vmap(solve)(x0, keys))
 
@@ -144,16 +144,16 @@ def _field(
     vectors: jax.Array,
     count: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Equations (2) and (3): x [b, ...], level [b], vectors [b, k, ...], count [b] -> slopes [b, ...] and [b]."""
+    """Evaluates (2) and (3): x [b, ...], level [b], vectors [b, k, ...], count [b] -> slopes [b, ...] and [b]."""
     t = jnp.interp(level, jnp.asarray(levels, jnp.float32), jnp.arange(len(levels), dtype=jnp.float32))
-    of_level = [jnp.sqrt(jax.nn.sigmoid(sign * 2.0 * level)) for sign in (-1.0, 1.0)]
-    signal, sigma = (bcast(values, x) for values in of_level)
+    factors = [jnp.sqrt(jax.nn.sigmoid(sign * 2.0 * level)) for sign in (-1.0, 1.0)]
+    signal, sigma = (bcast(values, x) for values in factors)
 
     def epsilon(x: jax.Array) -> jax.Array:
         return epsilon_and_x0(prediction_type, denoise_fn(x, t), x, signal, sigma)[0]
 
-    # Reverse mode, since the U-Net's layers for CPU have gradients of their own, which are reverse mode's alone.
-    found, pull = jax.vjp(epsilon, x)
+    # Reverse mode, since the U-Net's CPU layers define reverse-mode gradients only.
+    predicted, pull = jax.vjp(epsilon, x)
 
     def product(vector: jax.Array) -> jax.Array:
         return (pull(vector)[0] * vector).sum(axis=tuple(range(1, x.ndim)))
@@ -162,31 +162,31 @@ def _field(
         trace = product(vectors[:, 0])
     else:
         trace = jax.lax.map(product, vectors.swapaxes(0, 1)).sum(axis=0) / count
-    return sigma * (found - sigma * x), of_level[1] * (trace - of_level[1] * jnp.float32(x[0].size))
+    return sigma * (predicted - sigma * x), factors[1] * (trace - factors[1] * jnp.float32(x[0].size))
 
 
-def _one_by_one(jaxpr: core.Jaxpr, count: int, size: int) -> Callable:
-    """A function of one image from one of a batch: under vmap, it is called with the whole batch at once.
+def _per_image(jaxpr: core.Jaxpr, count: int, size: int) -> Callable:
+    """Makes a function of one image from a function of a batch; under vmap, it runs on the whole batch at once.
 
-    So each image has the solver's state of its own, and the network still sees batches, not a vmapped image.
+    So each image has its own solver state, and the network still gets batches instead of a vmapped image.
 
     Args:
-      jaxpr: of `count` arguments [size, ...] to two results [size, ...]; its constants come as further arguments.
-      count: as above.
-      size: as above, and of the vmap.
+      jaxpr: maps `count` arguments [size, ...] to two results [size, ...]; its constants are further arguments.
+      count: number of arguments.
+      size: batch size, also of the vmap.
     """
 
     def call(arguments: tuple, batched: list[bool]) -> tuple:
-        own, held = arguments[:count], arguments[count:]
-        full = [a if has else jnp.broadcast_to(a, (size, *a.shape)) for a, has in zip(own, batched, strict=False)]
-        return tuple(core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, held))(*full))
+        batches, constants = arguments[:count], arguments[count:]
+        full = [a if has else jnp.broadcast_to(a, (size, *a.shape)) for a, has in zip(batches, batched, strict=False)]
+        return tuple(core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, constants))(*full))
 
     @jax.custom_batching.custom_vmap
-    def single(*arguments: jax.Array) -> tuple:  # only its shapes are ever asked for
+    def single(*arguments: jax.Array) -> tuple:  # only its shapes are used
         return jax.tree.map(lambda a: a[0], call(arguments, [False] * count))
 
     @single.def_vmap
-    def whole(_: int, batched: list[bool], *arguments: jax.Array) -> tuple:
+    def batch_rule(_: int, batched: list[bool], *arguments: jax.Array) -> tuple:
         return call(arguments, batched), (True, True)
 
     return single
@@ -202,19 +202,19 @@ def variational_bound(
     decoder: str = "levels",
     clip: bool = True,
 ) -> jax.Array:
-    """The terms of (4) for each image: float32 [T + 1, b], in nats, L_0 first and L_T last; their sum is the bound.
+    """Computes the terms of (4) for each image: float32 [T + 1, b], in nats, from L_0 to L_T; their sum is the bound.
 
     Args:
-      denoise_fn: (x [b, ...], t int32 [b]) -> what schedule.prediction_type says.
+      denoise_fn: (x [b, ...], t int32 [b]) -> the prediction named by schedule.prediction_type.
       schedule: the noise schedule.
-      x0: float32 [b, ...]; with the decoder "levels" the 256 levels of an image in [-1, 1].
+      x0: float32 [b, ...]; for the decoder "levels", 8-bit images in [-1, 1].
       keys: typed PRNG keys [b]; an image's noise depends on its own key and t alone.
       variance: of p: "small" or "large".
-      decoder: "levels", a probability of 8-bit images, or "density", which compares with ode_log_likelihood.
+      decoder: "levels", a probability of 8-bit images, or "density", comparable with ode_log_likelihood.
       clip: clip x0_hat to [-1, 1].
 
     Raises:
-      ValueError: for an unknown variance or decoder.
+      ValueError: if the variance or the decoder is unknown.
     """
     for name, value, known in (("variance", variance, VARIANCES), ("decoder", decoder, DECODERS)):
         if value not in known:
@@ -225,12 +225,12 @@ def variational_bound(
     first = tilde[1] if len(tilde) > 1 else betas[0]
     wide = np.append(first, betas[1:] if variance == "large" else tilde[1:])
     ratio = tilde[1:] / wide[1:]
-    apart = np.append(0.0, 0.5 * (ratio - 1 - np.log(ratio)))  # of both variances, for each value of an image
+    variance_terms = np.append(0.0, 0.5 * (ratio - 1 - np.log(ratio)))  # KL from the variances, per value of an image
     scale = before * (betas / (1 - alpha_bar)) ** 2 / (2 * wide)
     axes, size = tuple(range(1, x0.ndim)), x0[0].size
 
     def terms(_: None, row: tuple[jax.Array, ...]) -> tuple[None, jax.Array]:
-        t, apart, scale = row
+        t, variance_term, scale = row
         noise = initial_noise(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t), x0.shape[1:])
         times = jnp.full(x0.shape[:1], t, jnp.int32)
         x = q_sample(schedule, x0, times, noise)
@@ -238,26 +238,26 @@ def variational_bound(
         x0_hat = epsilon_and_x0(schedule.prediction_type, denoise_fn(x, times), x, signal, sigma)[1]
         if clip:
             x0_hat = jnp.clip(x0_hat, -1.0, 1.0)
-        kl = size * apart + scale * jnp.square(x0 - x0_hat).sum(axis=axes)
+        kl = size * variance_term + scale * jnp.square(x0 - x0_hat).sum(axis=axes)
         decoded = _decoder(decoder, x0, x0_hat, first**0.5).sum(axis=axes)
         return None, jnp.where(t == 0, -decoded, kl)
 
-    rows = (apart.astype(np.float32), scale.astype(np.float32))
-    _, found = jax.lax.scan(terms, None, (jnp.arange(len(betas), dtype=jnp.int32), *map(jnp.asarray, rows)))
+    rows = (variance_terms.astype(np.float32), scale.astype(np.float32))
+    _, kls = jax.lax.scan(terms, None, (jnp.arange(len(betas), dtype=jnp.int32), *map(jnp.asarray, rows)))
     end = alpha_bar[-1]
     prior = 0.5 * (end * jnp.square(x0).sum(axis=axes) + size * (-end - np.log1p(-end)))
-    return jnp.concatenate([found, prior[None]])
+    return jnp.concatenate([kls, prior[None]])
 
 
 def _decoder(decoder: str, x0: jax.Array, mean: jax.Array, std: float) -> jax.Array:
-    """Log p(x_0 | .) of each value, the shape of x0."""
-    away = (x0 - mean) / std
+    """Returns log p(x_0 | .) of each value, with the shape of x0."""
+    deviation = (x0 - mean) / std
     if decoder == "density":
-        return -0.5 * jnp.square(away) - np.log(std * np.sqrt(2 * np.pi))
+        return -0.5 * jnp.square(deviation) - np.log(std * np.sqrt(2 * np.pi))
     half = 1 / (255 * std)
-    # By symmetry of the normal law, both ends of the bin on the side where the difference of tails keeps its digits.
-    flip = jnp.where(away > 0, -1.0, 1.0)
-    upper, lower = flip * away + half, flip * away - half
+    # The normal law is symmetric: flip the bin to the side where the difference of tails keeps its digits.
+    flip = jnp.where(deviation > 0, -1.0, 1.0)
+    upper, lower = flip * deviation + half, flip * deviation - half
     open_below = jnp.where(flip > 0, x0 < -1 + 1 / 255, x0 > 1 - 1 / 255)
     open_above = jnp.where(flip > 0, x0 > 1 - 1 / 255, x0 < -1 + 1 / 255)
     high = jnp.where(open_above, 0.0, jax.scipy.special.log_ndtr(upper))
@@ -266,12 +266,12 @@ def _decoder(decoder: str, x0: jax.Array, mean: jax.Array, std: float) -> jax.Ar
 
 
 def bits_per_dimension(nats: jax.typing.ArrayLike, size: int, *, density: bool) -> jax.typing.ArrayLike:
-    """-log p in nats to bits for each of an image's `size` values.
+    """Converts -log p from nats to bits per value of an image.
 
     Args:
       nats: -log p, any shape.
-      size: values in an image.
-      density: whether p is a density of images in [-1, 1], which then counts as constant over each of the 256 levels,
-        2 / 255 wide; else a probability.
+      size: number of values in an image.
+      density: whether p is a density of images in [-1, 1]; it is then taken as constant over each of the 256 levels,
+        which are 2 / 255 wide. Otherwise p is a probability.
     """
     return nats / (size * np.log(2)) + (np.log2(255 / 2) if density else 0.0)

@@ -1,4 +1,4 @@
-"""Pixels: uint8 0..255 to float in [-1, 1], and back."""
+"""Converts pixels between uint8 0..255 and floats in [-1, 1]."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
-    """Images in [-1, 1] (clipped) to uint8 0..255."""
+    """Converts images in [-1, 1] (clipped) to uint8 0..255."""
     return jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 0..255 to float32 in [-1, 1]; the inverse of to_uint8."""
+    """Converts uint8 0..255 to float32 in [-1, 1]; the inverse of to_uint8."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)

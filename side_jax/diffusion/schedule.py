@@ -1,4 +1,4 @@
-"""Noise schedules of a discrete-time DPM, and the time grids that samplers walk on.
+"""Noise schedules of a discrete-time DPM, and the time grids of samplers.
 
 Notation (Ho, Jain and Abbeel 2020, "Denoising Diffusion Probabilistic Models"), for t = 0..T-1, larger = noisier.
 Their beta_1 is `betas[0]` here, so index t holds the quantities after t + 1 noising steps:
@@ -22,7 +22,7 @@ PREDICTIONS = ("epsilon", "x0", "v")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
-    """A variance-preserving schedule, and what a network trained on it predicts.
+    """A variance-preserving schedule and the prediction type of a network trained on it.
 
     Attributes:
       betas: float64 [T], the variance added by each step, each in (0, 1).
@@ -65,7 +65,7 @@ def make_schedule(
     prediction_type: str = "epsilon",
     trained_betas: Sequence[float] = (),
 ) -> Schedule:
-    """Builds a schedule by name, or of given betas.
+    """Builds a schedule by name, or from given betas.
 
     Args:
       name: `linear` (Ho et al. 2020: betas linear from beta_start to beta_end), `scaled_linear` (Rombach et al. 2022:
@@ -75,10 +75,10 @@ def make_schedule(
       beta_start: beta of the first step, in (0, 1).
       beta_end: beta of the last step, in (0, 1).
       prediction_type: what the network predicts, one of PREDICTIONS.
-      trained_betas: the betas themselves; if there are any, the arguments before prediction_type are not used.
+      trained_betas: the betas themselves; if not empty, the arguments before prediction_type are ignored.
 
     Raises:
-      ValueError: for an unknown name or prediction type, or betas outside (0, 1).
+      ValueError: if the name or the prediction type is unknown, or betas are outside (0, 1).
     """
     if len(trained_betas):
         betas = np.asarray(trained_betas, np.float64)
@@ -96,16 +96,15 @@ def make_schedule(
 
 
 def time_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> np.ndarray:
-    """The timesteps at which a sampler calls the denoiser, noisiest first.
+    """Returns the timesteps at which a sampler calls the denoiser, noisiest first.
 
     Three names are those of Lin et al. 2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2):
-    `trailing` starts at T - 1; `leading` ends at 0; `linspace` does both. `log_snr` does both too, with steps that are
-    uniform in log(alpha_bar / (1 - alpha_bar)) (Lu et al. 2022, "DPM-Solver"), rounded to timesteps; where
-    several would fall on one timestep, they move to its free neighbours. All give the full grid T-1..0 when num_steps
-    = T.
+    `trailing` starts at T - 1, `leading` ends at 0, `linspace` does both. `log_snr` also does both, with uniform steps
+    in log(alpha_bar / (1 - alpha_bar)) (Lu et al. 2022, "DPM-Solver"), rounded to timesteps; duplicates move to free
+    neighbouring timesteps. All give the full grid T-1..0 if num_steps = T.
 
     Args:
-      schedule: with T timesteps.
+      schedule: a schedule with T timesteps.
       num_steps: S, from 1 to T.
       spacing: one of SPACINGS.
 
@@ -119,18 +118,20 @@ def time_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> 
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(f"num_steps must be between 1 and the schedule's {num_timesteps} timesteps, got {num_steps}")
     if spacing == "trailing":
-        # As diffusers computes it, so that ties are rounded alike; by rounding errors it may hold one value too many.
+        # As in diffusers, so that ties are rounded in the same way; rounding errors can add one value too many.
         grid = np.round(np.arange(num_timesteps, 0, -num_timesteps / num_steps))[:num_steps] - 1
     elif spacing == "leading":
         grid = np.arange(num_steps)[::-1] * (num_timesteps // num_steps)
     elif spacing == "linspace":
         grid = np.round(np.linspace(0, num_timesteps - 1, num_steps))[::-1]
-        grid[0] = num_timesteps - 1  # of a single step too, where linspace gives its first end
+        grid[0] = num_timesteps - 1  # needed for a single step, where linspace gives its first end
     elif spacing == "log_snr":
         log_snr = schedule.log_snr
-        wanted = np.linspace(log_snr[-1], log_snr[0], num_steps)
-        grid = np.round(np.interp(-wanted, -log_snr, np.arange(num_timesteps)))
-        place = np.arange(num_steps)  # up from the clean end, then down from the noisy one
+        targets = np.linspace(log_snr[-1], log_snr[0], num_steps)
+        grid = np.round(np.interp(-targets, -log_snr, np.arange(num_timesteps)))
+        place = np.arange(
+            num_steps
+        )  # separate duplicates upwards from the clean end, then downwards from the noisy one
         grid = np.maximum.accumulate(grid[::-1] - place) + place
         grid = np.minimum(grid, num_timesteps - num_steps + place)[::-1]
     else:

@@ -1,7 +1,7 @@
-"""Solvers: how one step goes from x_t to the next, less noisy x_t', given what the network predicts at t.
+"""Solvers: each takes a step from x_t to the next, less noisy x_t', given the network's prediction at t.
 
-A solver has the coefficients of its steps, which are computed once for a time grid; the mean of x_t' given x_t; and the
-noise that is added to it. sampler.py has the step that they are parts of, steps.py the table of coefficients.
+A solver defines the coefficients of its steps (computed once for a time grid), the mean of x_t' given x_t, and the
+noise that is added to it. sampler.py takes the steps; steps.py holds the table of coefficients.
 
 DDIM and DDPM (Song, Meng and Ermon 2021, eq. 12 and 16), where abar' is alpha_bar at t':
 
@@ -11,16 +11,16 @@ DDIM and DDPM (Song, Meng and Ermon 2021, eq. 12 and 16), where abar' is alpha_b
 
 eta = 0 is DDIM, deterministic given x_T. eta = 1 on the full grid is the ancestral DDPM sampler with the small
 variance beta_tilde (Ho et al. 2020, eq. 7). The large variance (beta_t on the full grid, Ho et al. 2020, section 3.2)
-draws the noise of (3), but not its mean, with the following, and none in the last step:
+uses the following std for the noise in (3), but not for the mean, and no noise in the last step:
 
     std     = eta sqrt( 1 - abar / abar' )                                                         (4)
 
 DPM-Solver++ (2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2) is (2) with std = 0, where x0_hat is first extrapolated
-from that of the step before, and epsilon_hat recomputed from it. With h the step in log(sqrt(abar) / sqrt(1 - abar)),
+from the previous step's, and epsilon_hat recomputed from the result. With the step h in log(sqrt(abar / (1 - abar))),
 
-    D = x0_hat + c (x0_hat - x0_hat of the step before),   c = h / (2 h of the step before),       (5)
+    D = x0_hat + c (x0_hat - previous x0_hat),   c = h / (2 previous h),                           (5)
 
-and c = 0 in the first step and in the last, which ends where the log-SNR is infinite.
+and c = 0 in the first step and in the last, which ends at an infinite log-SNR.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ _TRACED = ("number", "t", "next_t", "signal", "sigma", "next_signal", "next_sigm
 @functools.partial(jax.tree_util.register_dataclass, data_fields=_TRACED, meta_fields=("prediction_type", "solver"))
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """One step's coefficients, scalars that may be traced, or arrays of several; float32 but for the first three.
+    """Coefficients of one step (scalars that may be traced) or of several (arrays); int32, then float32.
 
     Attributes:
       number: int32, 0..S-1.
@@ -50,10 +50,10 @@ class Step:
       sigma: sqrt(1 - abar_t).
       next_signal: sqrt(abar_t').
       next_sigma: sqrt(1 - abar_t' - std^2), with the std of equation (1).
-      std: of the noise that the solver draws.
+      std: standard deviation of the solver's noise.
       extrapolate: the weight c of equation (5).
       prediction_type: what the denoiser predicts.
-      solver: what takes the step.
+      solver: the solver that takes the step.
     """
 
     number: jax.Array
@@ -77,7 +77,7 @@ class DDIM:
       eta: 0 (DDIM) to 1 (DDPM).
       variance: of the noise: "small" (equation 1) or "large" (equation 4).
       clip: whether x0_hat is clipped to the data's range [-1, 1].
-      recompute: whether epsilon_hat is recomputed from the clipped x0_hat; eta = 1 needs that.
+      recompute: whether epsilon_hat is recomputed from the clipped x0_hat; needed for eta = 1.
     """
 
     eta: float = 0.0
@@ -93,11 +93,11 @@ class DDIM:
 
     @property
     def stochastic(self) -> bool:
-        """Whether it draws noise."""
+        """Whether the solver draws noise."""
         return self.eta > 0
 
     def coefficients(self, schedule: Schedule, t: np.ndarray) -> Mapping[str, np.ndarray]:
-        """`std`, `next_sigma` and `extrapolate` of the steps from timesteps t, int32 [S]; float64 [S] each."""
+        """Returns `std`, `next_sigma` and `extrapolate`, float64 [S] each, of the steps from timesteps t, int32 [S]."""
         abar = schedule.alpha_bar[t]
         abar_next = np.append(abar[1:], 1.0)
         small = self.eta * np.sqrt((1 - abar_next) / (1 - abar)) * np.sqrt(1 - abar / abar_next)
@@ -109,19 +109,19 @@ class DDIM:
         }
 
     def mean(self, step: Step, x: jax.Array, x0: jax.Array, previous_x0: jax.Array, epsilon: jax.Array) -> jax.Array:
-        """Equation (2)."""
+        """Returns the mean of equation (2)."""
         return step.next_signal * x0 + step.next_sigma * epsilon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPMSolverPP2M:
-    """Equation (5); it draws no noise.
+    """Equation (5), deterministic.
 
     Attributes:
-      eta: 0, as it draws no noise.
-      variance: without meaning.
+      eta: must be 0, since the solver draws no noise.
+      variance: ignored.
       clip: whether x0_hat is clipped to the data's range [-1, 1].
-      recompute: true, as it knows x0_hat alone.
+      recompute: must be true, since the solver uses x0_hat alone.
     """
 
     eta: float = 0.0
@@ -131,23 +131,23 @@ class DPMSolverPP2M:
 
     def __post_init__(self) -> None:
         if self.eta or not self.recompute:
-            raise ValueError("dpmpp_2m draws no noise and knows x0 alone: eta must be 0 and recompute true")
+            raise ValueError("dpmpp_2m draws no noise and uses x0 alone: eta must be 0 and recompute true")
 
     @property
     def stochastic(self) -> bool:
-        """Whether it draws noise."""
+        """Whether the solver draws noise."""
         return False
 
     def coefficients(self, schedule: Schedule, t: np.ndarray) -> Mapping[str, np.ndarray]:
-        """As DDIM's."""
+        """Returns the same as DDIM's, with the weights of equation (5)."""
         extrapolate = np.zeros(len(t))
         if len(t) > 2:
-            h = np.diff(0.5 * schedule.log_snr[t])  # of every step but the last, which goes to a log-SNR of infinity
+            h = np.diff(0.5 * schedule.log_snr[t])  # without the last step, which goes to a log-SNR of infinity
             extrapolate[1:-1] = h[1:] / (2 * h[:-1])
         return dict(DDIM().coefficients(schedule, t)) | {"extrapolate": extrapolate}
 
     def mean(self, step: Step, x: jax.Array, x0: jax.Array, previous_x0: jax.Array, epsilon: jax.Array) -> jax.Array:
-        """Equation (5) in equation (2)."""
+        """Returns the mean of equation (2) with D of equation (5)."""
         x0 = x0 + step.extrapolate * (x0 - previous_x0)
         epsilon, _ = epsilon_and_x0("x0", x0, x, step.signal, step.sigma)
         return step.next_signal * x0 + step.next_sigma * epsilon

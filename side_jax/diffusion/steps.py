@@ -1,7 +1,7 @@
-"""The coefficients of a sampler's steps, computed once for a time grid.
+"""Computes the coefficients of a sampler's steps, once for a time grid.
 
 One step goes from timestep t to the next, less noisy t' of the grid; the last one ends at the clean image, where
-alpha_bar is 1. solvers.py has the equations that the coefficients belong to.
+alpha_bar is 1. The equations are in solvers.py.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ class StepTable:
     """The S steps of a sampler, noisiest first.
 
     Attributes:
-      steps: of arrays of length S, on the host.
-      guided: bool [S], whether guidance acts in each.
+      steps: arrays of length S, on the host.
+      guided: bool [S], whether each step is guided.
     """
 
     steps: Step
@@ -33,14 +33,14 @@ class StepTable:
         """S."""
         return self.guided.size
 
-    def __getitem__(self, which: int | slice) -> Step:
-        return jax.tree.map(lambda array: array[which], self.steps)
+    def __getitem__(self, index: int | slice) -> Step:
+        return jax.tree.map(lambda array: array[index], self.steps)
 
     def segments(self, guided: bool) -> Iterator[tuple[int, int, bool]]:
-        """The runs of steps [start, stop) that are all guided or all not.
+        """Yields (start, stop, guided) for each run of steps that are all guided or all not.
 
         Args:
-          guided: whether there is a guidance at all.
+          guided: whether there is any guidance.
         """
         flags = self.guided & guided
         edges = [0, *(np.flatnonzero(np.diff(flags)) + 1), self.num_steps]
@@ -62,27 +62,27 @@ def step_table(
     Args:
       schedule: the noise schedule that the DPM was trained with.
       num_steps: S, from 1 to T.
-      solver: the name of a solver, a key of SOLVERS.
+      solver: name of the solver, a key of SOLVERS.
       spacing: the time grid, see schedule.time_grid.
-      interval: (t_low, t_high), the timesteps at which guidance acts, both included (Kynkaanniemi et al. 2024,
-        "Applying Guidance in a Limited Interval"); empty: at all.
+      interval: (t_low, t_high), the first and last timestep with guidance (Kynkaanniemi et al. 2024, "Applying Guidance
+        in a Limited Interval"); empty: all timesteps.
       **options: the solver's attributes.
 
     Raises:
-      ValueError: if a name is unknown, an option out of range, the grid is impossible, or the interval is empty.
+      ValueError: if a name is unknown, an option out of range, the grid impossible, or the interval empty.
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
     if interval and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
         raise ValueError(f"interval must be (t_low, t_high) with 0 <= t_low <= t_high, got {interval}")
-    made = SOLVERS[solver](**options)
+    instance = SOLVERS[solver](**options)
     t = time_grid(schedule, num_steps, spacing)
     abar = schedule.alpha_bar[t]
     values = {
         "signal": np.sqrt(abar),
         "sigma": np.sqrt(1 - abar),
         "next_signal": np.sqrt(np.append(abar[1:], 1.0)),
-        **made.coefficients(schedule, t),
+        **instance.coefficients(schedule, t),
     }
     places: dict[str, Any] = {
         "number": np.arange(num_steps, dtype=np.int32),
@@ -91,7 +91,7 @@ def step_table(
     }
     steps = Step(
         prediction_type=schedule.prediction_type,
-        solver=made,
+        solver=instance,
         **places,
         **{name: value.astype(np.float32) for name, value in values.items()},
     )

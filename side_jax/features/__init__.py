@@ -1,1 +1,1 @@
-"""Feature extractors: uint8 images in, unit-norm float32 features out; and the pseudo-labels made from them."""
+"""Feature extractors (uint8 images to unit-norm float32 features) and the pseudo-labels made from the features."""

@@ -1,4 +1,4 @@
-"""From settings to the feature extractor, or the teacher, that they name."""
+"""Builds the feature extractor or the teacher that the settings name."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from side_jax.settings import Settings
 
 
 def modelless_extractors(settings: Settings, channels: int, cache: Path) -> dict[str, Callable[[], Extractor]]:
-    """Those of label.features that need no target, for images of so many channels; converted weights go to `cache`."""
+    """Extractors of label.features that need no target, by name. Converted weights are stored in `cache`."""
     label, batch = settings.label, {"batch_size": settings.sampler.batch_size}
     return {
         "pixels": lambda: pixels.extractor(**batch),
@@ -23,10 +23,10 @@ def modelless_extractors(settings: Settings, channels: int, cache: Path) -> dict
 
 
 def build_teacher(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
-    """The given teacher of TDKD: uint8 images [n, h, w, c] to log-probabilities float32 [n, C].
+    """Loads the TDKD teacher: uint8 images [n, h, w, c] to log-probabilities, float32 [n, C].
 
     Raises:
-      InputError: if the file that surrogate.teacher_path names can't be used.
+      InputError: if the file of surrogate.teacher_path can't be used.
     """
     s = settings.surrogate
     label = dataclasses.replace(settings.label, weights=s.teacher_path, weights_sha256=s.teacher_sha256)

@@ -1,4 +1,4 @@
-"""From features to pseudo-labels: k-means, the cohesion filter, and what becomes of the images of other clusters."""
+"""Makes pseudo-labels from features: k-means, then the cohesion filter."""
 
 import warnings
 from typing import Any
@@ -11,11 +11,11 @@ from sklearn.metrics import pairwise_distances, pairwise_distances_argmin
 from side_jax.errors import InputError
 from side_jax.settings import Label
 
-DUPLICATE_BELOW = 1e-3  # the distance of two centroids that are one, where features have unit norm
+DUPLICATE_BELOW = 1e-3  # centroids of unit-norm features closer than this are duplicates
 
 
 def cohesion(features: np.ndarray, assigned: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Mean cosine similarity of each cluster's members to its centroid (Chen et al. 2024, section 3.2).
+    """Computes each cluster's mean cosine similarity to its centroid (Chen et al. 2024, section 3.2).
 
     Args:
       features: float32 [n, d], unit norm.
@@ -33,27 +33,40 @@ def cohesion(features: np.ndarray, assigned: np.ndarray, centroids: np.ndarray) 
 
 
 def pseudo_labels(features: np.ndarray, label: Label, seed: int) -> dict[str, Any]:
-    """Clusters images and labels them by the clusters that cohere (Chen et al. 2024, section 3.2).
+    """Clusters images and gives pseudo-labels to the cohesive clusters (Chen et al. 2024, section 3.2).
 
-    A cluster is empty; or tiny, where it has fewer than label.min_cluster_size images; or rejected, where its cohesion
-    is below label.cohesion_threshold; or a duplicate, where its centroid is within DUPLICATE_BELOW of an earlier kept
-    one; or else kept. Images of kept clusters get its number among the kept, those of a duplicate the number of the
-    cluster that it duplicates; images of the others go to the nearest kept centroid (label.assignment "reassign") or
-    get -1 ("drop"). Images whose features are zero have no direction: they take no part and get -1 in any case.
+    Each cluster has one status:
+      empty: no images.
+      tiny: fewer than label.min_cluster_size images.
+      rejected: cohesion below label.cohesion_threshold.
+      duplicate: centroid within DUPLICATE_BELOW of an earlier kept one.
+      kept: all others.
+
+    A kept cluster's pseudo-label is its number among the kept clusters; a duplicate has the label of the cluster that
+    it duplicates. Images of other clusters get the label of the nearest kept centroid (label.assignment "reassign") or
+    -1 ("drop"). Images with zero features have no direction: they are not clustered and get -1.
 
     Args:
       features: float32 [n, d], each row of unit norm or zero.
-      label: the settings named above, K, and above how many images k-means is by mini-batches.
-      seed: of k-means.
+      label: the settings above, the number of clusters K, and the number of images above which k-means uses
+        mini-batches.
+      seed: seed of k-means.
 
     Returns:
-      label int32 [n], 0..K'-1 or -1; cluster int32 [n], of k-means, -1 for an image without features; centroids float32
-      [K, d]; cohesion float32 [K], -1 for an empty cluster; status, K strings as above; kept bool [K]; and counts, for
-      a manifest: clusters of each status, cohesion of those that are not empty and sizes, the images of each label
-      (both as [min, median, max]), and images: featureless, dropped (the featureless included) and reassigned.
+      A dict with
+        label: int32 [n], 0..K'-1 or -1.
+        cluster: int32 [n], the k-means cluster, -1 for an image without features.
+        centroids: float32 [K, d].
+        cohesion: float32 [K], -1 for an empty cluster.
+        status: K strings as above.
+        kept: bool [K].
+        counts: for the manifest: the number of clusters with each status; the [min, median, max] cohesion of non-empty
+          clusters and number of images per label; the number of featureless, dropped (with the featureless) and
+          reassigned images.
 
     Raises:
-      InputError: if features are not finite, are zero for all but fewer than K images, or keep fewer than two clusters.
+      InputError: if features are not finite, fewer than K images have non-zero features, or fewer than two clusters are
+        kept.
     """
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
@@ -65,7 +78,7 @@ def pseudo_labels(features: np.ndarray, label: Label, seed: int) -> dict[str, An
     if used.sum() < label.num_clusters:
         raise InputError(
             f"config.label.num_clusters is {label.num_clusters}, but only {used.sum()} of {len(features)} images "
-            "have features that are not zero: lower it, or give it more images."
+            "have non-zero features: lower it, or use more images."
         )
     points = features[used]
     assigned, centroids = _k_means(points, label, seed)
@@ -103,7 +116,7 @@ def pseudo_labels(features: np.ndarray, label: Label, seed: int) -> dict[str, An
 
 
 def nearest_label(features: np.ndarray, centroids: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The pseudo-label whose centroid is nearest, int64 [n] in 0..K'-1: of rejected images, or of any others.
+    """Returns the pseudo-label of the nearest kept centroid, int64 [n] in 0..K'-1, for any images.
 
     Args:
       features: float32 [n, d].
@@ -114,17 +127,17 @@ def nearest_label(features: np.ndarray, centroids: np.ndarray, kept: np.ndarray)
 
 
 def _k_means(points: np.ndarray, label: Label, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The cluster of each point, and the centroids."""
+    """Returns the cluster of each point, and the centroids."""
     method = MiniBatchKMeans if len(points) > label.minibatch_above else KMeans
     with warnings.catch_warnings():
-        # It warns of fewer different points than clusters; these are counted as empty clusters instead.
+        # It warns of fewer distinct points than clusters; these clusters are counted as empty instead.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = method(label.num_clusters, n_init=4, random_state=seed % 2**32).fit(points)
     return fitted.labels_, fitted.cluster_centers_.astype(np.float32)
 
 
 def _originals(centroids: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """For each cluster the earlier candidate that it, a candidate too, duplicates; itself where there is none."""
+    """Returns, for each cluster, the earlier candidate that it duplicates, or itself. Only candidates are compared."""
     distance = pairwise_distances(centroids)
     original = np.arange(len(centroids))
     for i in np.flatnonzero(candidates):
@@ -136,19 +149,19 @@ def _originals(centroids: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 def _too_few(status: np.ndarray, scores: np.ndarray, label: Label) -> str:
     large = ~np.isin(status, ("empty", "tiny"))
-    fix = "the features hardly tell these images apart, so choose other label.features."
+    fix = "the features barely distinguish these images, so choose other label.features."
     if (status == "rejected").any():
         fix = "lower the threshold, or raise label.num_clusters."
     elif (status == "tiny").any():
         fix = "lower label.num_clusters, or raise synthesize.num_images."
-    without = ", ".join(f"{(status == name).sum()} {name}" for name in ("empty", "tiny", "duplicate"))
+    others = ", ".join(f"{(status == name).sum()} {name}" for name in ("empty", "tiny", "duplicate"))
     return (
         f"{(status == 'kept').sum()} of {len(status)} clusters reach config.label.cohesion_threshold = "
-        f"{label.cohesion_threshold} ({without}), and guidance needs two; the most cohesive "
+        f"{label.cohesion_threshold} ({others}), and guidance needs two; the most cohesive "
         f"reaches {scores[large if large.any() else ...].max():.3f}: {fix}"
     )
 
 
 def _spread(values: np.ndarray) -> list[float]:
-    """[min, median, max]."""
+    """Returns [min, median, max]."""
     return [float(values.min()), float(np.median(values)), float(values.max())]

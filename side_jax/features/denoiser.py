@@ -1,8 +1,8 @@
-"""The target's own activations as features: what its U-Net makes of a slightly noised image, averaged over pixels.
+"""Uses the target's own activations as features: those of its U-Net on a slightly noised image, averaged over pixels.
 
-Denoisers learn representations by themselves (Baranchuk et al. 2022; Xiang et al. 2023). The averages share a large
-part, which says what any image looks like to the network: cosines of them as they are would all be near 1, and every
-cluster would pass the cohesion filter. So the set's mean is subtracted.
+Denoisers learn representations without labels (Baranchuk et al. 2022; Xiang et al. 2023). The averages share a large
+component that is the same for all images. With it, all cosines would be near 1 and every cluster would pass the
+cohesion filter, so the mean over the set is subtracted.
 """
 
 from typing import Any
@@ -21,15 +21,15 @@ from side_jax.workdir import files
 
 
 def extractor(unet: UNet, params: Any, schedule: Schedule, label: Label, *, seed: int, batch_size: int) -> Extractor:
-    """Features [n, c] with the c channels of the block.
+    """Makes an extractor of features [n, c], where c is the block's number of channels.
 
     Args:
-      unet: of the target.
+      unet: the target.
       params: its parameters.
-      schedule: its noise.
-      label: denoiser_block, whose output is averaged, and denoiser_timestep, of the input's noise.
-      seed: of the noise, which an image's index in its set determines.
-      batch_size: of each call.
+      schedule: its noise schedule.
+      label: denoiser_block, whose output is averaged, and denoiser_timestep, the noise level of the input.
+      seed: seed of the noise; an image's noise depends on the seed and its index in the set alone.
+      batch_size: images per call.
     """
     block, timestep = label.denoiser_block, label.denoiser_timestep
 

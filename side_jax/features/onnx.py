@@ -1,4 +1,4 @@
-"""Local ONNX models of images: checked when they are loaded, run by onnxruntime, which the extra "onnx" installs."""
+"""Runs local ONNX models of images on onnxruntime, which the extra "onnx" installs."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from side_jax.settings import Label
 
 
 class OnnxModel:
-    """One image in, one vector out: an encoder's embedding or a classifier's logits.
+    """A model from one image to one vector: an encoder's embedding or a classifier's logits.
 
-    Runs on the CPU, deterministically; one session, which threads may share.
+    Runs on the CPU, deterministically, in one session that threads may share.
 
     Attributes:
-      channels: that it takes, 1 or 3.
-      size: the height and width that it takes, or None where any do.
-      batch: the batch that it takes, or None where any do.
+      channels: number of input channels, 1 or 3.
+      size: height and width of the input, or None for any.
+      batch: batch size of the input, or None for any.
     """
 
     channels: int
@@ -31,25 +31,25 @@ class OnnxModel:
         """Loads and checks a file.
 
         Args:
-          path: of a model with one input, float32 [batch, 1 or 3, h, w], and one output of float32 [batch, d] (others
-            of other ranks may be beside it). A batch, h or w that is not fixed is as good as a fixed one.
+          path: a model with one input, float32 [batch, 1 or 3, h, w], and exactly one output float32 [batch, d];
+            outputs of other ranks or types are ignored. Batch, h and w may be fixed or free.
 
         Raises:
-          InputError: if onnxruntime is missing, or the file can't be read or is of another kind of model.
+          InputError: if onnxruntime is missing, or if the file can't be read or holds another kind of model.
         """
         try:
             import onnxruntime
         except ImportError:
-            raise InputError(f"{path} is to be run by onnxruntime; run `pip install 'side_jax[onnx]'`.") from None
+            raise InputError(f"{path} needs onnxruntime; run `pip install 'side_jax[onnx]'`.") from None
         options = onnxruntime.SessionOptions()
         options.use_deterministic_compute = True
-        options.log_severity_level = 4  # what is wrong is raised
-        # A file's hash doesn't cover other files, so weights in them are not read: they are looked for where none are.
+        options.log_severity_level = 4  # errors are raised anyway
+        # The file's hash does not cover external weights, so they must not be read: point to a folder that can't exist.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{path}/nowhere")
         try:
             content = Path(path).read_bytes()
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's have no other class in common
+        except Exception as error:  # onnxruntime's exceptions have no other common base class
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{path} can't be read as ONNX ({reason}); give one whole file, with the weights in it."
@@ -58,13 +58,13 @@ class OnnxModel:
         shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
         if len(shape) != 4 or shape[1] not in (1, 3) or len({side for side in shape[2:] if _fixed(side)}) > 1:
             raise InputError(
-                f"{path} takes {_listed(inputs)}; give a model that takes square images alone, as "
+                f"{path} takes {_describe(inputs)}; give a model that takes square images alone, as "
                 "tensor(float) [batch, 1 or 3, height, width]."
             )
         vectors = [output for output in outputs if output.type == "tensor(float)" and len(output.shape) == 2]
         if len(vectors) != 1:
             raise InputError(
-                f"{path} gives {_listed(outputs)}; give a model with exactly one output of tensor(float) [batch, d]."
+                f"{path} gives {_describe(outputs)}; give a model with exactly one output of tensor(float) [batch, d]."
             )
         self.channels = shape[1]
         self.batch = _fixed(shape[0])
@@ -72,7 +72,7 @@ class OnnxModel:
         self._input, self._output = inputs[0].name, vectors[0].name
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """images: float32 [n, channels, h, w], n at least 1; returns float32 [n, d].
+        """Maps float32 [n, channels, h, w], n at least 1, to float32 [n, d].
 
         Raises:
           InputError: if the model can't take images of that size.
@@ -95,10 +95,10 @@ class OnnxModel:
 
 
 def encoder(label: Label, channels: int) -> tuple[OnnxModel, str]:
-    """(the model that label.weights names, the SHA-256 of its file), checked against the images that it will get.
+    """Loads the model of label.weights, checks it against the images, and returns it with its file's SHA-256.
 
     Raises:
-      InputError: if it can't be used on them, or is not the one that label.weights_sha256 names.
+      InputError: if it does not fit the images, or its hash is not label.weights_sha256.
     """
     digest = config_files.digest(label.weights, label.weights_sha256, "label.weights")
     model = OnnxModel(label.weights)
@@ -109,21 +109,21 @@ def encoder(label: Label, channels: int) -> tuple[OnnxModel, str]:
         )
     if model.channels == 1 and channels == 3:
         raise InputError(f"{label.weights} takes grey images, but config.data.channels is 3; give an encoder of RGB.")
-    # Two of them, so that a model whose batch says "any" and isn't is found out.
+    # Run on two images, to detect a model that declares any batch size but accepts only one image.
     model(np.zeros((2, model.channels, label.encoder_size, label.encoder_size), np.float32))
     return model, digest
 
 
 def extractor(label: Label, channels: int, *, batch_size: int) -> Extractor:
-    """Features [n, d] of a local encoder.
+    """Makes an extractor of features [n, d] from a local encoder.
 
     Args:
       label: the encoder and the preprocessing.
       channels: of the images.
-      batch_size: of each call.
+      batch_size: images per call.
 
     Raises:
-      InputError: as encoder does.
+      InputError: as in encoder.
     """
     model, digest = encoder(label, channels)
     prepare = on_devices(lambda _, images, index: preprocess.prepare(images, label, model.channels), (), batch_size)
@@ -131,14 +131,14 @@ def extractor(label: Label, channels: int, *, batch_size: int) -> Extractor:
     def embed(images: np.ndarray, index: np.ndarray) -> np.ndarray:
         return model(np.ascontiguousarray(prepare(images, index).transpose(0, 3, 1, 2)))
 
-    identity = {"name": "onnx", "weights_sha256": digest} | preprocess.described(label)
+    identity = {"name": "onnx", "weights_sha256": digest} | preprocess.description(label)
     return Extractor(identity=identity, embed=embed, batch_size=batch_size)
 
 
 def _fixed(side: Any) -> int | None:
-    """The size of an axis, or None where it is a name, which stands for any."""
+    """Returns the size of an axis, or None for a name, which stands for any size."""
     return side if isinstance(side, int) and side > 0 else None
 
 
-def _listed(values: Any) -> str:
+def _describe(values: Any) -> str:
     return ", ".join(f"{value.name} {value.type} {value.shape}" for value in values) or "nothing"

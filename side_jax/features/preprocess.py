@@ -1,4 +1,4 @@
-"""What image encoders see: images resized as PIL does, scaled to [0, 1], normalised by channel; on the device."""
+"""Prepares images for encoders, on the device: PIL's resize, scaling to [0, 1], normalisation by channel."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from side_jax.settings import Label
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:
-    """uint8 [b, h, w, c] to [b, size, size, c]: whole numbers 0..255 in float32.
+    """Resizes uint8 [b, h, w, c] to [b, size, size, c]: integers 0..255 as float32.
 
-    Bilinear; where the image shrinks, the triangle widens, against aliasing. As PIL does, which torchvision's Resize
-    calls, the width is resized first, and each of the two passes rounds to whole numbers.
+    Bilinear; when the image shrinks, the filter widens to prevent aliasing. Like PIL, which torchvision's Resize calls,
+    it resizes the width first and rounds to integers after each of the two passes.
     """
     x = images.astype(jnp.float32)
     for axis in (2, 1):
@@ -23,12 +23,12 @@ def resize(images: jax.Array, size: int) -> jax.Array:
 
 
 def prepare(images: jax.Array, label: Label, channels: int = 3) -> jax.Array:
-    """An encoder's input.
+    """Returns an encoder's input.
 
     Args:
-      images: uint8 [b, h, w, c]; grey ones are repeated where the encoder takes three channels.
+      images: uint8 [b, h, w, c]; grey images are repeated if the encoder takes three channels.
       label: encoder_size, encoder_mean and encoder_std.
-      channels: of the encoder; where it is 1, the first mean and deviation count.
+      channels: of the encoder; if 1, only the first mean and standard deviation are used.
 
     Returns:
       float32 [b, encoder_size, encoder_size, channels].
@@ -39,7 +39,7 @@ def prepare(images: jax.Array, label: Label, channels: int = 3) -> jax.Array:
     return jnp.broadcast_to(x, (*x.shape[:3], channels))
 
 
-def described(label: Label) -> dict[str, Any]:
-    """The preprocessing, for an extractor's identity."""
+def description(label: Label) -> dict[str, Any]:
+    """Returns the preprocessing, for an extractor's identity."""
     mean, std = list(label.encoder_mean), list(label.encoder_std)
     return {"resize": "PIL bilinear", "size": label.encoder_size, "mean": mean, "std": std}

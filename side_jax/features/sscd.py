@@ -1,7 +1,7 @@
-"""SSCD's descriptors as features (Pizzi et al. 2022), from a local file of weights; preprocessing as in its README.
+"""Extracts SSCD descriptors (Pizzi et al. 2022) with local weights and the preprocessing of SSCD's README.
 
-The weights are kept, once converted, in <cache>/sscd_<their file's sha256>.safetensors: PyTorch, which TorchScript
-needs, is needed only the first time, and so is the file itself.
+Converted weights are cached in <cache>/sscd_<sha256 of the original file>.safetensors. The original file, and PyTorch
+to read TorchScript, are needed only the first time.
 """
 
 import contextlib
@@ -23,38 +23,38 @@ from side_jax.workdir import files
 
 
 def read(label: Label, cache: Path) -> tuple[Any, str]:
-    """(the parameters, the SHA-256 of the file that label.weights names), from the cache where they are in it.
+    """Returns (the parameters, the SHA-256 of the file of label.weights), from the cache if possible.
 
     Raises:
-      InputError: if the file can't be used, or is not the one that label.weights_sha256 names.
+      InputError: if the file can't be used, or its hash is not label.weights_sha256.
     """
     digest = config_files.digest(label.weights, label.weights_sha256, "label.weights")
-    with contextlib.suppress(InputError):  # not converted yet, or damaged since
-        return from_sscd(converted(cache, digest)), digest
+    with contextlib.suppress(InputError):  # not converted yet, or damaged
+        return from_sscd(converted_path(cache, digest)), digest
     try:
         return from_sscd(label.weights), digest
     except InputError as error:
         raise InputError(f"config.label.weights: {error}") from None
 
 
-def converted(cache: Path, digest: str) -> Path:
-    """Where the converted weights are kept."""
+def converted_path(cache: Path, digest: str) -> Path:
+    """Returns the path of the converted weights."""
     return cache / f"sscd_{digest}.safetensors"
 
 
 def extractor(label: Label, cache: Path, *, batch_size: int) -> Extractor:
-    """Features [n, 512].
+    """Makes an extractor of features [n, 512].
 
     Args:
       label: the weights and the preprocessing.
-      cache: the folder for the converted weights.
-      batch_size: of each call.
+      cache: a folder for the converted weights.
+      batch_size: images per call.
 
     Raises:
-      InputError: as read does.
+      InputError: as in read.
     """
     params, digest = read(label, cache)
-    path = converted(cache, digest)
+    path = converted_path(cache, digest)
     if not path.exists():
         with files.atomic(path) as file:
             file.write(save(parameters.to_state_dict(params)))
@@ -62,5 +62,5 @@ def extractor(label: Label, cache: Path, *, batch_size: int) -> Extractor:
     def embed(params: Any, images: jax.Array, index: jax.Array) -> jax.Array:
         return SSCD().apply({"params": params}, preprocess.prepare(images, label))
 
-    identity = {"name": "sscd", "weights_sha256": digest} | preprocess.described(label)
+    identity = {"name": "sscd", "weights_sha256": digest} | preprocess.description(label)
     return Extractor(identity=identity, embed=on_devices(embed, params, batch_size), batch_size=batch_size)

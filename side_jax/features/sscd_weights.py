@@ -1,6 +1,6 @@
-"""SSCD's published weights to Flax, by torchvision's names or Classy Vision's, from safetensors or TorchScript.
+"""Converts SSCD's published weights (safetensors or TorchScript, torchvision's or Classy Vision's names) to Flax.
 
-PyTorch is needed for TorchScript alone, which its own loader reads: that is no pickle that could run Python code.
+PyTorch is needed for TorchScript only. Its loader is safe, since TorchScript runs no pickled Python code.
 """
 
 import re
@@ -16,28 +16,28 @@ import numpy as np
 from side_jax.errors import InputError
 from side_jax.models.sscd_encoder import SSCD
 from side_jax.targets import parameters
-from side_jax.targets.checkpoint_files import REPLACE, UNSAFE, read_safetensors, unpickle
+from side_jax.targets.checkpoint_files import REPLACE, UNSAFE, read_safetensors, unpickle_command
 
-_OURS = "give weights of an SSCD ResNet-50 with 512 dimensions, such as sscd_disc_mixup"
-# Classy Vision's resnet50 is a list of blocks whose convolutions, norms and activations are numbered.
+_FIX = "give weights of an SSCD ResNet-50 with 512 dimensions, such as sscd_disc_mixup"
+# Classy Vision's resnet50 is a list of blocks with numbered convolutions, norms and activations.
 _NUMBERED = {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2", "6": "conv3"}
 
 
 def from_sscd(path: str | Path) -> Any:
-    """The parameters of models.sscd.SSCD from a local file.
+    """Reads the parameters of models.sscd_encoder.SSCD from a local file.
 
     Args:
-      path: of safetensors or TorchScript with the tensors of SSCD's Model.
+      path: safetensors or TorchScript with the tensors of SSCD's Model.
 
     Raises:
-      InputError: if the file is missing, damaged, pickled, of another model, or TorchScript where PyTorch is missing.
+      InputError: if the file is missing, damaged, pickled, of another model, or TorchScript without PyTorch installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is no file; {_OURS} (download them first).")
-    state = {_our_name(name): value for name, value in _read(path).items() if "num_batches" not in name}
+        raise InputError(f"{path} is not a file; {_FIX} (download them first).")
+    state = {_flax_name(name): value for name, value in _read(path).items() if "num_batches" not in name}
     shapes = jax.eval_shape(SSCD().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-    return parameters.from_state_dict(state, shapes["params"], str(path), model="SSCD's ResNet-50", fix=_OURS)
+    return parameters.from_state_dict(state, shapes["params"], str(path), model="SSCD's ResNet-50", fix=_FIX)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -51,10 +51,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} can't be read as TorchScript ({error}); {REPLACE}.") from None
         if any(name.endswith("/constants.pkl") for name in names):
             return _read_torchscript(path)
-    elif head[:1] != b"\x80" or head[8:] == b"{":  # as pickles begin; safetensors has a length and then a JSON object
+    elif head[:1] != b"\x80" or head[8:] == b"{":  # b"\x80" starts a pickle; safetensors is a length, then JSON
         return read_safetensors(path)
-    to = f"{path.stem}.safetensors"
-    raise InputError(f"{path} holds its weights pickled, and {UNSAFE}; convert it once, {unpickle(str(path), to)}.")
+    command = unpickle_command(str(path), f"{path.stem}.safetensors")
+    raise InputError(f"{path} has pickled weights, and {UNSAFE}; convert them once, {command}.")
 
 
 def _read_torchscript(path: Path) -> dict[str, np.ndarray]:
@@ -62,11 +62,10 @@ def _read_torchscript(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise InputError(
-            f"{path} is TorchScript, which PyTorch must read once; run `pip install 'side_jax[sscd]'`, or give "
-            "safetensors."
+            f"{path} is TorchScript, which needs PyTorch once; run `pip install 'side_jax[sscd]'`, or give safetensors."
         ) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript as a whole is deprecated
         try:
             state = torch.jit.load(path, map_location="cpu").state_dict()
         except (RuntimeError, ValueError) as error:
@@ -74,14 +73,14 @@ def _read_torchscript(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} can't be read as TorchScript ({reason}); {REPLACE}.") from None
     if not state:
         raise InputError(
-            f"{path} is TorchScript that was frozen for inference: it holds no named weights; give the .torchvision.pt "
-            f"of the same model, converted {unpickle('sscd.torchvision.pt', 'sscd.safetensors')}."
+            f"{path} is TorchScript frozen for inference, without named weights; give the .torchvision.pt of the same "
+            f"model, converted {unpickle_command('sscd.torchvision.pt', 'sscd.safetensors')}."
         )
     return {name: value.float().numpy() for name, value in state.items()}
 
 
-def _our_name(name: str) -> str:
-    """blocks.0.block0-1.convolutional_block.3.weight, or layer1.1.conv2.weight, is layer1.1.conv2.weight here."""
+def _flax_name(name: str) -> str:
+    """Maps blocks.0.block0-1.convolutional_block.3.weight, or layer1.1.conv2.weight, to layer1.1.conv2.weight."""
     name = name.removeprefix("backbone.")
     name = re.sub(r"^embeddings\.1\.", "fc.", name)
     name = re.sub(r"^initial_block\._module\.([01])\.", lambda m: f"{_NUMBERED[m[1]]}.", name)

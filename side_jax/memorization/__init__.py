@@ -1,1 +1,1 @@
-"""Measuring memorisation: nearest neighbours, extraction scores, intervals, as pure functions of arrays."""
+"""Measures memorisation (neighbours, extraction scores, intervals, distributions) by pure functions of arrays."""

@@ -1,15 +1,15 @@
-"""Cliques of near-duplicates among generated images: what a model makes again and again, it may have memorised.
+"""Finds cliques of near duplicates among generated images: an image generated again and again may be memorised.
 
-Images are the nodes of a graph whose edges join near-duplicates; a clique is a set of images that are all joined to
-each other. Carlini et al. 2023 ("Extracting Training Data from Diffusion Models", section 4) predict that an image is
-memorised if it is in a clique of at least 10 (CLIQUE). No reference image is needed.
+Images are the nodes of a graph whose edges connect near duplicates; a clique is a set of images that are all connected
+to each other. Carlini et al. 2023 ("Extracting Training Data from Diffusion Models", section 4) predict that an image
+is memorised if it is in a clique of at least 10 (CLIQUE). This needs no reference image.
 
-The largest clique is NP-hard to find, so each image is given one that a greedy walk finds:
+Finding the largest clique is NP-hard, so each image gets one that a greedy walk finds:
 
     C <- {i};   for j in the neighbours of i, nearest to i first:   C <- C + {j} if j is joined to all of C     (1)
     size_i = max { |C_k| : i in C_k, k = 1..n }                                                    (2)
 
-(2) is the size of a true clique that holds i, so it is a lower bound of the largest one's.
+(2) is the size of an actual clique that contains i, so it is a lower bound of the largest one's size.
 """
 
 import functools
@@ -18,26 +18,26 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-CLIQUE = 10  # from so many on, images count as memorised
-CACHE = 2**28  # bytes of neighbourhoods, as bits, that are kept
+CLIQUE = 10  # images in a clique of this size or more count as memorised
+CACHE = 2**28  # bytes of cached neighbourhoods, stored as bits
 
 
 def degrees(n: int, pairs: np.ndarray) -> np.ndarray:
-    """The near-duplicates of each image, itself not counted; int64 [n].
+    """Counts the near duplicates of each image, without itself; int64 [n].
 
     Args:
-      n: images.
+      n: number of images.
       pairs: int64 [p, 2], ids in 0..n-1, each unordered pair once.
 
     Raises:
-      ValueError: if the pairs are not as above.
+      ValueError: if the pairs are invalid.
     """
     _check(n, pairs)
     return np.bincount(pairs.ravel(), minlength=n).astype(np.int64)
 
 
 def components(n: int, pairs: np.ndarray) -> np.ndarray:
-    """The connected component of each image, named by its lowest id; int64 [n].
+    """Returns each image's connected component, named by its lowest id; int64 [n].
 
     Arguments and errors as for degrees.
     """
@@ -49,13 +49,13 @@ def components(n: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def clique_sizes(n: int, pairs: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """The size of a clique that holds each image, equations (1) and (2); 1 for an image without near-duplicates.
+    """Returns the size of a clique that contains each image, equations (1) and (2); 1 without near duplicates.
 
-    The result depends on the graph and the order of its distances alone; ties go to the lower id. Time is of the order
-    of the sum over pairs of (component's size) / 30, memory that of the pairs and at most about CACHE.
+    The result depends only on the graph and the order of its distances; ties go to the lower id. Time is proportional
+    to the sum over pairs of (component's size) / 30. Memory is that of the pairs, plus at most about CACHE.
 
     Args:
-      n: images.
+      n: number of images.
       pairs: int64 [p, 2], ids in 0..n-1, each unordered pair once.
       distances: float [p], of the pairs; smaller is nearer.
 
@@ -63,7 +63,7 @@ def clique_sizes(n: int, pairs: np.ndarray, distances: np.ndarray) -> np.ndarray
       int64 [n], from 1 to an image's degree + 1.
 
     Raises:
-      ValueError: if the pairs are not as above, or the distances not one number for each.
+      ValueError: if the pairs are invalid, or distances are not one number for each pair.
     """
     _check(n, pairs)
     if distances.shape != (len(pairs),) or np.isnan(distances).any():
@@ -79,25 +79,25 @@ def clique_sizes(n: int, pairs: np.ndarray, distances: np.ndarray) -> np.ndarray
         return nearest_first[starts[image] : stops[image]]
 
     @functools.lru_cache(maxsize=8 * CACHE // max(1, extent))
-    def joined(image: int) -> int:
-        """The image's neighbours as the bits of an integer, by their positions."""
+    def neighbour_bits(image: int) -> int:
+        """Returns the image's neighbours as the bits of an integer, by their positions."""
         bits = np.zeros(extent, bool)
         bits[position[neighbours(image)]] = True
         return int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
 
     def greedy(image: int) -> list[int]:
-        clique, candidates = [image], joined(image)
+        clique, candidates = [image], neighbour_bits(image)
         for other in neighbours(image).tolist():
             if candidates >> place[other] & 1:
                 clique.append(other)
-                candidates &= joined(other)
+                candidates &= neighbour_bits(other)
                 if not candidates:
                     break
         return clique
 
     sizes = np.ones(n, np.int64)
     for image in range(n):
-        # Where the size is the most that the degree allows, all neighbours are one clique, whose size they have too.
+        # If the size is the largest that the degree allows, the neighbours form one clique and have its size already.
         if sizes[image] <= stops[image] - starts[image]:
             clique = greedy(image)
             sizes[clique] = np.maximum(sizes[clique], len(clique))
@@ -105,7 +105,7 @@ def clique_sizes(n: int, pairs: np.ndarray, distances: np.ndarray) -> np.ndarray
 
 
 def _positions(label: np.ndarray) -> tuple[np.ndarray, int]:
-    """(each image's place 0, 1, .. within its component [n], the size of the largest component)."""
+    """Returns (each image's position 0, 1, .. in its component [n], the size of the largest component)."""
     _, place, counts = np.unique(label, return_inverse=True, return_counts=True)
     order = np.argsort(place, kind="stable")
     position = np.empty(len(label), np.int64)

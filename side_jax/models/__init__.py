@@ -1,1 +1,1 @@
-"""Flax modules: the U-Net, the classifiers and the feature extractors."""
+"""Flax modules: the U-Net, the classifiers and the SSCD encoder."""

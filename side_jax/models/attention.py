@@ -1,11 +1,11 @@
-"""Self-attention: jax.nn's, and on CPU one whose scores lie keys first: faster there, with gradient and without."""
+"""Self-attention: jax.nn's, or on CPU one with the keys' axis first, which is faster with and without gradients."""
 
 import jax
 import jax.numpy as jnp
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v for each head (Vaswani et al. 2017, equation 1); the softmax is in float32.
+    """Computes softmax(q k^T / sqrt(d)) v for each head (Vaswani et al. 2017, equation 1), with a float32 softmax.
 
     Args:
       q: [b, n, heads, d].
@@ -13,7 +13,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
       v: [b, m, heads, d].
 
     Returns:
-      [b, n, heads, d], of q's dtype.
+      [b, n, heads, d], with the dtype of q.
     """
     if jax.default_backend() == "cpu" and q.dtype == jnp.float32:
         return _keys_first(q, k, v)
@@ -22,7 +22,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _keys_first(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """The softmax goes down the columns of [keys, queries], so that XLA works on many queries at a time."""
+    """Takes the softmax down the columns of [keys, queries], which XLA vectorises over queries."""
     return _forward(q, k, v)[0]
 
 
@@ -34,13 +34,13 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple
 
 
 def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The sum over keys in the softmax's gradient is one over a head's features (Dao et al. 2022, appendix B.4)."""
+    """Replaces the sum over keys in the softmax's gradient by one over a head's features (Dao et al. 2022, B.4)."""
     q, k, v, weights, out = saved
-    of_weights = jnp.einsum("bkhd,bqhd->bhkq", v, gradient)
+    d_weights = jnp.einsum("bkhd,bqhd->bhkq", v, gradient)
     inner = jnp.einsum("bqhd,bqhd->bhq", out, gradient)[:, :, None]
-    of_scores = weights * (of_weights - inner) * q.shape[-1] ** -0.5
-    of_q, of_k = (jnp.einsum(axes, of_scores, x) for axes, x in (("bhkq,bkhd->bqhd", k), ("bhkq,bqhd->bkhd", q)))
-    return of_q, of_k, jnp.einsum("bhkq,bqhd->bkhd", weights, gradient)
+    d_scores = weights * (d_weights - inner) * q.shape[-1] ** -0.5
+    d_q, d_k = (jnp.einsum(axes, d_scores, x) for axes, x in (("bhkq,bkhd->bqhd", k), ("bhkq,bqhd->bkhd", q)))
+    return d_q, d_k, jnp.einsum("bhkq,bqhd->bkhd", weights, gradient)
 
 
 _keys_first.defvjp(_forward, _backward)

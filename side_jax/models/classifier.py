@@ -1,7 +1,7 @@
-"""What every classifier is, time-dependent (SIDE's surrogate) or not (the conditional baseline), and how it is applied.
+"""Defines the interface of all classifiers, time-dependent (SIDE's surrogate) or not (the conditional baseline).
 
-A classifier's parameters are one tree: those of its Flax collection "params" and, where it has BatchNorm, its running
-statistics under the key "batch_stats".
+A classifier's parameters are one tree: its Flax collection "params", plus the running statistics of BatchNorm, if any,
+under the key "batch_stats".
 """
 
 import math
@@ -12,18 +12,18 @@ import jax
 
 
 class Classifier(nn.Module):
-    """Log-probabilities of each class; resnet.py and half_unet.py have the networks.
+    """Log-probabilities of each class; the networks are in resnet.py and half_unet.py.
 
-    Each is called as (x, t, train=False). x: float32 [b, h, w, c] in about [-1, 1]; t: int32 [b]; train: normalise by
-    the batch's statistics and move the running ones, where there are any; returns float32 [b, num_classes]. Unless
-    train is set, no image of a batch influences another.
+    A classifier is called as (x, t, train=False) and returns float32 [b, num_classes]. x is float32 [b, h, w, c] in
+    about [-1, 1]; t is int32 [b]. With train, BatchNorm normalises by the batch's statistics and updates the running
+    ones. Without it, no image of a batch influences another.
 
     Attributes:
       num_classes: C.
-      stage_sizes: residual blocks of each stage; every stage but the first halves the image and doubles the channels.
+      stage_sizes: residual blocks per stage; every stage but the first halves the image and doubles the channels.
       width: channels of the first stage, even.
-      time_dependent: condition every block on the timestep; otherwise t is not used.
-      num_groups: of GroupNorm, capped to what divides the width, and so the channels of every stage.
+      time_dependent: condition every block on the timestep; otherwise t is ignored.
+      num_groups: of GroupNorm, reduced to a divisor of the width, and so of the channels of every stage.
     """
 
     num_classes: int
@@ -34,20 +34,20 @@ class Classifier(nn.Module):
 
     @property
     def capped_groups(self) -> int:
-        """How many groups GroupNorm has."""
+        """Number of groups of GroupNorm."""
         return math.gcd(self.num_groups, self.width)
 
 
 def log_probs(module: Classifier, tree: dict, x: jax.Array, t: jax.Array) -> jax.Array:
-    """Log-probabilities float32 [b, num_classes] of x [b, h, w, c] at t [b], with frozen statistics."""
-    found: Any = module.apply(_variables(tree), x, t)
-    return found
+    """Returns log-probabilities float32 [b, num_classes] of x [b, h, w, c] at t [b], with frozen statistics."""
+    log_p: Any = module.apply(_variables(tree), x, t)
+    return log_p
 
 
 def train_log_probs(module: Classifier, tree: dict, x: jax.Array, t: jax.Array) -> tuple[jax.Array, dict]:
-    """As log_probs, with the batch's statistics; also returns what a LossFn carries, see training.py."""
-    found: Any = module.apply(_variables(tree), x, t, train=True, mutable=["batch_stats"])
-    return found
+    """Does the same with the batch's statistics; also returns what a LossFn carries, see training/trainer.py."""
+    log_p: Any = module.apply(_variables(tree), x, t, train=True, mutable=["batch_stats"])
+    return log_p
 
 
 def _variables(tree: dict) -> dict:

@@ -1,6 +1,6 @@
 """3x3 convolutions that are faster on CPU than XLA's: Winograd's at stride 1, over blocks of pixels at stride 2.
 
-Elsewhere, and where they don't pay, they are lax.conv_general_dilated itself.
+On other backends, and where they are not faster, they call lax.conv_general_dilated.
 """
 
 from typing import Any
@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_MIN_CHANNELS = 32  # with fewer, the transforms cost more than the products save
+_MIN_CHANNELS = 32  # with fewer channels, the transforms cost more than they save
 _KERNEL = np.asarray([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_AROUND = ((1, 1), (1, 1))  # a padding of one pixel
-_KERNELS = np.kron(_KERNEL, _KERNEL)  # [16, 9]: of a kernel's rows and columns
+_SAME = ((1, 1), (1, 1))  # padding by one pixel
+_KERNELS = np.kron(_KERNEL, _KERNEL)  # [16, 9]: acts on a kernel's rows and columns
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
-    """As lax.conv_general_dilated, for flax.linen.Conv(conv_general_dilated=...) with a 3x3 kernel.
+    """Replaces lax.conv_general_dilated in flax.linen.Conv(conv_general_dilated=...) for 3x3 kernels.
 
     Args:
       x: [b, h, w, c].
       kernel: [3, 3, c, k].
       strides: (1, 1) or (2, 2).
-      padding: pixels of zeros, ((top, bottom), (left, right)).
-      options: the others of lax.conv_general_dilated, as Flax gives them.
+      padding: rows and columns of zeros, ((top, bottom), (left, right)).
+      options: further arguments of lax.conv_general_dilated, passed on by Flax.
 
     Returns:
       [b, h', w', k].
@@ -31,21 +31,21 @@ def conv3x3(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **optio
     fits = x.dtype == jnp.float32 and min(kernel.shape[2:]) >= _MIN_CHANNELS and not (x.shape[1] % 2 or x.shape[2] % 2)
     if jax.default_backend() == "cpu" and fits:
         pads = tuple(map(tuple, padding))
-        if tuple(strides) == (1, 1) and pads == _AROUND:
+        if tuple(strides) == (1, 1) and pads == _SAME:
             return _winograd(x, kernel)
-        if tuple(strides) == (2, 2) and pads in (_AROUND, ((0, 1), (0, 1))):
+        if tuple(strides) == (2, 2) and pads in (_SAME, ((0, 1), (0, 1))):
             return _strided(x, kernel, pads[0][0])
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
 def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), _AROUND, dimension_numbers=numbers)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), _SAME, dimension_numbers=numbers)
 
 
 @jax.custom_vjp
 def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """F(2x2, 3x3) of Lavin and Gray 2016: 16 products of matrices give each 2x2 block of pixels, in place of 36."""
+    """F(2x2, 3x3) of Lavin and Gray 2016: each 2x2 block of pixels takes 16 matrix products instead of 36."""
     b, h, w, c = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = _inputs(*(padded[:, i : i + h - 1 : 2] for i in range(4)))
@@ -71,16 +71,16 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    (of_kernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel), kernel)(gradient)
-    return _winograd(gradient, turned), of_kernel
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    (d_kernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel), kernel)(gradient)
+    return _winograd(gradient, flipped), d_kernel
 
 
 _winograd.defvjp(_forward, _backward)
 
 
 def _strided(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
-    """A 2x2 convolution at stride 1 over 2x2 blocks of pixels; `before` rows and columns of zeros come first."""
+    """Convolves 2x2 blocks of pixels at stride 1 with a 2x2 kernel; pads `before` rows and columns at the top left."""
     x = jnp.pad(x, ((0, 0), (before, 2 - before), (before, 2 - before), (0, 0)))
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)

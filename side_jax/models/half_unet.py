@@ -1,7 +1,8 @@
 """The ADM classifier (Dhariwal and Nichol 2021, section 4): the downsampling half of a U-Net and its middle block.
 
-Its levels are those of unet.py, so a convolution of stride 2 halves the image, where ADM has residual blocks for it.
-Time conditions by scale and shift; the last level and the middle attend; attention pools the head.
+Its levels are those of unet.py, so a convolution of stride 2 halves the image; ADM uses residual blocks for that. The
+timestep conditions by scale and shift. The last level and the middle block have attention, and the head pools by
+attention.
 """
 
 import math
@@ -12,20 +13,20 @@ import jax.numpy as jnp
 
 from side_jax.models.classifier import Classifier
 from side_jax.models.layers import Conv3x3, GroupNorm, TimeEmbedding, sinusoidal_embedding
-from side_jax.models.unet import DownBlock, MidBlock, Parts
+from side_jax.models.unet import BlockFactory, DownBlock, MidBlock
 
-_HEAD_DIM = 64  # channels of an attention head in ADM
+_HEAD_DIM = 64  # channels per attention head in ADM
 
 
 class AttentionPool(nn.Module):
-    """CLIP's pooling (Radford et al. 2021, section 2.4) as ADM has it: the mean attends to itself and all pixels."""
+    """CLIP's pooling (Radford et al. 2021, section 2.4) as in ADM: the mean attends to itself and all pixels."""
 
     features: int
     head_dim: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [b, h, w, c], always of one size, since each pixel has a position's embedding; returns [b, features]."""
+        """x: [b, h, w, c], with a fixed size because of the position embeddings; returns [b, features]."""
         b, c = x.shape[0], x.shape[-1]
         x = x.reshape(b, -1, c)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
@@ -40,14 +41,14 @@ class AttentionPool(nn.Module):
 
 
 class HalfUNet(Classifier):
-    """See the module docstring; the attributes are Classifier's, and train changes nothing: there is no BatchNorm."""
+    """The network above, with the attributes of Classifier. Without BatchNorm, train changes nothing."""
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, train: bool = False) -> jax.Array:
         """See Classifier."""
         last = len(self.stage_sizes) - 1
         head_dim = math.gcd(_HEAD_DIM, self.width * 2**last)
-        parts = Parts(
+        factory = BlockFactory(
             num_groups=self.capped_groups,
             attn_num_groups=self.capped_groups,
             eps=1e-5,
@@ -64,8 +65,8 @@ class HalfUNet(Classifier):
         h = Conv3x3(self.width, padding=1, name="conv_in")(x)
         for i, layers in enumerate(self.stage_sizes):
             padding = None if i == last else 1
-            block = DownBlock(parts, self.width * 2**i, layers, i == last, padding, name=f"down_blocks_{i}")
+            block = DownBlock(factory, self.width * 2**i, layers, i == last, padding, name=f"down_blocks_{i}")
             h, _ = block(h, emb, True)
-        h = MidBlock(parts, attend=True, scale_factor=1.0, name="mid_block")(h, emb, True)
+        h = MidBlock(factory, attend=True, scale_factor=1.0, name="mid_block")(h, emb, True)
         h = nn.silu(GroupNorm(self.capped_groups, name="norm_out")(h))
         return nn.log_softmax(AttentionPool(self.num_classes, head_dim, name="pool")(h))

@@ -1,4 +1,4 @@
-"""Layers of the U-Net and the classifiers."""
+"""Layers shared by the U-Net and the classifiers."""
 
 import functools
 import math
@@ -11,20 +11,20 @@ import jax.numpy as jnp
 from side_jax.models.convolution import conv3x3
 
 Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), conv_general_dilated=conv3x3)
-# A last convolution that starts at zero, so that every residual branch starts as the identity.
+# A last convolution initialised to zero, so that every residual branch starts as the identity.
 zeros_conv = functools.partial(Conv3x3, kernel_init=nn.initializers.zeros)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018) with statistics in float32 and the parameters of Flax's.
+    """Group normalisation (Wu and He 2018) with float32 statistics and Flax's parameters.
 
-    The variance is E[(x - E[x])^2]: E[x^2] - E[x]^2 loses its digits where a group's mean outweighs its spread; with
-    one channel a group and large time embeddings, the output is wrong from the third digit on. Means are taken over
-    the pixels first and then over a group's channels: no pass over the images has an axis of the few channels of a
-    group, which is slow on CPU. With Flax's own, use_fast_variance=False, a training step there is 2 to 4% longer.
+    The variance is E[(x - E[x])^2]. E[x^2] - E[x]^2 would lose digits if a group's mean is larger than its spread: with
+    one channel per group and large time embeddings, the output is wrong from the third digit. Means are taken over the
+    pixels first and then over a group's channels, since on CPU it is slow to reduce over the few channels of a group.
+    Flax's own GroupNorm, with use_fast_variance=False, makes a training step on CPU 2 to 4% longer.
 
     Attributes:
-      num_groups: a divisor of the channels.
+      num_groups: a divisor of the number of channels.
       epsilon: added to the variance.
       dtype: of the output.
     """
@@ -53,15 +53,15 @@ class GroupNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) as PyTorch has it, in float32; frozen unless it trains.
+    """Batch normalisation (Ioffe and Szegedy 2015) as in PyTorch, in float32; frozen unless `train` is set.
 
-    While it trains, it normalises by the batch's mean and variance, and the collection batch_stats moves to
-    momentum * running + (1 - momentum) * batch, where the variance counts n - 1 of the n values (Flax's counts n).
-    Otherwise it normalises by batch_stats, which stay as they are: no image of a batch influences another.
+    With train, it normalises by the batch's mean and variance and updates the collection batch_stats to
+    momentum * running + (1 - momentum) * batch, with the unbiased variance (Flax uses the biased one). Otherwise it
+    normalises by batch_stats, unchanged, so that no image of a batch influences another.
     """
 
     train: bool
-    momentum: float = 0.9  # of He et al. 2016; PyTorch calls it 0.1
+    momentum: float = 0.9  # He et al. 2016; PyTorch calls it 0.1
     epsilon: float = 1e-5
 
     @nn.compact
@@ -86,14 +86,14 @@ class BatchNorm(nn.Module):
 def sinusoidal_embedding(
     t: jax.Array, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 0.0, max_period: float = 10_000.0
 ) -> jax.Array:
-    """Sines and cosines at geometric frequencies (Vaswani et al. 2017).
+    """Computes sines and cosines at geometric frequencies (Vaswani et al. 2017).
 
     Args:
       t: int32 [b].
       dim: even.
-      flip_sin_to_cos: the cosines come first.
+      flip_sin_to_cos: put the cosines first.
       freq_shift: the last frequency is max_period ** -((dim / 2 - 1) / (dim / 2 - freq_shift)); 1 in the original DDPM.
-      max_period: of the slowest wave, about.
+      max_period: approximate period of the slowest wave, over 2 pi.
 
     Returns:
       float32 [b, dim].

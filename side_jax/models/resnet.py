@@ -1,10 +1,10 @@
-"""ResNets (He et al. 2016) that may depend on time: basic blocks (ResNet-18 and -34) or bottlenecks (ResNet-50).
+"""ResNets (He et al. 2016), optionally time-dependent: basic blocks (ResNet-18, -34) or bottlenecks (ResNet-50).
 
-SIDE's figure 9 (Chen et al. 2024) conditions each block on time at ONE point, right after its first normalisation:
+In SIDE's figure 9 (Chen et al. 2024), the timestep conditions each block at ONE point, right after its first norm:
 
     h = norm1(conv1(x));   h = h * (1 + scale(t)) + shift(t);   h = relu(h);   h = norm2(conv2(h));   out = relu(x + h)
 
-where (scale, shift) is a linear map of the time embedding that starts at zero. For small images the stem is a 3x3
+where (scale, shift) is a linear map of the time embedding, initialised to zero. For small images the stem is a 3x3
 convolution without pooling.
 """
 
@@ -20,10 +20,10 @@ from side_jax.models.layers import BatchNorm, Conv3x3, GroupNorm, TimeEmbedding,
 
 
 class ResidualBlock(nn.Module):
-    """One residual block of the module docstring; `stride` 2 halves the feature map.
+    """One residual block as above; `stride` 2 halves the feature map.
 
-    A basic block has two 3x3 convolutions, the first with the stride; a bottleneck has 1x1, 3x3 with the stride, and
-    1x1 to four times the channels.
+    A basic block has two 3x3 convolutions, the first with the stride. A bottleneck has a 1x1 convolution, a 3x3 one
+    with the stride, and a 1x1 one to four times the channels.
     """
 
     channels: int
@@ -56,13 +56,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(Classifier):
-    """A residual classifier; the first attributes are Classifier's.
+    """A residual classifier, with the attributes of Classifier and three more.
 
     Attributes:
       bottleneck: use bottlenecks. ResNet-18 has basic blocks, stage_sizes (2, 2, 2, 2) and width 64; ResNet-34 has
-        (3, 4, 6, 3), and ResNet-50 has the same with bottlenecks.
+        (3, 4, 6, 3); ResNet-50 has (3, 4, 6, 3) with bottlenecks.
       norm: "group", or "batch" as in the paper.
-      stem_stride: of the first convolution: 1 for small images, 2 for large ones.
+      stem_stride: stride of the first convolution: 1 for small images, 2 for large ones.
     """
 
     bottleneck: bool = False

@@ -1,7 +1,7 @@
 """SSCD's image encoder (Pizzi et al. 2022): a ResNet-50, GeM pooling, a projection to 512; inference only.
 
-Its blocks are resnet.py's bottlenecks, whose stride is in the 3x3 convolution, as in torchvision's resnet50. Images are
-NHWC here.
+Its blocks are resnet.py's bottlenecks, with the stride in the 3x3 convolution, as in torchvision's resnet50. Images are
+NHWC.
 """
 
 import flax.linen as nn
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from side_jax.models.resnet import ResidualBlock
 
 STAGES = (3, 4, 6, 3)  # of ResNet-50 (He et al. 2016, table 1)
-SIZE = 512  # of the embedding
+SIZE = 512  # size of the embedding
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by the statistics of training: (x - mean) / sqrt(var + 1e-5) * scale + bias."""
+    """Batch normalisation with the training statistics: (x - mean) / sqrt(var + 1e-5) * scale + bias."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -28,12 +28,12 @@ class FrozenBatchNorm(nn.Module):
 
 
 def gem(x: jax.Array, p: float = 3.0, eps: float = 1e-6) -> jax.Array:
-    """Generalised mean over the pixels, (mean max(x, eps)^p)^(1/p) (Radenovic et al. 2018, eq. 3).
+    """Computes the generalised mean over the pixels, (mean max(x, eps)^p)^(1/p) (Radenovic et al. 2018, eq. 3).
 
     Args:
       x: [b, h, w, c].
-      p: 1 is the mean, infinity would be the maximum.
-      eps: what smaller values count as.
+      p: 1 gives the mean; large values approach the maximum.
+      eps: the lower bound of values.
 
     Returns:
       [b, c].
@@ -42,7 +42,7 @@ def gem(x: jax.Array, p: float = 3.0, eps: float = 1e-6) -> jax.Array:
 
 
 class SSCD(nn.Module):
-    """Image descriptors whose cosine is high for copies, edited ones included."""
+    """Image descriptors; the cosine of two is high for copies, also edited ones."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""The DDPM U-Net (Ho et al. 2020, appendix B) as diffusers' UNet2DModel has it, option by option and name by name.
+"""The DDPM U-Net (Ho et al. 2020, appendix B), with the options and the names of diffusers' UNet2DModel.
 
-Modules and parameters carry the names of UNet2DModel's state dict (down_blocks_0/resnets_1/conv1/kernel is
-down_blocks.0.resnets.1.conv1.weight), so that convert/ needs only a rule, no table. Images are NHWC here.
+Modules and parameters have the names of UNet2DModel's state dict (down_blocks_0/resnets_1/conv1/kernel is
+down_blocks.0.resnets.1.conv1.weight), so targets/parameters.py needs a rule instead of a table. Images are NHWC.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from side_jax.models.layers import Conv3x3, GroupNorm, TimeEmbedding, sinusoidal
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, *_: Any, precision: Any = None, **__: Any) -> jax.Array:
-    """A 1x1 convolution as a product of matrices, in place of lax.conv_general_dilated.
+    """Computes a 1x1 convolution as a matrix product, in place of lax.conv_general_dilated.
 
-    On accelerators XLA makes it one by itself; on CPU it doesn't, and its gradients make a training step 3% longer.
+    XLA does so itself on accelerators, but not on CPU, where the gradients would make a training step 3% longer.
     """
     return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=precision)
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, conv; the time embedding, added or as scale and shift; GroupNorm, SiLU, dropout, conv; input."""
+    """GroupNorm, SiLU, conv; time embedding (added, or scale and shift); GroupNorm, SiLU, dropout, conv; skip."""
 
     channels: int
     num_groups: int
@@ -36,7 +36,7 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array | None, deterministic: bool) -> jax.Array:
-        """x: [b, h, w, c]; emb: the time embedding [b, e], None for none; returns [b, h, w, channels]."""
+        """x: [b, h, w, c]; emb: the time embedding [b, e] or None; returns [b, h, w, channels]."""
 
         def norm(name: str) -> GroupNorm:
             return GroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name=name)
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2; padding 0 pads one row below and one column to the right."""
+    """A convolution of stride 2; with padding 0 it pads one row at the bottom and one column on the right."""
 
     padding: int
     dtype: Any
@@ -101,7 +101,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Each pixel four times, then a convolution."""
+    """Nearest-neighbour upsampling by 2, then a convolution."""
 
     dtype: Any
 
@@ -113,8 +113,8 @@ class Upsample(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What all levels of a U-Net share: makes their residual blocks and attention layers."""
+class BlockFactory:
+    """Makes the residual blocks and attention layers of all levels, with the options that they share."""
 
     num_groups: int
     attn_num_groups: int | None
@@ -126,7 +126,7 @@ class Parts:
     remat: bool
 
     def resnet(self, channels: int, index: int, scale_factor: float = 1.0) -> nn.Module:
-        """The ResnetBlock of a place, its output divided by scale_factor."""
+        """Makes the ResnetBlock number `index` of a level; its output is divided by scale_factor."""
         cls = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
         return cls(
             channels,
@@ -140,56 +140,56 @@ class Parts:
         )
 
     def attention(self, index: int, scale_factor: float = 1.0, middle: bool = False) -> nn.Module:
-        """The Attention of a place, its output divided by scale_factor."""
+        """Makes the Attention number `index` of a level; its output is divided by scale_factor."""
         cls = nn.remat(Attention) if self.remat else Attention
         num_groups = self.attn_num_groups if middle else self.num_groups
         return cls(self.head_dim, num_groups, self.eps, scale_factor, self.dtype, name=f"attentions_{index}")
 
 
 class DownBlock(nn.Module):
-    """DownBlock2D and AttnDownBlock2D: residual blocks, attention after each where asked, a downsampling."""
+    """DownBlock2D and AttnDownBlock2D: residual blocks, each followed by attention if `attend`, then a downsampling."""
 
-    parts: Parts
+    factory: BlockFactory
     channels: int
     num_layers: int
     attend: bool
-    downsample_padding: int | None  # None: the last level, which keeps its resolution
+    downsample_padding: int | None  # None: no downsampling, for the last level
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array | None, deterministic: bool) -> tuple[jax.Array, list[jax.Array]]:
         """h: [b, h, w, c]; emb: as in ResnetBlock; returns (the output, the skip connections)."""
         skips = []
         for i in range(self.num_layers):
-            h = self.parts.resnet(self.channels, i)(h, emb, deterministic)
+            h = self.factory.resnet(self.channels, i)(h, emb, deterministic)
             if self.attend:
-                h = self.parts.attention(i)(h)
+                h = self.factory.attention(i)(h)
             skips.append(h)
         if self.downsample_padding is not None:
-            h = Downsample(self.downsample_padding, self.parts.dtype, name="downsamplers_0")(h)
+            h = Downsample(self.downsample_padding, self.factory.dtype, name="downsamplers_0")(h)
             skips.append(h)
         return h, skips
 
 
 class MidBlock(nn.Module):
-    """UNetMidBlock2D: a residual block, attention unless switched off, a residual block."""
+    """UNetMidBlock2D: a residual block, attention if `attend`, a residual block."""
 
-    parts: Parts
+    factory: BlockFactory
     attend: bool
     scale_factor: float
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array | None, deterministic: bool) -> jax.Array:
         """h: [b, h, w, c], returned in the same shape; emb: as in ResnetBlock."""
-        h = self.parts.resnet(h.shape[-1], 0, self.scale_factor)(h, emb, deterministic)
+        h = self.factory.resnet(h.shape[-1], 0, self.scale_factor)(h, emb, deterministic)
         if self.attend:
-            h = self.parts.attention(0, self.scale_factor, middle=True)(h)
-        return self.parts.resnet(h.shape[-1], 1, self.scale_factor)(h, emb, deterministic)
+            h = self.factory.attention(0, self.scale_factor, middle=True)(h)
+        return self.factory.resnet(h.shape[-1], 1, self.scale_factor)(h, emb, deterministic)
 
 
 class UpBlock(nn.Module):
-    """UpBlock2D and AttnUpBlock2D: residual blocks over joined skips, attention where asked, an upsampling."""
+    """UpBlock2D and AttnUpBlock2D: residual blocks over skips, attention after each if `attend`, an upsampling."""
 
-    parts: Parts
+    factory: BlockFactory
     channels: int
     num_layers: int
     attend: bool
@@ -197,12 +197,12 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, deterministic: bool) -> jax.Array:
-        """h: [b, h, w, c]; skips: one for each layer, the last is used first; returns [b, h', w', channels]."""
+        """h: [b, h, w, c]; skips: one per layer, used from the last; returns [b, h', w', channels]."""
         for i, skip in enumerate(reversed(skips)):
-            h = self.parts.resnet(self.channels, i)(jnp.concatenate([h, skip], axis=-1), emb, deterministic)
+            h = self.factory.resnet(self.channels, i)(jnp.concatenate([h, skip], axis=-1), emb, deterministic)
             if self.attend:
-                h = self.parts.attention(i)(h)
-        return Upsample(self.parts.dtype, name="upsamplers_0")(h) if self.upsample else h
+                h = self.factory.attention(i)(h)
+        return Upsample(self.factory.dtype, name="upsamplers_0")(h) if self.upsample else h
 
 
 class UNet(nn.Module):
@@ -210,12 +210,12 @@ class UNet(nn.Module):
 
     Attributes:
       out_channels: of the image.
-      num_labels: that images may have, C; the embedding of labels has one row more, the last, for images without one,
-        and is added to the time embedding. 0: an unconditional model, without it.
-      The others are those of diffusers' UNet2DModel: settings.Model says what each means, and None stands for its null.
-      dtype: of the computation; parameters and output are float32, and so are the time embedding's angles, the
-        statistics of every norm and every softmax.
+      num_labels: number of labels C. The embedding of labels has one row more, the last, for images without a label; it
+        is added to the time embedding. 0: an unconditional model, without this embedding.
+      dtype: of the computation. Parameters, output, the angles of the time embedding, the statistics of norms and
+        softmaxes are always float32.
       remat: recompute each residual block and attention layer in the backward pass.
+      The others are those of diffusers' UNet2DModel, with None for null; settings.Model explains each.
     """
 
     out_channels: int
@@ -244,18 +244,18 @@ class UNet(nn.Module):
     def __call__(
         self, x: jax.Array, t: jax.Array, deterministic: bool = True, labels: jax.Array | None = None
     ) -> jax.Array:
-        """The prediction, float32 of the shape of x.
+        """Returns the prediction, float32 with the shape of x.
 
         Args:
           x: float32 [b, h, w, c].
           t: int32 or float32 [b].
-          deterministic: without dropout.
-          labels: int32 [b], in 0..num_labels-1, or -1 for no label; None: none has one. Not used where num_labels is 0.
+          deterministic: switch dropout off.
+          labels: int32 [b], in 0..num_labels-1, or -1 for no label; None: no image has one. Ignored if num_labels is 0.
         """
         first, last = self.block_out_channels[0], len(self.block_out_channels) - 1
-        # As diffusers has it: without a number of its own, the middle's attention is normalised only under "default".
+        # As in diffusers: without its own number of groups, the middle attention is normalised only under "default".
         middle_groups = self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
-        parts = Parts(
+        factory = BlockFactory(
             num_groups=self.norm_num_groups,
             attn_num_groups=self.attn_norm_num_groups or middle_groups,
             eps=self.norm_eps,
@@ -270,7 +270,7 @@ class UNet(nn.Module):
         emb = TimeEmbedding(width, self.dtype, name="time_embedding")(emb)
         if self.num_labels:
             labels = jnp.full(x.shape[:1], -1, jnp.int32) if labels is None else labels
-            # As PyTorch's nn.Embedding starts: Flax's default would be lost beside the time embedding.
+            # PyTorch's initialisation of nn.Embedding; Flax's default would be negligible beside the time embedding.
             options = {"embedding_init": nn.initializers.normal(1.0), "dtype": self.dtype, "name": "class_embedding"}
             table = nn.Embed(self.num_labels + 1, width, **options)
             emb = emb + table(jnp.where(labels < 0, self.num_labels, labels))
@@ -280,14 +280,14 @@ class UNet(nn.Module):
         skips = [h]
         for i, (channels, kind) in enumerate(zip(self.block_out_channels, self.down_block_types, strict=True)):
             attend, padding = kind == "AttnDownBlock2D", None if i == last else self.downsample_padding
-            block = DownBlock(parts, channels, self.layers_per_block, attend, padding, name=f"down_blocks_{i}")
+            block = DownBlock(factory, channels, self.layers_per_block, attend, padding, name=f"down_blocks_{i}")
             h, more = block(h, emb, deterministic)
             skips += more
-        h = MidBlock(parts, self.add_attention, self.mid_block_scale_factor, name="mid_block")(h, emb, deterministic)
+        h = MidBlock(factory, self.add_attention, self.mid_block_scale_factor, name="mid_block")(h, emb, deterministic)
         for i, (channels, kind) in enumerate(zip(self.block_out_channels[::-1], self.up_block_types, strict=True)):
             layers = self.layers_per_block + 1
-            up = UpBlock(parts, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
-            h = up(h, skips[-layers:], emb, deterministic)
+            block = UpBlock(factory, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
+            h = block(h, skips[-layers:], emb, deterministic)
             del skips[-layers:]
         norm = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="conv_norm_out")
         h = zeros_conv(self.out_channels, padding=1, dtype=self.dtype, name="conv_out")(nn.silu(norm(h)))

@@ -1,4 +1,4 @@
-"""Runs an audit: checks everything first, then does what is asked for and not done yet."""
+"""Runs an audit: checks all inputs, then runs the chosen stages that are not done yet."""
 
 import contextlib
 import importlib
@@ -20,21 +20,20 @@ from side_jax.workdir import lock
 logger = logging.getLogger(__name__)
 
 
-@process_group.together()
+@process_group.propagate_errors()
 def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) -> None:
-    """Runs the stages in their order, whatever the order they are named in.
+    """Runs stages in the order of the pipeline.
 
-    With several processes, all call this with the same arguments. They share the training and the sampling; the first
-    one does the rest, which is small.
+    All processes must call this with the same arguments. They share training and sampling; the first one does the rest.
 
     Args:
       settings: of the run, resolved (pipeline/resolve.py).
-      workdir: for everything that the run writes.
-      stages: their names; None: those of an audit.
+      workdir: the folder of all outputs.
+      stages: names of the stages, in any order; None: all stages of an audit.
 
     Raises:
-      InputError: if anything the user gave can't work; all checks come before the first heavy step.
-      StoppedError: if the machine asks the run to stop while it trains or samples.
+      InputError: if the input is unusable; all checks precede the first heavy step.
+      StoppedError: on SIGTERM during training or sampling.
     """
     chosen = _prepare(settings, stages)
     with lock.locked(workdir) if process_group.primary() else contextlib.nullcontext():
@@ -45,14 +44,14 @@ def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) 
         process_group.barrier("checked")
         for name in chosen:
             logger.info("stage %s.", name)
-            _run_of(STAGES[name])(settings, workdir)
+            _stage_function(STAGES[name])(settings, workdir)
 
 
 def dry_run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) -> str:
-    """What `run` would do, for people, after the same checks; writes nothing.
+    """The plan of `run` as text, after the same checks; writes nothing.
 
     Raises:
-      InputError: as run does.
+      InputError: as `run`.
     """
     chosen = _prepare(settings, stages)
     _check(settings, workdir, chosen)
@@ -60,13 +59,13 @@ def dry_run(settings: Settings, workdir: Path, stages: Sequence[str] | None = No
     return plan.text(settings, workdir, chosen)
 
 
-def _run_of(stage: Stage):
-    """What does the stage's work: its entry's own function, or that of the module of its name."""
+def _stage_function(stage: Stage):
+    """The function that runs a stage: stage.run, by default `run` of the module side_jax.stages.<name>."""
     return stage.run or importlib.import_module(f"side_jax.stages.{stage.name}").run
 
 
 def _prepare(settings: Settings, stages: Sequence[str] | None) -> list[str]:
-    """The chosen stages, once JAX is set up for this machine."""
+    """Sets JAX up for this machine and checks its devices; returns the chosen stages."""
     chosen = check_stages(stage_table.audit_stages() if stages is None else stages)
     compilation_cache.prepare()
     cpu.prepare([settings.sampler.batch_size])
@@ -79,41 +78,41 @@ def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
     if "train" in chosen and not stage_table.train_unit(settings, workdir).done():
         dataset = datasets.load(settings.data)
         surrogate.check_true_labels(settings, dataset.num_classes)
-        made = split.make_split(dataset, settings.data, settings.seed)
-        member_labels.check(settings, dataset, made)
+        new_split = split.make_split(dataset, settings.data, settings.seed)
+        member_labels.check(settings, dataset, new_split)
     space.check_space(settings, workdir)
 
 
 def check_devices(settings: Settings) -> None:
-    """Raises InputError where a batch can't be split over the devices."""
+    """Raises InputError if a batch can't be split evenly over the devices."""
     placement.check_divisible("sampler.batch_size", settings.sampler.batch_size, jax.local_device_count())
     for section in ("train", "surrogate", "conditional"):
         fit = getattr(settings, section)
         key = f"{section}.batch_size" + (f" / accumulate ({fit.accumulate})" if fit.accumulate > 1 else "")
-        placement.check_divisible(key, fit.batch_size // fit.accumulate, placement.mesh().size)
+        placement.check_divisible(key, fit.batch_size // fit.accumulate, placement.training_mesh().size)
 
 
 def check_stages(names: Sequence[str]) -> list[str]:
-    """The named stages in their order.
+    """The named stages, in the order of the pipeline.
 
     Raises:
-      InputError: for an unknown name, or none at all.
+      InputError: for an unknown name or an empty list.
     """
     for name in names:
         if name not in STAGES:
-            raise InputError(f"--stages names {name!r}, which is no stage; choose from {', '.join(STAGES)}.")
+            raise InputError(f"--stages holds {name!r}, which is not a stage; choose from {', '.join(STAGES)}.")
     if not names:
         raise InputError(f"--stages is empty; choose from {', '.join(STAGES)}.")
     return [name for name in STAGES if name in names]
 
 
 def check_inputs(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
-    """Raises InputError where a chosen stage needs an output that is missing and not scheduled."""
+    """Raises InputError if a chosen stage needs an output that is missing and not scheduled."""
     for name in chosen:
-        found = stage_table.missing(settings, workdir, STAGES[name])
-        missing = [stage for stage in found if stage not in chosen]
+        needed = stage_table.missing(settings, workdir, STAGES[name])
+        missing = [stage for stage in needed if stage not in chosen]
         if missing:
             raise InputError(
-                f"stage {name} needs what stage {missing[0]} makes, and {workdir} does not hold it for this "
+                f"stage {name} needs the output of stage {missing[0]}, but {workdir} does not hold it for this "
                 f"config; run --stages={','.join([*missing, *(c for c in chosen if c not in missing)])} instead."
             )

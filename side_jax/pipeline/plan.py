@@ -1,7 +1,7 @@
-"""What a run would do (--dry-run): what is left of each stage, device-seconds from timed steps, disk space.
+"""The plan of a run (--dry-run): remaining work, device-seconds estimated from timed steps, and disk space.
 
-One training step, one unguided and one guided sampling step of the run's own networks and batches are compiled and
-timed on this machine, with random parameters; nothing is written. Clustering, evaluation and the report are not timed.
+One training step of each network and one sampling step of each kind are compiled and timed on this machine, with random
+parameters and the run's batch sizes; nothing is written. Clustering, evaluation and the report are not timed.
 """
 
 import dataclasses
@@ -27,33 +27,33 @@ REPEATS = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """One unit of work, and what is left of it."""
+    """A unit of work and its remaining cost."""
 
     unit: str
     cost: Cost
 
 
 def lines(settings: Settings, workdir: Path, chosen: list[str]) -> list[Line]:
-    """The chosen stages' units of work that take time, with what is left of each."""
+    """The remaining cost of each unit of the chosen stages that is worth timing."""
     clock = _Clock(settings)
     works = [work for name in chosen for work in stage_table.STAGES[name].plan(settings, workdir)]
     return [Line(unit=work.unit.name, cost=work.cost(clock)) for work in works if work.cost]
 
 
 def text(settings: Settings, workdir: Path, chosen: list[str]) -> str:
-    """The plan for people."""
-    found = lines(settings, workdir, chosen)
+    """The plan as printed text."""
+    planned = lines(settings, workdir, chosen)
     device = jax.devices()[0]
     rows = [f"Plan of {settings.name} in {workdir}, on {jax.device_count()} x {device.device_kind}:"]
-    for line in found:
+    for line in planned:
         cost = line.cost
         size = f"{cost.size / 2**20:10,.1f} MiB" if cost.size else ""
         rows.append(f"  {line.unit:28} {cost.left:42} {cost.seconds:12,.1f} device-seconds {size}".rstrip())
-    total = sum(line.cost.seconds for line in found)
+    total = sum(line.cost.seconds for line in planned)
     hours = total / jax.device_count() / 3600
     rows.append(
-        f"  In all {total:,.0f} device-seconds, {hours:,.2f} hours on these devices, from timed steps; compilation, "
-        "clusters, evaluation and the report come on top."
+        f"  Total: {total:,.0f} device-seconds, {hours:,.2f} hours on these devices, from timed steps; excludes "
+        "compilation, clustering, evaluation and the report."
     )
     need, free = space.space(settings, workdir)
     rows.append(f"  Disk: at most {need / 2**20:,.0f} MiB, with {free / 2**20:,.0f} MiB free. Nothing was written.")
@@ -61,18 +61,18 @@ def text(settings: Settings, workdir: Path, chosen: list[str]) -> str:
 
 
 class _Clock:
-    """Times a step of each kind once, when first asked."""
+    """Times a step of each kind once, when first requested; see stages.estimates.Clock."""
 
     def __init__(self, settings: Settings):
-        self._settings, self._known = settings, {}
+        self._settings, self._timings = settings, {}
 
     def _device_seconds(self, key: Any, measure: Callable[[], float]) -> float:
-        if key not in self._known:
-            self._known[key] = measure() * jax.device_count()
-        return self._known[key]
+        if key not in self._timings:
+            self._timings[key] = measure() * jax.device_count()
+        return self._timings[key]
 
     def train_step(self) -> float:
-        """Of the DPM."""
+        """Device-seconds of one training step of the DPM."""
         settings = self._settings
         unet = builders.build_unet(settings)
         loss_fn = build_loss(settings, unet, builders.build_schedule(settings))
@@ -80,16 +80,16 @@ class _Clock:
         return self._device_seconds("train", lambda: self._step(loss_fn, unet, settings.train, labels))
 
     def classifier_step(self, classifier: Classifier) -> float:
-        """Of a classifier's training."""
+        """Device-seconds of one training step of a classifier."""
         settings, noised, fit = self._settings, classifier.noised, getattr(self._settings, classifier.section)
         module = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=noised)
         loss_fn = losses.classifier_loss(module, builders.build_schedule(settings) if noised else None)
         labels = (np.zeros(fit.batch_size, np.int32),)
         return self._device_seconds(("classifier", noised), lambda: self._step(loss_fn, module, fit, labels))
 
-    def _step(self, loss_fn: trainer.LossFn, module: Any, fit: Any, more: tuple[np.ndarray, ...]) -> float:
+    def _step(self, loss_fn: trainer.LossFn, module: Any, fit: Any, labels: tuple[np.ndarray, ...]) -> float:
         images = np.zeros((fit.batch_size, *builders.image_shape(self._settings)), np.uint8)
-        batch = (images, *more)
+        batch = (images, *labels)
         stepper = trainer.Stepper(loss_fn, builders.init_fn(module, self._settings, 0), fit, batch)
         (state, ema), key = stepper.initial(), stepper.key(0)
         parts = stepper.load(lambda rows: tuple(array[rows] for array in batch), np.arange(fit.batch_size))
@@ -101,7 +101,7 @@ class _Clock:
         return (time.perf_counter() - start) / REPEATS
 
     def sampling_step(self, attack: Attack | None) -> float:
-        """Of a batch of every local device; None: without guidance."""
+        """Device-seconds of one sampling step of a batch, guided by an attack; None: unguided."""
         attack = attack or PLAIN
         noised = attack.classifier is None or attack.classifier.noised
         kind = attack.guided, attack.at_x0, attack.own_labels, noised
@@ -123,5 +123,5 @@ class _Clock:
         start = time.perf_counter()
         for _ in range(REPEATS):
             generator(params, jax.random.key(0), index, np.zeros_like(index), 1.0)
-        # The other processes' devices sample batches of their own meanwhile.
+        # Meanwhile the devices of the other processes sample batches of their own.
         return (time.perf_counter() - start) / (REPEATS * steps) / jax.process_count()

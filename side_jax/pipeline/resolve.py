@@ -1,4 +1,4 @@
-"""From a config to settings: fills in a foreign model's options, and the hashes of all files that the config names."""
+"""Resolves a config to settings: fills in an imported model's options and the hashes of all files it names."""
 
 import dataclasses
 import hashlib
@@ -15,15 +15,15 @@ from side_jax.settings import Model, Settings
 from side_jax.targets import checkpoint_files, schedules, unets
 from side_jax.workdir import files
 
-_OURS = ("dtype", "remat")  # how the network is computed is this config's choice, what it computes is the checkpoint's
+_LOCAL_OPTIONS = ("dtype", "remat")  # how the network is computed: the config decides; the rest: the checkpoint
 
 
 def resolve(config: ml_collections.ConfigDict, workdir: Path) -> Settings:
-    """The settings that a config describes, with what the files that it names say.
+    """The settings of a config, completed from the files that it names.
 
     Args:
       config: of the run.
-      workdir: of the run, where converted weights may be; nothing is written.
+      workdir: of the run, where converted weights may lie; nothing is written.
 
     Raises:
       InputError: if the config is invalid, or a file is missing, not the one used before, or can't be used.
@@ -32,13 +32,13 @@ def resolve(config: ml_collections.ConfigDict, workdir: Path) -> Settings:
 
 
 def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Fills in what config.target.path says; a config without one is returned as it is.
+    """Fills in the sections model and diffusion and the hash from config.target.path; without it, returns the config.
 
-    Once a workdir holds the weights, its config.json has all that is needed, and the folder may be gone.
+    A config with a recorded hash is complete, so the folder may then be missing.
 
     Raises:
-      InputError: if the folder can't be used, its weights are not those that target.sha256 names, or config.data has
-        another shape than the model's images.
+      InputError: if the folder can't be used, its weights do not match target.sha256, or config.data does not match
+        the shape of the model's images.
     """
     target = config.get("target")
     if target is None or not target.path or (target.sha256 and not Path(target.path).exists()):
@@ -58,20 +58,20 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     data = config.data
     if (height, width, channels) != (data.image_size, data.image_size, data.channels):
         raise InputError(
-            f"the model in {folder} makes images of {height}x{width} pixels and {channels} channels; set "
+            f"the model in {folder} generates images of {height}x{width} pixels and {channels} channels; set "
             f"config.data.image_size = {height} and config.data.channels = {channels} (now {data.image_size} and "
             f"{data.channels})."
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.target.sha256 = digest
-        config.model = {name: getattr(config.model, name) for name in _OURS} | _model_options(module)
+        config.model = {name: getattr(config.model, name) for name in _LOCAL_OPTIONS} | _model_options(module)
         config.diffusion = schedules.read_schedule_options(folder)
     return config.lock()
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over the weight files' own, in the order of their names."""
+    """SHA-256 of the SHA-256 digests of the weight files, in the order of their names."""
     total = hashlib.sha256()
     for path in checkpoint_files.weight_files(folder):
         total.update(bytes.fromhex(files.file_digest(path)))
@@ -79,10 +79,10 @@ def weights_digest(folder: Path) -> str:
 
 
 def _model_options(module: Any) -> dict[str, Any]:
-    """The module's options as settings: 0 stands for None, and numbers have the settings' types."""
+    """The module's options as settings: 0 for None, and numbers of the settings' types."""
     values = {}
     for field in dataclasses.fields(Model):
-        if field.name not in _OURS:
+        if field.name not in _LOCAL_OPTIONS:
             value = getattr(module, field.name)
             value = field.type() if value is None else value
             values[field.name] = float(value) if field.type is float else value
@@ -90,7 +90,7 @@ def _model_options(module: Any) -> dict[str, Any]:
 
 
 def resolve_condition(settings: Settings) -> Settings:
-    """Fills in condition.sha256 where labels come from a file.
+    """Fills in condition.sha256 if labels come from a file.
 
     Raises:
       InputError: if the file is missing or not the one used before.
@@ -103,13 +103,13 @@ def resolve_condition(settings: Settings) -> Settings:
 
 
 def resolve_features(settings: Settings, workdir: Path) -> Settings:
-    """Fills in label.weights_sha256 and surrogate.teacher_sha256 where the run reads such files.
+    """Fills in label.weights_sha256 and surrogate.teacher_sha256 if the run reads such files.
 
-    A file whose hash is recorded may be gone, as long as no stage needs it any more.
+    A file with a recorded hash may be missing unless a stage still needs it.
 
     Args:
-      settings: of the run, with what a foreign target says (resolve_target) already in them.
-      workdir: of the run, where converted weights may be; nothing is written.
+      settings: of the run, after resolve_target.
+      workdir: of the run, where converted weights may lie; nothing is written.
 
     Raises:
       InputError: if a file is missing, not the one used before, or can't be used.

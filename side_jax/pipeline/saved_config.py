@@ -1,4 +1,4 @@
-"""The config that a workdir was made with."""
+"""Reads, checks and writes the config saved in a workdir."""
 
 import dataclasses
 from pathlib import Path
@@ -14,38 +14,38 @@ from side_jax.workdir import files
 
 
 def saved_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The resolved config that a workdir was made with.
+    """The resolved config saved in a workdir.
 
     Raises:
       InputError: if there is none.
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise InputError(f"--workdir={workdir} holds no config.json; give --config=FILE to start a run there.")
+        raise InputError(f"--workdir={workdir} holds no config.json; pass --config=FILE to start a run there.")
     return ml_collections.ConfigDict(files.read_json(path)).lock()
 
 
 def adopt(settings: Settings, workdir: Path) -> None:
-    """Writes config.json, unless the workdir's DPM was made with other settings.
+    """Writes config.json, unless the workdir's DPM was trained with other settings.
 
-    Later stages are redone where their settings change; the DPM, the most expensive part, is never thrown away.
+    Later stages run again when their settings change; the DPM, the most expensive part, is never discarded.
 
     Raises:
-      InputError: naming what differs.
+      InputError: if the DPM's settings differ; names them.
     """
     check_model(settings, workdir)
     files.write_json(workdir / "config.json", dataclasses.asdict(settings))
 
 
 def check_model(settings: Settings, workdir: Path) -> None:
-    """Raises InputError where the workdir's DPM was made with other settings, naming what differs."""
+    """Raises InputError if the workdir's DPM was trained with other settings; the message names them."""
     path = workdir / "config.json"
     if path.exists():
         saved = files.read_json(path)
         try:
             before = from_config(ml_collections.ConfigDict(saved))
         except InputError as error:
-            raise InputError(f"--workdir={workdir} was made by another version of side_jax: {error}") from None
+            raise InputError(f"--workdir={workdir} was written by another version of side_jax: {error}") from None
         if stage_table.fingerprint(before, "train") != stage_table.fingerprint(settings, "train"):
             old, new = (_flat(dataclasses.asdict(s)) for s in (before, settings))
             keys = [key for key in new if key.partition(".")[0] in stage_table.TARGET_SECTIONS and old[key] != new[key]]

@@ -1,1 +1,1 @@
-"""Images made in batches on all devices, and written in shards."""
+"""Generating images in batches on all devices, and storing them in shards."""

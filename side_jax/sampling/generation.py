@@ -1,8 +1,8 @@
-"""Generating images in batches by a pmapped, jit-compiled sampler.
+"""Generates images in batches by a pmapped, jit-compiled sampler.
 
-On accelerators, and unguided on CPU, the whole trajectory is one compiled loop. Guided on CPU, one step is compiled and
-dispatched from Python, because gradients of convolutions inside an XLA loop are many times slower there. Parameters,
-keys, labels and the guidance scale are traced, so a sweep over scales compiles once.
+On accelerators, and for unguided sampling on CPU, the whole trajectory is one compiled loop. Guided sampling on CPU
+compiles one step and dispatches it from Python, because gradients of convolutions inside an XLA loop are many times
+slower on CPU. Parameters, keys, labels and the guidance scale are traced, so a sweep over scales compiles once.
 """
 
 import functools
@@ -25,18 +25,18 @@ GuideFn = Callable[[Any, jax.Array, jax.Array], Guidance]  # (all parameters, la
 
 
 def target_labels(base: jax.Array, num_images: int, num_classes: int) -> np.ndarray:
-    """A target class for each global index 0..num_images-1, uniform over num_classes: int32 [num_images]."""
+    """A uniform random target class for each global index 0..num_images-1, int32 [num_images]."""
     keys = sampler.sample_keys(jax.random.fold_in(base, 1), jnp.arange(num_images, dtype=jnp.uint32))
     draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))
     return np.asarray(draw(keys), np.int32)
 
 
 class Generator:
-    """Makes the images of given global indices; the same index always gives the same image.
+    """Generates the images of given global indices; an index always gives the same image.
 
     Attributes:
-      batch_size: images made together.
-      loop: "scan", one program for the whole trajectory, or "dispatch", one for a step.
+      batch_size: images per batch.
+      loop: "scan" (the whole trajectory is one program) or "dispatch" (one step is).
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Generator:
         """Prepares the compiled functions.
 
         Args:
-          denoise: the DPM, (params, x_t, t) -> what the table's prediction type says.
+          denoise: the DPM, (params, x_t, t) -> its prediction, of the table's prediction type.
           table: the sampler's coefficients.
           shape: of one image, (height, width, channels).
-          batch_size: images made together; divisible by the number of local devices.
-          loop: "scan", "dispatch" or "auto", see settings.Sampler.
-          guide: for guided sampling, (params, labels, scale) -> what acts on each guided step.
+          batch_size: images per batch; divisible by the number of local devices.
+          loop: "scan", "dispatch" or "auto"; see settings.Sampler.
+          guide: for guided sampling, (params, labels, scale) -> the guidance of a step.
         """
         if loop == "auto":
             loop = "dispatch" if guide is not None and jax.default_backend() == "cpu" else "scan"
@@ -89,14 +89,14 @@ class Generator:
         self._whole = placement.pmap_batch(whole, batched=(False, False, True, True, False))
 
     def dispatch(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> jax.Array:
-        """As a call, but returns before the images are there: for parallel.merge, which waits for them."""
-        parts = placement.spread(self.batch_size, np.asarray(index, np.uint32), np.asarray(labels, np.int32))
+        """As __call__, but returns before the images are computed; placement.merge waits for them."""
+        parts = placement.split(self.batch_size, np.asarray(index, np.uint32), np.asarray(labels, np.int32))
         scale = np.float32(scale)
         if self.loop == "scan":
             return self._whole(params, base, *parts, scale)
-        # Once for all steps: what isn't on the devices yet would go there at each of them.
+        # Copy the arguments to the devices once, rather than at every step.
         params, base, scale = placement.place((params, base, scale), placement.local_mesh())
-        parts = placement.place_parts(parts, placement.local_mesh())
+        parts = placement.place_split(parts, placement.local_mesh())
         state = self._start(base, parts[0])
         for first, last, guided in self._segments:
             for i in range(first, last):
@@ -107,10 +107,10 @@ class Generator:
         """Images uint8 [n, h, w, c] of the global indices [n], n at most batch_size (a smaller batch is padded).
 
         Args:
-          params: what denoise and guide take; see builders.build_generator.
+          params: the parameters of denoise and guide; see builders.build_generator.
           base: the typed key of this set of images.
           index: global indices, int [n].
-          labels: target classes, int32 [n]; not used unguided.
-          scale: the guidance scale lambda; not used unguided.
+          labels: target classes, int32 [n]; ignored by unguided sampling.
+          scale: the guidance scale lambda; ignored by unguided sampling.
         """
         return placement.merge(self.dispatch(params, base, index, labels, scale))[: len(index)]

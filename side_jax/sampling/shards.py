@@ -1,9 +1,8 @@
-"""A set of generated images as shards: one NPZ for each batch, with images, index and label (-1 = none).
+"""Stores a set of generated images in shards: one NPZ per batch, with images, index and label (-1 = none).
 
-Each process makes its own contiguous part of the shards. While one batch is copied from the device, compressed and
-written, the next ones are computed; no more than a few are ever in memory, however many images there are. A shard is
-there whole or not at all, and its bytes depend on nothing but the settings: what a kill, a full disk or a careless hand
-took away is made again, and nothing else.
+Each process generates a contiguous part of the shards. While one batch is copied from the device, compressed and
+written, the next ones are computed; at most a few batches are in memory at a time. Shards are written atomically and
+their bytes depend on the settings alone, so that only missing or damaged shards are regenerated.
 """
 
 import collections
@@ -26,8 +25,8 @@ from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT = 2  # batches that are computed or written at a time
-CHUNK = 2**23  # pixels and channels read at a time
+IN_FLIGHT = 2  # batches being computed or written at a time
+CHUNK = 2**23  # array elements of `images` read at a time
 ARRAYS = ("images", "index", "label")  # of a shard
 
 
@@ -39,7 +38,7 @@ class Shard:
     index: range
 
     def intact(self, *, thorough: bool) -> bool:
-        """Whether the file is there and whole; thorough: every byte of it is checked, not only its ends."""
+        """Whether the file exists and is undamaged; thorough: also decompresses the images and checks their CRC."""
         try:
             self.read(ARRAYS if thorough else ARRAYS[1:])
         except InputError:
@@ -47,22 +46,22 @@ class Shard:
         return True
 
     def read(self, names: tuple[str, ...] = ARRAYS) -> dict[str, np.ndarray]:
-        """Its arrays of some names, index and label among them.
+        """The arrays of the given names, which must include index and label.
 
         Raises:
-          InputError: if it is missing or damaged, or holds other images.
+          InputError: if the file is missing or damaged, or holds other images.
         """
-        found = files.read_npz(self.path, names)
-        if not np.array_equal(found["index"], np.asarray(self.index)) or len(found["label"]) != len(self.index):
+        arrays = files.read_npz(self.path, names)
+        if not np.array_equal(arrays["index"], np.asarray(self.index)) or len(arrays["label"]) != len(self.index):
             raise InputError(
                 f"{self.path} does not hold images {self.index.start} to {self.index.stop - 1}; delete it and run the "
                 "stage that writes it again."
             )
-        return found
+        return arrays
 
 
 def layout(directory: Path, num_images: int, batch_size: int) -> list[Shard]:
-    """The shards that hold images 0..num_images-1."""
+    """The shards of images 0..num_images-1."""
     ends = [*range(batch_size, num_images, batch_size), num_images]
     return [
         Shard(path=directory / f"shard_{i:05d}.npz", index=range(i * batch_size, end)) for i, end in enumerate(ends)
@@ -70,11 +69,11 @@ def layout(directory: Path, num_images: int, batch_size: int) -> list[Shard]:
 
 
 def complete(shards: list[Shard]) -> bool:
-    """Whether all are there; says so where not."""
+    """Whether all shards exist and are readable; if not, logs how many are affected."""
     absent = [shard.path.name for shard in shards if not shard.intact(thorough=False)]
     if absent:
-        where = shards[0].path.parent
-        logger.info("%s: %d of %d shards are missing or damaged: made again.", where, len(absent), len(shards))
+        folder = shards[0].path.parent
+        logger.info("%s: regenerating %d of %d shards, which are missing or damaged.", folder, len(absent), len(shards))
     return not absent
 
 
@@ -88,32 +87,32 @@ def write(
     scale: float,
     description: str,
 ) -> None:
-    """Makes those of this process's shards that are missing or damaged.
+    """Generates this process's missing or damaged shards.
 
     Args:
-      generator: makes the images.
-      shards: all of them, of every process.
+      generator: generates the images.
+      shards: all shards, of all processes.
       params: for the generator.
       base: the typed key of this set of images.
-      labels: int32 [n], the target class of each global index; -1 where sampling is unguided.
+      labels: int32 [n], the target class of each global index; -1 for unguided sampling.
       scale: the guidance scale lambda.
       description: for the progress bar.
 
     Raises:
-      StoppedError: on SIGTERM, to whichever process, once the batches in flight are written.
+      StoppedError: on SIGTERM to any process, once the batches in flight are written.
       InputError: if another process failed, once the batches in flight are written.
-      OSError: if a shard can't be written; those before it are there.
+      OSError: if a shard can't be written; earlier shards are kept.
     """
-    own = [shards[i] for i in process_group.share(len(shards))]
-    todo = [shard for shard in own if not shard.intact(thorough=True)]
+    assigned = [shards[i] for i in process_group.own_range(len(shards))]
+    todo = [shard for shard in assigned if not shard.intact(thorough=True)]
     writing: collections.deque = collections.deque()
 
-    def save(shard: Shard, made: jax.Array) -> None:
+    def save(shard: Shard, batch: jax.Array) -> None:
         index = np.asarray(shard.index)
-        images = placement.merge(made)[: len(index)]
+        images = placement.merge(batch)[: len(index)]
         files.write_npz(shard.path, images=images, index=index, label=labels[index])
 
-    bar = progress(todo, total=len(own), description=description, unit="batch", done=len(own) - len(todo))
+    bar = progress(todo, total=len(assigned), description=description, unit="batch", done=len(assigned) - len(todo))
     with Preemption() as preemption, ThreadPoolExecutor(1) as writer:
         for shard in bar:
             index = np.asarray(shard.index)
@@ -121,32 +120,32 @@ def write(
             if len(writing) >= IN_FLIGHT:
                 writing.popleft().result()
             process_group.check_others()
-            if preemption.told():
+            if preemption.requested():
                 break
-        for written in writing:
-            written.result()
+        for write_job in writing:
+            write_job.result()
     if preemption.happened:
-        made = sum(shard.path.exists() for shard in own)
+        saved = sum(shard.path.exists() for shard in assigned)
         raise StoppedError(
-            f"{description}: stopped by SIGTERM with {made} of {len(own)} batches saved; run the same command again to "
-            "go on."
+            f"{description}: stopped by SIGTERM with {saved} of {len(assigned)} batches saved; run the same command "
+            "again to continue."
         )
 
 
 def stream(shards: list[Shard], size: int = CHUNK) -> Iterator[dict[str, np.ndarray]]:
-    """Reads one after another, as many at a time as hold `size` pixels and channels, at least one.
+    """Reads the shards in order, in chunks of whole shards with at least `size` array elements of images.
 
     Yields:
       images uint8 [n, h, w, c], index int64 [n], label int32 [n].
 
     Raises:
-      InputError: if one is missing or damaged.
+      InputError: if a shard is missing or damaged.
     """
     parts: list[dict[str, np.ndarray]] = []
     for shard in shards:
         parts.append(shard.read())
         if sum(part["images"].size for part in parts) >= size:
-            whole, parts = _join(parts), []  # not held twice while the caller works on it
+            whole, parts = _join(parts), []  # free the memory while the caller works
             yield whole
             del whole
     if parts:
@@ -154,23 +153,23 @@ def stream(shards: list[Shard], size: int = CHUNK) -> Iterator[dict[str, np.ndar
 
 
 def read(shards: list[Shard]) -> dict[str, np.ndarray]:
-    """All of them at once.
+    """Reads all shards at once; the arrays are those of `stream`.
 
     Raises:
-      InputError: if one is missing or damaged.
+      InputError: if a shard is missing or damaged.
     """
     return _join(list(stream(shards)))
 
 
 def pick(shards: list[Shard], index: np.ndarray) -> np.ndarray:
-    """The images of some global indices, uint8 [len(index), h, w, c], in their order.
+    """The images of the given global indices, in their order, uint8 [len(index), h, w, c].
 
     Raises:
-      InputError: if a shard that holds one is missing or damaged.
+      InputError: if a shard that holds one of them is missing or damaged.
     """
     holding = [shard for shard in shards if np.isin(index, np.asarray(shard.index)).any()]
-    found = {i: image for part in stream(holding) for i, image in zip(part["index"], part["images"], strict=True)}
-    return np.stack([found[i] for i in index])
+    images = {i: image for part in stream(holding) for i, image in zip(part["index"], part["images"], strict=True)}
+    return np.stack([images[i] for i in index])
 
 
 def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

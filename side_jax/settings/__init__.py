@@ -1,10 +1,8 @@
-"""Every setting of a run: its name, meaning, default and limits.
+"""All settings of a run: names, meanings, defaults and limits.
 
-The dataclasses here are the single list of fields: target.py has those of the model that is audited,
-classifiers.py those of SIDE's pseudo-labels and classifiers, extraction.py those of the attacks, evaluation.py those of
-the measure and the report.
-config.py turns them into the ConfigDict that files in configs/ override, and back. Defaults suit small images; each
-config file says what it changes.
+The dataclasses of this package define every field: target.py those of the audited model, classifiers.py those of the
+pseudo-labels and classifiers, extraction.py those of the attacks, and evaluation.py those of metrics and report.
+config.py converts them to the ConfigDict that the files in configs/ override, and back. The defaults suit small images.
 """
 
 import dataclasses
@@ -68,8 +66,8 @@ class Settings:
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "at least 0")
         need = (
-            "where images lie that the model of target.path never saw, while data.path holds only images it was "
-            "trained on: which were which can't be drawn at random for a model that was trained elsewhere"
+            "the location of images that the model in target.path never saw, with data.path holding only images it "
+            "was trained on: a model trained elsewhere allows no random split"
         )
         ok = not self.target.path or bool(self.data.heldout_from)
         check(ok, "data.heldout_from", self.data.heldout_from, need)
@@ -79,10 +77,10 @@ class Settings:
             data.image_size % 2**halvings == 0,
             "data.image_size",
             data.image_size,
-            f"divisible by {2**halvings}, since the U-Net with {halvings + 1} levels halves it {halvings} times",
+            f"divisible by {2**halvings}, since the U-Net of {halvings + 1} levels halves it {halvings} times",
         )
         n_syn = self.synthesize.num_images
-        need = f"at most synthesize.num_images ({n_syn}): a cluster needs an image"
+        need = f"at most synthesize.num_images ({n_syn}): every cluster needs an image"
         check(self.label.num_clusters <= n_syn, "label.num_clusters", self.label.num_clusters, need)
         steps = self.diffusion.num_timesteps
         if self.label.features == "denoiser":
@@ -101,40 +99,38 @@ class Settings:
         check(ok, "train.batch_size", self.train.batch_size, need)
         for attack in self.extract.attacks:
             guide = ATTACKS[attack].classifier
-            need = f"at most data.num_heldout ({data.num_heldout}), which extract.attacks = {attack} clusters"
+            need = f"at most data.num_heldout ({data.num_heldout}), the images that extract.attacks = {attack} clusters"
             ok = not guide or guide.images != "heldout" or self.label.num_clusters <= data.num_heldout
             check(ok, "label.num_clusters", self.label.num_clusters, need)
         counts = {"members": data.num_members, "heldout": data.num_heldout, "synthetic": n_syn}
         for name in self.extract.classifiers:
             section, count = known_classifiers()[name].section, counts[known_classifiers()[name].images]
             size, most = getattr(self, section).batch_size, count - held_back(count)
-            need = f"at most {most}, as {name} learns from {count} images of which a tenth is held back"
+            need = f"at most {most}: {name} learns from {count} images, and a tenth is held back"
             check(size <= most, f"{section}.batch_size", size, need)
         self._check_measure()
 
     @property
     def guided_sampler(self) -> Sampler:
-        """The sampler of guided attacks: `sampler`, with extract.solver and extract.num_steps where these say so."""
+        """The sampler of guided attacks: `sampler`, overridden by extract.solver and extract.num_steps where set."""
         options: dict[str, Any] = {"solver": self.extract.solver, "num_steps": self.extract.num_steps}
         return dataclasses.replace(self.sampler, **{name: value for name, value in options.items() if value})
 
     @property
     def uses_features(self) -> bool:
-        """Whether evaluation compares images in the space of label.features."""
+        """Whether evaluation compares images by label.features."""
         return self.evaluate.distribution or "cosine" in self.evaluate.metrics
 
     def _check_condition(self) -> None:
         labels, data, attacks = self.condition.labels, self.data, self.extract.attacks
-        need = "empty while target.path is set: models that were trained elsewhere are read as unconditional ones alone"
+        need = "empty while target.path is set: only unconditional models can be imported"
         check(not (labels and self.target.path), "condition.labels", labels, need)
-        count, need = (
-            self.condition.num_labels,
-            f"at most data.num_members ({data.num_members}): a label needs a member",
-        )
+        count = self.condition.num_labels
+        need = f"at most data.num_members ({data.num_members}): every label needs a member"
         check(count <= data.num_members, "condition.num_labels", count, need)
         need = (
-            "without conditional_model while condition.labels is empty: set condition.labels and condition.num_labels, "
-            "so that the model is trained with labels"
+            "without conditional_model while condition.labels is empty: set condition.labels and condition.num_labels "
+            "to train the model with labels"
         )
         ok = bool(labels) or not any(ATTACKS[attack].own_labels for attack in attacks)
         check(ok, "extract.attacks", attacks, need)
@@ -142,25 +138,27 @@ class Settings:
     def _check_guidance(self) -> None:
         e, eta = self.extract, self.sampler.eta
         ok = eta == 0 or e.solver in ("", "ddim")
-        check(ok, "extract.solver", e.solver, f"empty or ddim while sampler.eta is {eta:g}: it draws no noise")
+        check(ok, "extract.solver", e.solver, f"empty or ddim while sampler.eta is {eta:g}: this solver draws no noise")
         ok = e.guidance_form == "score" or eta > 0
-        need = f"score while sampler.eta is {eta:g}: the mean forms act in proportion to the variance of the noise"
+        need = f"score while sampler.eta is {eta:g}: the mean forms scale with the variance of the sampling noise"
         check(ok, "extract.guidance_form", e.guidance_form, need)
         if e.guidance_interval:
             low, high = e.guidance_interval
             grid = time_grid(self.diffusion.make(), self.guided_sampler.num_steps, self.sampler.spacing)
-            need = f"one that holds a timestep of the sampler's grid: {', '.join(map(str, grid))}"
+            need = f"an interval that contains a timestep of the sampler: {', '.join(map(str, grid))}"
             ok = bool(((low <= grid) & (grid <= high)).any())
             check(ok, "extract.guidance_interval", e.guidance_interval, need)
 
     def _check_measure(self) -> None:
         e, data = self.evaluate, self.data
-        most = min(data.num_members, data.num_heldout) - (e.normalized_l2_around == "member")  # itself is no neighbour
+        most = min(data.num_members, data.num_heldout) - (
+            e.normalized_l2_around == "member"
+        )  # an image is not its own neighbour
         sides = f"data.num_members ({data.num_members}) and data.num_heldout ({data.num_heldout})"
-        need = f"at most {most}, by {sides}"
+        need = f"at most {most}, given {sides}"
         ok = e.normalized_l2_neighbors <= most
         check(ok, "evaluate.normalized_l2_neighbors", e.normalized_l2_neighbors, need)
-        need = f"a divisor of data.image_size ({data.image_size}), since tiles are of equal size"
+        need = f"a divisor of data.image_size ({data.image_size}), since all tiles have equal size"
         ok = "tiled_l2" not in e.metrics or data.image_size % e.tiled_l2_grid == 0
         check(ok, "evaluate.tiled_l2_grid", e.tiled_l2_grid, need)
         steps = self.diffusion.num_timesteps

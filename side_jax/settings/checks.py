@@ -1,4 +1,4 @@
-"""How settings check themselves: one sentence that names the key, its value and what it must be."""
+"""Checks of settings; an error is one sentence with the key, its value and the requirement."""
 
 from collections.abc import Collection
 from typing import Any
@@ -7,7 +7,7 @@ from side_jax.errors import InputError
 
 
 def check(ok: bool, key: str, value: Any, need: str) -> None:
-    """Raises InputError unless ok."""
+    """Raises InputError unless ok; `need` completes the sentence "it must be ..."."""
     if not ok:
         raise InputError(f"config.{key} is {value!r}, but it must be {need}.")
 

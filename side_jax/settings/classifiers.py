@@ -1,4 +1,4 @@
-"""Settings of SIDE's part one: from synthetic images to pseudo-labels, and the classifiers that learn them."""
+"""Settings of SIDE's first part: synthetic images, their pseudo-labels, and the classifiers."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ ARCHITECTURES = ("resnet", "resnet_bottleneck", "half_unet")
 
 
 def held_back(num_images: int) -> int:
-    """How many of a classifier's images are held back to validate it: a tenth, and at least one."""
+    """The number of a classifier's images that are held back for validation: a tenth, at least one."""
     return max(1, num_images // 10)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthesize:
-    """The unconditional samples that the surrogate learns from."""
+    """The unconditional samples on which the surrogate is trained."""
 
     num_images: int = 2048  # N_syn
 
@@ -26,21 +26,21 @@ class Synthesize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Label:
-    """From synthetic images to pseudo-labels."""
+    """Features of the synthetic images, and their clustering into pseudo-labels."""
 
     features: str = "pixels"  # pixels, denoiser (the target's own activations), sscd or onnx
-    weights: str = ""  # for sscd: the weights that Meta publishes; for onnx: the encoder. A local file
-    weights_sha256: str = ""  # of that file; filled in when a run starts, and a run goes on with the same weights only
-    denoiser_block: str = "mid_block"  # of the target's U-Net: mid_block, down_blocks_<i> or up_blocks_<i>
-    denoiser_timestep: int = 50  # t of the noise that its input gets, 0..T-1
-    encoder_size: int = 288  # height and width to which sscd and onnx get their images; SSCD's README says 288
-    encoder_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet, subtracted from images in [0, 1]
-    encoder_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    weights: str = ""  # local file; sscd: the weights published by Meta; onnx: the encoder
+    weights_sha256: str = ""  # of that file; recorded when a run starts, and must not change afterwards
+    denoiser_block: str = "mid_block"  # block of the target's U-Net: mid_block, down_blocks_<i> or up_blocks_<i>
+    denoiser_timestep: int = 50  # t at which the U-Net's input is noised, 0..T-1
+    encoder_size: int = 288  # height and width of the input of sscd and onnx; SSCD recommends 288
+    encoder_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's; subtracted from images in [0, 1]
+    encoder_std: tuple[float, ...] = (0.229, 0.224, 0.225)  # ImageNet's; divides the difference
     num_clusters: int = 60  # K
-    minibatch_above: int = 20_000  # images; more than that are clustered by mini-batch k-means
+    minibatch_above: int = 20_000  # number of images above which mini-batch k-means is used
     cohesion_threshold: float = 0.5  # tau, a mean cosine similarity
-    min_cluster_size: int = 2  # smaller clusters are rejected: a single image coheres with itself
-    assignment: str = "reassign"  # "reassign" (as the paper prints it) or "drop" the images of rejected clusters
+    min_cluster_size: int = 2  # smaller clusters are rejected: a single image is always cohesive
+    assignment: str = "reassign"  # images of rejected clusters: "reassign" (as in the paper) or "drop"
 
     def __post_init__(self) -> None:
         one_of("label.features", self.features, FEATURES)
@@ -59,17 +59,17 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network of every classifier: SIDE's surrogate, its controls and the conditional baseline alike.
+    """The network of all classifiers: SIDE's surrogate, its controls and the conditional baseline.
 
     ResNet-18 is resnet with stage_sizes (2, 2, 2, 2) and width 64, ResNet-34 resnet with (3, 4, 6, 3), ResNet-50
     resnet_bottleneck with (3, 4, 6, 3).
     """
 
     architecture: str = "resnet"  # resnet (basic blocks), resnet_bottleneck or half_unet (the ADM classifier)
-    stage_sizes: tuple[int, ...] = (1, 1)  # residual blocks of each stage; every stage but the first halves the image
-    width: int = 32  # channels of the first stage; each further stage doubles them
-    stem_stride: int = 1  # of a ResNet's first convolution
-    norm: str = "group"  # of a ResNet: "group", or "batch", whose statistics are frozen outside of training
+    stage_sizes: tuple[int, ...] = (1, 1)  # residual blocks per stage; every stage but the first halves the resolution
+    width: int = 32  # channels of the first stage; doubled at each further stage
+    stem_stride: int = 1  # stride of a ResNet's first convolution
+    norm: str = "group"  # ResNets: "group", or "batch" with frozen statistics outside of training
 
     def __post_init__(self) -> None:
         one_of("classifier.architecture", self.architecture, ARCHITECTURES)
@@ -88,10 +88,10 @@ class Network:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierFit(Fit):
-    """How a classifier is trained; a tenth of its training images is held back to validate it."""
+    """Training of a classifier; a tenth of its images is held back for validation."""
 
     validate_every: int = 500  # steps
-    patience: int = 0  # validations without a lower loss that end training, for the best parameters; 0: go to the end
+    patience: int = 0  # stop after this many validations without a lower loss, keeping the best parameters; 0: never
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,20 +100,20 @@ class ClassifierFit(Fit):
         self._check_is_validated(self.num_steps)
 
     def _check_is_validated(self, steps: int) -> None:
-        need = f"at most the {steps} steps of training, of which config.*.patience wants the best"
+        need = f"at most the {steps} steps of training, so that config.*.patience has a validation to compare"
         ok = self.patience == 0 or self.validate_every <= steps
         check(ok, "*.validate_every", self.validate_every, need)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Surrogate(ClassifierFit):
-    """How SIDE's surrogate and its controls are trained, on noised images."""
+    """Training of SIDE's surrogate and its controls, on noised images."""
 
-    timesteps: str = "uniform"  # or "importance": in proportion to sigma_t, weighted for the same expected loss
-    objective: str = "cross_entropy"  # or "tdkd": a teacher of clean images, distilled; num_steps is the sum of both
-    teacher_steps: int = 1000  # of num_steps, for the teacher
-    teacher_path: str = ""  # for tdkd: a local ONNX classifier as the teacher, in place of one trained on pseudo-labels
-    teacher_sha256: str = ""  # of that file; filled in when a run starts
+    timesteps: str = "uniform"  # or "importance": proportional to sigma_t, weighted to keep the expected loss
+    objective: str = "cross_entropy"  # or "tdkd": distils a teacher trained on clean images; num_steps covers both
+    teacher_steps: int = 1000  # part of num_steps that trains the teacher
+    teacher_path: str = ""  # tdkd: a local ONNX classifier that replaces the teacher trained on pseudo-labels
+    teacher_sha256: str = ""  # of that file; recorded when a run starts
     distillation_temperature: float = 2.0
 
     def __post_init__(self) -> None:
@@ -131,6 +131,6 @@ class Surrogate(ClassifierFit):
         self._check_is_validated(self.num_steps - (self.teacher_steps if trains else 0))
 
     def part(self, num_steps: int) -> Fit:
-        """How the teacher, or the student, is trained: by some of the steps."""
+        """The training settings of the teacher or the student, with its part of the steps."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Fit)}
         return Fit(**(values | {"num_steps": num_steps}))

@@ -1,4 +1,4 @@
-"""Settings of the measure: what counts as a match, which evidence stands beside it, and how the report shows it."""
+"""Settings of the evaluation and the report: metrics, thresholds, further scores, and presentation."""
 
 import dataclasses
 
@@ -11,29 +11,29 @@ DEFAULT_METRICS = ("normalized_l2", "rmse", "distance_ratio")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """What counts as a match. Thresholds are set before a run, never after looking at its results."""
+    """Metrics and thresholds of a match. Set thresholds before a run, never after seeing its results."""
 
-    metrics: tuple[str, ...] = DEFAULT_METRICS  # the first is the headline of the report
+    metrics: tuple[str, ...] = DEFAULT_METRICS  # the first one is the headline of the report
     normalized_l2_below: float = 0.8
-    normalized_l2_neighbors: int = 10  # n of Carlini et al.; they use 50 for a training set of 50,000
+    normalized_l2_neighbors: int = 10  # n of Carlini et al. 2023, who use 50 for 50,000 training images
     normalized_l2_alpha: float = 0.5
-    normalized_l2_around: str = "generated"  # or "member": whose neighbours are the yardstick
+    normalized_l2_around: str = "generated"  # or "member": the image whose neighbours normalise the distance
     rmse_below: float = 0.15  # for images in [-1, 1]
-    tiled_l2_below: float = 0.3  # the same images; Carlini et al.: 0.15 for images in [0, 1]
+    tiled_l2_below: float = 0.3  # for images in [-1, 1]; Carlini et al. 2023: 0.15 for images in [0, 1]
     tiled_l2_grid: int = 4  # tiles in each direction
-    cosine_above: float = 0.6  # of the features that label.features names; the paper's "high" band for SSCD
-    band_factors: tuple[float, ...] = (1.25, 1.5)  # the bands "mid" and "low" end at the threshold times these
-    confidence: float = 0.95
-    false_match_rate: float = 0.02  # of the thresholds that are calibrated on half of the held-out images
-    distribution: bool = True  # also AuthPct, C_T, the FLD gap and Frechet distances, in the space of label.features
-    membership: bool = True  # also membership evidence of the DPM on each member and held-out image
-    membership_timestep: int = 0  # of the denoising loss, SecMI and PIA; 0: a tenth of diffusion.num_timesteps
-    divergence: bool = True  # also the memorisation divergence around members and held-out images, by the model itself
-    # Its noise, for images in [-1, 1]: as near as data.near_duplicate_rmse takes two images for one, by its default.
+    cosine_above: float = 0.6  # cosine similarity of label.features; the "high" band of Chen et al. 2024 for SSCD
+    band_factors: tuple[float, ...] = (1.25, 1.5)  # the bands "mid" and "low" end at the threshold times these factors
+    confidence: float = 0.95  # level of all intervals
+    false_match_rate: float = 0.02  # of the thresholds calibrated on half of the held-out images
+    distribution: bool = True  # compute AuthPct, C_T, the FLD gap and Frechet distances on label.features
+    membership: bool = True  # compute membership scores of every member and held-out image
+    membership_timestep: int = 0  # for the denoising loss, SecMI and PIA; 0: a tenth of diffusion.num_timesteps
+    divergence: bool = True  # compute the memorisation divergence around members and held-out images
+    # Standard deviation of its noise, for images in [-1, 1]; equals the default of data.near_duplicate_rmse.
     divergence_epsilon: float = 0.05
-    divergence_draws: int = 64  # points on each side whose likelihood is computed, some 150 calls of the network each
-    controls: bool = True  # also the sensitivity of every metric to distorted copies of members
-    control_images: int = 256  # members that are copied for it, at most
+    divergence_draws: int = 64  # points per side whose likelihood is computed, about 150 network calls each
+    controls: bool = True  # compute the sensitivity of every metric to distorted copies of members
+    control_images: int = 256  # maximal number of members copied for it
 
     def __post_init__(self) -> None:
         check(len(self.metrics) >= 1, "evaluate.metrics", self.metrics, f"one or more of {', '.join(METRICS)}")
@@ -62,10 +62,10 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """How the report shows what was found; none of it changes a figure."""
+    """Presentation of the report; changes no number."""
 
-    private: bool = False  # blur every picture and name no file: for images of patients, say
-    pairs: int = 1000  # shown in the gallery at most, the closest ones
+    private: bool = False  # blur every picture and name no file, for confidential images
+    pairs: int = 1000  # maximal number of pairs in the gallery; the closest are shown
 
     def __post_init__(self) -> None:
         check(0 <= self.pairs <= 1000, "report.pairs", self.pairs, "between 0 and 1000, so that the page stays small")

@@ -1,4 +1,4 @@
-"""Settings of the attacks: the sampler, and which attacks."""
+"""Settings of the sampler and of the attacks."""
 
 import dataclasses
 
@@ -11,17 +11,15 @@ from side_jax.settings.checks import check, one_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How every attack walks from noise to images."""
+    """The sampler of synthetic images and of every attack."""
 
-    solver: str = "ddim"  # or "dpmpp_2m", DPM-Solver++ of second order
+    solver: str = "ddim"  # or "dpmpp_2m": DPM-Solver++, second order, multistep
     num_steps: int = 20
     eta: float = 0.0  # 0 is DDIM, 1 is DDPM
-    variance: str = "small"  # of the noise where eta > 0: "small" or "large", as diffusers' fixed_small, fixed_large
-    spacing: str = "trailing"  # of the time grid: diffusers' names, and "log_snr"
-    batch_size: int = 64  # images sampled together, over all local devices
-    loop: str = (
-        "auto"  # "scan" compiles the whole trajectory, "dispatch" one step; auto: scan, but dispatch for guided CPU
-    )
+    variance: str = "small"  # of the noise if eta > 0: "small" or "large", diffusers' fixed_small and fixed_large
+    spacing: str = "trailing"  # of the time grid: a name of diffusers, or "log_snr"
+    batch_size: int = 64  # images per batch, over all local devices of a process
+    loop: str = "auto"  # compile the trajectory ("scan") or a step ("dispatch", auto's choice for guidance on CPU)
 
     def __post_init__(self) -> None:
         check(self.num_steps >= 1, "sampler.num_steps", self.num_steps, "at least 1")
@@ -37,17 +35,17 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extract:
-    """The attacks, all with the same N_G and the same starting noise."""
+    """The attacks, all with the same number of images and the same initial noise."""
 
-    num_images: int = 1024  # N_G for each attack and guidance scale
-    solver: str = ""  # of the guided attacks; empty: sampler.solver, as the unguided one and synthetic images have
-    num_steps: int = 0  # of the guided attacks; 0: sampler.num_steps
+    num_images: int = 1024  # N_G, images per attack and guidance scale
+    solver: str = ""  # of guided attacks; empty: sampler.solver, which unguided sampling always uses
+    num_steps: int = 0  # of guided attacks; 0: sampler.num_steps
     attacks: tuple[str, ...] = tuple(name for name, attack in ATTACKS.items() if attack.default)
-    guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for the guided attacks
-    temperature_scaling: bool = False  # guide by probabilities that were calibrated on the held-back images
-    guidance_form: str = "score"  # or "mean", "mean_at_mean" (these with sampler.eta > 0), see diffusion/guidance.py
-    guidance_interval: tuple[int, ...] = ()  # (t_low, t_high), the timesteps at which guidance acts; empty: at all
-    normalize_gradient: bool = False  # to a root mean square of 1 for each image
+    guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for guided attacks
+    temperature_scaling: bool = False  # calibrate the guiding probabilities on the held-back images
+    guidance_form: str = "score"  # or, with sampler.eta > 0, "mean" or "mean_at_mean"; see diffusion/guidance.py
+    guidance_interval: tuple[int, ...] = ()  # (t_low, t_high), the guided timesteps; empty: all
+    normalize_gradient: bool = False  # scale each image's gradient to a root mean square of 1
 
     def __post_init__(self) -> None:
         if self.solver:
@@ -78,7 +76,7 @@ class Extract:
 
     @property
     def sources(self) -> set[str]:
-        """The images that classifiers learn from: members (with their own labels), heldout or synthetic."""
+        """The sources of the classifiers' images: members (with their own labels), heldout or synthetic."""
         return {known_classifiers()[name].images for name in self.classifiers}
 
     @property
@@ -88,7 +86,7 @@ class Extract:
 
     @property
     def clusters_images(self) -> bool:
-        """Whether features are extracted, of synthetic or of held-out images."""
+        """Whether synthetic or held-out images are clustered by their features."""
         return not {"synthetic", "heldout"}.isdisjoint(self.sources)
 
     @property
@@ -97,7 +95,7 @@ class Extract:
         return "members" in self.sources
 
     def runs(self) -> list["Run"]:
-        """Every attack at every guidance scale; unguided sampling is one run."""
+        """One run for every attack and guidance scale; unguided sampling is a single run."""
         runs: list[Run] = []
         for attack in ATTACKS:
             if attack in self.attacks:

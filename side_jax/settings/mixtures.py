@@ -1,4 +1,4 @@
-"""Settings of the theorem in closed form: the law, the sets that are drawn of it, and how often."""
+"""Settings of the closed-form check of Theorem 1 (Chen et al. 2024) on Gaussian mixtures."""
 
 import dataclasses
 import itertools
@@ -10,46 +10,52 @@ from side_jax.settings.checks import check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Theory:
-    """A law p = sum_i w_i N(mu_i, s_i^2 I), and data sets of it. See memorization/theorem.py for the equations."""
+    """A mixture p = sum_i w_i N(mu_i, s_i^2 I) and data sets drawn from it; see memorization/theory/theorem.py."""
 
     name: str = "theory"  # shown in the figure
-    seed: int = 0  # of the means, the sets and the draws
-    dimensions: int = 2  # of an image: 1 or 2, for the limit is an integral by quadrature
+    seed: int = 0  # of the means, the data sets and the draws
+    dimensions: int = 2  # of an image: 1 or 2, since the limit is computed by quadrature
     labels: int = 4  # K
-    separation: float = 2.0  # standard deviation of the means mu_i in each dimension; 0: all are at the origin
+    separation: float = 2.0  # standard deviation of the means mu_i in each dimension; 0: all at the origin
     spreads: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # s_i of each label
-    weights: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # w_i, each label's share of D
-    sizes: tuple[int, ...] = (30, 100, 300, 1000, 3000)  # |D_i|, on average over labels: D has labels times as many
-    epsilons: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)  # of the divergence, descending to its limit
-    bandwidth: float = 0.001  # of the models that have memorised; far below the spacing of the images for -log K
-    num_samples: int = 10_000  # draws of q_eps for each part and epsilon
-    repeats: int = 20  # data sets; errors are of the mean over these
+    weights: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # w_i, each label's fraction of D
+    sizes: tuple[int, ...] = (
+        30,
+        100,
+        300,
+        1000,
+        3000,
+    )  # mean of |D_i| over labels; D has `labels` times as many images
+    epsilons: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)  # of the divergence, in descending order
+    bandwidth: float = 0.001  # of the memorising models; far below the distance between images gives -log K
+    num_samples: int = 10_000  # draws of q_eps per part and epsilon
+    repeats: int = 20  # number of data sets; standard errors are over them
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "at least 0")
-        need = "1 or 2, since the limit is an integral over a grid"
+        need = "1 or 2, since the limit is computed by quadrature on a grid"
         check(self.dimensions in (1, 2), "dimensions", self.dimensions, need)
         check(2 <= self.labels <= 20, "labels", self.labels, "between 2 and 20")
         check(0 <= self.separation <= 100, "separation", self.separation, "between 0 and 100")
         for name in ("spreads", "weights"):
-            values, need = getattr(self, name), f"{self.labels} numbers above 0, one for each of labels"
+            values, need = getattr(self, name), f"{self.labels} numbers above 0, one per label"
             check(len(values) == self.labels and min(values) > 0, name, values, need)
-        check(math.isclose(sum(self.weights), 1, abs_tol=1e-6), "weights", self.weights, "numbers of sum 1")
+        check(math.isclose(sum(self.weights), 1, abs_tol=1e-6), "weights", self.weights, "numbers that sum to 1")
         least = 2 / (self.labels * min(self.weights))
         ok = len(self.sizes) >= 1 and all(a < b for a, b in itertools.pairwise(self.sizes))
-        check(ok and self.sizes[0] >= least, "sizes", self.sizes, f"ascending, from {math.ceil(least)} images")
-        need = f"at most 1,000,000 images in all for {self.labels} labels: all pairs are compared"
+        check(ok and self.sizes[0] >= least, "sizes", self.sizes, f"ascending and at least {math.ceil(least)} images")
+        need = f"at most 1,000,000 images in total for {self.labels} labels, since all pairs are compared"
         check(self.sizes[-1] * self.labels <= 1_000_000, "sizes", self.sizes, need)
         ok = len(self.epsilons) >= 1 and all(a > b for a, b in itertools.pairwise(self.epsilons))
         check(ok, "epsilons", self.epsilons, "one or more numbers, descending")
         widest, narrowest = math.hypot(max(self.spreads), self.epsilons[0]), min(self.spreads)
         need = (
-            f"such that with noise of epsilons[0] ({self.epsilons[0]:g}) the widest is at most {FINEST} times as wide "
+            f"such that the widest with noise of epsilons[0] ({self.epsilons[0]:g}) is at most {FINEST} times as wide "
         )
         ok = widest <= FINEST * narrowest
-        check(ok, "spreads", self.spreads, need + "as the narrowest alone: the quadrature sees nothing finer")
+        check(ok, "spreads", self.spreads, need + "as the narrowest without noise, the resolution of the quadrature")
         least = 1e-4 * (self.separation + max(self.spreads))
-        need = f"at least {least:.3g}, a ten-thousandth of separation and spreads: float32 holds no finer noise"
+        need = f"at least {least:.3g}, a ten-thousandth of separation and spreads, the resolution of float32"
         check(self.epsilons[-1] >= least, "epsilons", self.epsilons, need)
         check(self.bandwidth >= least, "bandwidth", self.bandwidth, need)
         for name in ("num_samples", "repeats"):

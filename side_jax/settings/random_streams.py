@@ -1,6 +1,6 @@
-"""Named random streams: every purpose has a seed of its own, derived from config.seed and a number written down here.
+"""Named random streams: each has its own seed, derived from config.seed and a fixed number.
 
-The number belongs to the name, not to its place, so a new stream takes a number that no other has and moves no image.
+A new stream takes an unused number, so that it changes no existing image.
 """
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from side_jax.attacks.table import known_classifiers
 from side_jax.settings import Settings
 
-# The classifiers' numbers (4, 5, 9 to 12) are in attacks/table.py, each beside its classifier.
+# The classifiers' numbers (4, 5, 9 to 12) are in attacks/table.py.
 STREAMS = {
     "train": 1,
     "synthesize": 2,
@@ -32,21 +32,21 @@ STREAMS = {
 
 
 def streams() -> dict[str, int]:
-    """The number of every stream, by its name.
+    """The number of every stream, by name.
 
     Raises:
-      ValueError: if two streams have one number.
+      ValueError: if two streams have the same number.
     """
-    found = STREAMS | {f"surrogate/{one.name}": one.stream for one in known_classifiers().values()}
+    numbers = STREAMS | {f"surrogate/{one.name}": one.stream for one in known_classifiers().values()}
     names: dict[int, str] = {}
-    for name, number in found.items():
+    for name, number in numbers.items():
         if names.setdefault(number, name) != name:
             raise ValueError(f"the random streams {names[number]!r} and {name!r} have the same number, {number}")
-    return found
+    return numbers
 
 
 def stream_seed(settings: Settings, name: str) -> int:
-    """The seed of a stream.
+    """The integer seed of a stream.
 
     Raises:
       KeyError: if no stream has that name.
@@ -55,5 +55,5 @@ def stream_seed(settings: Settings, name: str) -> int:
 
 
 def stream_key(settings: Settings, name: str) -> jax.Array:
-    """The typed key from which a stream's per-sample keys are folded."""
+    """The typed base key of a stream, into which sample indices are folded."""
     return jax.random.key(stream_seed(settings, name))

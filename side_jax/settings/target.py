@@ -1,4 +1,4 @@
-"""Settings of the target: its data, diffusion and network, its labels, how it is trained and watched, or its origin."""
+"""Settings of the target model: data, diffusion, network, labels, training, monitor, or an imported checkpoint."""
 
 import dataclasses
 
@@ -14,26 +14,26 @@ LABELS = ("true", "random", "single", "file")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where images come from, and how they are split."""
+    """The images, and their split into members and held-out images."""
 
     name: str = "digits"  # one of DATASETS
-    path: str = ""  # for name="folder": the folder of images; for name="npz": the file
-    tfds_name: str = ""  # for name="tfds": the dataset, such as "celeb_a", "cifar10" or "imagenette/full-size"
-    data_dir: str = ""  # where TFDS keeps prepared datasets; "" is its default
-    # Where held-out images come from: another folder or NPZ, or for TFDS another split, such as "test"; members are
-    # then drawn from path alone. "": both sides are drawn from path. A model trained elsewhere needs it: only its owner
-    # knows what it saw.
+    path: str = ""  # name="folder": the folder of images; name="npz": the file
+    tfds_name: str = ""  # name="tfds": the dataset, such as "celeb_a", "cifar10" or "imagenette/full-size"
+    data_dir: str = ""  # the folder of prepared TFDS datasets; "": TFDS's default
+    # Source of the held-out images: another folder or NPZ, or for TFDS another split, such as "test"; members are then
+    # drawn from path alone. "": both sides are drawn from path. Required for a model trained elsewhere, since only its
+    # owner knows its training images.
     heldout_from: str = ""
-    image_size: int = 8  # height and width after a centre crop and an area resize; digits are 8
+    image_size: int = 8  # height and width after centre crop and area resize; digits are 8
     channels: int = 1  # 1 or 3
     num_members: int = 200  # training images
-    num_heldout: int = 200  # images the model never sees: as many are the control, all calibrate thresholds
-    split_by: str = "image"  # "image", or "identity": no label (person, patient) has images on both sides
-    min_per_label: int = 1  # labels with fewer images are left out; CelebA-HQ-FI keeps identities of 15 and more
-    near_duplicate_rmse: float = 0.05  # held-out images so near to a member, in [-1, 1], are moved out; 0: exact only
-    max_corrupt: int = 10  # unreadable images that are named and skipped; one more is an error
-    storage: str = "auto"  # "memory" (uint8), "stream" (read and decoded for each batch), or whichever fits
-    memory_limit_mb: int = 4096  # up to which "auto" keeps the images in memory
+    num_heldout: int = 200  # images the model never sees; num_members are the control, all calibrate thresholds
+    split_by: str = "image"  # "image", or "identity": no label (person, patient) is on both sides
+    min_per_label: int = 1  # labels with fewer images are excluded; CelebA-HQ-FI keeps those with 15 or more
+    near_duplicate_rmse: float = 0.05  # held-out images this close to a member, in [-1, 1], are excluded; 0: exact only
+    max_corrupt: int = 10  # number of unreadable images that are skipped with a warning; more are an error
+    storage: str = "auto"  # "memory" (uint8), "stream" (decode for each batch), or "auto": memory if it fits
+    memory_limit_mb: int = 4096  # limit of "auto" for images in memory
 
     def __post_init__(self) -> None:
         one_of("data.name", self.name, DATASETS)
@@ -41,7 +41,12 @@ class Data:
         needs_path = self.name in ("folder", "npz")
         check(not needs_path or bool(self.path), "data.path", self.path, f"the path of the {self.name} to read")
         ok = not self.heldout_from or self.name in ("folder", "npz", "tfds")
-        check(ok, "data.heldout_from", self.heldout_from, "empty for data.name = digits or faces, which have one part")
+        check(
+            ok,
+            "data.heldout_from",
+            self.heldout_from,
+            "empty for data.name = digits or faces, which have a single part",
+        )
         check(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
         check(self.channels in (1, 3), "data.channels", self.channels, "1 (grey) or 3 (colour)")
         check(self.num_members >= 2, "data.num_members", self.num_members, "at least 2")
@@ -49,7 +54,7 @@ class Data:
             self.num_heldout >= self.num_members,
             "data.num_heldout",
             self.num_heldout,
-            f"at least data.num_members ({self.num_members}), so that matches with members and held-out images compare",
+            f"at least data.num_members ({self.num_members}), so that the control has as many images",
         )
         one_of("data.split_by", self.split_by, ("image", "identity"))
         check(self.min_per_label >= 1, "data.min_per_label", self.min_per_label, "at least 1")
@@ -62,13 +67,13 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """The noise schedule, and what the network predicts."""
+    """The noise schedule, and the prediction type of the network."""
 
     schedule: str = "linear"  # linear, scaled_linear or cosine
     num_timesteps: int = 1000  # T
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    trained_betas: tuple[float, ...] = ()  # T betas that replace the schedule; foreign checkpoints may have them
+    trained_betas: tuple[float, ...] = ()  # T betas that replace the schedule, from an imported checkpoint
     prediction_type: str = "epsilon"  # epsilon, x0 or v
 
     def __post_init__(self) -> None:
@@ -92,27 +97,27 @@ class Diffusion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """The U-Net, with the names that diffusers' UNet2DModel gives its options; see models/unet.py."""
+    """The U-Net, with the option names of diffusers' UNet2DModel; see models/unet.py."""
 
-    block_out_channels: tuple[int, ...] = (32, 64)  # for each resolution; every level but the last halves it
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")  # "AttnDownBlock2D" attends
-    up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")  # coarsest first; "AttnUpBlock2D" attends
+    block_out_channels: tuple[int, ...] = (32, 64)  # per level; every level but the last halves the resolution
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")  # "AttnDownBlock2D" has attention
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")  # coarsest first; "AttnUpBlock2D" has attention
     layers_per_block: int = 1
-    attention_head_dim: int = 8  # channels of one head; 0: one head over all channels (null in diffusers)
+    attention_head_dim: int = 8  # channels per head; 0: a single head (null in diffusers)
     norm_num_groups: int = 8
-    attn_norm_num_groups: int = 0  # of the middle attention's norm; 0: as diffusers' null
+    attn_norm_num_groups: int = 0  # groups of the norm of the middle attention; 0: null in diffusers
     norm_eps: float = 1e-5
     dropout: float = 0.0
-    add_attention: bool = True  # in the middle
+    add_attention: bool = True  # attention in the middle block
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
     time_embedding_dim: int = 0  # 0: four times block_out_channels[0]
-    downsample_padding: int = 1  # 0 pads below and to the right only, as the original DDPM does
+    downsample_padding: int = 1  # 0 pads only at the bottom and right, as the original DDPM
     mid_block_scale_factor: float = 1.0
     resnet_time_scale_shift: str = "default"  # or "scale_shift"
     center_input_sample: bool = False
-    dtype: str = "float32"  # of the computation; "bfloat16" halves memory on accelerators. Parameters stay float32
-    remat: bool = False  # recompute blocks in the backward pass: a third more time, far less memory (256x256)
+    dtype: str = "float32"  # or "bfloat16", which halves the memory of activations; parameters stay float32
+    remat: bool = False  # recompute blocks in the backward pass: a third more time, far less memory
 
     def __post_init__(self) -> None:
         channels, levels = self.block_out_channels, len(self.block_out_channels)
@@ -126,22 +131,23 @@ class Model:
         check(self.layers_per_block >= 1, "model.layers_per_block", self.layers_per_block, "at least 1")
         groups, head = self.norm_num_groups, self.attention_head_dim
         check(groups >= 1, "model.norm_num_groups", groups, "at least 1")
-        need = f"made of multiples of model.norm_num_groups ({groups})"
+        need = f"multiples of model.norm_num_groups ({groups})"
         check(all(c > 0 and c % groups == 0 for c in channels), "model.block_out_channels", channels, need)
         attend = {c for c, kind in zip(channels, self.down_block_types, strict=True) if kind.startswith("Attn")}
         attend |= {c for c, kind in zip(channels[::-1], self.up_block_types, strict=True) if kind.startswith("Attn")}
         attend |= {channels[-1]} if self.add_attention else set()
         ok = head >= 0 and all(c % (head or c) == 0 for c in attend)
-        need = f"0, or a divisor of the channels of every level that attends ({', '.join(map(str, sorted(attend)))})"
+        need = f"0, or a divisor of the channels of every level with attention ({', '.join(map(str, sorted(attend)))})"
         check(ok, "model.attention_head_dim", head, need)
-        own = self.attn_norm_num_groups
+        attention_groups = self.attn_norm_num_groups
         need = f"0, or a divisor of the last of model.block_out_channels ({channels[-1]})"
-        check(own >= 0 and channels[-1] % (own or 1) == 0, "model.attn_norm_num_groups", own, need)
+        ok = attention_groups >= 0 and channels[-1] % (attention_groups or 1) == 0
+        check(ok, "model.attn_norm_num_groups", attention_groups, need)
         for name in ("norm_eps", "mid_block_scale_factor"):
             check(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "above 0")
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0 and below 1")
         half = channels[0] // 2
-        check(channels[0] % 2 == 0, "model.block_out_channels", channels, "even in its first entry")
+        check(channels[0] % 2 == 0, "model.block_out_channels", channels, "even in the first entry")
         check(self.freq_shift < half, "model.freq_shift", self.freq_shift, f"below {half}, half the first channels")
         check(self.time_embedding_dim >= 0, "model.time_embedding_dim", self.time_embedding_dim, "at least 0")
         check(self.downsample_padding in (0, 1), "model.downsample_padding", self.downsample_padding, "0 or 1")
@@ -151,15 +157,15 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition:
-    """Labels that the DPM is trained with, for classifier-free guidance (Ho and Salimans 2022)."""
+    """Labels for training the DPM with classifier-free guidance (Ho and Salimans 2022)."""
 
-    # "": none, the model is unconditional. "true": the members' own. "random": balanced groups of members, drawn once
-    # from the seed. "single": one that all members share, which tells nothing. "file": those of path.
+    # "": none, the model is unconditional. "true": the members' own labels. "random": balanced groups of members, drawn
+    # once from the seed. "single": one label for all members, which carries no information. "file": the labels in path.
     labels: str = ""
-    num_labels: int = 0  # how many: 0 without labels, 1 for "single", else at least 2
-    path: str = ""  # for labels="file": an NPZ of `id`, int64 [n], as in train/split.json, and `label`, int32 [n]
-    sha256: str = ""  # of that file; filled in when it is first read, so that a changed file is noticed
-    dropout: float = 0.1  # share of training images shown without their label: guidance needs that prediction too
+    num_labels: int = 0  # 0 without labels, 1 for "single", otherwise at least 2
+    path: str = ""  # labels="file": an NPZ with `id`, int64 [n], as in train/split.json, and `label`, int32 [n]
+    sha256: str = ""  # of that file; recorded at first use, and must not change afterwards
+    dropout: float = 0.1  # fraction of training images without label, which train the unconditional prediction
 
     def __post_init__(self) -> None:
         labels, count = self.labels, self.num_labels
@@ -167,7 +173,7 @@ class Condition:
         check(labels in ("", *LABELS), "condition.labels", labels, need)
         ok, need = {
             "": (count == 0, "0 while condition.labels is empty: an unconditional model has no labels"),
-            "single": (count == 1, "1 with condition.labels = single, the one label that all members share"),
+            "single": (count == 1, "1 with condition.labels = single, the label that all members share"),
         }.get(labels, (count >= 2, f"at least 2 with condition.labels = {labels}"))
         check(ok, "condition.num_labels", count, need)
         if labels == "file":
@@ -176,25 +182,25 @@ class Condition:
             )
         else:
             check(not self.path, "condition.path", self.path, "empty unless condition.labels is file")
-        need = "above 0 (the prediction without a label must be learned too) and below 1"
+        need = "above 0 (guidance needs the prediction without a label too) and below 1"
         check(0 < self.dropout < 1, "condition.dropout", self.dropout, need)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How one network is trained; used for the DPM and for both classifiers."""
+    """Training of one network, the DPM or a classifier."""
 
     num_steps: int = 1000
     batch_size: int = 64
-    accumulate: int = 1  # parts that a batch is cut into, one after the other, to fit the memory; same gradient
+    accumulate: int = 1  # sequential parts of a batch, to save memory; the gradient is the same
     learning_rate: float = 1e-3
-    warmup_steps: int = 0  # linear from 0
-    decay: str = "constant"  # of the learning rate after the warm-up: constant, or linear or cosine down to 0
-    weight_decay: float = 0.0  # AdamW
-    gradient_clip: float = 1.0  # of the global norm
-    ema_decay: float = 0.998  # warmed up, see training.ema_decay
+    warmup_steps: int = 0  # linear warm-up from 0
+    decay: str = "constant"  # of the learning rate after the warm-up: constant, linear to 0, or cosine to 0
+    weight_decay: float = 0.0  # of AdamW
+    gradient_clip: float = 1.0  # maximal global norm of the gradient
+    ema_decay: float = 0.998  # warmed up, see training/trainer.py
     log_every: int = 100  # steps
-    checkpoint_every: int = 500  # steps; a kill loses at most so many
+    checkpoint_every: int = 500  # steps; a kill loses at most this many
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
@@ -205,7 +211,7 @@ class Fit:
             check(getattr(self, name) > 0, f"*.{name}", getattr(self, name), "above 0")
         for name in ("warmup_steps", "weight_decay"):
             check(getattr(self, name) >= 0, f"*.{name}", getattr(self, name), "at least 0")
-        need = f"below num_steps ({self.num_steps}), which the warm-up is part of"
+        need = f"below num_steps ({self.num_steps}), which include the warm-up"
         check(self.warmup_steps < self.num_steps, "*.warmup_steps", self.warmup_steps, need)
         one_of("*.decay", self.decay, ("constant", "linear", "cosine"))
         check(0 <= self.ema_decay < 1, "*.ema_decay", self.ema_decay, "at least 0 and below 1")
@@ -213,32 +219,37 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Fit):
-    """How the DPM is trained."""
+    """Training of the DPM."""
 
-    # Off, since a mirrored twin of every image halves what can be extracted: the model memorises either less often,
-    # and what comes out mirrored is not found by pixel distances.
+    # Off by default, since flips about halve the extraction: the model memorises each orientation less, and pixel
+    # distances miss mirrored copies.
     horizontal_flip: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Monitor:
-    """Watching for memorisation while the DPM is trained: its own samples against members and held-out images."""
+    """The memorisation monitor: compares samples with members and held-out images during training."""
 
     every_steps: int = 0  # 0: never
-    num_samples: int = 256  # drawn each time, from the same noise
-    stop_at_rate: float = 0.0  # end training once so large a share of samples has d1/d2 < 1/3; 0: never
+    num_samples: int = 256  # per measurement, always from the same noise
+    stop_at_rate: float = 0.0  # stop training once this fraction of samples has d1/d2 < 1/3; 0: never
 
     def __post_init__(self) -> None:
         check(self.every_steps >= 0, "monitor.every_steps", self.every_steps, "at least 0 (0: no monitor)")
         check(self.num_samples >= 1, "monitor.num_samples", self.num_samples, "at least 1")
         check(0 <= self.stop_at_rate <= 1, "monitor.stop_at_rate", self.stop_at_rate, "between 0 (never) and 1")
         ok = self.every_steps > 0 or self.stop_at_rate == 0
-        check(ok, "monitor.stop_at_rate", self.stop_at_rate, "0 as long as monitor.every_steps is 0: nothing watches")
+        check(
+            ok,
+            "monitor.stop_at_rate",
+            self.stop_at_rate,
+            "0 while monitor.every_steps is 0, which disables the monitor",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """A foreign checkpoint to audit in place of a DPM trained here."""
+    """An imported checkpoint to audit instead of training a DPM."""
 
-    path: str = ""  # a local folder of diffusers; its config replaces the sections model and diffusion
-    sha256: str = ""  # of its weights; filled in when they are first read, so that a changed file is noticed
+    path: str = ""  # a local diffusers folder, whose config replaces the sections model and diffusion
+    sha256: str = ""  # of its weights; recorded at first use, and must not change afterwards

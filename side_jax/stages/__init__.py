@@ -1,1 +1,1 @@
-"""The seven stages; each has run(config, workdir), and reads only what earlier stages wrote."""
+"""The stages, one module each with run(settings, workdir); a stage reads only the outputs of earlier ones."""

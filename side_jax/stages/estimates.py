@@ -1,4 +1,4 @@
-"""What is left of a unit of work: device-seconds from timed steps, and bytes on disk."""
+"""Estimates the remaining cost of a unit of work: device-seconds from timed steps, and bytes on disk."""
 
 import dataclasses
 import math
@@ -14,14 +14,20 @@ from side_jax.settings import Fit, Settings
 from side_jax.workdir import checkpoint
 from side_jax.workdir.work_units import Unit
 
-# Bytes for each parameter of a network in training: two checkpoints are kept and one is being written, each of float32
-# parameters, two Adam moments and the average.
+# Bytes on disk per trained parameter: two kept checkpoints and one being written, each with float32 parameters, two
+# Adam moments and the average.
 _TRAINED = 3 * 4 * 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What is left of a unit, in words; its device-seconds; the bytes of its images, uncompressed."""
+    """The remaining cost of a unit.
+
+    Attributes:
+      left: the remaining work, as text.
+      seconds: device-seconds.
+      size: uncompressed bytes of its images.
+    """
 
     left: str
     seconds: float
@@ -29,7 +35,7 @@ class Cost:
 
 
 class Clock(Protocol):
-    """Device-seconds of one step of each kind, timed on this machine."""
+    """Times one step of each kind on this machine, in device-seconds."""
 
     def train_step(self) -> float:
         """One step of training the target model."""
@@ -42,27 +48,27 @@ class Clock(Protocol):
 
 
 def training(work: Unit, fit: Fit, step: Callable[[Clock], float], clock: Clock, *, imported: bool = False) -> Cost:
-    """The cost of training a network that has a unit of its own.
+    """The remaining cost of a unit that trains a network.
 
     Args:
       work: the unit.
-      fit: how it is trained.
-      step: the device-seconds of one step.
-      clock: times it.
-      imported: whether the network was trained elsewhere.
+      fit: the training settings.
+      step: maps the clock to the device-seconds of one step.
+      clock: times steps.
+      imported: whether the network is imported instead of trained.
     """
     if work.done():
         return Cost(left="done", seconds=0.0)
     if imported:
-        return Cost(left="takes the model of target.path", seconds=0.0)
+        return Cost(left="imports the model of target.path", seconds=0.0)
     done = checkpoint.latest_step(checkpoint.checkpoint_directory(work.workdir, work.name)) or 0
     left = max(fit.num_steps - (done if work.begun() else 0), 0)
     return Cost(left=f"{left:,} of {fit.num_steps:,} steps", seconds=left * step(clock))
 
 
 def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], attack: Attack | None, clock: Clock) -> Cost:
-    """The cost of the shards that are missing or damaged; of plain sampling where the attack is None or unguided."""
-    usable = work.begun()  # what was made with other settings is made again
+    """The cost of sampling the missing or damaged shards; unguided if the attack is None or unguided."""
+    usable = work.begun()  # files of other settings do not count
     todo = [part for part in parts if not (usable and part.intact(thorough=False))]
     images = sum(len(part.index) for part in todo)
     if not todo:
@@ -79,54 +85,54 @@ def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], attack: 
 
 
 def image_bytes(settings: Settings, work: Unit, parts: list[shards.Shard]) -> int:
-    """Bytes of the images yet to be written, at worst uncompressed."""
-    begun = work.begun()  # what was made with other settings is made again
+    """Upper bound of the bytes of images yet to be written: their uncompressed size."""
+    begun = work.begun()  # files of other settings do not count
     count = sum(len(part.index) for part in parts if not (begun and part.path.exists()))
     return count * math.prod(builders.image_shape(settings))
 
 
 def target_bytes(settings: Settings, work: Unit) -> int:
-    """Bytes of the target's checkpoints, less what is there of them."""
+    """Bytes of the target's checkpoints yet to be written."""
     if work.done():
         return 0
-    held = _size(work, checkpoint.checkpoint_directory(work.workdir, work.name))
-    return max(_TRAINED * builders.parameter_count(settings) - held, 0)
+    existing = _size(work, checkpoint.checkpoint_directory(work.workdir, work.name))
+    return max(_TRAINED * builders.parameter_count(settings) - existing, 0)
 
 
 def classifier_bytes(settings: Settings, work: Unit, classifier: Classifier) -> int:
-    """Bytes of a classifier's checkpoints, less what is there of them, and of the features that its unit caches."""
+    """Bytes yet to be written of a classifier's checkpoints and of the features that its unit caches."""
     if work.done():
         return 0
     fit, surrogate = getattr(settings, classifier.section), settings.surrogate
 
     def parameters(time_dependent: bool) -> int:
-        # How many labels the members have is not known before they are read: as many as there are clusters, say.
+        # The number of the members' labels is unknown until they are read; the number of clusters stands in for it.
         module = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=time_dependent)
         return builders.parameter_count(settings, module)
 
-    own = parameters(classifier.noised)
-    best = 2 * 4 * own if fit.patience else 0  # and its successor, while that is written
-    taught = surrogate.objective == "tdkd" and not surrogate.teacher_path and not classifier.true_labels
-    need = _TRAINED * (own + (parameters(False) if taught else 0)) + best
+    count = parameters(classifier.noised)
+    best = 2 * 4 * count if fit.patience else 0  # the best parameters, and their successor while it is written
+    trains_teacher = surrogate.objective == "tdkd" and not surrogate.teacher_path and not classifier.true_labels
+    need = _TRAINED * (count + (parameters(False) if trains_teacher else 0)) + best
     features = _feature_size(settings) * settings.data.num_heldout if classifier.images == "heldout" else 0
     return max(need - _size(work, work.directory), 0) + features
 
 
 def feature_bytes(settings: Settings, work: Unit) -> int:
-    """Bytes of the synthetic images' features, which are cached and are in label/labels.npz, too."""
+    """Bytes yet to be written of the synthetic images' features, in the cache and in label/labels.npz."""
     if work.done():
         return 0
-    there = _size(work, work.workdir / "features") + _size(work, work.directory)
-    return max(2 * _feature_size(settings) * settings.synthesize.num_images - there, 0)
+    existing = _size(work, work.workdir / "features") + _size(work, work.directory)
+    return max(2 * _feature_size(settings) * settings.synthesize.num_images - existing, 0)
 
 
 def _feature_size(settings: Settings) -> int:
-    """Bytes of one image's features; other than pixels are few numbers."""
+    """Bytes of one image's features; negligible for all but pixels."""
     return 4 * math.prod(builders.image_shape(settings)) if settings.label.features == "pixels" else 0
 
 
 def _size(work: Unit, folder: Path) -> int:
-    """Bytes below a folder on a local disk that belong to the unit as it is set now."""
+    """Bytes in a local folder, if the unit was begun with its current fingerprint; otherwise 0."""
     if not work.begun():
         return 0
-    return sum(os.path.getsize(Path(where) / name) for where, _, names in os.walk(folder) for name in names)
+    return sum(os.path.getsize(Path(parent) / name) for parent, _, names in os.walk(folder) for name in names)

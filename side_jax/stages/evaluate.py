@@ -1,4 +1,4 @@
-"""Stage 6: scores every extraction run against the members, and, as its control, against as many held-out images."""
+"""Stage evaluate: scores every extraction run against the members and, as a control, equally many held-out images."""
 
 import logging
 import platform
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes evaluate/results.json, matches.csv (a row for each generated image) and members.csv."""
+    """Writes evaluate/results.json, matches.csv (one row per generated image) and members.csv."""
     work = stage_table.evaluation_unit(settings, workdir)
     if work.begin():
-        if process_group.primary():  # the comparison is small beside the sampling; the others wait
+        if process_group.primary():  # evaluation is cheap compared with sampling; the others wait
             _evaluate(settings, workdir, work)
         work.finish()
 
@@ -36,7 +36,7 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     members, heldout = stage_inputs.load_sides(settings, workdir)
     embed = None
     if settings.uses_features:
-        embed = extractors.comparer(stage_inputs.build_extractor(settings, workdir), members.images)
+        embed = extractors.member_frame(stage_inputs.build_extractor(settings, workdir), members.images)
     e, groups = settings.evaluate, heldout.groups
     metrics = builders.build_metrics(e)
     scorer = Scorer(members.images, heldout.images, metrics, e, seed=seed, embed=embed, groups=groups)
@@ -46,8 +46,8 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
             scores[name] = target.scores(target_scores.MEMBERSHIP, side.images, f"membership/{name}")
     units = stage_table.extraction_units(settings, workdir)
     runs = (
-        ((run_of.attack, run_of.scale), shards.stream(stage_table.extracted_shards(settings, unit)))
-        for run_of, unit in progress(units, total=len(units), description="evaluate", unit="run")
+        ((attack_run.attack, attack_run.scale), shards.stream(stage_table.extracted_shards(settings, unit)))
+        for attack_run, unit in progress(units, total=len(units), description="evaluate", unit="run")
     )
     with_laws = embed if e.distribution else None
     results = measure(work.directory, runs, members, heldout, scorer, e, embed=with_laws, evidence=scores, seed=seed)
@@ -74,20 +74,20 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
 
 
 def _classifiers(settings: Settings, workdir: Path) -> dict[str, Any]:
-    """What each classifier learned from, and what it knows at each noise level."""
-    found = {}
+    """The training data of each classifier, and its accuracy and calibration at each noise level."""
+    summaries = {}
     for name, work in stage_table.classifier_units(settings, workdir).items():
         content = work.content()
-        found[name] = {key: content[key] for key in ("classes", "images", "held_back", "steps")}
-        found[name]["levels"] = files.read_json(work.directory / "levels.json")
-    return found
+        summaries[name] = {key: content[key] for key in ("classes", "images", "held_back", "steps")}
+        summaries[name]["levels"] = files.read_json(work.directory / "levels.json")
+    return summaries
 
 
 def _surrogate(settings: Settings, workdir: Path) -> dict[str, Any]:
-    """What the label stage found, where SIDE ran."""
+    """The results of the label stage; empty if it did not run."""
     if not settings.extract.needs_pseudo_labels:
         return {}
-    found = stage_table.unit(settings, workdir, "label").content()
+    content = stage_table.unit(settings, workdir, "label").content()
     for name in ("unit", "fingerprint", "format", "done"):
-        del found[name]
-    return found | {"assignment": settings.label.assignment, "synthetic_images": settings.synthesize.num_images}
+        del content[name]
+    return content | {"assignment": settings.label.assignment, "synthetic_images": settings.synthesize.num_images}

@@ -1,4 +1,4 @@
-"""Stage 3: clusters the synthetic images' features and keeps the cohesive clusters as pseudo-labels."""
+"""Stage label: clusters the synthetic images' features; cohesive clusters become pseudo-labels."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def run(settings: Settings, workdir: Path) -> None:
     """Writes label/labels.npz (index, label, features, centroids, cohesion, kept) and label/clusters.png."""
     if not settings.extract.needs_pseudo_labels:
-        logger.info("label: not needed, since config.extract.attacks has none that learns from synthetic images.")
+        logger.info("label: skipped, since no attack in config.extract.attacks learns from synthetic images.")
         return
     work = stage_table.unit(settings, workdir, "label")
     if work.begin():
@@ -28,15 +28,15 @@ def run(settings: Settings, workdir: Path) -> None:
 
 
 def _label(settings: Settings, workdir: Path, work: work_units.Unit) -> dict[str, Any]:
-    """Clusters and writes; returns what the manifest keeps."""
-    made = shards.read(stage_table.synthetic_shards(settings, workdir))
+    """Clusters the images and writes the files; returns the content of the manifest."""
+    synthetic = shards.read(stage_table.synthetic_shards(settings, workdir))
     extractor = stage_inputs.build_extractor(settings, workdir)
-    features = extract(extractor, made["images"], workdir / "features")
+    features = extract(extractor, synthetic["images"], workdir / "features")
     result = clustering.pseudo_labels(features, settings.label, random_streams.stream_seed(settings, "label"))
     with files.atomic(work.directory / "clusters.png") as file:
-        file.write(plots.clusters(made["images"], features, result))
+        file.write(plots.clusters(synthetic["images"], features, result))
     contract = {name: result[name] for name in ("label", "centroids", "cohesion", "kept")}
-    files.write_npz(work.directory / "labels.npz", index=made["index"], features=features, **contract)
+    files.write_npz(work.directory / "labels.npz", index=synthetic["index"], features=features, **contract)
     counts = result["counts"]
     logger.info(
         "label: kept %d of %d clusters; cohesion %.3f to %.3f; %d images reassigned, %d dropped.",

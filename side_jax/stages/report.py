@@ -1,4 +1,4 @@
-"""Stage 7: report/index.html, one self-contained page that says how much came out, beside its control."""
+"""Stage report: writes report/index.html, a self-contained page of the extraction results and their controls."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ _PATHS = (
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes report/index.html, and its figures beside it as PNG."""
+    """Writes report/index.html and its figures as PNG files."""
     work = stage_table.report_unit(settings, workdir)
     if work.begin():
         drawn = _write(settings, workdir, work) if process_group.primary() else []
@@ -34,7 +34,7 @@ def run(settings: Settings, workdir: Path) -> None:
 
 
 def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str]:
-    """Returns the names of the figures' files."""
+    """Writes the report; returns the names of its figure files."""
     results = files.read_json(workdir / "evaluate" / "results.json")
     members, heldout = stage_inputs.load_sides(settings, workdir)
     units = dict(stage_table.extraction_units(settings, workdir))
@@ -52,35 +52,37 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str
         confidence=settings.evaluate.confidence,
         report=settings.report,
         figures=tuple(_figures(results, settings, workdir)),
-        notes=(_made(results, settings),),
+        notes=(_method_note(results, settings),),
         provenance=_provenance(results, settings),
-        config=json.dumps(_shown(settings), indent=2),
+        config=json.dumps(_displayed_config(settings), indent=2),
     )
     return writer.write(audit, work.directory)
 
 
 def _figures(results: dict[str, Any], settings: Settings, workdir: Path) -> list[Drawn]:
-    """What only an audit of a model has: its training, its samples, their clusters, and what the classifiers know."""
-    drawn = [figure for figure in (_training(settings, workdir), _knowledge(results["classifiers"])) if figure]
+    """The figures of a model's audit: training, classifiers, samples and clusters."""
+    drawn = [
+        figure for figure in (_training_figure(settings, workdir), _classifier_figure(results["classifiers"])) if figure
+    ]
     sheets = (
         ("samples", "synthesize/samples.png", "Samples of the model, unguided", "Unguided samples of the model"),
         (
             "clusters",
             "label/clusters.png",
-            "What SIDE takes for labels",
+            "SIDE's pseudo-labels",
             "Images of the most and least cohesive clusters",
         ),
     )
     if results["surrogate"]:
         for name, path, heading, alt in sheets:
-            note = _clusters(results["surrogate"]) if name == "clusters" else ""
+            note = _cluster_note(results["surrogate"]) if name == "clusters" else ""
             png = (workdir / path).read_bytes()
             drawn.append(Drawn(name=name, heading=heading, png=png, alt=alt, note=note, reveals=True))
     return drawn
 
 
-def _training(settings: Settings, workdir: Path) -> Drawn | None:
-    """The curves of training and what the monitor found; None for a foreign model, which was not trained here."""
+def _training_figure(settings: Settings, workdir: Path) -> Drawn | None:
+    """The curves of training and of the monitor; None for an imported model."""
     metrics, watched = (curves.read(workdir / "train" / f"{name}.jsonl") for name in ("metrics", "monitor"))
     if not metrics:
         return None
@@ -91,94 +93,97 @@ def _training(settings: Settings, workdir: Path) -> Drawn | None:
         alt="Loss and the memorisation monitor against the training step"
         if watched
         else "Loss against the training step",
-        note=_began(watched, settings) if watched else "Not watched: set monitor.every_steps to see when it begins.",
+        note=_monitor_note(watched, settings)
+        if watched
+        else "The monitor was off; set monitor.every_steps to see when memorisation begins.",
     )
 
 
-def _began(watched: list[dict[str, Any]], settings: Settings) -> str:
-    began, last = monitor.began(watched), watched[-1]
+def _monitor_note(watched: list[dict[str, Any]], settings: Settings) -> str:
+    """When memorisation began, and the last measurement."""
+    onset, last = monitor.onset(watched), watched[-1]
     copied, closer = (
-        f"From step {step:,} on" if (step := began[key]) is not None else "At no step that was looked at"
+        f"From step {step:,} on" if (step := onset[key]) is not None else "At no measured step"
         for key in ("copied", "closer")
     )
-    said = (
-        f"{copied}, significantly more samples copy a member (d1 / d2 < 1/3) than copy a held-out image. {closer}, "
+    note = (
+        f"{copied}, significantly more samples copied a member (d1 / d2 < 1/3) than copied a held-out image. {closer}, "
         "significantly more than half of the samples were closer to a member than to every held-out image. At the last "
-        f"look {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, and "
-        f"{percent(last['closer'])} were closer to a member."
+        f"measurement, {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, "
+        f"and {percent(last['closer'])} were closer to a member."
     )
     if settings.data.split_by == "identity":
-        said += (
-            " The split is by identity: a model that has learned its people without copying a photograph also draws "
-            "closer to members, so only copying shows memorisation of images here."
+        note += (
+            " The split is by identity: a model that has learned the members' identities without copying a photograph "
+            "is also closer to members, so only copying shows memorisation of images here."
         )
-    return said
+    return note
 
 
-def _knowledge(classifiers: dict[str, Any]) -> Drawn | None:
-    """What each classifier knows at each noise level; None where nothing is guided."""
+def _classifier_figure(classifiers: dict[str, Any]) -> Drawn | None:
+    """Accuracy and calibration of each classifier at each noise level; None without classifiers."""
     if not classifiers:
         return None
-    rows = {name: found["levels"] for name, found in classifiers.items()}
-    chance = {name: 1 / found["classes"] for name, found in classifiers.items()}
+    rows = {name: one["levels"] for name, one in classifiers.items()}
+    chance = {name: 1 / one["classes"] for name, one in classifiers.items()}
     listed = "; ".join(
-        f"{name}: {found['classes']} classes, {found['images']} images, {found['steps']} steps, accuracy "
-        f"{percent(found['levels'][0]['accuracy'])} at the least noise and "
-        f"{percent(found['levels'][-1]['accuracy'])} at the most, on {found['held_back']} images held back"
-        for name, found in classifiers.items()
+        f"{name}: {one['classes']} classes, {one['images']} images, {one['steps']} steps, accuracy "
+        f"{percent(one['levels'][0]['accuracy'])} at the lowest noise level and "
+        f"{percent(one['levels'][-1]['accuracy'])} at the highest, on {one['held_back']} held-back images"
+        for name, one in classifiers.items()
     )
     return Drawn(
         name="classifiers",
-        heading="Where do the classifiers know the label?",
+        heading="At which noise levels do the classifiers recognise the label?",
         png=plots.noise_levels(rows, chance),
         alt="Accuracy and calibration of each classifier at each noise level",
-        note=f"{listed}. Calibration: expected calibration error (Guo et al. 2017, 15 bins), solid as trained, dashed "
-        "after temperature scaling fitted on the other half of those images.",
+        note=f"{listed}. Calibration: expected calibration error (Guo et al. 2017, 15 bins); solid: as trained; "
+        "dashed: after temperature scaling, fitted on the other half of the held-back images.",
     )
 
 
-def _clusters(found: dict[str, Any]) -> str:
-    features = ", ".join(f"{key} {value}" for key, value in found["features"].items())
+def _cluster_note(surrogate: dict[str, Any]) -> str:
+    """The features and the numbers of clusters kept and rejected."""
+    features = ", ".join(f"{key} {value}" for key, value in surrogate["features"].items())
     return (
-        f"Features: {features}. Of {found['clusters']} clusters {found['kept']} are kept; "
-        f"{found['rejected_by_cohesion']} lack cohesion, {found['empty']} are empty, {found['tiny']} too small, "
-        f"{found['duplicate']} duplicates of another. "
-        f"{found['featureless']} images have no features, {found['dropped_images']} no label."
+        f"Features: {features}. Of {surrogate['clusters']} clusters, {surrogate['kept']} are kept; "
+        f"{surrogate['rejected_by_cohesion']} lack cohesion, {surrogate['empty']} are empty, {surrogate['tiny']} are "
+        f"too small, and {surrogate['duplicate']} duplicate another one. "
+        f"{surrogate['featureless']} images have no features, {surrogate['dropped_images']} no label."
     )
 
 
-def _made(results: dict[str, Any], settings: Settings) -> str:
-    """How the images were made."""
+def _method_note(results: dict[str, Any], settings: Settings) -> str:
+    """How the images were generated."""
     target, surrogate, interval = results["target"], results["surrogate"], settings.extract.guidance_interval
-    said = (
+    note = (
         f"Target: {target['parameters']:,} parameters at step {target['step']:,}, {results['dataset']['members']} "
         f"members of {results['dataset']['name']}{_labels(settings)}; denoising loss "
         f"{target['denoising_loss_members']:.4f} on members, {target['denoising_loss_heldout']:.4f} on held-out "
-        "images. All attacks make "
-        f"{settings.extract.num_images:,} images from the same starting noise. Without guidance: "
+        "images. Every attack generates "
+        f"{settings.extract.num_images:,} images from the same initial noise. Unguided: "
         f"{settings.sampler.solver}, {settings.sampler.num_steps} steps; "
         f"guided: {settings.guided_sampler.solver}, {settings.guided_sampler.num_steps} steps"
     )
     if interval:
-        asked = "the classifier asked" if settings.extract.classifiers else "with guidance"
-        said += f", {asked} at timesteps {interval[0]} to {interval[1]}"
+        note += f", with guidance at timesteps {interval[0]} to {interval[1]}"
     if surrogate:
         low, high = surrogate["cohesion"][0], surrogate["cohesion"][2]
-        said += (
-            f". SIDE saw {surrogate['synthetic_images']:,} of the model's own samples and no label; "
+        note += (
+            f". SIDE used {surrogate['synthetic_images']:,} of the model's own samples and no labels; "
             f"{surrogate['kept']} of {surrogate['clusters']} clusters were cohesive enough (cohesion {low:.2f} to "
             f"{high:.2f}; images of the others: {surrogate['assignment']})"
         )
-    return said + "."
+    return note + "."
 
 
 def _labels(settings: Settings) -> str:
-    """The labels that the model was trained with; nothing of an unconditional one."""
+    """The labels that the model was trained with; empty for an unconditional model."""
     condition = settings.condition
     if not condition.labels:
         return ""
     count = f"{condition.num_labels} label" + "s" * (condition.num_labels > 1)
-    return f" with {count} ({condition.labels}), left out for {100 * condition.dropout:g}% of the images it was shown"
+    return f" with {count} ({condition.labels}), left out for {100 * condition.dropout:g}% of the images in training"
 
 
 def _provenance(results: dict[str, Any], settings: Settings) -> tuple[tuple[str, str], ...]:
@@ -194,8 +199,8 @@ def _provenance(results: dict[str, Any], settings: Settings) -> tuple[tuple[str,
     )
 
 
-def _shown(settings: Settings) -> dict[str, Any]:
-    """The config; of a private report, without what a path may tell."""
+def _displayed_config(settings: Settings) -> dict[str, Any]:
+    """The config; without paths in a private report."""
     shown = dataclasses.asdict(settings)
     for section, key in _PATHS if settings.report.private else ():
         shown[section][key] = "(left out)" if shown[section][key] else ""
@@ -203,6 +208,6 @@ def _shown(settings: Settings) -> dict[str, Any]:
 
 
 def in_plain_words(settings: Settings, workdir: Path) -> str:
-    """What the command line prints at its end."""
+    """The summary that the command line prints at the end."""
     results = files.read_json(workdir / "evaluate" / "results.json")
     return findings.in_plain_words(results, settings.evaluate.confidence, workdir / "report" / "index.html")

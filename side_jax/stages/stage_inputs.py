@@ -1,4 +1,4 @@
-"""What a stage reads from earlier ones: networks, images, the split, extractors and classifiers."""
+"""Loads the outputs of earlier stages: networks, images, the split, extractors and classifiers."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ from side_jax.workdir.work_units import Unit
 
 
 def build_extractor(settings: Settings, workdir: Path) -> Extractor:
-    """What turns synthetic images into features; it may read the target's checkpoint and write <workdir>/features.
+    """The feature extractor; may read the target's checkpoint and write <workdir>/features.
 
     Raises:
       InputError: if a file that label.features reads can't be used.
@@ -42,29 +42,29 @@ def build_extractor(settings: Settings, workdir: Path) -> Extractor:
     return (known | {"denoiser": build_denoiser})[label.features]()
 
 
-def restore_ema(settings: Settings, unit_of: Unit, module: Any, directory: Path | None = None) -> Restored:
-    """The averaged parameters that a unit of work trained, on this process's devices, and the checkpoint's meta.
+def restore_ema(settings: Settings, work: Unit, module: Any, directory: Path | None = None) -> Restored:
+    """The averaged parameters trained by a unit of work, on this process's devices, and the checkpoint's meta.
 
     Args:
       settings: of the run.
-      unit_of: whose fingerprint the checkpoint must carry.
-      module: whose parameters they are.
-      directory: of the checkpoints; None: what checkpoint_directory says.
+      work: the unit, whose fingerprint the checkpoint must have.
+      module: the network of the parameters.
+      directory: of the checkpoints; None: the result of checkpoint_directory.
     """
     abstract = placement.abstract(init_fn(module, settings, 0), placement.local_mesh())
-    with Checkpoints(directory or checkpoint_directory(unit_of.workdir, unit_of.name), read_only=True) as store:
-        return store.restore(fingerprint=unit_of.fingerprint, ema=abstract)
+    with Checkpoints(directory or checkpoint_directory(work.workdir, work.name), read_only=True) as store:
+        return store.restore(fingerprint=work.fingerprint, ema=abstract)
 
 
 def load_split(
     settings: Settings, workdir: Path, *, stream: bool = False
 ) -> tuple[datasets.Dataset, datasets.Dataset, np.ndarray, np.ndarray]:
-    """(members, held-out, member ids, held-out ids) as the train stage split them.
+    """(members, held-out, member ids, held-out ids), as split by the train stage.
 
     Args:
       settings: of the run.
       workdir: of the run.
-      stream: whether images that are not in memory may stay streams; else all of them are read now.
+      stream: whether images may be streamed; otherwise all are read into memory.
     """
     *parts, member_ids, heldout_ids = split.apply_split(datasets.load(settings.data), workdir / "train" / "split.json")
     if not stream:
@@ -73,10 +73,10 @@ def load_split(
 
 
 def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
-    """(members, held-out images) as the train stage split them, all in memory."""
+    """(members, held-out images), as split by the train stage, all in memory."""
     by_identity = settings.data.split_by == "identity"
     *parts, member_ids, heldout_ids = load_split(settings, workdir)
-    rows = files.read_json(workdir / "train" / "split.json")  # whose hashes load_split has found to hold
+    rows = files.read_json(workdir / "train" / "split.json")  # load_split has verified its hashes
     members, heldout = (
         Side(
             images=part.images,
@@ -91,7 +91,7 @@ def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
 
 
 def load_classifier(settings: Settings, workdir: Path, classifier: Classifier) -> tuple[Any, dict[str, Any]]:
-    """A trained classifier: its module; its averaged parameters, and the temperature of each timestep."""
+    """A trained classifier: (module, {"classifier": averaged parameters, "temperature": float32 [T]})."""
     work = unit(settings, workdir, f"surrogate/{classifier.name}")
     module = builders.build_classifier(settings, work.content()["classes"], time_dependent=classifier.noised)
     directory = work.directory / "best" if getattr(settings, classifier.section).patience else None
@@ -110,5 +110,5 @@ def load_target(settings: Settings, workdir: Path) -> Restored:
 
 
 def load_target_scores(settings: Settings, workdir: Path) -> TargetScores:
-    """What scores images with the target model."""
+    """The scorer of images with the target model."""
     return TargetScores(settings, load_target(settings, workdir))

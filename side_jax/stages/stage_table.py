@@ -1,9 +1,9 @@
-"""The table of stages: one entry says what a stage reads, its units of work, their outputs, and what they cost.
+"""The table of stages: the inputs, units of work, outputs and costs of each stage.
 
-The pipeline, the plan (--dry-run), the disk-space check and `suspects` read this table, and know no stage by its name.
+The pipeline, the plan (--dry-run), the disk-space check and `suspects` read this table and name no stage themselves.
 
-A unit's fingerprint hashes the sections of the settings that it depends on and the fingerprints of the units that it
-reads, so that a changed setting reaches exactly what depends on it.
+A unit's fingerprint hashes the settings sections that it depends on and the fingerprints of the units that it reads, so
+that a changed setting invalidates exactly its dependents.
 """
 
 import dataclasses
@@ -22,36 +22,36 @@ from side_jax.stages.estimates import Clock, Cost
 from side_jax.workdir import files
 from side_jax.workdir.work_units import FORMAT_VERSION, Unit
 
-# Settings that change how a run is watched or executed, or where it finds things, but not what it computes. That the
-# data are the same wherever they lie, the hashes in the split file say.
-_NOT_PART = [
+# Settings that change how a run is executed or monitored, or where its inputs lie, but not its results. The hashes in
+# the split file identify the data.
+_IGNORED_SETTINGS = [
     *[
         (fit, key)
         for fit in ("train", "surrogate", "conditional")
         for key in ("log_every", "checkpoint_every", "accumulate")
     ],
-    ("label", "weights"),  # their content is in weights_sha256
+    ("label", "weights"),  # identified by weights_sha256
     ("surrogate", "teacher_path"),
     *[("data", key) for key in ("path", "data_dir", "storage", "memory_limit_mb", "max_corrupt")],
     ("model", "remat"),
     ("target", "path"),
-    ("condition", "path"),  # its content is in sha256
+    ("condition", "path"),  # identified by sha256
 ]
-# The settings of `extract` that change guided runs alone.
+# The settings of `extract` that affect guided runs only.
 _GUIDANCE = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
-# What makes the target model; a workdir belongs to one.
+# The sections that determine the target model; a workdir holds a single one.
 TARGET_SECTIONS = ("seed", "data", "target", "diffusion", "model", "condition", "train", "monitor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """A unit of work as the settings plan it.
+    """A planned unit of work.
 
     Attributes:
       unit: the unit.
-      cost: what is left of it, by timed steps; None where that is too little to be worth timing.
-      disk: the bytes that it has yet to write, at most, beside small files.
-      run: the attack and scale of an extraction.
+      cost: estimates its remaining cost from timed steps; None if negligible.
+      disk: an upper bound of the bytes that it has yet to write, without small files.
+      run: the attack and scale of an extraction unit.
     """
 
     unit: Unit
@@ -62,18 +62,18 @@ class Work:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage of the audit, or of what an attacker does.
+    """A stage of the pipeline.
 
     Attributes:
-      name: of the stage, as in --stages; `side_jax.stages.<name>.run` does its work unless `run` is given.
+      name: of the stage, as in --stages.
       reads: the stages whose outputs it reads.
-      depends: for each kind of unit, the settings' sections that it depends on and the kinds of unit that it reads.
-      plan: its units of work for some settings, in order; none where the settings need none.
-      outputs: what a finished unit must hold, below the workdir, given its manifest.
-      audit: whether an audit runs it.
-      run: (settings, workdir) -> None, does what is left of its units.
-      missing: (settings, workdir) -> the stages of which an output that this one reads is missing; None: those in
-        `reads` of which a unit is not done.
+      depends: maps each kind of unit to the settings sections that it depends on and the kinds of unit that it reads.
+      plan: (settings, workdir) -> its units of work, in order; empty if the settings need none.
+      outputs: maps a unit's manifest to the paths, relative to the workdir, that the finished unit must hold.
+      audit: whether an audit includes it.
+      run: (settings, workdir) -> None, does the remaining work; None: `side_jax.stages.<name>.run`.
+      missing: (settings, workdir) -> the stages with a missing output that this one reads; None: the direct or indirect
+        `reads` with a unit that is not done.
     """
 
     name: str
@@ -86,85 +86,85 @@ class Stage:
     missing: Callable[[Settings, Path], list[str]] | None = None
 
 
-def stage_of(unit: str) -> Stage:
-    """The stage that a unit, such as `surrogate/side`, belongs to."""
+def unit_stage(unit: str) -> Stage:
+    """The stage of a unit, such as `surrogate/side`."""
     return STAGES[unit.partition("/")[0]]
 
 
-def fingerprint(settings: Settings, unit: str, **more: Any) -> str:
-    """The hash of all that the output of a kind of unit depends on; `more` adds what the settings alone do not say."""
-    sections, parents = stage_of(unit).depends()[unit]
+def fingerprint(settings: Settings, unit: str, **extra: Any) -> str:
+    """The hash of everything that a kind of unit depends on; `extra` adds dependencies beyond whole sections."""
+    sections, parents = unit_stage(unit).depends()[unit]
     values = dataclasses.asdict(settings)
-    own = {name: values[name] for name in sections}
-    for section, key in _NOT_PART:
-        own.get(section, {}).pop(key, None)
-    for section in _unused(settings) & own.keys():
-        del own[section]
-    above = [fingerprint(settings, parent) for parent in parents]
-    return files.digest({"unit": unit, "format": FORMAT_VERSION, "own": own, "parents": above, "more": more})
+    chosen = {name: values[name] for name in sections}
+    for section, key in _IGNORED_SETTINGS:
+        chosen.get(section, {}).pop(key, None)
+    for section in _unused(settings) & chosen.keys():
+        del chosen[section]
+    hashes = [fingerprint(settings, parent) for parent in parents]
+    return files.digest({"unit": unit, "format": FORMAT_VERSION, "own": chosen, "parents": hashes, "more": extra})
 
 
 def _unused(settings: Settings) -> set[str]:
-    """The sections that change nothing of the target model with these settings."""
+    """The sections that do not affect the target model with these settings."""
     unused = {
-        "train": bool(settings.target.path),  # a foreign model was not trained by it
-        "condition": not settings.condition.labels,  # without labels none are left out
-        "monitor": not settings.monitor.stop_at_rate,  # watching alone changes nothing
+        "train": bool(settings.target.path),  # an imported model is not trained
+        "condition": not settings.condition.labels,  # without labels there is no label dropout
+        "monitor": not settings.monitor.stop_at_rate,  # the monitor affects training only by stopping it
     }
     return {section for section, is_unused in unused.items() if is_unused}
 
 
-def unit(settings: Settings, workdir: Path, name: str, directory: str | None = None, **more: Any) -> Unit:
-    """The unit of kind `name`, which owns <workdir>/<directory or name>."""
-    found = fingerprint(settings, name, **more)
-    return Unit(workdir=workdir, name=directory or name, fingerprint=found, outputs=stage_of(name).outputs)
+def unit(settings: Settings, workdir: Path, name: str, directory: str | None = None, **extra: Any) -> Unit:
+    """The unit of kind `name`, which owns <workdir>/<directory or name>; `extra` is as in fingerprint."""
+    value = fingerprint(settings, name, **extra)
+    return Unit(workdir=workdir, name=directory or name, fingerprint=value, outputs=unit_stage(name).outputs)
 
 
 def train_unit(settings: Settings, workdir: Path) -> Unit:
-    """The unit of work that trains the target model, or reads it from elsewhere."""
+    """The unit that trains or imports the target model."""
     return unit(settings, workdir, "train")
 
 
 def classifier_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
-    """The units that train the classifiers of the attacks that the config asks for, by the classifier's name."""
+    """The units that train the configured attacks' classifiers, by classifier name."""
     return {name: unit(settings, workdir, f"surrogate/{name}") for name in settings.extract.classifiers}
 
 
 def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
-    """Every attack at every guidance scale, with its unit of work."""
-    found = []
+    """Every attack at every guidance scale, with its unit."""
+    units = []
     for run in settings.extract.runs():
-        more = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
+        extra = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
         sampler = settings.guided_sampler if run.guided else settings.sampler
-        more |= {key: getattr(sampler, key) for key in ("solver", "num_steps")}
+        extra |= {key: getattr(sampler, key) for key in ("solver", "num_steps")}
         if run.guided:
-            more |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
+            extra |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
             if ATTACKS[run.attack].own_labels:
-                del more["temperature_scaling"]  # of classifiers
-        found.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **more)))
-    return found
+                del extra["temperature_scaling"]  # affects classifiers only
+        units.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **extra)))
+    return units
 
 
 def blind_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
-    """Those of extraction_units that need neither training nor held-out images."""
+    """The extraction units that need neither training nor held-out images."""
     return [(run, work) for run, work in extraction_units(settings, workdir) if ATTACKS[run.attack].blind]
 
 
 def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that scores every extraction run."""
     parents = [work.fingerprint for _, work in extraction_units(settings, workdir)]
-    more = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": FORMAT_VERSION}
+    depends = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": FORMAT_VERSION}
     if settings.uses_features:
         label = dataclasses.asdict(settings.label)
-        more["features"] = {name: value for name, value in label.items() if ("label", name) not in _NOT_PART}
-    return _unit_of(workdir, "evaluate", more)
+        depends["features"] = {name: value for name, value in label.items() if ("label", name) not in _IGNORED_SETTINGS}
+    return _unit_with(workdir, "evaluate", depends)
 
 
 def report_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that writes the report."""
     parent = evaluation_unit(settings, workdir).fingerprint
     shown = dataclasses.asdict(settings.report)
-    return _unit_of(
+    return _unit_with(
         workdir, "report", {"name": settings.name, "report": shown, "parent": parent, "version": __version__}
     )
 
@@ -172,44 +172,44 @@ def report_unit(settings: Settings, workdir: Path) -> Unit:
 def suspects_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that ranks generated images without the training data."""
     parents = [work.fingerprint for _, work in blind_units(settings, workdir)]
-    own = {"rmse_below": settings.evaluate.rmse_below, "timestep": settings.evaluate.membership_timestep}
-    return _unit_of(workdir, "suspects", {"own": own, "parents": parents, "format": FORMAT_VERSION})
+    options = {"rmse_below": settings.evaluate.rmse_below, "timestep": settings.evaluate.membership_timestep}
+    return _unit_with(workdir, "suspects", {"own": options, "parents": parents, "format": FORMAT_VERSION})
 
 
-def _unit_of(workdir: Path, stage: str, depends: dict[str, Any]) -> Unit:
+def _unit_with(workdir: Path, stage: str, depends: dict[str, Any]) -> Unit:
     return Unit(workdir=workdir, name=stage, fingerprint=files.digest(depends), outputs=STAGES[stage].outputs)
 
 
 def synthetic_shards(settings: Settings, workdir: Path) -> list[shards.Shard]:
-    """Where the synthetic images are."""
+    """The shards of the synthetic images."""
     return shards.layout(workdir / "synthesize", settings.synthesize.num_images, settings.sampler.batch_size)
 
 
 def extracted_shards(settings: Settings, work: Unit) -> list[shards.Shard]:
-    """Where the images of an extraction unit are."""
+    """The shards of an extraction unit."""
     return shards.layout(work.directory, settings.extract.num_images, settings.sampler.batch_size)
 
 
 def missing(settings: Settings, workdir: Path, stage: Stage) -> list[str]:
-    """The stages, in their order, that must still run before this one can.
+    """The stages, in order, that must still run before this one.
 
     Raises:
-      InputError: if no setting of theirs would give this one anything to read.
+      InputError: if this stage has nothing to read with these settings.
     """
     if stage.missing:
         return stage.missing(settings, workdir)
-    above = _above(stage)
-    planned = ((name, one.plan(settings, workdir)) for name, one in STAGES.items() if name in above)
+    ancestors = _ancestors(stage)
+    planned = ((name, one.plan(settings, workdir)) for name, one in STAGES.items() if name in ancestors)
     return [name for name, works in planned if not all(work.unit.done() for work in works)]
 
 
-def _above(stage: Stage) -> set[str]:
-    """The stages that a stage reads, directly or through others."""
-    return set(stage.reads).union(*(_above(STAGES[name]) for name in stage.reads))
+def _ancestors(stage: Stage) -> set[str]:
+    """The stages that a stage reads, directly or indirectly."""
+    return set(stage.reads).union(*(_ancestors(STAGES[name]) for name in stage.reads))
 
 
 def _classifier_depends(classifier: Classifier) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a classifier depends on, by what it learns from; held-out images are clustered by its own unit."""
+    """A classifier's dependencies, by the source of its images; its own unit clusters held-out images."""
     sections = ("classifier", classifier.section)
     return {
         "synthetic": (sections, ("label",)),
@@ -274,27 +274,27 @@ def _sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Ru
 
 
 def _missing_for_suspects(settings: Settings, workdir: Path) -> list[str]:
-    """Suspects need neither the data, nor the split file, nor a classifier that only the owner can train."""
+    """Suspects need no data, no split file and no classifier that only the owner can train."""
     runs = [work for _, work in blind_units(settings, workdir)]
     if not runs:
         raise InputError(
-            f"config.extract.attacks holds only {' and '.join(settings.extract.attacks)}, but suspects are ranked in "
-            "runs that need nothing of the training data; add unconditional or side."
+            f"config.extract.attacks holds only {' and '.join(settings.extract.attacks)}, but suspects are ranked only "
+            "in runs that need no training data; add unconditional or side."
         )
     surrogate = attacker_classifier(settings)
     guides = [classifier_units(settings, workdir)[surrogate.name]] if surrogate else []
-    there = {
+    done = {
         "train": train_unit(settings, workdir).done(without=("train/split.json",)),
         "surrogate": all(work.done() for work in guides),
         "extract": all(work.done() for work in runs),
     }
-    return [stage for stage, done in there.items() if not done]
+    return [stage for stage, is_done in done.items() if not is_done]
 
 
 def attacker_classifier(settings: Settings) -> Classifier | None:
-    """The classifier that an attacker without the data trains, if the config asks for one: SIDE's surrogate."""
-    known = (known_classifiers()[name] for name in settings.extract.classifiers)
-    return next((one for one in known if not one.owner_only and not one.spoiled), None)
+    """The configured classifier that an attacker can train without the data (SIDE's surrogate), or None."""
+    candidates = (known_classifiers()[name] for name in settings.extract.classifiers)
+    return next((one for one in candidates if not one.owner_only and not one.spoiled), None)
 
 
 def _classifier_outputs(manifest: dict[str, Any]) -> list[str]:
@@ -310,7 +310,7 @@ STAGES = {
             name="train",
             depends=lambda: {"train": (TARGET_SECTIONS, ())},
             plan=_plan_train,
-            # Not its curves: nothing is computed from them, and only training from the start would write them again.
+            # Without the curves: nothing is computed from them, and restoring them would need training from scratch.
             outputs=lambda manifest: ("train/split.json", f"checkpoints/{manifest.get('steps')}"),
         ),
         Stage(
@@ -362,5 +362,5 @@ STAGES = {
 
 
 def audit_stages() -> tuple[str, ...]:
-    """The stages of an audit, in their order."""
+    """The stages of an audit, in order."""
     return tuple(name for name, stage in STAGES.items() if stage.audit)

@@ -1,12 +1,12 @@
-"""Stage 4: trains the classifiers that guide extraction, each from its own images and labels.
+"""Stage surrogate: trains the classifiers that guide extraction, each on its own images and labels.
 
-`side`: SIDE's surrogate, on synthetic images with their pseudo-labels.
-`side_random`, `side_shuffled`: controls. Random pseudo-labels of the same sizes, drawn once, so that they still are a
-partition that can be learned by heart; and pseudo-labels shuffled anew for every batch, so that nothing can be learned.
-`side_heldout`: control. Held-out images in place of synthetic ones, clustered alike: an attacker with look-alike data.
-`oracle`: members with their true labels. All of these are time-dependent, on noised images.
-`conditional`: the baseline of Carlini et al. 2023 as the SIDE paper runs it, a standard time-independent classifier on
-clean members with their true labels.
+`side`: SIDE's surrogate, trained on synthetic images with pseudo-labels.
+`side_random`: control; pseudo-labels permuted once, a partition that can only be memorised.
+`side_shuffled`: control; pseudo-labels permuted in every batch, so that nothing can be learned.
+`side_heldout`: control; held-out instead of synthetic images, clustered alike, as an attacker with similar data would.
+`oracle`: members with their true labels. All of the above are time-dependent, trained on noised images.
+`conditional`: the baseline of Carlini et al. 2023 as in the SIDE paper, a time-independent classifier trained on clean
+members with their true labels.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from side_jax.workdir.work_units import Unit
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes surrogate/<classifier>/{checkpoints,levels.json,...}, for the attacks that the config asks for."""
+    """Writes surrogate/<classifier>/{checkpoints,levels.json,...} for the configured attacks."""
     works = stage_table.classifier_units(settings, workdir)
     for name, work in works.items():
         if work.begin():
@@ -44,19 +44,19 @@ def run(settings: Settings, workdir: Path) -> None:
 
 
 def check_true_labels(settings: Settings, num_classes: int) -> None:
-    """Raises InputError where a classifier needs the members' own labels and there is but one."""
+    """Raises InputError if a classifier needs the members' true labels and there is only one label."""
     if settings.extract.needs_true_labels and num_classes < 2:
         guides = {name: ATTACKS[name].classifier for name in settings.extract.attacks}
-        needy = [name for name, guide in guides.items() if guide and guide.true_labels]
+        attacks = [name for name, guide in guides.items() if guide and guide.true_labels]
         raise InputError(
-            f"config.extract.attacks holds {' and '.join(needy)}, which learns from the members' labels, but all "
-            "images have the same one; leave it out, or give each class a subfolder or a label."
+            f"config.extract.attacks holds {' and '.join(attacks)}, which needs the members' labels, but all images "
+            "have the same one; remove it, or give each class a subfolder or a label."
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Examples:
-    """uint8 images [n, h, w, c], int32 labels [n], how many classes, and perhaps a given teacher's [n, C]."""
+    """Training data: uint8 images [n, h, w, c], int32 labels [n], the number of classes, teacher log-probs [n, C]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -69,15 +69,17 @@ class _Examples:
 
 
 def _examples(settings: Settings, workdir: Path, classifier: Classifier) -> _Examples:
-    """What a classifier learns from."""
+    """The training data of a classifier."""
     if classifier.true_labels:
         members, _, _, _ = stage_inputs.load_split(settings, workdir)
         check_true_labels(settings, members.num_classes)
         return _Examples(images=members.images, labels=members.labels.astype(np.int32), classes=members.num_classes)
     if classifier.images == "heldout":
         images = stage_inputs.load_split(settings, workdir)[1].images
-        found = extractors.extract(stage_inputs.build_extractor(settings, workdir), images, workdir / "features")
-        labels = clustering.pseudo_labels(found, settings.label, random_streams.stream_seed(settings, "label"))["label"]
+        features = extractors.extract(stage_inputs.build_extractor(settings, workdir), images, workdir / "features")
+        labels = clustering.pseudo_labels(features, settings.label, random_streams.stream_seed(settings, "label"))[
+            "label"
+        ]
     else:
         images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
         labels = files.read_npz(workdir / "label" / "labels.npz")["label"]
@@ -185,21 +187,21 @@ def _loss_options(settings: Settings, kind: Classifier, schedule: Schedule) -> d
 
 
 def _start_over_if_lost(work: Unit, checkpoints: Path, patience: int) -> None:
-    """Takes the checkpoints away where something is lost that only training from the start can write again."""
+    """Deletes the checkpoints if a file is missing that only training from scratch can restore."""
     step = checkpoint.latest_step(checkpoints)
     if step is None:
         return
     metrics, validation = (work.directory / f"{name}.jsonl" for name in ("metrics", "validation"))
-    whole = metrics.exists() and validation.exists()
+    complete = metrics.exists() and validation.exists()
     if patience and any(row["step"] <= step for row in curves.read(validation)):
-        whole = whole and checkpoint.latest_step(work.directory / "best") is not None
-    if not whole:
-        validation.unlink(missing_ok=True)  # so that a kill in between does not hide what is lost
+        complete = complete and checkpoint.latest_step(work.directory / "best") is not None
+    if not complete:
+        validation.unlink(missing_ok=True)  # first, so that a kill here leaves the loss detectable
         epath.Path(checkpoints).rmtree()
 
 
 def _teach(settings: Settings, work: Unit, train: _Examples, shuffle: bool) -> np.ndarray:
-    """TDKD's teacher: trains a time-independent classifier of clean images; returns what it says of each, [n, C]."""
+    """Trains TDKD's teacher, time-independent, on clean images; returns its log-probabilities of them, [n, C]."""
     module = builders.build_classifier(settings, train.classes, time_dependent=False)
     directory, seed = work.directory / "teacher", random_streams.stream_seed(settings, "teacher")
     fit = settings.surrogate.part(settings.surrogate.teacher_steps)

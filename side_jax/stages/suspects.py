@@ -1,18 +1,18 @@
-"""Stage suspects: which generated images an attacker without the training data would take for copies, best first.
+"""Stage suspects: ranks generated images by evidence of copying that needs no training data.
 
-Four kinds of evidence, each computed for the images of a run from the model and from other images of the run alone:
+Four scores, computed for the images of a run from the model and the other images of that run alone:
 
-    clique       how many images, itself included, are mutually near duplicates (Carlini et al. 2023, section 4.2)
-    variance     how much the image's reconstructions differ from noise to noise: one-step consistency
-    score_norm   the norm of the score at the image (Rao et al. 2025)
-    confidence   how sure SIDE's classifier is of the image, where there is one
+    clique       size of a clique of mutual near duplicates that contains the image (Carlini et al. 2023, section 4.2)
+    variance     variance of the image's one-step reconstructions over noise (one-step consistency)
+    score_norm   norm of the score at the image (Rao et al. 2025)
+    confidence   confidence of SIDE's classifier, if there is one
 
-The rank is that of the mean of the four ranks, fixed before any truth was looked at. Only runs that need nothing of the
-training data are ranked, each by itself: images of several runs from the same noise are no evidence of memory. Neither
-the data nor the split file are read. The owner of the data, who has evaluate/matches.csv, joins it by attack, scale and
-index.
+Images are ranked by the mean of their ranks in each score, a rule fixed before any ground truth was examined. Only runs
+that need no training data are ranked, each separately, since images of several runs from the same noise are no evidence
+of memorisation. Neither the data nor the split file is read. The owner of the data can join evaluate/matches.csv by
+attack, scale and index.
 
-One run is in memory at a time: all its images, as uint8, and all its pairs of near duplicates.
+One run is in memory at a time: its uint8 images and its pairs of near duplicates.
 """
 
 import csv
@@ -41,14 +41,14 @@ from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
 
-SHOWN, ACROSS = 48, 24  # images of each run on the sheet, and in one row of it
+SHOWN, ACROSS = 48, 24  # images per run on the contact sheet, and images per row
 COLUMNS = ("rank", "attack", "guidance_scale", "index", "label")
-# Of each kind, whether much of it is suspicious; if not, little is.
+# Whether high values of a score are suspicious; otherwise low values are.
 KINDS = {"clique": True, "variance": False, "score_norm": False, "confidence": True}
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes suspects/suspects.csv, a row for each image, and suspects/suspects.png, the first of each run."""
+    """Writes suspects/suspects.csv, one row per image, and suspects/suspects.png, the top images of each run."""
     work = stage_table.suspects_unit(settings, workdir)
     if work.begin():
         if process_group.primary():
@@ -62,19 +62,28 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     with files.atomic(work.directory / "suspects.csv", "w") as file:
         table = csv.writer(file)
         table.writerow([*COLUMNS, *KINDS])
-        for run_of, unit in progress(runs, total=len(runs), description="suspects", unit="run"):
-            made = shards.read(stage_table.extracted_shards(settings, unit))
-            found = target.scores(target_scores.SUSPICION, made["images"], "suspects")
-            found |= {"clique": clique_sizes(made["images"], settings.evaluate.rmse_below)}
+        for attack_run, unit in progress(runs, total=len(runs), description="suspects", unit="run"):
+            generated = shards.read(stage_table.extracted_shards(settings, unit))
+            scores = target.scores(target_scores.SUSPICION, generated["images"], "suspects")
+            scores |= {"clique": clique_sizes(generated["images"], settings.evaluate.rmse_below)}
             if classify:
-                found["confidence"] = classify(made["images"])
-            rank = ranks(found)
+                scores["confidence"] = classify(generated["images"])
+            rank = ranks(scores)
             order = np.argsort(rank)
             for i in order:
-                values = [f"{found[kind][i]:.9g}" if kind in found else "" for kind in KINDS]
-                table.writerow([rank[i], run_of.attack, run_of.scale, made["index"][i], made["label"][i], *values])
-            first = made["images"][order[:SHOWN]]
-            blank = [(0, -len(first) % ACROSS), (0, 0), (0, 0), (0, 0)]  # every run begins a row
+                values = [f"{scores[kind][i]:.9g}" if kind in scores else "" for kind in KINDS]
+                table.writerow(
+                    [
+                        rank[i],
+                        attack_run.attack,
+                        attack_run.scale,
+                        generated["index"][i],
+                        generated["label"][i],
+                        *values,
+                    ]
+                )
+            first = generated["images"][order[:SHOWN]]
+            blank = [(0, -len(first) % ACROSS), (0, 0), (0, 0), (0, 0)]  # every run begins a new row
             sheet.append(np.pad(first, blank, constant_values=255))
             count += len(order)
     with files.atomic(work.directory / "suspects.png") as file:
@@ -82,37 +91,37 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     logger.info("suspects: %d images of %d runs in %s.", count, len(runs), work.directory / "suspects.csv")
 
 
-def clique_sizes(made: np.ndarray, below: float) -> np.ndarray:
-    """Of each image uint8 [n, h, w, c], the size of a clique of near duplicates (RMSE below the limit): int64 [n]."""
-    pairs, distances = exact_search.pairs_below(made, made, below)
-    return cliques.clique_sizes(len(made), pairs, distances)
+def clique_sizes(images: np.ndarray, below: float) -> np.ndarray:
+    """The size of a clique of near duplicates (RMSE < below) around each uint8 image [n, h, w, c]: int64 [n]."""
+    pairs, distances = exact_search.pairs_below(images, images, below)
+    return cliques.clique_sizes(len(images), pairs, distances)
 
 
-def ranks(found: dict[str, np.ndarray]) -> np.ndarray:
-    """Ranks int64 [n], 1 to n from the most suspicious, by the mean of the images' ranks in each kind [n].
+def ranks(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """Ranks int64 [n], 1 for the most suspicious image, by the mean of the ranks in each score [n].
 
-    In a kind, equal values share the mean of their ranks; of equal means, the lower index comes first.
+    Within a score, equal values share their mean rank; among equal means, the lower index comes first.
     """
-    each = [rankdata(-values if KINDS[kind] else values) for kind, values in found.items()]
+    each = [rankdata(-values if KINDS[kind] else values) for kind, values in scores.items()]
     return rankdata(np.mean(each, axis=0), method="ordinal").astype(np.int64)
 
 
 def _confidence(settings: Settings, workdir: Path) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Images uint8 [n, h, w, c] -> the greatest probability that SIDE's classifier gives a class; None without it."""
+    """A function: images uint8 [n, h, w, c] -> maximal class probability of SIDE's classifier; None without it."""
     surrogate = stage_table.attacker_classifier(settings)
     if surrogate is None:
         return None
     classifier, params = stage_inputs.load_classifier(settings, workdir, surrogate)
 
-    def fn(params: Any, made: jax.Array) -> jax.Array:
-        t = jnp.zeros(len(made), jnp.int32)
-        return jnp.exp(log_probs(classifier, params["classifier"], pixel_range.to_float(made), t)).max(axis=1)
+    def fn(params: Any, images: jax.Array) -> jax.Array:
+        t = jnp.zeros(len(images), jnp.int32)
+        return jnp.exp(log_probs(classifier, params["classifier"], pixel_range.to_float(images), t)).max(axis=1)
 
     compute = placement.in_batches(fn, settings.sampler.batch_size)
-    return lambda made: compute(params, made)
+    return lambda images: compute(params, images)
 
 
 def in_plain_words(workdir: Path) -> str:
-    """What the command line prints at its end."""
+    """The summary that the command line prints at the end."""
     path = workdir / "suspects" / "suspects.csv"
     return f"Suspects, the most suspicious of each run first: {path}\nPictures: {path.with_suffix('.png')}"

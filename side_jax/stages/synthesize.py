@@ -1,4 +1,4 @@
-"""Stage 2: draws synthetic images from the DPM, without any condition."""
+"""Stage synthesize: generates synthetic images with the DPM, unconditionally."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ SHOWN = 64  # images in samples.png
 def run(settings: Settings, workdir: Path) -> None:
     """Writes synthesize/shard_*.npz and the picture synthesize/samples.png."""
     if not settings.extract.needs_pseudo_labels:
-        logger.info("synthesize: not needed, since config.extract.attacks has none that learns from synthetic images.")
+        logger.info("synthesize: skipped, since no attack in config.extract.attacks learns from synthetic images.")
         return
     work = unit(settings, workdir, "synthesize")
     parts = stage_table.synthetic_shards(settings, workdir)

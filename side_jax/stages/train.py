@@ -1,4 +1,4 @@
-"""Stage 1: splits the data, and trains the DPM on the members, with labels if asked to, or takes a foreign one."""
+"""Stage train: splits the data, then trains the DPM on the members or imports a checkpoint."""
 
 import contextlib
 import logging
@@ -32,20 +32,20 @@ def run(settings: Settings, workdir: Path) -> None:
     if not unit.begin():
         return
     if process_group.primary() and not path.exists():
-        made = split.make_split(datasets.load(settings.data), settings.data, settings.seed)
-        if unit.content().get("split_sha256", _digest(made)) != _digest(made):
+        new_split = split.make_split(datasets.load(settings.data), settings.data, settings.seed)
+        if unit.content().get("split_sha256", _digest(new_split)) != _digest(new_split):
             raise InputError(
-                f"{path} is missing, and the data are no longer those that the model was trained on; bring either "
-                "back, or use a new --workdir."
+                f"{path} is missing, and the data are no longer those that the model was trained on; restore "
+                "either, or use a new --workdir."
             )
-        files.write_json(path, made)
+        files.write_json(path, new_split)
     process_group.barrier("split")
     members, heldout, ids, _ = stage_inputs.load_split(settings, workdir, stream=True)
-    made = files.read_json(path)
-    counts = made["counts"]
+    saved_split = files.read_json(path)
+    counts = saved_split["counts"]
     logger.info(
-        "train: %d members, %d held-out images that the model never sees; %d exact duplicates left out, "
-        "%d held-out images moved out as near duplicates of members.",
+        "train: %d members, %d held-out images that the model never sees; excluded %d exact duplicates and "
+        "%d held-out images that are near duplicates of members.",
         len(members),
         len(heldout),
         counts["exact_duplicates_left_out"],
@@ -55,30 +55,30 @@ def run(settings: Settings, workdir: Path) -> None:
         content = _import(settings, unit)
     else:
         content = _fit(settings, unit, members, heldout, member_labels.member_labels(settings, members, ids))
-    unit.finish(split=counts, split_sha256=_digest(made), **content)
+    unit.finish(split=counts, split_sha256=_digest(saved_split), **content)
 
 
-def _digest(made: dict[str, Any]) -> str:
-    """Of a split's images, wherever they lie."""
-    return files.digest([[row["sha256"] for row in made[side]] for side in ("members", "heldout")])
+def _digest(data_split: dict[str, Any]) -> str:
+    """The digest of a split's images, independent of their location."""
+    return files.digest([[row["sha256"] for row in data_split[side]] for side in ("members", "heldout")])
 
 
 def _import(settings: Settings, unit: Unit) -> dict[str, Any]:
-    """Keeps the foreign model's weights as the checkpoint of step 0."""
+    """Saves the imported model's weights as the checkpoint of step 0."""
     _, params, _ = diffusers_unet.from_diffusers(settings.target.path)
     meta = checkpoint.settings_meta(settings, unit.fingerprint)
     with checkpoint.Checkpoints(checkpoint.checkpoint_directory(unit.workdir, "train")) as store:
-        if store.latest_step() is None:  # else something else of this stage was lost
-            params = placement.place(params, placement.mesh())
+        if store.latest_step() is None:  # otherwise only another output was lost
+            params = placement.place(params, placement.training_mesh())
             store.save(0, state={"params": params}, ema=params, meta=meta)
-    logger.info("train: took the model of %s; nothing is trained.", settings.target.path)
+    logger.info("train: imported the model of %s; nothing is trained.", settings.target.path)
     return {"steps": 0, "imported": settings.target.path, "parameters": builders.size(params)}
 
 
 def _fit(
     settings: Settings, unit: Unit, members: Dataset, heldout: Dataset, labels: np.ndarray | None
 ) -> dict[str, Any]:
-    """Trains the DPM on the members, with their labels int32 [n]; None: an unconditional one."""
+    """Trains the DPM on the members, with labels int32 [n], or unconditionally if None."""
     unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
     seed = random_streams.stream_seed(settings, "train")
     directory = checkpoint.checkpoint_directory(unit.workdir, "train")
@@ -95,15 +95,15 @@ def _fit(
                 builders.build_generator(settings),
                 random_streams.stream_key(settings, "monitor"),
                 members.images,
-                heldout.images[: len(members)],  # as many, so that the closer side is a coin's toss
+                heldout.images[: len(members)],  # as many as members, so that chance is 50%
                 stack.enter_context(curves),
             )
         streamed = not isinstance(members.images, np.ndarray)
-        given = () if labels is None else (labels,)
+        targets = () if labels is None else (labels,)
         params, steps = trainer.run(
             loss_fn=build_loss(settings, unet, schedule),
             init_fn=builders.init_fn(unet, settings, seed),
-            fetch=lambda chosen: (members.images[chosen], *(array[chosen] for array in given)),
+            fetch=lambda chosen: (members.images[chosen], *(array[chosen] for array in targets)),
             num_examples=len(members),
             fit=settings.train,
             seed=seed,
@@ -113,6 +113,6 @@ def _fit(
             description="train the DPM",
             watch=watch,
             watch_every=settings.monitor.every_steps,
-            loader=batches.prefetched if streamed else map,
+            loader=batches.prefetch if streamed else map,
         )
     return {"steps": steps, "parameters": builders.size(params)}

@@ -1,1 +1,1 @@
-"""Models that were trained elsewhere, read from local files that are never unpickled."""
+"""Reads models that were trained elsewhere from local files, and never unpickles them."""

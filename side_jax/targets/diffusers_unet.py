@@ -1,6 +1,6 @@
-"""Unconditional diffusers checkpoints: a local pipeline or unet folder to (module, params, schedule), and back.
+"""Converts unconditional diffusers checkpoints to (module, params, schedule) and back.
 
-Only JSON and safetensors are read. diffusers itself is not needed.
+It reads only JSON and safetensors, and does not need diffusers.
 """
 
 from pathlib import Path
@@ -25,15 +25,15 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
     """Reads a local diffusers checkpoint.
 
     Args:
-      directory: of a pipeline (model_index.json, unet/, scheduler/) or of a UNet2DModel (config.json and
+      directory: a pipeline folder (model_index.json, unet/, scheduler/) or a UNet2DModel folder (config.json and
         diffusion_pytorch_model.safetensors, sharded or not), with scheduler_config.json in it or in ../scheduler.
 
     Returns:
-      (module, params, schedule): module.apply({"params": params}, x, t) is the model's prediction for images x, float32
-      [b, h, w, c], and timesteps t, int32 [b]; schedule.prediction_type says what it predicts.
+      (module, params, schedule). module.apply({"params": params}, x, t) is the model's prediction for images x, float32
+      [b, h, w, c], and timesteps t, int32 [b]; schedule.prediction_type names what it predicts.
 
     Raises:
-      InputError: if a file is missing, damaged, pickled or not of an unconditional UNet2DModel.
+      InputError: if a file is missing, damaged, pickled or does not belong to an unconditional UNet2DModel.
     """
     folder = unet_folder(Path(directory))
     module, schedule = read_module(folder), read_schedule(folder)
@@ -57,11 +57,11 @@ def to_diffusers(
     """Writes a pipeline folder that diffusers' DDPMPipeline and DDIMPipeline load.
 
     Args:
-      directory: made if needed; existing files of the same names are replaced.
-      module: the U-Net; of a conditional one, the last of diffusers' classes is no label. It can't be read back here.
+      directory: created if needed; existing files of the same names are replaced.
+      module: the U-Net. A conditional one is written with one extra class for "no label", and can't be read back here.
       params: its parameters.
-      schedule: written as trained_betas, in full precision.
-      image_size: of both sides, or (height, width); for the pipelines.
+      schedule: the noise schedule, written as trained_betas in full precision.
+      image_size: height and width, or (height, width); the pipelines use it.
     """
     directory = Path(directory)
     channels = np.shape(params["conv_in"]["kernel"])[2]

@@ -1,4 +1,4 @@
-"""scheduler_config.json of diffusers to and from a noise schedule."""
+"""Converts diffusers' scheduler_config.json to and from a noise schedule."""
 
 import json
 import logging
@@ -7,62 +7,64 @@ from typing import Any
 
 from side_jax.diffusion.schedule import Schedule, make_schedule
 from side_jax.errors import InputError
-from side_jax.targets.checkpoint_files import REPLACE, listed, read_json, unet_folder
+from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, unet_folder
 
 logger = logging.getLogger(__name__)
 
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-# How diffusion.sampler samples; a scheduler that says otherwise is sampled so all the same, with a warning.
-_SAMPLED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
+# How diffusion.sampler samples. A scheduler with other values is sampled in this way too, with a warning.
+_SAMPLER_OPTIONS = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
 
 
 def read_schedule(folder: Path) -> Schedule:
-    """The noise schedule that scheduler_config.json describes, and what the network predicts.
+    """Reads the noise schedule and the prediction type from scheduler_config.json.
 
     Raises:
-      InputError: if it is missing, damaged, or of an unsupported kind.
+      InputError: if the file is missing, damaged, or of an unsupported kind.
     """
     options = read_schedule_options(folder)
     return make_schedule(options.pop("schedule"), **options)
 
 
 def read_schedule_options(folder: Path) -> dict[str, Any]:
-    """The same as settings: the fields of settings.Diffusion.
+    """Reads the same as a dict, with the fields of settings.Diffusion.
 
     Raises:
-      InputError: if it is missing, damaged, or of an unsupported kind.
+      InputError: if the file is missing, damaged, or of an unsupported kind.
     """
     folder = unet_folder(folder)
     places = [folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"]
     path = next((place for place in places if place.exists()), None)
     if path is None:
         raise InputError(
-            f"{folder} has no scheduler_config.json beside config.json nor in ../scheduler; it says which noise the "
-            "model was trained with, so put there the one of its training."
+            f"{folder} has no scheduler_config.json beside config.json or in ../scheduler; it describes the noise that "
+            "the model was trained with, so put there the one of its training."
         )
     config = read_json(path)
     prediction, kind = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
     if prediction not in _PREDICTIONS:
         raise InputError(
-            f"{path} has prediction_type = {json.dumps(prediction)}; give a model with {listed(_PREDICTIONS)}."
+            f"{path} has prediction_type = {json.dumps(prediction)}; give a model with {join_values(_PREDICTIONS)}."
         )
     if config.get("rescale_betas_zero_snr"):
         raise InputError(
-            f"{path} has rescale_betas_zero_snr = true, a schedule without signal at its end, which is not supported; "
+            f"{path} has rescale_betas_zero_snr = true, a schedule that ends without signal, which is not supported; "
             "give a model trained without it."
         )
-    unlike = [
-        f"{name} = {json.dumps(config[name])}" for name, ours in _SAMPLED.items() if config.get(name, ours) != ours
+    different = [
+        f"{name} = {json.dumps(config[name])}"
+        for name, value in _SAMPLER_OPTIONS.items()
+        if config.get(name, value) != value
     ]
-    if unlike:
+    if different:
         logger.warning(
-            "%s has %s; images are clipped to [-1, 1] at each step here all the same.", path, ", ".join(unlike)
+            "%s has %s; images are clipped to [-1, 1] at each step here regardless.", path, ", ".join(different)
         )
     trained = config.get("trained_betas")
     if trained is None and kind not in _SCHEDULES:
         raise InputError(
-            f"{path} has beta_schedule = {json.dumps(kind)}; give a model with {listed(_SCHEDULES)}, or write its "
+            f"{path} has beta_schedule = {json.dumps(kind)}; give a model with {join_values(_SCHEDULES)}, or write its "
             "betas as trained_betas there."
         )
     try:
@@ -74,7 +76,7 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
             "prediction_type": _PREDICTIONS[prediction],
             "trained_betas": tuple(float(beta) for beta in trained or ()),
         }
-        # Made once, so that impossible values are found here, where their file can be named.
+        # Build the schedule now, so that impossible values are reported with the name of their file.
         make_schedule(*options.values())
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} describes no noise schedule ({error}); {REPLACE}.") from None
@@ -82,12 +84,12 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
 
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:
-    """What scheduler_config.json says of a schedule: its betas in full precision."""
+    """Returns a schedule as scheduler_config.json, with its betas in full precision."""
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": schedule.num_timesteps,
         "trained_betas": schedule.betas.tolist(),
-        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[schedule.prediction_type],
+        "prediction_type": {name: key for key, name in _PREDICTIONS.items()}[schedule.prediction_type],
         "clip_sample": True,
         "variance_type": "fixed_small",
     }

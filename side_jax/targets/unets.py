@@ -1,4 +1,4 @@
-"""config.json of diffusers' UNet2DModel to and from the Flax module."""
+"""Converts the config.json of diffusers' UNet2DModel to and from the Flax module."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
-from side_jax.targets.checkpoint_files import REPLACE, listed, read_json, unet_folder
+from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, unet_folder
 
-# The options of UNet2DModel that the module has too, with diffusers' defaults for those that a config leaves out.
+# Options of UNet2DModel that the module has too, with diffusers' defaults.
 _OPTIONS: dict[str, Any] = {
     "block_out_channels": (224, 448, 672, 896),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
@@ -28,7 +28,7 @@ _OPTIONS: dict[str, Any] = {
     "resnet_time_scale_shift": "default",
     "center_input_sample": False,
 }
-# Options that must have one of these values, since the module has no other.
+# Options that must have one of these values, since the module supports no other.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
@@ -44,23 +44,23 @@ _BLOCKS = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_typ
 
 
 def read_module(folder: Path) -> UNet:
-    """The U-Net that config.json describes.
+    """Reads the U-Net that config.json describes.
 
     Raises:
-      InputError: if it is missing, damaged, or describes what the module can't be.
+      InputError: if the file is missing, damaged, or describes an unsupported model.
     """
     path = unet_folder(folder) / "config.json"
     config = read_json(path)
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise InputError(
-            f"{path} is of a {config['_class_name']}; only unconditional UNet2DModel checkpoints are read, so give the "
-            "folder of one."
+            f"{path} describes a {config['_class_name']}, but only unconditional UNet2DModel checkpoints are read; "
+            "give the folder of one."
         )
     for name, allowed in _FIXED.items():
         if name in config and config[name] not in allowed:
             what = "class-conditional models are not read" if "class" in name else "that is not supported"
             raise InputError(
-                f"{path} has {name} = {json.dumps(config[name])}; {what}, give a model with {listed(allowed)}."
+                f"{path} has {name} = {json.dumps(config[name])}; {what}, give a model with {join_values(allowed)}."
             )
     options = {name: config.get(name, default) for name, default in _OPTIONS.items()}
     tuples = ("block_out_channels", *_BLOCKS)
@@ -71,7 +71,8 @@ def read_module(folder: Path) -> UNet:
         for kind in options[name]:
             if kind not in allowed:
                 raise InputError(
-                    f"{path} has {kind} among its {name}; that is not supported, give a model with {listed(allowed)}."
+                    f"{path} has {kind} among its {name}, which is not supported; give a model with "
+                    f"{join_values(allowed)}."
                 )
     channels = config.get("in_channels", 3), config.get("out_channels", 3)
     if channels[0] != channels[1]:
@@ -86,13 +87,13 @@ def read_module(folder: Path) -> UNet:
 
 
 def unet_config(module: UNet) -> dict[str, Any]:
-    """What config.json says of a module, but for in_channels and sample_size, which a module doesn't know."""
+    """Returns a module as config.json, without in_channels and sample_size, which a module does not know."""
     labels = {"num_class_embeds": module.num_labels + 1} if module.num_labels else {}
     return {"out_channels": module.out_channels} | {name: getattr(module, name) for name in _OPTIONS} | labels
 
 
 def image_shape(folder: Path) -> tuple[int, int, int]:
-    """(height, width, channels) of the images; where config.json names no size, the smallest that the U-Net takes."""
+    """Returns the images' (height, width, channels); without a size in config.json, the U-Net's smallest."""
     config = read_json(unet_folder(folder) / "config.json")
     size = config.get("sample_size") or 2 ** (len(config.get("block_out_channels", (0,) * 4)) - 1)
     height, width = (size, size) if isinstance(size, int) else size

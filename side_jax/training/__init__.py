@@ -1,1 +1,1 @@
-"""How one network is trained: loop, losses, validation, calibration and monitor."""
+"""Training one network: loop, losses, validation, calibration and monitor."""

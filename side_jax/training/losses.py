@@ -1,7 +1,7 @@
-"""Losses of the classifiers: cross-entropy, or a teacher's soft labels; on clean images, or on noised ones.
+"""Training losses: cross-entropy and distillation for classifiers, and the denoising loss of the DPM.
 
-The time-dependent surrogate minimises E_{t, x_0, epsilon} of -log p(y | x_t, t) (Chen et al. 2024, section 3.2), or, in
-the first version of that paper (TDKD), with tau a temperature (Hinton et al. 2015),
+The time-dependent surrogate minimises E_{t, x_0, epsilon}[-log p(y | x_t, t)] (Chen et al. 2024, section 3.2) or, as in
+the first version of that paper (TDKD), with a temperature tau (Hinton et al. 2015),
 
     tau^2 KL( softmax(log p_teacher(. | x_0) / tau) || softmax(log p(. | x_t, t) / tau) ).                      (1)
 """
@@ -22,12 +22,12 @@ from side_jax.training import trainer
 
 
 def cross_entropy(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log p(label) of each image: float32 [b], from [b, C] and int32 [b]."""
+    """-log p(label) for each image: float32 [b], from log-probabilities [b, C] and int32 labels [b]."""
     return -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
 
 
 def distillation(log_probs: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
-    """Equation (1) of each image: float32 [b], from log-probabilities [b, C] of student and teacher."""
+    """Equation (1) for each image: float32 [b], from log-probabilities [b, C] of student and teacher."""
     student, teacher = (jax.nn.log_softmax(values / temperature) for values in (log_probs, teacher))
     return temperature**2 * (jnp.exp(teacher) * (teacher - student)).sum(axis=1)
 
@@ -40,15 +40,15 @@ def classifier_loss(
     shuffle: bool = False,
     temperature: float | None = None,
 ) -> trainer.LossFn:
-    """The loss of a batch (uint8 images, int32 labels and, to distil, the teacher's log-probabilities).
+    """The loss function for batches of uint8 images, int32 labels and, for distillation, the teacher's log-probs.
 
     Args:
       module: the classifier.
-      schedule: by which images are noised; None: they stay clean, at t = 0.
-      proposal: of the timesteps, see process.diffuse; the loss is weighted so that its expectation is that of uniform
-        ones.
-      shuffle: gives every image the label of another one of its batch, anew each time: nothing can be learned.
-      temperature: of equation (1); None: cross-entropy.
+      schedule: the noise schedule for the images; None: clean images, at t = 0.
+      proposal: the distribution of timesteps, see process.diffuse; importance weights keep the expected loss that of
+        uniform timesteps.
+      shuffle: permutes the labels within each batch, differently at every step, so that nothing can be learned.
+      temperature: tau of equation (1); None: cross-entropy.
     """
 
     def loss_fn(params: Any, batch: tuple, keys: jax.Array, key: jax.Array) -> tuple:
@@ -62,23 +62,23 @@ def classifier_loss(
             x, t, _ = diffuse(schedule, x, keys, proposal)
         if proposal is not None:
             weights = jnp.asarray(1.0 / (len(proposal) * proposal), jnp.float32)[t]
-        log_probs, carried = train_log_probs(module, params, x, t)
+        log_probs, statistics = train_log_probs(module, params, x, t)
         if temperature is None:
             losses = weights * cross_entropy(log_probs, labels)
         else:
             losses = weights * distillation(log_probs, targets[1], temperature)
-        right = (log_probs.argmax(axis=1) == labels).astype(jnp.float32)
-        count = jnp.ones_like(right).sum()
-        return losses.mean(), ({"loss": (losses.sum(), count), "accuracy": (right.sum(), count)}, carried)
+        correct = (log_probs.argmax(axis=1) == labels).astype(jnp.float32)
+        count = jnp.ones_like(correct).sum()
+        return losses.mean(), ({"loss": (losses.sum(), count), "accuracy": (correct.sum(), count)}, statistics)
 
     return loss_fn
 
 
-PROFILE_BINS = 10  # equal parts of 0..T-1, the least noisy first
+PROFILE_BINS = 10  # equal parts of 0..T-1, least noisy first
 
 
 def build_loss(settings: Settings, unet: Any, schedule: Any) -> trainer.LossFn:
-    """The DPM's loss by the settings."""
+    """The DPM's loss function, as the settings specify it."""
     options = {"label_dropout": settings.condition.dropout}
     return functools.partial(dpm_loss, unet, schedule, settings.train.horizontal_flip, **options)
 
@@ -93,11 +93,11 @@ def dpm_loss(
     key: jax.Array,
     *,
     label_dropout: float = 0.0,
-) -> tuple[jax.Array, tuple[trainer.Metrics, trainer.Carried]]:
-    """The denoising loss of a batch, and its profile over timesteps.
+) -> tuple[jax.Array, tuple[trainer.Metrics, trainer.NonTrainable]]:
+    """The denoising loss of a batch, and its profile over timesteps; see trainer.LossFn.
 
-    The batch is uint8 images [b, h, w, c] and, of a conditional DPM, their labels int32 [b], of which a share of
-    label_dropout, drawn by each image's key, is not shown (Ho and Salimans 2022, algorithm 1).
+    The batch holds uint8 images [b, h, w, c] and, for a conditional DPM, labels int32 [b]. Each label is hidden with
+    probability label_dropout, drawn from the image's key (Ho and Salimans 2022, algorithm 1).
     """
     images = pixel_range.to_float(batch[0])
     labels = batch[1] if len(batch) > 1 else None

@@ -1,14 +1,14 @@
-"""The memorisation monitor: does the DPM, while it is trained, begin to draw its training images?
+"""The memorisation monitor: detects during training when the DPM begins to reproduce its training images.
 
-Every so many steps a few hundred samples, always from the same noise, are compared with the members and with the
-held-out images. Two rates are kept, each with Wilson's interval:
+At regular steps, a few hundred samples, always from the same noise, are compared with the members and with equally many
+held-out images. Two rates are recorded, each with a Wilson interval:
 
-    copied   the share with d1 / d2 < 1/3, nearest over second nearest member (Yoon et al. 2023; Gu et al. 2023), beside
-             the same share against held-out images as its control
-    closer   the share that is closer to a member than to every held-out image; chance is 50%, as the sides are equal
+    copied   fraction of samples with d1 / d2 < 1/3, the distances to the nearest and second nearest member (Yoon et al.
+             2023; Gu et al. 2023); its control is the same fraction computed with held-out images
+    closer   fraction of samples closer to some member than to every held-out image; chance is 50%
 
-Memorisation is said to have begun where an interval first leaves what chance allows: copied's lies above its
-control's, or closer's above 50%.
+Memorisation has begun when an interval first excludes chance: that of `copied` lies above that of its control, or that
+of `closer` lies above 50%.
 """
 
 import functools
@@ -33,7 +33,7 @@ CONFIDENCE = 0.95
 
 
 def measure(samples: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> dict[str, Any]:
-    """The rates of the module docstring, and median distances.
+    """The rates defined in the module docstring, and median distances.
 
     Args:
       samples: float32 [n, h, w, c] in [-1, 1].
@@ -42,7 +42,7 @@ def measure(samples: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> di
 
     Returns:
       copied, copied_heldout and closer, in [0, 1]; copied_ci, copied_heldout_ci and closer_ci, [low, high];
-      distance_members and distance_heldout, medians of the RMSE to the nearest.
+      distance_members and distance_heldout, the median RMSE to the nearest image.
     """
     interval = functools.partial(wilson_interval, trials=len(samples), confidence=CONFIDENCE)
     row: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def measure(samples: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> di
     return row | {f"distance_{side}": float(np.median(distance)) for side, distance in nearest.items()}
 
 
-def began(rows: list[dict[str, Any]]) -> dict[str, int | None]:
+def onset(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     """The first step at which each rate shows memorisation, or None: {"copied": step, "closer": step}."""
 
     def first(shows: Any) -> int | None:
@@ -70,7 +70,7 @@ def began(rows: list[dict[str, Any]]) -> dict[str, int | None]:
 
 
 class Monitor:
-    """Measures a DPM at some steps of its training, writes the curve, and says when to stop."""
+    """A watch (trainer.WatchFn) that measures memorisation, writes the curve, and decides when to stop training."""
 
     def __init__(
         self,
@@ -84,25 +84,25 @@ class Monitor:
         """Prepares the monitor.
 
         Args:
-          settings: how often, how many samples, and when to stop.
+          settings: the interval, number of samples, and stopping rate.
           generator: the unguided sampler.
-          base: the typed key of the samples.
+          base: the typed key of the samples' noise.
           members: uint8 [m, h, w, c].
           heldout: uint8 [m, h, w, c].
-          curves: of train/monitor.jsonl.
+          curves: the curve in train/monitor.jsonl.
         """
         self._settings, self._generator, self._base, self._curves = settings, generator, base, curves
         self._sides = pixel_range.to_float(np.asarray(members)), pixel_range.to_float(np.asarray(heldout))
 
     def __call__(self, step: int, params: Any) -> bool:
-        """Measures the parameters (on the host) of a step, unless that is done; returns whether to stop training."""
+        """Measures the host parameters of a step, unless recorded; returns whether to stop training."""
         row = next((row for row in self._curves.rows if row["step"] == step), None)
         if row is None:
             index = np.arange(self._settings.num_samples)
             parts = [index[i : i + self._generator.batch_size] for i in index[:: self._generator.batch_size]]
             label = np.full(len(index), -1, np.int32)
-            made = [self._generator({"dpm": params}, self._base, part, label[part], 0.0) for part in parts]
-            row = {"step": step} | measure(pixel_range.to_float(np.concatenate(made)), *self._sides)
+            batches = [self._generator({"dpm": params}, self._base, part, label[part], 0.0) for part in parts]
+            row = {"step": step} | measure(pixel_range.to_float(np.concatenate(batches)), *self._sides)
             self._curves.write(row)
         limit = self._settings.stop_at_rate
         stop = bool(limit) and row["copied"] >= limit
@@ -114,6 +114,6 @@ class Monitor:
                 100 * row["copied"],
                 100 * row["copied_heldout"],
                 100 * row["closer"],
-                f"; that reaches monitor.stop_at_rate = {limit:g}: training ends here." if stop else ".",
+                f"; this reaches monitor.stop_at_rate = {limit:g}, so training stops." if stop else ".",
             )
         return stop

@@ -1,9 +1,9 @@
-"""The one training loop, for the DPM and for both classifiers, on all devices of all processes.
+"""The training loop of every network, on all devices of all processes.
 
-Step s uses batch s of a fixed shuffle, and its image i the key fold_in(fold_in(key, s), i): a run that was killed and
-goes on from a checkpoint takes exactly the steps that it would have taken, and neither the number of devices and
-processes nor the accumulation of gradients changes them but for rounding. Each step is dispatched from Python: on CPU,
-gradients of convolutions inside an XLA loop are many times slower.
+Step s uses batch s of a fixed shuffle, and image i of that batch the key fold_in(fold_in(key, s), i). Hence a run that
+resumes from a checkpoint takes the same steps as an uninterrupted one, and up to rounding they do not depend on the
+number of devices and processes or on gradient accumulation. Each step is dispatched from Python, because gradients of
+convolutions inside an XLA loop are many times slower on CPU.
 """
 
 import functools
@@ -28,19 +28,19 @@ from side_jax.workdir.curves import Curves
 logger = logging.getLogger(__name__)
 
 Params = Any
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), of one shape; logged as sum / count
-# What no gradient moves: {}, or {"batch_stats": the running statistics of BatchNorm}, a key of the parameters too
-Carried = dict[str, Any]
-# (params, batch, keys [b], key) -> (mean loss, (metrics, what params hold from now on in place of what they carried));
-# keys are for each example, key is for the whole batch
-LossFn = Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[Metrics, Carried]]]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), of equal shape; logged as sum / count
+# The part of the parameters without gradients: {}, or {"batch_stats": running statistics of BatchNorm}
+NonTrainable = dict[str, Any]
+# (params, batch, keys [b], key) -> (mean loss, (metrics, the updated non-trainable state));
+# keys: one per example, key: for the whole batch
+LossFn = Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[Metrics, NonTrainable]]]
 # (step, averaged parameters on the host) -> whether to stop
 WatchFn = Callable[[int, Params], bool]
-_BATCH = 2**31  # folded into the first example's key, this gives the key of what the batch draws together
+_BATCH = 2**31  # folded into the first example's key, gives the key of the whole batch
 
 
 def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
-    """The examples of batch `step`, int64 [batch_size]: every epoch is a fresh shuffle, its ragged end is left out."""
+    """The examples of batch `step`, int64 [batch_size]; each epoch is reshuffled and drops its incomplete batch."""
     per_epoch = num_examples // batch_size
     epoch, position = divmod(step, per_epoch)
     order = np.random.default_rng([seed, epoch]).permutation(num_examples)
@@ -48,7 +48,7 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> n
 
 
 def learning_rate(fit: Fit) -> optax.Schedule:
-    """The rate of each step: a linear warm-up from 0, then constant, or decaying to 0 at the last step."""
+    """The learning-rate schedule: linear warm-up from 0, then constant, or decaying to 0 at the last step."""
     rest = fit.num_steps - fit.warmup_steps
     after = {
         "constant": lambda: optax.constant_schedule(fit.learning_rate),
@@ -68,52 +68,53 @@ def make_optimizer(fit: Fit) -> optax.GradientTransformation:
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-    """The decay with warm-up, min(decay, (1 + step) / (10 + step)): early averages forget the initial values."""
+    """min(decay, (1 + step) / (10 + step)): the warm-up lets early averages forget the initial values."""
     step = step.astype(jnp.float32)
     return jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
 
 
-def split(params: Params) -> tuple[Params, Carried]:
-    """(what the optimiser trains, what is carried)."""
-    carried = {name: params[name] for name in params if name == "batch_stats"}
-    return {name: params[name] for name in params if name not in carried}, carried
+def split_trainable(params: Params) -> tuple[Params, NonTrainable]:
+    """Splits parameters into (trainable, non-trainable)."""
+    fixed = {name: params[name] for name in params if name == "batch_stats"}
+    return {name: params[name] for name in params if name not in fixed}, fixed
 
 
-def gradients(loss_fn: LossFn, state: dict, batch: tuple, key: jax.Array) -> tuple[Params, Metrics, Carried]:
-    """The gradient of the mean loss over a batch, its metrics, and what it carries on.
+def gradients(loss_fn: LossFn, state: dict, batch: tuple, key: jax.Array) -> tuple[Params, Metrics, NonTrainable]:
+    """(gradient of the mean loss for the trainable parameters, metrics, updated non-trainable state) of a batch.
 
-    The batch's last array is each row's position. The gradient is that of what is trained.
+    The last array of the batch holds each row's position in the whole batch.
     """
     *batch, position = batch
     key = jax.random.fold_in(key, state["step"])
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position)
-    trained, carried = split(state["params"])
+    trainable, fixed = split_trainable(state["params"])
 
-    def loss(trained: Params) -> tuple[jax.Array, tuple[Metrics, Carried]]:
-        return loss_fn(trained | carried, tuple(batch), keys, jax.random.fold_in(keys[0], _BATCH))
+    def loss(trainable: Params) -> tuple[jax.Array, tuple[Metrics, NonTrainable]]:
+        return loss_fn(trainable | fixed, tuple(batch), keys, jax.random.fold_in(keys[0], _BATCH))
 
-    grads, (metrics, carried_on) = jax.grad(loss, has_aux=True)(trained)
-    return grads, metrics, carried_on
+    grads, (metrics, updated) = jax.grad(loss, has_aux=True)(trainable)
+    return grads, metrics, updated
 
 
 def accumulate(loss_fn: LossFn, sums: Any, state: dict, batch: tuple, key: jax.Array) -> Any:
-    """Adds what `gradients` says of a part to the sums over the parts before it."""
+    """Adds the `gradients` of a part to the sums over earlier parts of the batch."""
     return jax.tree.map(jnp.add, sums, gradients(loss_fn, state, batch, key))
 
 
 def update(
     optimizer: optax.GradientTransformation, fit: Fit, state: dict, ema: Params, sums: Any
 ) -> tuple[dict, Params]:
-    """One optimiser step from the sums over all parts, of which what is carried takes the mean.
+    """One optimiser step, from the sums of `gradients` over all parts; returns (state, ema).
 
-    The state is {params, opt_state, step, totals}; totals holds the metrics since the last multiple of fit.log_every,
-    so that what is logged is the mean of all steps, and a single NaN in between can't be missed.
+    Gradients and non-trainable state are averaged over the parts. The state is {params, opt_state, step, totals};
+    totals sums the metrics since the last multiple of fit.log_every, so that logged values are means over all steps and
+    a NaN in any step shows.
     """
-    grads, metrics, carried_on = sums
-    grads, carried_on = jax.tree.map(lambda g: g / fit.accumulate, (grads, carried_on))
-    trained, carried = split(state["params"])
-    updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
-    params = optax.apply_updates(trained, updates) | carried | carried_on
+    grads, metrics, updated = sums
+    grads, updated = jax.tree.map(lambda g: g / fit.accumulate, (grads, updated))
+    trainable, fixed = split_trainable(state["params"])
+    updates, opt_state = optimizer.update(grads, state["opt_state"], trainable)
+    params = optax.apply_updates(trainable, updates) | fixed | updated
     d = ema_decay(state["step"], fit.ema_decay)
     ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
     metrics = metrics | {"gradient_norm": (optax.tree.norm(grads), jnp.float32(1))}
@@ -123,28 +124,28 @@ def update(
 
 
 class Stepper:
-    """The compiled step; also what the benchmarks time."""
+    """The compiled training step."""
 
     def __init__(self, loss_fn: LossFn, init_fn: Callable[[], Params], fit: Fit, example: tuple[np.ndarray, ...]):
         """Prepares the compiled functions.
 
         Args:
           loss_fn: see LossFn.
-          init_fn: makes the initial parameters.
-          fit: how to train.
-          example: a batch of any length, for its shapes.
+          init_fn: returns the initial parameters.
+          fit: the training settings.
+          example: a batch of any length, which gives the shapes and dtypes.
         """
         self._fit, self._init_fn, self._loss_fn = fit, init_fn, loss_fn
-        self._over = placement.mesh()
+        self._mesh = placement.training_mesh()
         self._part = fit.batch_size // fit.accumulate
-        self._rows = placement.local_rows(self._part, self._over)
+        self._rows = placement.local_rows(self._part, self._mesh)
         self._example = tuple(jax.ShapeDtypeStruct((self._part, *a.shape[1:]), a.dtype) for a in example)
         self._optimizer = make_optimizer(fit)
 
-        def whole(state, ema, batch, key):
+        def whole_step(state, ema, batch, key):
             return update(self._optimizer, fit, state, ema, gradients(loss_fn, state, batch, key))
 
-        self._whole = jax.jit(whole, donate_argnums=(0, 1))
+        self._whole = jax.jit(whole_step, donate_argnums=(0, 1))
         self._first = jax.jit(functools.partial(gradients, loss_fn))
         self._more = jax.jit(functools.partial(accumulate, loss_fn), donate_argnums=0)
         self._update = jax.jit(functools.partial(update, self._optimizer, fit), donate_argnums=(0, 1))
@@ -155,34 +156,34 @@ class Stepper:
         key = jax.eval_shape(lambda: jax.random.key(0))
         metrics, _ = jax.eval_shape(self._loss_fn, params, self._example, keys, key)[1]
         metrics["gradient_norm"] = (jnp.float32(0), jnp.float32(0))
-        state = {"params": params, "opt_state": self._optimizer.init(split(params)[0]), "step": jnp.int32(0)}
+        state = {"params": params, "opt_state": self._optimizer.init(split_trainable(params)[0]), "step": jnp.int32(0)}
         state["totals"] = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
         return {"state": state, "ema": jax.tree.map(jnp.array, params)}
 
     def initial(self) -> tuple[dict, Params]:
         """(state, ema) before the first step, on all devices."""
-        trees = placement.replicated(self._make, self._over)
+        trees = placement.replicated(self._make, self._mesh)
         return trees["state"], trees["ema"]
 
     def abstract(self) -> dict[str, Any]:
-        """The shapes and shardings of {state, ema}."""
-        return placement.abstract(self._make, self._over)
+        """The shapes, dtypes and shardings of {state, ema}."""
+        return placement.abstract(self._make, self._mesh)
 
     def key(self, seed: int) -> jax.Array:
-        """A typed key on all devices."""
-        return placement.replicated(lambda: jax.random.key(seed), self._over)
+        """A typed key, replicated to all devices."""
+        return placement.replicated(lambda: jax.random.key(seed), self._mesh)
 
     def load(self, fetch: Callable[[np.ndarray], tuple[np.ndarray, ...]], chosen: np.ndarray) -> list[tuple]:
-        """Places the examples `chosen` on the devices, part by part; each process fetches its own rows alone."""
+        """Places the examples `chosen` on the devices, part by part; each process fetches only its own rows."""
         parts = []
         for start in range(0, len(chosen), self._part):
             rows = start + self._rows
             local = (*fetch(chosen[rows]), rows.astype(np.uint32))
-            parts.append(placement.shard_batch(local, self._rows, self._part, self._over))
+            parts.append(placement.shard_batch(local, self._rows, self._part, self._mesh))
         return parts
 
     def __call__(self, state: dict, ema: Params, parts: list[tuple], key: jax.Array) -> tuple[dict, Params]:
-        """One optimiser step; the given state and ema are consumed."""
+        """One optimiser step; donates the buffers of state and ema."""
         if len(parts) == 1:
             return self._whole(state, ema, parts[0], key)
         sums = self._first(state, parts[0], key)
@@ -309,7 +310,7 @@ class _Log:
 
 
 def _means(totals: dict[str, Any], checked: int, step: int) -> dict[str, Any]:
-    """The metrics as numbers, or lists with None where there was nothing to average.
+    """The mean metrics, as numbers or lists; None marks list entries without any value.
 
     Raises:
       InputError: if the loss of any step since `checked` was not finite.

@@ -1,8 +1,8 @@
-"""What a classifier knows at each noise level, on images that were held back from its training; and when to stop.
+"""Validates a classifier on held-back images at several noise levels, and stops its training early.
 
-Every held-back image is noised once at each of a few timesteps, always by the same noise. While the classifier is
-trained, its mean loss there says when it no longer gets better; at the end, accuracy, calibration and the temperature
-that would calibrate it are reported for each level (calibration.py).
+Every held-back image is noised once at each of a few timesteps, always by the same noise. During training, the mean
+loss on these images determines when to stop; afterwards calibration.py computes accuracy, calibration error and
+temperature for each level.
 """
 
 import logging
@@ -29,7 +29,7 @@ NUM_LEVELS = 11
 
 
 def noise_levels(num_timesteps: int) -> np.ndarray:
-    """The timesteps looked at, int32 [L]: from 0 to T-1, evenly."""
+    """The validated timesteps, int32 [L]: evenly spaced from 0 to T-1, at most NUM_LEVELS."""
     return np.unique(np.linspace(0, num_timesteps - 1, NUM_LEVELS).round()).astype(np.int32)
 
 
@@ -41,7 +41,7 @@ class Predictions:
 
         Args:
           module: the classifier.
-          schedule: by which images are noised; None: they stay clean.
+          schedule: the noise schedule; None: clean images.
           images: uint8 [n, h, w, c].
           base: the typed key of the noise.
           batch_size: divisible by the number of local devices.
@@ -59,13 +59,13 @@ class Predictions:
         self._predict = placement.in_batches(predict, batch_size)
 
     def __call__(self, params: Any, levels: np.ndarray) -> np.ndarray:
-        """float32 [L, n, C], for parameters on the host and timesteps int32 [L]."""
+        """Log-probabilities float32 [L, n, C], given host parameters and timesteps int32 [L]."""
         index = np.arange(len(self._images), dtype=np.uint32)
         return np.stack([self._predict(params, self._images, index, np.full(len(index), t, np.int32)) for t in levels])
 
 
 class EarlyStop:
-    """Watches a classifier's training: writes the curve, keeps the best parameters, and says when to stop."""
+    """A watch (trainer.WatchFn) that validates a classifier, keeps its best parameters, and decides when to stop."""
 
     def __init__(
         self,
@@ -80,11 +80,11 @@ class EarlyStop:
         """Prepares the watch.
 
         Args:
-          predictions: of the held-back images.
-          labels: int32 [n], theirs.
-          levels: the timesteps whose mean loss counts.
-          patience: measurements without a lower loss after which to stop; 0: never, and nothing is kept.
-          curves: of validation.jsonl.
+          predictions: predicts for the held-back images.
+          labels: int32 [n], of the held-back images.
+          levels: the timesteps over which the loss is averaged.
+          patience: validations without a lower loss after which to stop; 0: never stop and save no best parameters.
+          curves: the curve in validation.jsonl.
           best: the folder for a checkpoint of the best parameters.
           meta: for that checkpoint.
         """
@@ -92,21 +92,23 @@ class EarlyStop:
         self._patience, self._curves, self._best, self._meta = patience, curves, best, meta
 
     def __call__(self, step: int, params: Any) -> bool:
-        """Measures the parameters of a step, unless that is done; returns whether to stop training."""
+        """Validates the parameters of a step, unless recorded; returns whether to stop training."""
         rows = self._curves.rows
         if not any(row["step"] == step for row in rows):
-            found = self._predictions(params, self._levels)
-            losses = [float(cross_entropy(jnp.asarray(one), jnp.asarray(self._labels)).mean()) for one in found]
-            accuracy = float((found.argmax(axis=2) == self._labels).mean())
+            log_probabilities = self._predictions(params, self._levels)
+            losses = [
+                float(cross_entropy(jnp.asarray(one), jnp.asarray(self._labels)).mean()) for one in log_probabilities
+            ]
+            accuracy = float((log_probabilities.argmax(axis=2) == self._labels).mean())
             self._curves.write({"step": step, "loss": float(np.mean(losses)), "accuracy": accuracy})
         if not self._patience:
             return False
         best = min(rows, key=lambda row: row["loss"])
         if best["step"] == step:
             with Checkpoints(self._best, keep=1) as store:
-                if (store.latest_step() or 0) < step:  # else a run that was killed had come further
-                    store.save(step, ema=placement.place(params, placement.mesh()), meta=self._meta)
+                if (store.latest_step() or 0) < step:  # else a killed run had saved this step or a later one
+                    store.save(step, ema=placement.place(params, placement.training_mesh()), meta=self._meta)
         since = sum(row["step"] > best["step"] for row in rows)
         if since >= self._patience:
-            logger.info("step %d: the validation loss was lowest at step %d; training ends here.", step, best["step"])
+            logger.info("step %d: the validation loss was lowest at step %d; training stops.", step, best["step"])
         return since >= self._patience

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: files, units of work, checkpoints, curves and the lock."""
+"""The files of a run on disk: units of work, checkpoints, curves and the lock."""

@@ -1,8 +1,8 @@
 """Orbax checkpoints: <directory>/<step>/{state,ema,meta}, shared by training, extraction and evaluation.
 
-`state` holds what training needs to go on (parameters, optimiser), `ema` the averaged parameters that everything else
-uses, `meta` a JSON with the format version, the fingerprint of the settings, the settings themselves, and a digest of
-every array, so that an altered file is noticed whatever its storage format checks.
+`state` holds what training needs to resume (parameters, optimiser state), `ema` the averaged parameters that everything
+else uses, and `meta` a JSON with the format version, the settings, their fingerprint, and a digest of each item, which
+detects altered files regardless of the checks of the storage format.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What a checkpoint gave back: the step, the wanted trees by item name, and the meta JSON."""
+    """A restored checkpoint: its step, the requested trees by item name, and the meta JSON."""
 
     step: int
     trees: dict[str, Any]
@@ -36,27 +36,27 @@ def _digest(tree: Any) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one network. Use as a context manager: leaving it waits for the last write."""
+    """The checkpoints of one network; a context manager, whose exit waits for the last write."""
 
     def __init__(self, directory: Path, *, read_only: bool = False, keep: int = 2):
-        """Opens them: to read, each process for itself; to write, all processes together.
+        """Opens the folder: to write, all processes must call this; to read, any process may.
 
         Args:
-          directory: of the checkpoints.
-          read_only: whether nothing will be saved.
-          keep: how many of the newest are kept.
+          directory: the folder of the checkpoints.
+          read_only: opens for reading only.
+          keep: number of newest checkpoints to keep.
         """
         self._directory = directory
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.LatestN(keep), read_only=read_only, create=not read_only
         )
         if read_only and jax.process_count() > 1:
-            own = jax.process_index()
+            process = jax.process_index()
             options.multiprocessing_options = ocp.options.MultiprocessingOptions(
-                primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+                primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
             )
-        where = os.path.abspath(directory) if files.local(directory) else directory
-        self._manager = ocp.CheckpointManager(epath.Path(where), options=options)
+        absolute = os.path.abspath(directory) if files.local(directory) else directory
+        self._manager = ocp.CheckpointManager(epath.Path(absolute), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -66,15 +66,15 @@ class Checkpoints:
         self._manager.close()
 
     def wait(self) -> None:
-        """Waits for the last write."""
+        """Waits until the last write has finished."""
         self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
-        """The newest complete step; a write cut short by a kill does not count."""
+        """The newest complete step, or None; a write interrupted by a kill does not count."""
         return self._manager.latest_step()
 
     def save(self, step: int, *, meta: dict[str, Any], **trees: Any) -> None:
-        """Saves a step, by item name (`state`, `ema`); the write goes on in the background."""
+        """Saves the trees of a step by item name (`state`, `ema`); the write continues in the background."""
         meta = meta | {
             "format": FORMAT_VERSION,
             "step": step,
@@ -88,25 +88,25 @@ class Checkpoints:
         """Restores the newest step.
 
         Args:
-          fingerprint: that the checkpoint must have been written with.
-          **abstract: for each wanted item (`state`, `ema`), a tree of jax.ShapeDtypeStruct with shardings.
+          fingerprint: the one that the checkpoint must have.
+          **abstract: for each requested item (`state`, `ema`), a tree of jax.ShapeDtypeStruct with shardings.
 
         Raises:
-          InputError: if there is no checkpoint, it is damaged or altered, or it was made with other settings.
+          InputError: if there is no checkpoint, or it is damaged, altered or from other settings.
         """
         step = self.latest_step()
         if step is None:
             raise InputError(f"there is no checkpoint in {self._directory}; run the stage that trains it first.")
-        where = self._directory / str(step)
+        path = self._directory / str(step)
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             if meta["format"] != FORMAT_VERSION or meta["fingerprint"] != fingerprint:
                 raise InputError(
-                    f"the checkpoint {where} was made with other settings or another version; "
-                    "use the config it was made with, or a new --workdir."
+                    f"the checkpoint {path} was written with other settings or by another version; "
+                    "use the original config, or a new --workdir."
                 )
-            wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-            trees = dict(self._manager.restore(step, args=ocp.args.Composite(**wanted)).items())
+            items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+            trees = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
             altered = [name for name, tree in trees.items() if _digest(tree) != meta["sha256"][name]]
         except InputError:
             raise
@@ -114,19 +114,19 @@ class Checkpoints:
             reason = str(error).strip().splitlines()
             reason = reason[0][:200] if reason else type(error).__name__
             raise InputError(
-                f"the checkpoint {where} is damaged ({reason}); delete that folder to go on from an earlier "
-                "step, or start over."
+                f"the checkpoint {path} is damaged ({reason}); delete that folder to continue from an earlier "
+                "step, or to start over."
             ) from error
         if altered:
             raise InputError(
-                f"the checkpoint {where} was altered: its {' and '.join(altered)} no longer match the digest in its "
-                "meta; delete that folder to go on from an earlier step, or start over."
+                f"the checkpoint {path} was altered: its {' and '.join(altered)} no longer match the digest in its "
+                "meta; delete that folder to continue from an earlier step, or to start over."
             )
         return Restored(step=step, trees=trees, meta=meta)
 
 
 def latest_step(directory: Path) -> int | None:
-    """The newest complete step in a folder that may not exist yet."""
+    """The newest complete step in a folder; None if it has none or does not exist."""
     if not directory.exists():
         return None
     with Checkpoints(directory, read_only=True) as store:
@@ -134,10 +134,10 @@ def latest_step(directory: Path) -> int | None:
 
 
 def settings_meta(settings: Any, fingerprint: str) -> dict[str, Any]:
-    """The part of `meta` that says how the checkpoint came to be."""
+    """The part of `meta` that records the settings and their fingerprint."""
     return {"fingerprint": fingerprint, "settings": json.loads(json.dumps(dataclasses.asdict(settings)))}
 
 
 def checkpoint_directory(workdir: Path, name: str) -> Path:
-    """Where a network's checkpoints are: the DPM's in <workdir>/checkpoints, a classifier's below its unit."""
+    """The folder of a network's checkpoints: <workdir>/checkpoints for the DPM, <workdir>/<name>/checkpoints else."""
     return workdir / "checkpoints" if name == "train" else workdir / name / "checkpoints"

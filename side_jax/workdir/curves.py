@@ -1,6 +1,6 @@
-"""Curves of a run: one JSON object a line and, where wanted, TensorBoard scalars; a restart goes on where it was.
+"""Curves of a run, as JSON lines and optionally TensorBoard scalars; a restarted run continues them.
 
-The file is written whole for every row: object stores can't append, and a kill can't cut a row short.
+Every row rewrites the whole file, since object stores cannot append; thus a kill never leaves a partial row.
 """
 
 import json
@@ -14,16 +14,20 @@ from side_jax.workdir import files
 
 
 class Curves:
-    """Appends rows to a .jsonl file; what an earlier run wrote beyond the restored step is dropped first."""
+    """Appends rows to a .jsonl file, after dropping those that an earlier run wrote beyond the restored step.
+
+    Attributes:
+      rows: all rows so far, each a dict with its `step`.
+    """
 
     def __init__(self, path: Path, *, first_step: int, board: Path | None = None, write: bool = True):
         """Opens the file.
 
         Args:
-          path: of the .jsonl file.
-          first_step: the step that the run goes on from; 0 for a new one.
+          path: the .jsonl file.
+          first_step: the step from which the run continues; 0 for a new run.
           board: the folder for TensorBoard, if any.
-          write: False on processes that only keep the others company.
+          write: whether this process writes the files; only one process should.
         """
         self._path, self._write, self._board = path, write, None
         self.rows = [row for row in read(path) if row["step"] <= first_step]
@@ -44,7 +48,7 @@ class Curves:
             file.writelines([json.dumps(row) + "\n" for row in self.rows])
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row, which holds its `step`; TensorBoard gets the numbers, and lists under a number each."""
+        """Appends a row, which must hold `step`; TensorBoard gets each number, and each entry of a list as `name/i`."""
         self.rows.append(row)
         if self._write:
             self._save()
@@ -56,7 +60,7 @@ class Curves:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; none where there is no file.
+    """The rows of a .jsonl file; empty if there is no file.
 
     Raises:
       InputError: if it is damaged.

@@ -1,7 +1,7 @@
-"""Reading files, and writing them so that a kill at any moment leaves the old or the new one, never half of one.
+"""Reading and atomically writing files: a kill at any moment leaves the old or the new file, never part of one.
 
-A workdir may be in an object store, such as gs://bucket/folder, wherever etils.epath finds a library for it: there a
-path is an epath.Path, which has pathlib's methods. What only a local disk has is asked for by `local`.
+A workdir may be on a local disk or in any object store that etils.epath supports, such as gs://bucket/folder. Its paths
+are then epath.Path objects, which have pathlib's methods; `local` guards what works on local disks only.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ def as_path(text: str) -> Path:
     """A path on the local disk, or a URL of an object store.
 
     Raises:
-      InputError: for a URL that no installed library can open.
+      InputError: if no installed library can open the URL.
     """
     try:
         path = epath.Path(text)
         path.exists()
-    except (ImportError, KeyError) as error:  # no library for this scheme, or nothing has ever heard of it
+    except (ImportError, KeyError) as error:  # no library for this scheme, or an unknown one
         reason = str(error) if isinstance(error, ImportError) else "an unknown kind of URL"
         raise InputError(
             f"{text} can't be opened here ({reason}); install what etils.epath needs for it (gcsfs for gs://), or use "
@@ -40,15 +40,16 @@ def as_path(text: str) -> Path:
 
 
 def local(path: Path) -> bool:
-    """Whether a path is on a disk of this machine, or mounted as one."""
+    """Whether a path is on a local or mounted disk."""
     return "://" not in os.fspath(path)
 
 
 @contextlib.contextmanager
 def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """Opens a temporary neighbour of `path`, which replaces it when the block ends without an error.
+    """Opens a temporary file that replaces `path` if the block ends without an error.
 
-    Each process of a run has its own, so two may write the same file; a run after a kill overwrites what was left.
+    The temporary file lies beside `path` and carries the process index, so that several processes may write the same
+    path. A leftover from a killed run is overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{jax.process_index()}.tmp")
@@ -61,15 +62,15 @@ def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
                 os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk half a file would only take up space
+        temporary.unlink(missing_ok=True)  # frees the space, which matters on a full disk
         raise
 
 
 def move(folder: Path, target: Path, last: str) -> None:
-    """Moves a folder to where nothing is yet.
+    """Moves a folder to a path that does not exist yet.
 
-    In an object store, which has no folders and moves nothing at once, its files are copied and then deleted; `last`, a
-    file in it, is there until all others are gone, so that after a kill it says what those are that are left.
+    An object store has no atomic move of a folder: its files are copied and then deleted. The file `last` is deleted
+    after all others, so that after a kill it still identifies the remaining ones.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if local(folder):
@@ -78,7 +79,7 @@ def move(folder: Path, target: Path, last: str) -> None:
     _copy(folder, target)
     for path in folder.iterdir():
         if path.name != last:
-            path.rmtree()  # of a file, too
+            path.rmtree()  # also deletes a file
     folder.rmtree()
 
 
@@ -89,11 +90,11 @@ def _copy(folder: Path, target: Path) -> None:
         if path.is_dir():
             _copy(path, copy)
         else:
-            path.copy(copy)  # by epath, as only such a path gets here
+            path.copy(copy)  # a method of epath.Path; only object stores get here
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys, atomically."""
+    """Writes JSON with sorted keys, atomically; NaN and infinity raise ValueError."""
     with atomic(path, "w") as file:
         file.write(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
@@ -119,7 +120,7 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """Reads an NPZ, or of its arrays those of some names, without ever unpickling.
+    """Reads the arrays of an NPZ, all or those named; never unpickles.
 
     Raises:
       InputError: if the file is missing or damaged.
@@ -134,7 +135,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.nda
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
+    """SHA-256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -145,7 +146,7 @@ def file_digest(path: Path) -> str:
 
 
 def array_digest(arrays: Any) -> str:
-    """SHA-256 of the shapes, types and contents of a sequence of arrays."""
+    """SHA-256 of the shapes, dtypes and contents of a sequence of arrays."""
     total = hashlib.sha256()
     for array in arrays:
         array = np.ascontiguousarray(array)

@@ -1,4 +1,4 @@
-"""A workdir is held by one run at a time, and can be written."""
+"""Locks a workdir for one run at a time, and checks that it is writable."""
 
 import contextlib
 import fcntl
@@ -12,29 +12,31 @@ from side_jax.workdir import files
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Makes the workdir and holds it for this process alone; the system lets go of it even after a kill.
+    """Creates the workdir and locks it for this process; the system releases the lock even after a kill.
 
     Raises:
-      InputError: if it can't be written, or another process is using it.
+      InputError: if the workdir can't be written, or another process has locked it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # An object store has no locks. The file is held open for as long as the block runs.
+        # Object stores have no locks. The file stays open for the whole block.
         lock = open(workdir / ".lock", "a") if files.local(workdir) else contextlib.nullcontext()  # noqa: SIM115
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"--workdir={workdir} can't be written ({reason}); choose a folder of yours.") from None
+        raise InputError(f"--workdir={workdir} can't be written ({reason}); choose another folder.") from None
     with lock as file:
         try:
             if file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"--workdir={workdir} is in use by another run; wait for it, or use another.") from None
+            raise InputError(
+                f"--workdir={workdir} is in use by another run; wait for it to end, or use another --workdir."
+            ) from None
         yield
 
 
 def check_writable(workdir: Path) -> None:
-    """Raises InputError where a folder of the workdir can't be written."""
+    """Raises InputError if a folder of the workdir can't be written; checks local disks only."""
     if not files.local(workdir):
         return
     for folder in (workdir, *(p for p in workdir.iterdir() if p.is_dir())):

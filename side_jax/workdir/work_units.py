@@ -1,10 +1,9 @@
-"""What each stage has done, and whether it still holds.
+"""Units of work: which parts of a run are done, and whether their outputs are still valid.
 
-The work of a run is cut into units (`train`, `synthesize`, `label`, `surrogate/side`, `extract/side_10`, ...). A unit's
-fingerprint is a hash of the settings that it depends on and of the fingerprints of the units it reads from, so a
-changed setting reaches exactly what depends on it. A unit owns <workdir>/<unit>/; its manifest.json there says with
-which fingerprint it was begun and whether it is done. A unit that lost an output is not done: it is run again,
-and since it comes out the same, what was made from it stays.
+A run consists of units (`train`, `synthesize`, `label`, `surrogate/side`, `extract/side_10`, ...). A unit's fingerprint
+hashes the settings that it depends on and the fingerprints of the units that it reads, so a changed setting invalidates
+exactly its dependents. A unit owns <workdir>/<unit>/, where manifest.json records its fingerprint and whether it is
+done. A unit with a missing output is not done and runs again; runs are deterministic, so its dependents stay valid.
 """
 
 import dataclasses
@@ -29,9 +28,9 @@ class Unit:
     Attributes:
       workdir: of the run.
       name: of the unit, and of its folder below the workdir.
-      fingerprint: the hash of all that its output depends on.
-      outputs: what it must hold once it is done, as paths below the workdir, given what `finish` recorded. Shards have
-        a check of their own.
+      fingerprint: the hash of everything that its output depends on.
+      outputs: maps the content recorded by `finish` to the paths, relative to the workdir, that a done unit must hold.
+        Shards are checked separately.
     """
 
     workdir: Path
@@ -59,26 +58,26 @@ class Unit:
         return [name for name in self.outputs(self.content()) if not (self.workdir / name).exists()]
 
     def done(self, without: Sequence[str] = ()) -> bool:
-        """Whether the unit is finished with this very fingerprint, and its outputs, but for some, are still there."""
+        """Whether the unit finished with this fingerprint and its outputs, except those in `without`, still exist."""
         return self._finished() and set(self._lost()) <= set(without)
 
     def begun(self) -> bool:
-        """Whether what is there, if anything, was made with this very fingerprint."""
+        """Whether the unit was begun with this fingerprint."""
         manifest = self._read()
         return bool(manifest and manifest["fingerprint"] == self.fingerprint)
 
     def content(self) -> dict[str, Any]:
-        """What `finish` recorded, the last time."""
+        """What `finish` last recorded."""
         return files.read_json(self._path)
 
     def begin(self, intact: Callable[[], bool] = lambda: True) -> bool:
-        """Prepares the directory; returns False, and says so, where there is nothing left to do.
+        """Prepares the directory; returns whether work is left, and logs a line if none is.
 
-        What an earlier run left with the same fingerprint stays, to be continued. What another fingerprint left is
-        moved to <workdir>/stale/, never deleted. With several processes all call this together, and the first one acts.
+        Files of an earlier run with the same fingerprint stay, and the unit continues from them. Files of another
+        fingerprint move to <workdir>/stale/; nothing is deleted. All processes must call this; the first one acts.
 
         Args:
-          intact: whether what a finished unit wrote beside its outputs is still whole; if not, it is begun again.
+          intact: whether a finished unit's files beyond `outputs` are intact; if not, the unit runs again.
         """
         if process_group.primary():
             self._begin(intact)
@@ -92,22 +91,22 @@ class Unit:
             logger.info("%s: up to date, nothing to do.", self.name)
             return
         if lost:
-            logger.info("%s: %s is missing: made again.", self.name, " and ".join(lost))
+            logger.info("%s: %s is missing, so this unit runs again.", self.name, " and ".join(lost))
         manifest = self._read() or {}
         if manifest and manifest["fingerprint"] != self.fingerprint:
-            aside = self.workdir / "stale" / f"{self.name.replace('/', '-')}-{manifest['fingerprint'][:12]}"
-            while aside.exists():
-                aside = aside.with_name(aside.name + "+")
-            files.move(self.directory, aside, last=self._path.name)
-            logger.info("%s: its settings or inputs changed; the old results are now in %s.", self.name, aside)
+            stale = self.workdir / "stale" / f"{self.name.replace('/', '-')}-{manifest['fingerprint'][:12]}"
+            while stale.exists():
+                stale = stale.with_name(stale.name + "+")
+            files.move(self.directory, stale, last=self._path.name)
+            logger.info("%s: its settings or inputs changed; the old results were moved to %s.", self.name, stale)
             manifest = {}
         self.directory.mkdir(parents=True, exist_ok=True)
-        # What was recorded the last time stays: the split is compared with it.
+        # Keeps the recorded content: a new split is compared with the recorded one.
         begun = {"unit": self.name, "fingerprint": self.fingerprint, "done": False}
         files.write_json(self._path, manifest | begun)
 
     def finish(self, **content: Any) -> None:
-        """Marks the unit as done, once every process is, and records what the first one has to say."""
+        """Marks the unit as done once all processes are, and records the first process's `content`."""
         process_group.barrier(f"{self.name} done")
         if process_group.primary():
             self._finish(content)
@@ -119,7 +118,7 @@ class Unit:
 
 
 def finish_stage(workdir: Path, stage: str, units: list[Unit]) -> None:
-    """Writes <workdir>/<stage>/manifest.json for a stage of several units, all of them done."""
+    """Writes <workdir>/<stage>/manifest.json for a stage whose units are all done."""
     whole = Unit(workdir=workdir, name=stage, fingerprint=files.digest([unit.fingerprint for unit in units]))
     if not whole.done():
         whole.finish(units=[unit.name for unit in units])

@@ -21,7 +21,8 @@ from PIL import Image
 
 from side_jax.data import image_sets, safe_npz, stream
 from side_jax.data.datasets import load
-from side_jax.data.image_sets import read_images, read_together
+from side_jax.data.image_sets import read_sets
+from side_jax.data.listed import find
 from side_jax.data.printable import printable, reason, short
 from side_jax.data.stream import Stream
 from side_jax.errors import InputError
@@ -84,6 +85,13 @@ def refused(call, *words):
     for word in words:
         assert word in text
     return text
+
+
+def read_images(path, flag, size=None, channels=None, max_corrupt=0):
+    """Reads one set alone, in its own shape unless another is given."""
+    listing = find(path, flag, max_corrupt)
+    height, width = image_sets.common_size([listing], size)
+    return image_sets.read_set(listing, (height, width, channels or (3 if listing.colour else 1)))[0]
 
 
 def refuses(path, *words, flag="--samples"):
@@ -191,7 +199,7 @@ def test_arrays_that_are_refused_before_their_data_is_read(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("claims", "words"),
     [
-        ({"file_size": 2**40 + 128}, "claims 1099511627904 bytes, more than can be packed"),
+        ({"file_size": 2**40 + 128}, "claims 1099511627904 bytes, more than its packed size allows"),
         ({"flag_bits": 1}, "encrypted"),
         ({"compress_type": zipfile.ZIP_LZMA}, "method that NumPy does not use"),
         ({"compress_type": 99}, "method that NumPy does not use"),
@@ -262,7 +270,7 @@ def test_arrays_that_are_read(tmp_path, shape, order, key):
 def test_paths_that_are_no_files(tmp_path, make):
     make(tmp_path / "x.npz")
     refuses(tmp_path / "x.npz", "x.npz is neither a folder nor a file")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         load(Data(name="npz", path=str(tmp_path / "x.npz")))
 
 
@@ -313,7 +321,7 @@ def encoded(kind, image=None, **options):
     return saved(lambda file: image.save(file, kind, **options))
 
 
-NO_PICTURE = "no picture of a kind that is read"
+NO_PICTURE = "not a picture of a supported kind"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(executed) (w) file closefile\nshowpage\n"
 PICTURES = {
     "bomb": (raw_png(60000, 60000), "it claims more than 67108864 pixels"),
@@ -375,9 +383,9 @@ def odd(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("pipe", "it is no regular file"),
-        ("socket", "it is no regular file"),
-        ("device", "it is no regular file"),
+        ("pipe", "it is not a regular file"),
+        ("socket", "it is not a regular file"),
+        ("device", "it is not a regular file"),
         ("dangling link", "No such file or directory"),
         ("link to itself", "Too many levels of symbolic links"),
         ("links in a circle", "Too many levels of symbolic links"),
@@ -482,10 +490,10 @@ def test_real_commands_warn_of_nothing_and_wait_for_nothing(tmp_path):
         folder = pictures(tmp_path / name, noise(1))
         (folder / "x.png").write_bytes(content) if content else os.mkfifo(folder / "x.png")
     code = f"""
-from side_jax.data.image_sets import read_images
+from side_jax.data.listed import find
 for name in ("warned", "pipe"):
     try:
-        read_images({str(tmp_path)!r} + "/" + name, "--samples")
+        find({str(tmp_path)!r} + "/" + name, "--samples")
     except Exception as error:
         print(type(error).__name__, "x.png (" in str(error))
 """
@@ -592,7 +600,7 @@ def test_pictures_of_one_pixel(tmp_path, channels):
     images = noise(5, 1, channels)
     folder = pictures(tmp_path / "set", images)
     np.testing.assert_array_equal(read_images(str(folder), "--samples").images, images)
-    small = read_together(
+    small = read_sets(
         str(folder), *(npz(tmp_path / name, noise(5, 1, channels, i)) for i, name in ((1, "m"), (2, "h")))
     )
     assert small.samples.images.shape == (5, 1, 1, channels)
@@ -631,7 +639,7 @@ def test_large_images_are_read_fewer_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("size", [0, -1, 10**9])
 def test_sizes_that_can_not_be(size):
-    refused(lambda: read_images(".", "--samples", size), f"--size is {size}", "between 1 and 8192")
+    refused(lambda: read_sets(".", ".", ".", size), f"--size is {size}", "between 1 and 8192")
 
 
 # The shards of a run.
@@ -673,7 +681,7 @@ def test_shards_that_are_not_whole(tmp_path):
     refuses(folder, "0 of --samples=", "is 8 x 8 pixels, but 3 of --samples=", "is 9 x 9; give --size=N")
     (folder / "shard_00001.npz").unlink()
     os.mkfifo(folder / "shard_00001.npz")
-    refuses(folder, "shard_00001.npz can't be read", "no regular file")
+    refuses(folder, "shard_00001.npz can't be read", "not a regular file")
     picture(noise(1)[0]).save(folder / "x.png")
     refuses(folder, "holds both shards and pictures")
 
@@ -694,7 +702,7 @@ def three(tmp_path):
 
 
 def test_three_sets(three):
-    found = read_together(**three)
+    found = read_sets(**three)
     assert [len(one) for one in (found.samples, found.members, found.heldout)] == [4, 5, 6]
     np.testing.assert_array_equal(found.heldout.images, noise(6, seed=2))
     assert (found.exact_dropped, found.near_dropped) == (0, 0)
@@ -703,7 +711,7 @@ def test_three_sets(three):
 
 def test_colour_in_one_set_gives_all_three_channels(tmp_path, three):
     colour = noise(3, 8, 3, seed=7)
-    found = read_together(**three | {"heldout": npz(tmp_path / "colour", colour)})
+    found = read_sets(**three | {"heldout": npz(tmp_path / "colour", colour)})
     assert {one.images.shape[3] for one in (found.samples, found.members, found.heldout)} == {3}
     np.testing.assert_array_equal(found.heldout.images, colour)
     np.testing.assert_array_equal(found.samples.images, noise(4).repeat(3, axis=3))
@@ -714,19 +722,19 @@ def test_sizes_that_differ_are_named(tmp_path, three, flag):
     wide = Image.fromarray(noise(1, 20)[0, :9, :, 0])
     wide.save(pathlib.Path(three[flag], "wide.png"))
     refused(
-        lambda: read_together(**three),
+        lambda: read_sets(**three),
         "0.png of --samples=",
         "is 8 x 8 pixels, but wide.png of",
         f"--{flag}=",
         "is 20 x 9; give --size=N",
     )
-    found = read_together(**three, size=4)
+    found = read_sets(**three, size=4)
     assert {one.images.shape[1:] for one in (found.samples, found.members, found.heldout)} == {(4, 4, 1)}
 
 
 def test_equal_sizes_need_not_be_square(tmp_path):
     paths = [npz(tmp_path / str(i), noise(4, 20, 1, i)[:, :9]) for i in range(3)]
-    assert read_together(*paths).members.images.shape == (4, 9, 20, 1)
+    assert read_sets(*paths).members.images.shape == (4, 9, 20, 1)
 
 
 @pytest.mark.parametrize("first", ["samples", "members", "heldout"])
@@ -748,21 +756,21 @@ def test_sets_that_share_a_folder_are_refused(tmp_path, three, monkeypatch, firs
         "linked below": "link2",
     }[how]
     same = how in ("same", "linked", "dotted")
-    words = "are the same; each set" if same else "the first holds the second; move it out"
-    text = refused(lambda: read_together(**three), words, f"--{first}=", f"--{second}=")
+    words = "are the same; each set" if same else "the first contains the second; move it out"
+    text = refused(lambda: read_sets(**three), words, f"--{first}=", f"--{second}=")
     assert same or text.index(f"--{first}=") < text.index(f"--{second}=")
 
 
 def test_folders_whose_names_only_begin_alike_are_apart(tmp_path, three):
     three["samples"] = str(pictures(tmp_path / "members_2", noise(3, seed=8)))
-    assert len(read_together(**three).samples) == 3
+    assert len(read_sets(**three).samples) == 3
 
 
 def test_one_file_for_two_sets(tmp_path, three):
     path = npz(tmp_path / "all", noise(3, seed=8))
     os.link(path, tmp_path / "again.npz")
     for other in (path, str(tmp_path / "again.npz")):
-        refused(lambda other=other: read_together(**three | {"members": path, "heldout": other}), "are the same")
+        refused(lambda other=other: read_sets(**three | {"members": path, "heldout": other}), "are the same")
 
 
 def test_held_out_images_that_are_members_are_dropped_and_counted(tmp_path):
@@ -775,15 +783,15 @@ def test_held_out_images_that_are_members_are_dropped_and_counted(tmp_path):
         "heldout": str(pictures(tmp_path / "heldout", heldout)),
     }
     (tmp_path / "heldout" / "9.png").symlink_to(tmp_path / "heldout" / "1.png")
-    found = read_together(**paths)
+    found = read_sets(**paths)
     assert (found.exact_dropped, found.near_dropped) == (3, 1)
     assert found.heldout.names == ("0.png", "2.png", "3.png", "5.png", "7.png")
     np.testing.assert_array_equal(found.heldout.images, heldout[[0, 2, 3, 5, 7]])
     assert len(found.samples) == len(found.members) == 6
-    found = read_together(**paths, near_duplicate_rmse=0.0)
+    found = read_sets(**paths, near_duplicate_rmse=0.0)
     assert (found.exact_dropped, found.near_dropped) == (3, 0)
     refused(
-        lambda: read_together(**paths | {"heldout": npz(tmp_path / "copies", members[::-1] ^ 1)}),
+        lambda: read_sets(**paths | {"heldout": npz(tmp_path / "copies", members[::-1] ^ 1)}),
         "every image of --heldout=",
         "hold out images that the model has not seen",
     )
@@ -791,7 +799,7 @@ def test_held_out_images_that_are_members_are_dropped_and_counted(tmp_path):
 
 def test_a_link_to_a_member_among_the_held_out_images_is_dropped(tmp_path, three):
     os.symlink(pathlib.Path(three["members"], "2.png"), pathlib.Path(three["heldout"], "linked.png"))
-    found = read_together(**three)
+    found = read_sets(**three)
     assert found.exact_dropped == 1
     assert "linked.png" not in found.heldout.names
 
@@ -799,7 +807,7 @@ def test_a_link_to_a_member_among_the_held_out_images_is_dropped(tmp_path, three
 def test_damaged_pictures_are_allowed_in_each_set(three):
     for path in three.values():
         pathlib.Path(path, "bad.png").write_bytes(b"")
-    refused(lambda: read_together(**three), "1 of the 5 images of --samples=", "bad.png")
-    found = read_together(**three, max_corrupt=1)
+    refused(lambda: read_sets(**three), "1 of the 5 images of --samples=", "bad.png")
+    found = read_sets(**three, max_corrupt=1)
     assert found.samples.damaged == found.members.damaged == found.heldout.damaged == ("bad.png",)
     assert [len(one) for one in (found.samples, found.members, found.heldout)] == [4, 5, 6]

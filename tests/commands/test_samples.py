@@ -465,7 +465,7 @@ UNUSABLE = {
     ),
     "weights that are missing": (
         lambda t: {"more": ["--config.label.features=onnx", "--config.label.weights=none.onnx"]},
-        "config.label.weights is 'none.onnx', which is no file",
+        "config.label.weights is 'none.onnx', which is not a file",
     ),
     "a value out of its range": (
         lambda t: {"more": ["--config.evaluate.rmse_below=-1"]},

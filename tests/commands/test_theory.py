@@ -50,7 +50,7 @@ def test_equal_laws_have_the_limit_0_and_separate_ones_that_of_the_weights():
         np.testing.assert_allclose(limit(far, i), math.log(weight), atol=1e-9)
     np.testing.assert_allclose(far.weights @ [limit(far, i) for i in range(3)], -far.entropy, atol=1e-9)
     part = same.sample(np.zeros(50, int), np.random.default_rng(0))
-    np.testing.assert_allclose(theorem.informative(same, [part] * 3, 0.1, KEY, 100), 0, atol=1e-12)
+    np.testing.assert_allclose(theorem.informative_differences(same, [part] * 3, 0.1, KEY, 100), 0, atol=1e-12)
 
 
 def test_the_limit_is_right_where_spreads_differ_as_much_as_settings_allow():
@@ -73,7 +73,7 @@ def test_three_dimensions_are_refused():
     [((0.25,) * 4, 8, [2, 2, 2, 2]), ((0.5, 0.3, 0.2), 7, [4, 2, 1]), ((1 / 3,) * 3, 10, [4, 3, 3])],
 )
 def test_counts_share_out_all_images(weights, total, expected):
-    np.testing.assert_array_equal(theorem.counts(np.asarray(weights), total), expected)
+    np.testing.assert_array_equal(theorem.label_counts(np.asarray(weights), total), expected)
 
 
 SMALL = {
@@ -128,12 +128,12 @@ def test_the_cost_of_fitting_is_wilks_where_the_laws_do_not_overlap():
     law = make_law((0.5, 0.25, 0.25), (0.01, 0.01, 0.01), 5.0, 2, 1)
     rng, found = np.random.default_rng(3), []
     for repeat in range(60):
-        kinds = np.repeat(np.arange(3), theorem.counts(law.weights, 600))
+        kinds = np.repeat(np.arange(3), theorem.label_counts(law.weights, 600))
         images = law.sample(kinds, rng)
         random = np.split(rng.permutation(600), 3)
         key = jax.random.fold_in(KEY, repeat)
         of_parts = [images[i] for i in random], [kinds[i] for i in random]
-        found.append(theorem.fitted(law, *of_parts, 1e-3, key, 3000).mean())
+        found.append(theorem.fitted_differences(law, *of_parts, 1e-3, key, 3000).mean())
     error = np.std(found, ddof=1) / math.sqrt(len(found))
     assert error < 0.1 * -theorem.fitting_cost(law, 200)
     assert abs(np.mean(found) - theorem.fitting_cost(law, 200)) < 4 * error
@@ -157,8 +157,8 @@ def test_models_that_hold_their_images_gain_the_label_whatever_the_partition(res
 def test_kernels_as_wide_as_the_law_gain_nothing_of_random_labels():
     law, rng = make_law((0.5, 0.5), (1.0, 1.0), 0.0, 1, 0), np.random.default_rng(4)
     parts = [law.sample(np.zeros(500, int), rng) for _ in range(2)]
-    assert (np.abs(theorem.memorised(parts, 1.0, KEY, 500)) < 0.01).all()
-    assert (theorem.memorised(parts, 3e-5, KEY, 500) < -0.95 * math.log(2)).all()
+    assert (np.abs(theorem.memorised_differences(parts, 1.0, KEY, 500)) < 0.01).all()
+    assert (theorem.memorised_differences(parts, 3e-5, KEY, 500) < -0.95 * math.log(2)).all()
 
 
 VALUES = [
@@ -170,10 +170,10 @@ VALUES = [
     ({"spreads": (1.0, 2.0, 0.0)}, "config.spreads is (1.0, 2.0, 0.0)", "above 0"),
     ({"spreads": (0.2, 0.5, 0.3)}, "config.spreads is (0.2, 0.5, 0.3)", "epsilons[0] (1)", "at most 5 times as wide"),
     ({"weights": ()}, "config.weights is ()", "3 numbers above 0"),
-    ({"weights": (0.5, 0.5, 0.5)}, "config.weights is (0.5, 0.5, 0.5)", "of sum 1"),
-    ({"sizes": ()}, "config.sizes is ()", "ascending, from 4 images"),
+    ({"weights": (0.5, 0.5, 0.5)}, "config.weights is (0.5, 0.5, 0.5)", "that sum to 1"),
+    ({"sizes": ()}, "config.sizes is ()", "ascending and at least 4 images"),
     ({"sizes": (30, 10)}, "config.sizes is (30, 10)", "ascending"),
-    ({"sizes": (3, 10)}, "config.sizes is (3, 10)", "from 4 images"),
+    ({"sizes": (3, 10)}, "config.sizes is (3, 10)", "at least 4 images"),
     ({"sizes": (10, 10**6)}, "config.sizes is (10, 1000000)", "at most 1,000,000 images"),
     ({"epsilons": (0.1, 1.0)}, "config.epsilons is (0.1, 1.0)", "descending"),
     ({"epsilons": ()}, "config.epsilons is ()", "one or more"),

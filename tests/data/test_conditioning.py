@@ -13,7 +13,7 @@ from side_jax.data import member_labels
 from side_jax.data.datasets import Dataset
 from side_jax.pipeline import resolve
 from side_jax.pipeline.saved_config import saved_config
-from side_jax.stages import stage_table
+from side_jax.stages import stage_inputs, stage_table
 from side_jax.training import trainer
 
 RANDOM = {"condition__labels": "random", "condition__num_labels": 3}
@@ -137,7 +137,9 @@ def test_its_labels_guide(conditional):
 
 
 def test_what_it_was_trained_with_can_be_told_later(conditional):
-    labels = member_labels.load_member_labels(from_config(saved_config(conditional)), conditional)
+    saved = from_config(saved_config(conditional))
+    members, _, ids, _ = stage_inputs.load_split(saved, conditional, stream=True)
+    labels = member_labels.member_labels(saved, members, ids)
     assert sorted(np.bincount(labels)) == [21, 21, 22]
 
 

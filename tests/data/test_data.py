@@ -242,9 +242,9 @@ def test_batches_come_in_the_order_of_their_steps():
             turn.set()
         return step**2
 
-    assert list(batches.prefetched(make_batch, range(3, 20, 2))) == [step**2 for step in range(3, 20, 2)]
-    assert list(batches.prefetched(make_batch, range(4, 4))) == []
-    assert list(batches.prefetched(lambda step: None, range(2), threads=1, ahead=1)) == [None, None]
+    assert list(batches.prefetch(make_batch, range(3, 20, 2))) == [step**2 for step in range(3, 20, 2)]
+    assert list(batches.prefetch(make_batch, range(4, 4))) == []
+    assert list(batches.prefetch(lambda step: None, range(2), threads=1, buffer_size=1)) == [None, None]
 
 
 def test_batches_raise_what_making_them_raises():
@@ -253,7 +253,7 @@ def test_batches_raise_what_making_them_raises():
             raise InputError("image 7 is gone; restore it.")
         return step
 
-    steps = batches.prefetched(make_batch, range(100))
+    steps = batches.prefetch(make_batch, range(100))
     assert [next(steps), next(steps)] == [0, 1]
     with pytest.raises(InputError, match="image 7 is gone; restore it"):
         next(steps)
@@ -261,7 +261,7 @@ def test_batches_raise_what_making_them_raises():
 
 def test_batches_may_be_left_early():
     made = []
-    steps = batches.prefetched(lambda step: made.append(step) or step, range(10**9), threads=2, ahead=3)
+    steps = batches.prefetch(lambda step: made.append(step) or step, range(10**9), threads=2, buffer_size=3)
     assert next(steps) == 0
     steps.close()
     assert len(made) <= 5

@@ -83,8 +83,8 @@ def test_damaged_images_are_named_and_skipped_up_to_the_limit(tmp_path, caplog, 
         ({"images": np.zeros((4, 8), np.uint8)}, r"has the shape \(4, 8\), but it must be"),
         ({"images": np.zeros((4, 8, 8, 2), np.uint8)}, r"has the shape \(4, 8, 8, 2\), but it must be"),
         ({"images": np.zeros((0, 8, 8), np.uint8)}, r"has the shape \(0, 8, 8\), but it must be"),
-        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3, int)}, r"int64 of the shape \(3,\)"),
-        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(4)}, r"float64 of the shape \(4,\)"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3, int)}, r"type int64 and the shape \(3,\)"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(4)}, r"type float64 and the shape \(4,\)"),
     ],
 )
 def test_bad_npz(tmp_path, arrays, sentence):
@@ -116,7 +116,7 @@ def test_missing_tfds_dataset_says_how_to_prepare_it(tmp_path, monkeypatch, name
 def test_tfds_dataset_without_images(tmp_path):
     features = {"image": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
     prepare(tmp_path, "toy", features, [{"image": "a picture, in words", "label": 0}])
-    with pytest.raises(InputError, match="has no feature `image` of 8 or 16 bits, but image, label; name one"):
+    with pytest.raises(InputError, match="has no feature `image` of 8 or 16 bits, but image, label; name a dataset"):
         datasets.load(pair(name="tfds", tfds_name="toy", data_dir=str(tmp_path)))
 
 

@@ -232,7 +232,7 @@ from side_jax.data import batches, datasets
 from side_jax.settings import Data
 loaded = datasets.load(Data(name="tfds", tfds_name="toy", data_dir={str(tmp_path)!r}, num_members=2, num_heldout=2,
                             storage="stream"))
-steps = batches.prefetched(lambda step: loaded.images[np.asarray([step])], range(6))
+steps = batches.prefetch(lambda step: loaded.images[np.asarray([step])], range(6))
 assert [int(batch.mean()) for batch in steps] == list(range(6))
 assert "tensorflow" not in sys.modules
 print("ok")

@@ -50,7 +50,7 @@ def test_a_process_has_them_unless_told_otherwise():
 import os
 os.sched_getaffinity = lambda _: range(4)
 import jax
-from side_jax import cpu
+from side_jax.devices import cpu
 cpu.prepare([64])
 print(jax.device_count())
 cpu.prepare([8])  # too late: nothing happens
@@ -65,9 +65,9 @@ def test_devices_that_wait_for_each_other_are_one_of_those_made_of_cores_and_all
     code = """
 import os
 os.sched_getaffinity = lambda _: range(4)
-from side_jax import cpu, parallel
+from side_jax.devices import cpu, placement
 cpu.prepare([64])
-print(parallel.mesh().size, parallel.local_mesh().size)
+print(placement.training_mesh().size, placement.local_mesh().size)
 """
     assert fresh(code).split() == ["1", "4"]
     assert fresh(code, JAX_NUM_CPU_DEVICES="2").split() == ["2", "2"]
@@ -79,7 +79,7 @@ def test_memory_is_kept_unless_told_otherwise():
     code = """
 import resource
 import numpy as np
-from side_jax import cpu
+from side_jax.devices import cpu
 cpu.keep_memory()
 np.ones(2**23)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

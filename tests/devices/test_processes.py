@@ -203,7 +203,7 @@ def test_another_number_of_processes_than_asked_for_is_an_error(tmp_path, monkey
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert runs.run([*runs.arguments(tmp_path / "run"), "--processes=3"]) == 1
-    assert "--processes=3 was asked for, but 2 came together" in capsys.readouterr().err
+    assert "--processes=3 was given, but 2 processes joined" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -213,7 +213,7 @@ def test_processes_that_ask_for_different_numbers_all_say_so(tmp_path):
     pair = [[*joined, "--processes=2", "--process_id=0"], [*joined, "--processes=3", "--process_id=1"]]
     options = {"cwd": runs.ROOT, "text": True, "stderr": subprocess.PIPE}
     errors = finish([subprocess.Popen(command, **options) for command in pair], code=1)
-    sentence = "--processes=3 was asked for, but 2 came together."
+    sentence = "--processes=3 was given, but 2 processes joined."
     assert f"side_jax: process 1 failed: {sentence}" in errors[0]
     assert f"side_jax: {sentence}" in errors[1]
 

@@ -170,10 +170,10 @@ def test_the_two_mean_forms_by_hand():
     t, next_t = jnp.asarray([3, 3]), jnp.asarray([1, 1])
     for form, at in (("mean", 3 * 0.5), ("mean_at_mean", 1 * 0.25)):
         by = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(2.0), form=form)
-        np.testing.assert_allclose(by.of_mean(mean, std, x, t, next_t), 0.25 - 2 * 0.16 * at, rtol=1e-6)
-        np.testing.assert_array_equal(by.of_prediction("epsilon", x, x, t, std, std), x)
+        np.testing.assert_allclose(by.guide_mean(mean, std, x, t, next_t), 0.25 - 2 * 0.16 * at, rtol=1e-6)
+        np.testing.assert_array_equal(by.guide_prediction("epsilon", x, x, t, std, std), x)
     by = guidance.Guidance(gradient_fn=lambda x, t: -3.0 * x, scale=jnp.float32(2.0))
-    np.testing.assert_array_equal(by.of_mean(mean, std, x, t, next_t), mean)
+    np.testing.assert_array_equal(by.guide_mean(mean, std, x, t, next_t), mean)
 
 
 def test_the_sampler_tells_the_mean_forms_where_to_look():
@@ -202,7 +202,7 @@ def test_the_sampler_tells_the_mean_forms_where_to_look():
 def test_normalized_gradients_have_a_root_mean_square_of_one():
     gradients = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
     scale = np.asarray([1.0, 1e-30, 1e30, 0.0], np.float32).reshape(-1, 1, 1, 1)  # float32 can't hold their squares
-    fn = guidance.normalized(lambda x, t: jnp.asarray(gradients * scale))
+    fn = guidance.normalize(lambda x, t: jnp.asarray(gradients * scale))
     got = np.asarray(fn(jnp.asarray(gradients), jnp.zeros(4, jnp.int32)))
     expected = gradients / np.sqrt(np.square(gradients).mean(axis=(1, 2, 3), keepdims=True))
     np.testing.assert_allclose(got[:3], expected[:3], rtol=1e-5)
@@ -244,7 +244,7 @@ def test_guide_is_the_score_form():
     outputs = {"epsilon": epsilon, "x0": x0, "v": signal * epsilon - sigma * x0}
     for name, output in outputs.items():
         by = guidance.Guidance(gradient_fn=lambda x, t: gradient, scale=scale)
-        guided = by.of_prediction(name, output, x, jnp.zeros(1, jnp.int32), signal, sigma)
+        guided = by.guide_prediction(name, output, x, jnp.zeros(1, jnp.int32), signal, sigma)
         got, clean = epsilon_and_x0(name, guided, x, signal, sigma)
         np.testing.assert_allclose(got, 0.5 - 3.0 * 0.6 * 1.5, rtol=1e-5)
         np.testing.assert_allclose(clean, (0.7 - 0.6 * (0.5 - 2.7)) / 0.8, rtol=1e-5)

@@ -331,7 +331,7 @@ def test_sscd_runs_from_a_file_once_and_from_the_workdir_then(sscd_path, tmp_pat
     assert np.abs(features[0] - features[1]).max() > 1e-3
     (kept,) = (tmp_path / "features").glob("sscd_*.safetensors")
     kept.write_bytes(b"damaged")
-    refused(lambda: stage_inputs.build_extractor(gone, tmp_path), "config.label.weights", "gone.pt is no file")
+    refused(lambda: stage_inputs.build_extractor(gone, tmp_path), "config.label.weights", "gone.pt is not a file")
     stage_inputs.build_extractor(settings, tmp_path)
 
 
@@ -378,7 +378,7 @@ def test_other_weights_are_refused(sscd_state, tmp_path):
     ):
         path.write_bytes(content)
         refused(lambda: sscd_weights.from_sscd(path), str(path), *words)
-    refused(lambda: sscd_weights.from_sscd(tmp_path), "is no file", "sscd_disc_mixup")
+    refused(lambda: sscd_weights.from_sscd(tmp_path), "is not a file", "sscd_disc_mixup")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
@@ -495,9 +495,11 @@ def test_files_are_hashed_and_must_stay_the_same(tmp_path):
         refused(lambda bad=bad: resolve_features(bad, tmp_path), f"{name}) has the SHA-256", "new --workdir")
     path.unlink()
     assert resolve.resolve_features(settings, tmp_path) == settings  # what is recorded may be gone
-    refused(lambda: resolve_features(configured(**options), tmp_path), "config.label.weights is", "no file", "download")
+    refused(
+        lambda: resolve_features(configured(**options), tmp_path), "config.label.weights is", "not a file", "download"
+    )
     options["label__features"] = "pixels"
-    refused(lambda: resolve_features(configured(**options), tmp_path), "config.surrogate.teacher_path is", "no file")
+    refused(lambda: resolve_features(configured(**options), tmp_path), "config.surrogate.teacher_path is", "not a file")
 
 
 def test_files_that_no_stage_reads_are_let_be(tmp_path):
@@ -508,7 +510,7 @@ def test_files_that_no_stage_reads_are_let_be(tmp_path):
     # Laws and cosines are compared in that space, whatever the attacks.
     for needs in ({"evaluate__distribution": True}, {"evaluate__metrics": ("cosine",)}):
         config = configured(**(options | needs))
-        refused(lambda config=config: resolve_features(config, tmp_path), "config.label.weights is", "no file")
+        refused(lambda config=config: resolve_features(config, tmp_path), "config.label.weights is", "not a file")
 
 
 def test_encoders_that_do_not_fit_the_images_are_refused(tmp_path):

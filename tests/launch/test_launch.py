@@ -92,7 +92,7 @@ def test_a_missing_variable_is_named_before_anything_runs(repository, script, mi
     code, error, commands, _ = launch(repository, script, variables)
     assert code != 0
     assert missing in error
-    assert "set " in error or "start this by sbatch" in error
+    assert "set " in error or "submit this script with sbatch" in error
     assert not commands
 
 

@@ -3,23 +3,23 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_neighbors import BLOCKS, K, M, N, brute_force, hard
+from test_neighbors import BLOCKS, K, M, N, brute_force, hard, nearer
 
 from side_jax.memorization.neighbors import bounds, distances, exact_search
 
 
 def unsure(monkeypatch, search):
-    """How many rows `search` takes anew, and how many pairs it compares exactly."""
+    """How many rows `search` compares again, and how many pairs it compares exactly."""
     rows, pairs = [0], [0]
     compare, keys = exact_search._compare, distances.Measure.keys
 
-    def counted_compare(how, few, *rest):
+    def counted_compare(measure, few, *rest):
         rows[0] += len(few)
-        return compare(how, few, *rest)
+        return compare(measure, few, *rest)
 
-    def counted_keys(how, a, b):
+    def counted_keys(measure, a, b):
         pairs[0] += len(a)
-        return keys(how, a, b)
+        return keys(measure, a, b)
 
     monkeypatch.setattr(exact_search, "_compare", counted_compare)
     monkeypatch.setattr(distances.Measure, "keys", counted_keys)
@@ -37,10 +37,11 @@ def test_bounds_are_close(monkeypatch, measure):
     rows, pairs = unsure(monkeypatch, lambda: exact_search.nearest(images, references, 4, measure=measure))
     assert rows <= 5
     assert pairs < 100 * 8
-    middle = float(np.median(brute_force(images[:9], references, measure)))
-    bands = {"low": 0.99 * middle, "high": 1.01 * middle, "measure": measure}
-    rows, pairs = unsure(monkeypatch, lambda: exact_search.in_band_counts(images, references, **bands))
-    assert pairs < 100 * 2000 / 1000
+    truth = nearer(brute_force(images, references, measure), measure)
+    limit = float(nearer(np.quantile(truth, 0.1), measure))
+    options = {"measure": measure}
+    rows, pairs = unsure(monkeypatch, lambda: exact_search.pairs_below(images, references, limit, **options))
+    assert 100 * 2000 / 10 <= pairs < 100 * 2000 * (1 / 10 + 1 / 1000)
 
 
 def test_what_bfloat16_leaves_open_is_taken_anew(monkeypatch):
@@ -61,18 +62,15 @@ def points(rows, dtype, grid=1, scale=1.0):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", ["normal", "duplicates", "close together", "mixed magnitudes", "zeros", "ties"])
 def test_bounds_hold(name, dtype):
-    """U and L by classify: no pair is above a high end, or below a low end, that is its own distance."""
+    """No pair is outside a limit that is its own distance."""
     images, references = hard(name)
     scale = 2.0**-60 if name == "mixed magnitudes" else 1.0
     for grid, width in ((1, 48), (2, 12)):
         truth = brute_force(images, references, "tiled_l2", grid) * width**0.5 * scale
         x, y = (points(side, dtype, grid, scale) for side in (images, references))
         for j in range(0, M, 7):
-            at, far = truth[:, j].astype(np.float32), np.full(N, 2.0**61, np.float32)
-            above = bounds.classify(x, y, np.stack([np.nextafter(at, -far), far, far, far]))[0]
-            below = bounds.classify(x, y, np.stack([-far, far, far, np.nextafter(at, far)]))[0]
-            assert np.asarray(above)[:, j].all()
-            assert np.asarray(below)[:, j].all()
+            limit = np.nextafter(truth[:, j].astype(np.float32), np.float32(2.0**61))
+            assert np.asarray(bounds.within(x, y, limit))[:, j].all()
 
 
 @pytest.mark.parametrize("together", [1, 3, 4])
@@ -82,25 +80,29 @@ def test_no_dropped_reference_lies_below_the_floor(together):
     images, references = rng.normal(size=(N, 8)).astype(np.float32), rng.normal(size=(80, 8)).astype(np.float32)
     near = 3 + 20 * np.arange(together)  # all of group 3
     references[near] = images[0] + 1e-3 * rng.normal(size=(together, 8))
-    kept = bounds.nothing(N, 10)
+    state = bounds.no_candidates(N, 10)
     for start in (0, 40):
-        kept = bounds.merge(
-            kept,
+        state = bounds.merge(
+            state,
             points(images, jnp.bfloat16),
             points(references[start : start + 40], jnp.bfloat16),
             np.int32(start),
             group=2,
         )
     whole = bounds.merge(
-        bounds.nothing(N, 10), points(images, jnp.bfloat16), points(references, jnp.bfloat16), np.int32(0), group=4
+        bounds.no_candidates(N, 10),
+        points(images, jnp.bfloat16),
+        points(references, jnp.bfloat16),
+        np.int32(0),
+        group=4,
     )
     truth = brute_force(images, references) * 8**0.5
-    for found in (kept, whole):
+    for found in (state, whole):
         lower, index, floor = (np.asarray(part) for part in found)
         assert (np.diff(lower, axis=1) >= 0).all()
         assert all(len(set(row)) == 10 for row in index.tolist())
-        assert (bounds.least(lower) <= np.take_along_axis(truth, index.astype(int), axis=1)).all()
-        limit = bounds.least(np.minimum(floor, lower[:, -1]))
+        assert (bounds.least_merged(lower) <= np.take_along_axis(truth, index.astype(int), axis=1)).all()
+        limit = bounds.least_merged(np.minimum(floor, lower[:, -1]))
         dropped = np.ones(truth.shape, bool)
         np.put_along_axis(dropped, index.astype(int), False, axis=1)
         assert (np.where(dropped, truth, np.inf) >= limit[:, None]).all()
@@ -131,13 +133,11 @@ def test_memory_is_bounded_by_blocks(monkeypatch, resident):
     images, sliced = Slices(images), Slices(references)
     _, index = exact_search.nearest(images, sliced, K, **BLOCKS)
     pairs, _ = exact_search.pairs_below(images, sliced, 0.01, **BLOCKS)
-    counts = exact_search.in_band_counts(images, sliced, 0.0, 0.0012, **BLOCKS)
     assert images.largest <= 6
     assert sliced.largest <= 32
     truth = brute_force(images.array, references)
     np.testing.assert_array_equal(index, np.argsort(truth, axis=1, kind="stable")[:, :K])
     np.testing.assert_array_equal(pairs, np.argwhere(truth < 0.01))
-    np.testing.assert_array_equal(counts, (truth < 0.0012).sum(0))
 
 
 def test_few_jobs_are_taken_ahead():
@@ -154,7 +154,7 @@ def test_points_stay_on_the_device_only_where_there_is_room(monkeypatch):
     made = []
     real = distances.Measure.points
     monkeypatch.setattr(
-        distances.Measure, "points", lambda how, block, *rest: made.append(1) or real(how, block, *rest)
+        distances.Measure, "points", lambda measure, block, *rest: made.append(1) or real(measure, block, *rest)
     )
     exact_search.nearest(images, references, K, **BLOCKS)
     assert len(made) == 3 + 3  # blocks of images, of references

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from side_jax.memorization.distribution import c_t_statistic
 from side_jax.memorization.distribution.auth_pct import auth_pct
 from side_jax.memorization.distribution.c_t_statistic import c_t
-from side_jax.memorization.distribution.feature_rows import drawn
+from side_jax.memorization.distribution.feature_rows import subsample
 from side_jax.memorization.distribution.fld_density_gap import fld_gap
 from side_jax.memorization.distribution.frechet import frechet_distance
 from side_jax.memorization.distribution.summary import summary
@@ -248,7 +248,7 @@ def test_summary_is_its_parts_and_fit_for_json():
     assert whole["c_t"]["value"] is None
     assert whole["fld_gap"] == fld_gap(members, heldout, generated)
     assert whole["fld_gap_heldout"] == fld_gap(heldout, members, generated)
-    some, some_members = drawn(generated, 25, 4), drawn(members, 25, 4)
+    some, some_members = subsample(generated, 25, 4), subsample(members, 25, 4)
     assert whole["frechet_members"] == frechet_distance(some, some_members)
     assert whole["frechet_heldout"] == frechet_distance(some, heldout)
     assert whole["frechet_members_heldout"] == frechet_distance(some_members, heldout)

@@ -5,7 +5,7 @@ from scipy import optimize, stats
 from scipy.spatial.distance import cdist
 
 from side_jax.memorization.distribution import fld_density_gap
-from side_jax.memorization.distribution.feature_rows import drawn
+from side_jax.memorization.distribution.feature_rows import subsample
 from side_jax.memorization.distribution.fld_density_gap import FLOOR, fld_gap
 
 
@@ -89,12 +89,12 @@ def test_fld_gap_draws_what_exceeds_its_limit():
     members, heldout, generated = law(13, 40, 40, 60)
     by_seed = [fld_gap(members, heldout, generated, limit=20, seed=seed) for seed in (0, 0, 1)]
     assert by_seed[0] == by_seed[1] != by_seed[2]
-    assert by_seed[0] == fld_gap(members, heldout, drawn(generated, 20, 0))
+    assert by_seed[0] == fld_gap(members, heldout, subsample(generated, 20, 0))
     rows = np.arange(30)[:, None]
-    part = drawn(rows, 12, 3)
+    part = subsample(rows, 12, 3)
     assert len(np.unique(part)) == 12
     assert (np.diff(part[:, 0]) > 0).all()
-    assert drawn(rows, 30, 3) is rows
+    assert subsample(rows, 30, 3) is rows
 
 
 def test_a_feature_that_is_constant_changes_nothing():

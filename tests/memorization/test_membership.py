@@ -11,7 +11,7 @@ from side_jax.memorization.membership import attack_quality, auc_interval
 
 
 def half(n):
-    """Every other held-out image calibrates."""
+    """Every other held-out image is_calibration."""
     return np.arange(n) % 2 == 0
 
 
@@ -87,8 +87,8 @@ def test_interval_covers(share, shift, n, m):
 def test_threshold_by_hand():
     """199 calibration images 1..199: k = 2 for one per cent. Strictly lower scores are called members."""
     heldout = np.concatenate([np.arange(199, 0, -1.0), [0.5, 2.0, 1.5, 7.0]])
-    calibrates = np.arange(203) < 199
-    result = attack_quality(np.asarray([-1.0, 0.0, 1.9, 2.0, 50.0]), heldout, calibrates, (0.01, 0.005, 0.001))
+    is_calibration = np.arange(203) < 199
+    result = attack_quality(np.asarray([-1.0, 0.0, 1.9, 2.0, 50.0]), heldout, is_calibration, (0.01, 0.005, 0.001))
     assert (result["members"], result["calibration"], result["evaluation"]) == (5, 199, 4)
     first, second, third = result["at"]
     assert (first["false_positive_rate"], first["threshold"]) == (0.01, 2)
@@ -103,8 +103,8 @@ def test_threshold_by_hand():
 @pytest.mark.parametrize(("rate", "needed"), [(0.01, 99), (0.001, 999), (0.3, 3), (0.29, 3)])
 def test_the_fewest_calibration_images(rate, needed):
     for count, has in ((needed, True), (needed - 1, False)):
-        heldout, calibrates = np.arange(count + 1.0), np.arange(count + 1) < count
-        (at,) = attack_quality(np.zeros(1), heldout, calibrates, (rate,))["at"]
+        heldout, is_calibration = np.arange(count + 1.0), np.arange(count + 1) < count
+        (at,) = attack_quality(np.zeros(1), heldout, is_calibration, (rate,))["at"]
         assert (at["threshold"] == 0.0) if has else (f"needs {needed} calib" in at["note"])
 
 
@@ -176,15 +176,15 @@ def test_result_is_json():
         ({"members": np.asarray([np.nan])}, "members must be a vector of finite scores"),
         ({"heldout": np.asarray([0, 1, 2, np.inf])}, "heldout must be a vector of finite scores"),
         ({"members": np.zeros(0)}, "there must be a member and a held-out image to evaluate"),
-        ({"calibrates": np.ones(4, bool)}, "there must be a member and a held-out image to evaluate"),
-        ({"calibrates": np.ones(3, bool)}, "one bool for each of the 4 held-out images"),
-        ({"calibrates": np.arange(4)}, "one bool for each of the 4 held-out images"),
+        ({"is_calibration": np.ones(4, bool)}, "there must be a member and a held-out image to evaluate"),
+        ({"is_calibration": np.ones(3, bool)}, "one bool for each of the 4 held-out images"),
+        ({"is_calibration": np.arange(4)}, "one bool for each of the 4 held-out images"),
         ({"false_positive_rates": (0.1, 1.0)}, r"false positive rates must be between 0 and 1, got 1\.0"),
         ({"false_positive_rates": (0,)}, "false positive rates must be between 0 and 1, got 0"),
         ({"confidence": 1.5}, r"confidence must be between 0 and 1, got 1\.5"),
     ],
 )
 def test_refuses_what_makes_no_sense(changes, message):
-    good = {"members": np.zeros(3), "heldout": np.arange(4.0), "calibrates": half(4)}
+    good = {"members": np.zeros(3), "heldout": np.arange(4.0), "is_calibration": half(4)}
     with pytest.raises(ValueError, match=message):
         attack_quality(**(good | changes))

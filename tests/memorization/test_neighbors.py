@@ -92,14 +92,14 @@ def test_nearest_is_brute_force(name, measure, grid):
 
 @pytest.mark.parametrize(("measure", "grid"), MEASURES)
 @pytest.mark.parametrize("name", HARD)
-def test_ranges_are_brute_force(name, measure, grid):
-    """With limits that are themselves distances of pairs, so that the half-open ends matter."""
+def test_pairs_are_brute_force(name, measure, grid):
+    """One limit or one for each image; limits are distances of pairs, so that the open end matters."""
     images, references = hard(name)
     truth, options = brute_force(images, references, measure, grid), {"measure": measure, "grid": grid, **BLOCKS}
-    ends = np.sort(np.random.default_rng(1).choice(truth.ravel(), (2, N)), axis=0)
-    inside = (truth >= ends[0][:, None]) & (truth < ends[1][:, None])
-    np.testing.assert_array_equal(exact_search.in_band_counts(images, references, *ends, **options), inside.sum(0))
-    np.testing.assert_array_equal(exact_search.within(images, references, *ends, **options), inside.any(0))
+    limits = np.random.default_rng(1).choice(truth.ravel(), N)
+    pairs, _ = exact_search.pairs_below(images, references, limits, **options)
+    expected = np.argwhere(nearer(truth, measure) < nearer(limits, measure)[:, None])
+    np.testing.assert_array_equal(pairs, expected)
     limit = float(np.sort(truth.ravel())[truth.size // 3])
     pairs, value = exact_search.pairs_below(images, references, limit, **options)
     np.testing.assert_array_equal(pairs, np.argwhere(nearer(truth, measure) < nearer(limit, measure)))
@@ -209,8 +209,6 @@ def test_cosine_by_hand():
     pairs, similarity = exact_search.pairs_below(features, features, -0.5, measure="cosine")
     assert pairs.tolist() == [[0, 1], [0, 2], [0, 3], [0, 4], [1, 3], [1, 4], [2, 4]]
     np.testing.assert_allclose(similarity, [0, 0, 0, 0, 0, 0, 0.5**0.5], rtol=1e-7)
-    counts = exact_search.in_band_counts(np.asarray([[1.0, 0]]), features, 0.0, 1.0, measure="cosine")
-    assert counts.tolist() == [1, 1, 1, 0, 0]
 
 
 def test_agrees_with_scikit_learn():
@@ -231,13 +229,12 @@ def test_agrees_with_scikit_learn():
     np.testing.assert_allclose(similarity, -np.sort(-expected, axis=1)[:, :K], rtol=1e-6)
 
 
-def test_ends_of_ranges_are_exact():
-    """Distances 0.25, 0.5 and 0.75 of flat images: the low end is in, the high end is out."""
+def test_limits_are_exact():
+    """Distances 0.25, 0.5 and 0.75 of flat images: a pair at the limit is out."""
     images, references = np.zeros((2, 4)), np.asarray([0.25, 0.5, 0.75])[:, None] * np.ones((1, 4))
-    assert exact_search.in_band_counts(images, references, 0.25, 0.75).tolist() == [2, 2, 0]
-    assert exact_search.in_band_counts(images, references, [0.25, 0.5], [0.5, np.inf]).tolist() == [1, 1, 1]
-    assert exact_search.in_band_counts(images, references, -np.inf, np.inf).tolist() == [2, 2, 2]
-    assert exact_search.within(images, references, 0.5, 0.6).tolist() == [False, True, False]
+    assert exact_search.pairs_below(images, references, [0.5, 0.75])[0].tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert exact_search.pairs_below(images, references, np.inf)[0].shape == (6, 2)
+    assert exact_search.pairs_below(images, references, -np.inf)[0].shape == (0, 2)
     assert exact_search.pairs_below(images, references, 0.5)[0].tolist() == [[0, 0], [1, 0]]
     assert exact_search.pairs_below(images, references, 0.0)[0].shape == (0, 2)
 
@@ -247,8 +244,7 @@ def test_no_images_have_no_neighbours():
     distances, index = exact_search.nearest(references[:0], references, 2)
     assert distances.shape == index.shape == (0, 2)
     assert exact_search.pairs_below(references[:0], references, 1.0)[0].shape == (0, 2)
-    assert exact_search.within(references, references[:0], 0.0, 1.0).shape == (0,)
-    assert exact_search.in_band_counts(references[:0], references, 0.0, 1.0).tolist() == [0, 0, 0]
+    assert exact_search.pairs_below(references, references[:0], 1.0)[0].shape == (0, 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
@@ -290,4 +286,4 @@ def test_refuses_what_it_cannot_compare():
     with pytest.raises(ValueError, match="a grid of 2 x 2 tiles"):
         exact_search.nearest(np.zeros((2, 4)), np.zeros((2, 4)), 1, measure="tiled_l2", grid=2)
     with pytest.raises(ValueError, match="NaN"):
-        exact_search.within(np.zeros((2, 4)), np.zeros((2, 4)), 0.0, [1.0, np.nan])
+        exact_search.pairs_below(np.zeros((2, 4)), np.zeros((2, 4)), [1.0, np.nan])

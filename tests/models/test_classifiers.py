@@ -92,7 +92,7 @@ def test_training_carries_the_statistics_of_batch_norm_alone(architecture, norm)
     module, tree = build(architecture, norm, stage_sizes=(1,))
     x, t = inputs(4)
     got, carried = infer_in_training(module, tree, x, t)
-    _, statistics = trainer.split(tree)
+    _, statistics = trainer.split_trainable(tree)
     assert bool(statistics) == (norm == "batch")
     assert jax.tree.map(jnp.shape, carried) == jax.tree.map(jnp.shape, statistics)
     same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (carried, statistics)), strict=True)]

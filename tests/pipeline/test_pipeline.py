@@ -188,7 +188,7 @@ def test_the_model_as_it_is_keeps_its_sampler_when_the_attacks_get_their_own(wor
     guided = {f"extract/{name}_{scale}" for name in ("side", "conditional") for scale in (1, 10)}
     assert changed == guided | {"extract", "evaluate", "report"}
     page = " ".join((workdir / "report" / "index.html").read_text().split())
-    assert "Without guidance: ddim, 3 steps; guided: dpmpp_2m, 4 steps, the classifier asked at timesteps 10" in page
+    assert "Unguided: ddim, 3 steps; guided: dpmpp_2m, 4 steps, with guidance at timesteps 10" in page
 
 
 def test_new_clusters_leave_the_target_and_the_baselines_alone(workdir):

@@ -38,7 +38,7 @@ def test_a_fresh_run_has_all_to_do(tmp_path, capsys, quick):
     assert found["synthesize"] == "4 of 4 shards, 128 images 12.0 device-seconds 0.0 MiB"
     assert found["extract/side_10"] == "2 of 2 shards, 64 images 6.0 device-seconds 0.0 MiB"
     assert len([unit for unit in found if unit.startswith("extract/")]) == 5
-    assert "In all 162 device-seconds" in rows[-2]  # 40 + 12 + 60 + 20 + 5 x 6
+    assert "Total: 162 device-seconds" in rows[-2]  # 40 + 12 + 60 + 20 + 5 x 6
     assert "Nothing was written" in rows[-1]
 
 
@@ -51,7 +51,7 @@ def test_what_is_done_is_not_counted(finished, tmp_path, capsys, quick):
     assert listing(workdir) == before
     assert found["train"].startswith("done 0.0")
     assert found["extract/side_10"].startswith("1 of 2 shards, 32 images 3.0")
-    assert "In all 3 device-seconds" in rows[-2]
+    assert "Total: 3 device-seconds" in rows[-2]
 
 
 def test_changed_settings_are_to_do_again(finished, capsys, quick):

@@ -174,7 +174,7 @@ def test_processes_share_the_shards(generator, tmp_path, monkeypatch):
     for process in range(3):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         before = set(contents(tmp_path / "three")) if made else set()
-        made.append(list(process_group.share(5)))
+        made.append(list(process_group.own_range(5)))
         write(generator, tmp_path / "three")
         assert set(contents(tmp_path / "three")) - before == {f"shard_0000{i}.npz" for i in made[-1]}
     assert [i for part in made for i in part] == [0, 1, 2, 3, 4]

@@ -46,7 +46,10 @@ VALUES = [
     ({"label.assignment": "discard"}, "label.assignment is 'discard'", "reassign, drop"),
     ({"label.features": "clip"}, "label.features is 'clip'", "pixels, denoiser, sscd, onnx"),
     ({"label.features": "sscd"}, "label.weights is ''", "local file that label.features = sscd reads"),
-    ({"label.features": "onnx", "label.weights": "dino.onnx"}, "config.label.weights is 'dino.onnx', which is no file"),
+    (
+        {"label.features": "onnx", "label.weights": "dino.onnx"},
+        "config.label.weights is 'dino.onnx', which is not a file",
+    ),
     ({"label.features": "denoiser", "label.denoiser_block": "top"}, "'top'", "mid_block, down_blocks_0"),
     ({"label.features": "denoiser", "label.denoiser_timestep": 100}, "denoiser_timestep is 100", "num_timesteps (100)"),
     ({"label.encoder_std": (0.2, 0.2, 0.0)}, "label.encoder_std is (0.2, 0.2, 0.0)", "above 0"),
@@ -65,7 +68,7 @@ VALUES = [
     ({"surrogate.distillation_temperature": 0.0}, "distillation_temperature is 0.0", "above 0"),
     (
         {"surrogate.objective": "tdkd", "surrogate.teacher_path": "teacher.onnx"},
-        "config.surrogate.teacher_path is 'teacher.onnx', which is no file",
+        "config.surrogate.teacher_path is 'teacher.onnx', which is not a file",
     ),
     ({"extract.attacks": "('side_heldout',)", "label.num_clusters": 65}, "num_clusters is 65", "data.num_heldout (64)"),
     ({"surrogate.batch_size": 120}, "surrogate.batch_size is 120", "at most 116", "a tenth is held back"),
@@ -120,7 +123,7 @@ VALUES = [
     ({"condition.labels": "file", "condition.num_labels": 2}, "condition.path is ''", "NPZ of labels"),
     (
         {"condition.labels": "file", "condition.num_labels": 2, "condition.path": "labels.npz"},
-        "config.condition.path is 'labels.npz', which is no file",
+        "config.condition.path is 'labels.npz', which is not a file",
     ),
     ({"condition.path": "labels.npz"}, "condition.path is 'labels.npz'", "empty unless condition.labels is file"),
     ({"condition.dropout": 0.0}, "condition.dropout is 0.0", "above 0"),
@@ -238,7 +241,7 @@ def test_unknown_stage(tmp_path, capsys, nothing_heavy):
 
 @pytest.mark.parametrize("stages", ["extract", "evaluate,report", "train,extract", "label"])
 def test_stages_without_their_inputs(tmp_path, capsys, nothing_heavy, stages):
-    refused(capsys, runs.arguments(tmp_path / "run", stages), "needs what stage", "run --stages=")
+    refused(capsys, runs.arguments(tmp_path / "run", stages), "needs the output of stage", "run --stages=")
 
 
 def test_workdir_of_another_model(workdir, capsys, nothing_heavy):

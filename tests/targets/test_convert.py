@@ -251,4 +251,4 @@ def test_weights_of_another_model_are_refused(checkpoint):
         ("conv_in.bias", (1,), (4,)),
     ):
         save_file(full | {name: np.zeros(shape, np.float32)}, path)
-        refused(checkpoint, f"{name} has shape {shape}", f"there it would be {asked}", "same checkpoint")
+        refused(checkpoint, f"{name} has shape {shape}", f"it should be {asked}", "same checkpoint")

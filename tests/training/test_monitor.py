@@ -48,8 +48,8 @@ def test_memorisation_begins_where_an_interval_leaves_chance():
         return {"step": step, "copied_ci": copied, "copied_heldout_ci": heldout, "closer_ci": closer}
 
     rows = [row(1, [0, 0.1], [0, 0.1], [0.4, 0.6]), row(2, [0.05, 0.2], [0, 0.1], [0.51, 0.7])]
-    assert monitor.began(rows) == {"copied": None, "closer": 2}
-    assert monitor.began([*rows, row(3, [0.11, 0.3], [0, 0.1], [0.6, 0.7])]) == {"copied": 3, "closer": 2}
+    assert monitor.onset(rows) == {"copied": None, "closer": 2}
+    assert monitor.onset([*rows, row(3, [0.11, 0.3], [0, 0.1], [0.6, 0.7])]) == {"copied": 3, "closer": 2}
 
 
 class Copier:
@@ -92,7 +92,7 @@ def test_a_run_is_watched_and_the_report_shows_it(tmp_path):
     assert [row["step"] for row in rows] == [20, 40]
     page = (workdir / "report" / "index.html").read_text()
     assert "When did memorisation begin?" in page
-    assert "At no step that was looked at" in page  # 40 steps are too few to copy anything
+    assert "At no measured step" in page  # 40 steps are too few to copy anything
 
 
 def test_a_run_that_the_monitor_stops(tmp_path, monkeypatch):

@@ -1,1 +1,1 @@
-"""How the generated images are distributed, compared with members and held-out images."""
+"""Compares the distribution of generated images with those of members and held-out images."""

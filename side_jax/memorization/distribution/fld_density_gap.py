@@ -1,7 +1,8 @@
-"""An FLD-style generalisation gap: a density made of the generated images likes members better than held-out images.
+"""FLD-style generalisation gap: a density built on the generated images fits members better than held-out images.
 
-Jiralerspong et al. 2023, "Feature Likelihood Divergence". Features are standardised by the members' mean and deviation.
-The density is a mixture of m Gaussians, one at each generated g_j, of equal weight and of its own variance:
+Jiralerspong et al. 2023, "Feature Likelihood Divergence". Features are standardised by the members' mean and standard
+deviation. The density is a mixture of m Gaussians, one at each generated g_j, with equal weights and their own
+variances:
 
     p(x)     = (1 / m) sum_j N(x; g_j, s_j I)                                                       (1)
     r_ij     = N(x_i; g_j, s_j I) / sum_k N(x_i; g_k, s_k I)                                        (2)
@@ -9,16 +10,16 @@ The density is a mixture of m Gaussians, one at each generated g_j, of equal wei
     s_j at 0 = max( floor, min_i |x_i - g_j|^2 / d )                                                (4)
     gap      = (100 / d) mean over members of -log p  -  (100 / d) mean over held-out of -log p     (5)
 
-The variances are fitted to the members' likelihood by expectation maximisation, (2) and (3) in turn from (4): with
-fixed means and weights each step has this closed form and cannot lower the likelihood. A copied member makes the
-variance of its copy small; that raises the members' likelihood and does nothing for held-out images. The more negative
-the gap, the more is copied; only the floor bounds it. It is slightly negative without any copying, for the variances
-are fitted to the members, the more so the fewer features there are (-10 of 4, -2 of 16, less than 1 of 64 or more, in
-Gaussians): exchange members and held-out for the control.
+Expectation maximisation fits the variances to the members' likelihood, by (2) and (3) in turn from (4). With fixed
+means and weights each step has this closed form and cannot lower the likelihood. A copied member makes the variance of
+its copy small, which raises the likelihood of members but not of held-out images. The more negative the gap, the more
+is copied; only the floor bounds it. Without any copying the gap is slightly negative, since the variances are fitted to
+the members, and more so with few features (-10 for 4, -2 for 16, less than 1 for 64 or more, for Gaussians). The
+control exchanges members and held-out images.
 
-"FLD-style", since it may differ from the authors' package. That one standardises by the held-out set; takes 50 steps of
-Adam from (4) where this iterates to convergence; while it fits, mixes in a wide Gaussian at the members' mean; and
-clamps log s_j to [-40, 20]. Numbers of the two must not be set side by side.
+"FLD-style", because it differs from the authors' package, which standardises by the held-out set, takes 50 steps of
+Adam from (4) instead of iterating to convergence, mixes in a wide Gaussian at the members' mean during the fit, and
+clamps log s_j to [-40, 20]. Values of the two are not comparable.
 """
 
 from collections.abc import Iterator
@@ -28,20 +29,20 @@ from scipy.special import logsumexp
 from sklearn.metrics import pairwise
 from sklearn.preprocessing import StandardScaler
 
-from side_jax.memorization.distribution.feature_rows import checked, drawn
+from side_jax.memorization.distribution.feature_rows import check_rows, subsample
 
-FLOOR = 1e-4  # of a variance: a copy to 1% of a feature's deviation is as good as exact
-UNUSED = 1e-12  # a component with a smaller sum of r_ij keeps its variance: the quotient in (3) is rounding
+FLOOR = 1e-4  # of a variance: a copy within 1% of a feature's standard deviation counts as exact
+UNUSED = 1e-12  # a component with a smaller sum of r_ij keeps its variance, since (3) would be rounding errors
 BLOCK = 512  # rows at a time
 
 
 def _squared_distances(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """float32 [n, m]; scikit-learn takes float32 rows to float64 by parts, so near copies lose no digits."""
+    """Returns float32 [n, m]. scikit-learn converts float32 rows to float64 in blocks, so near copies keep digits."""
     return pairwise.euclidean_distances(rows, means, squared=True)
 
 
 def _log_joint(squared: np.ndarray, variances: np.ndarray, dimensions: int) -> np.ndarray:
-    """Log of each term of the sum (1): squared distances [b, m] -> float64 [b, m]."""
+    """Returns the log of each term of (1): squared distances [b, m] -> float64 [b, m]."""
     constant = 0.5 * dimensions * np.log(2 * np.pi * variances) + np.log(len(variances))
     return squared / (-2 * variances) - constant
 
@@ -51,7 +52,7 @@ def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def log_likelihood(rows: np.ndarray, means: np.ndarray, variances: np.ndarray) -> np.ndarray:
-    """Log p of equation (1).
+    """Computes log p of equation (1).
 
     Args:
       rows: float32 [n, d].
@@ -68,15 +69,15 @@ def log_likelihood(rows: np.ndarray, means: np.ndarray, variances: np.ndarray) -
 def fit_variances(
     rows: np.ndarray, means: np.ndarray, max_iterations: int = 100, tolerance: float = 1e-5
 ) -> tuple[np.ndarray, list[float]]:
-    """Fits the variances of (1) to the likelihood of the rows, equations (2) to (4).
+    """Fits the variances of (1) to the likelihood of the rows, by equations (2) to (4).
 
-    Holds the distances of all pairs, 4 n m bytes (400 MB for 10,000 of each), and as much again for BLOCK rows only.
+    Holds the distances of all pairs, 4 n m bytes (400 MB for 10,000 of each); other arrays have BLOCK rows only.
 
     Args:
       rows: float32 [n, d].
       means: float32 [m, d].
       max_iterations: 1 or more.
-      tolerance: it ends when an iteration gains less, in nats per feature.
+      tolerance: stop when an iteration gains less, in nats per feature.
 
     Returns:
       (variances float64 [m], the mean log-likelihood before each iteration, in nats per feature).
@@ -105,23 +106,23 @@ def fit_variances(
 def fld_gap(
     members: np.ndarray, heldout: np.ndarray, generated: np.ndarray, limit: int = 10_000, seed: int = 0
 ) -> float:
-    """Equation (5), in hundredths of nats per feature.
+    """Computes equation (5), in hundredths of nats per feature.
 
     Args:
-      members: float32 [l, d]; all are used, for a copy of one that was left out would not be seen.
+      members: float32 [l, d]; all are used, since a copy of an unused one would be missed.
       heldout: float32 [n, d].
       generated: float32 [m, d].
-      limit: of more generated images so many are drawn, 1 or more.
-      seed: of that draw.
+      limit: largest number of generated images, 1 or more; of more, this many are drawn.
+      seed: of the draw.
 
     Raises:
-      ValueError: if limit is less than 1 or the rows do not compare (see rows.checked).
+      ValueError: if limit is less than 1 or the rows do not match (see check_rows).
     """
-    members, heldout, generated = checked(1, members=members, heldout=heldout, generated=generated)
+    members, heldout, generated = check_rows(1, members=members, heldout=heldout, generated=generated)
     if limit < 1:
         raise ValueError(f"limit must be 1 or more, got {limit}")
-    standard = StandardScaler().fit(members).transform  # a feature that is constant among the members is only centred
-    members, heldout, means = standard(members), standard(heldout), standard(drawn(generated, limit, seed))
+    standard = StandardScaler().fit(members).transform  # features that are constant among the members are only centred
+    members, heldout, means = standard(members), standard(heldout), standard(subsample(generated, limit, seed))
     variances, _ = fit_variances(members, means)
     likelihoods = (log_likelihood(rows, means, variances).mean() for rows in (heldout, members))
     return float(100 * (next(likelihoods) - next(likelihoods)) / members.shape[1])

@@ -1,4 +1,4 @@
-"""How many members any number of generated images would match, from how often each was matched.
+"""Predicts how many members any number of generated images would match, from how often each was matched.
 
 Of N images, c_j matched member j of m; S members have c_j > 0, and f_k have c_j = k. Images are independent, and each
 matches member j with probability p_j. The expected number of members that n images match is
@@ -13,9 +13,9 @@ matches member j with probability p_j. The expected number of members that n ima
 
     L ~ Binomial(floor(log_3(M t^2 / (t - 1)) / 2), 2 / (t + 2)),  M = sum_j c_j                   (8)
 
-(1): of a random subset, Hurlbert 1971; Colwell et al. 2012, equation 17. (2): Chen et al. 2024, E[N_um]. (4): Chao
-1987, bias-corrected, known as Chao2: a lower bound on average, exact where the p_j above 0 are equal. (5): Colwell et
-al. 2012, equation 18. (6): Good and Toulmin 1956. (7), (8): Orlitsky, Suresh and Wu 2016, theorem 1.
+(1): for a random subset, Hurlbert 1971; Colwell et al. 2012, equation 17. (2): Chen et al. 2024, E[N_um]. (4): Chao
+1987, bias-corrected, known as Chao2: a lower bound on average, exact if all p_j above 0 are equal. (5): Colwell et al.
+2012, equation 18. (6): Good and Toulmin 1956. (7), (8): Orlitsky, Suresh and Wu 2016, theorem 1.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, special, stats
 
-SPREAD = (1e-6, 1e7)  # between these a + b is sought: from all-or-nothing members to members that are all alike
+SPREAD = (1e-6, 1e7)  # range of a + b in the fit: from all-or-nothing members to identical members
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class BetaFit:
     m: int
 
     def expected(self, sizes: Sequence[int]) -> list[float]:
-        """Equation (3) for each number of images in sizes, 0 or more; float64 of the greatest size in memory."""
-        whole = _whole("sizes", sizes)
-        # B(a, b + n) / B(a, b) as a product: the difference of two log-gammas loses the small numbers among large ones.
+        """Evaluates (3) for each number of images in sizes, 0 or more; takes float64 [largest size] of memory."""
+        sizes = _whole("sizes", sizes)
+        # B(a, b + n) / B(a, b) as a product: a difference of two log-gammas would lose digits.
         with np.errstate(divide="ignore"):
             steps = np.log1p(-self.a / (self.a + self.b + np.arange(whole.max(initial=0))))
         log_missed = np.concatenate([[0.0], np.cumsum(steps)])
@@ -54,7 +54,7 @@ class BetaFit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Richness:
-    """How many members unlimited sampling would match, at least.
+    """A lower bound of how many members unlimited sampling would match.
 
     Attributes:
       estimate: in [S, m].
@@ -69,11 +69,11 @@ class Richness:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extrapolation:
-    """What Good and Toulmin's series says of a factor.
+    """The prediction of Good and Toulmin's series for a factor.
 
     Attributes:
       expected: the number of members matched, in [S, m].
-      smoothed: whether by equation (7) rather than (6).
+      smoothed: whether equation (7) was used rather than (6).
       valid: whether the factor is in the range of its equation.
     """
 
@@ -83,7 +83,7 @@ class Extrapolation:
 
 
 def curve(counts: np.ndarray, num_images: int, sizes: Sequence[int]) -> list[float]:
-    """The expected number of members matched by a random subset of the images, equation (1), exactly.
+    """Computes (1) exactly: the expected number of members matched by a random subset of the images.
 
     Args:
       counts: int [m], how many of the images matched each member, each in 0..num_images.
@@ -91,7 +91,7 @@ def curve(counts: np.ndarray, num_images: int, sizes: Sequence[int]) -> list[flo
       sizes: of the subsets, each in 0..N.
 
     Raises:
-      ValueError: for a count or a size out of its range.
+      ValueError: if a count or a size is out of its range.
     """
     values, repeats = _tally(counts, num_images)
     left = num_images - np.arange(values.max(initial=0))
@@ -105,17 +105,17 @@ def curve(counts: np.ndarray, num_images: int, sizes: Sequence[int]) -> list[flo
 
 
 def fit(counts: np.ndarray, num_images: int) -> BetaFit:
-    """The a and b of equation (3) of greatest likelihood, each c_j being beta-binomial; zeros count.
+    """Fits a and b of (3) by maximum likelihood; each c_j is beta-binomial, including zeros.
 
-    a + b is held in SPREAD: its upper end stands for members all alike; a single image says nothing of it. No match at
-    all gives a = 0, b = 1; all matches, a = 1, b = 0.
+    a + b is restricted to SPREAD; its upper end stands for identical members. A single image does not determine it. No
+    match at all gives a = 0, b = 1; all matches give a = 1, b = 0.
 
     Args:
       counts: int [m], m >= 1, how many of the images matched each member, each in 0..num_images.
       num_images: N, 1 or more.
 
     Raises:
-      ValueError: for no members, or a count out of its range.
+      ValueError: if there are no members, or a count is out of its range.
     """
     values, repeats = _tally(counts, num_images)
     m = int(repeats.sum())
@@ -131,29 +131,29 @@ def fit(counts: np.ndarray, num_images: int) -> BetaFit:
     def loss(x: np.ndarray) -> float:
         return -float(repeats @ stats.betabinom.logpmf(values, num_images, *law(x)))
 
-    # Of moments: the variance of c over that of a binomial is 1 + (N - 1) / (a + b + 1).
+    # Start from the moments: the variance of c over that of a binomial is 1 + (N - 1) / (a + b + 1).
     variance = float(repeats @ (values - rate * num_images) ** 2) / m
     excess = max(variance / (num_images * rate * (1 - rate)) - 1, 1e-3)
     start = np.array([special.logit(rate), math.log(min(max((num_images - 1) / excess, 1e-2), 1e5))])
-    simplex = start + np.array([[0, 0], [0.5, 0], [0, 1]])  # SciPy's own is 5% of the start, which may be 0
-    found = optimize.minimize(
+    simplex = start + np.array([[0, 0], [0.5, 0], [0, 1]])  # SciPy's default is 5% of the start, which may be 0
+    result = optimize.minimize(
         loss,
         start,
         method="Nelder-Mead",
         bounds=[(start[0] - 20, start[0] + 20), tuple(np.log(SPREAD))],
         options={"initial_simplex": simplex, "xatol": 1e-6, "fatol": 1e-9, "maxiter": 2000},
     )
-    a, b = law(found.x)
+    a, b = law(result.x)
     return BetaFit(a=a, b=b, m=m)
 
 
 def chao1(counts: np.ndarray, num_images: int, confidence: float) -> Richness:
-    """How many members unlimited sampling would match, S plus equation (4): in nature a LOWER bound.
+    """Estimates how many members unlimited sampling would match, S plus equation (4): by nature a LOWER bound.
 
-    The interval is log-normal in f_0 (Chao 1987; the bias-corrected form's variance: Colwell 2013, EstimateS, appendix
-    B). It covers the average of the lower bound, which many rare members leave far below the truth. Where f_0 = 0 it is
-    that of S / (1 - P), P being the mean of exp(-c) over the matched members (as in SpadeR, Chao et al. 2016, but for
-    its term in 1 / N). No match gives 0 in [0, m]: nothing can be said.
+    The interval is log-normal in f_0 (Chao 1987; variance of the bias-corrected form: Colwell 2013, EstimateS, appendix
+    B). It covers the average of the lower bound, which is far below the truth if there are many rare members. If
+    f_0 = 0, it is that of S / (1 - P), where P is the mean of exp(-c) over the matched members (as in SpadeR, Chao et
+    al. 2016, without its term in 1 / N). Without any match the estimate is 0 in [0, m].
 
     Args:
       counts: int [m], how many of the images matched each member, each in 0..num_images.
@@ -161,32 +161,32 @@ def chao1(counts: np.ndarray, num_images: int, confidence: float) -> Richness:
       confidence: in (0, 1).
 
     Raises:
-      ValueError: for a count out of its range, or a confidence out of (0, 1).
+      ValueError: if a count is out of its range, or the confidence is out of (0, 1).
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     values, repeats = _tally(counts, num_images)
-    m, found = int(repeats.sum()), int(repeats[values > 0].sum())
-    if found == 0:
+    m, matched = int(repeats.sum()), int(repeats[values > 0].sum())
+    if matched == 0:
         return Richness(estimate=0.0, low=0.0, high=float(m))
     z = stats.norm.isf((1 - confidence) / 2)
     unseen = _unseen(values, repeats, num_images)
     if unseen > 0:
         ratio = math.exp(z * math.sqrt(math.log1p(_variance(values, repeats, num_images) / unseen**2)))
-        low, high = found + unseen / ratio, found + unseen * ratio
+        low, high = matched + unseen / ratio, matched + unseen * ratio
     else:
         missed = np.exp(-values[values > 0].astype(float))
-        seen, times = float(repeats[values > 0] @ (1 - missed)) / found, repeats[values > 0]
+        seen, times = float(repeats[values > 0] @ (1 - missed)) / matched, repeats[values > 0]
         spread = z * math.sqrt(float(times @ (missed * (1 - missed))))
-        low, high = max(found, (found - spread) / seen), (found + spread) / seen
-    estimate, low, high = (float(min(value, m)) for value in (found + unseen, low, high))
+        low, high = max(matched, (matched - spread) / seen), (matched + spread) / seen
+    estimate, low, high = (float(min(value, m)) for value in (matched + unseen, low, high))
     return Richness(estimate=estimate, low=low, high=high)
 
 
 def extrapolate(counts: np.ndarray, num_images: int, factor: float) -> float:
-    """The expected number of members matched by factor * N images, equation (5), with f_0 at most m - S.
+    """Predicts the number of members matched by factor * N images, by (5) with f_0 at most m - S.
 
-    It rests on equation (4): good to about twice or three times the images, a lower bound beyond (Colwell et al. 2012).
+    It depends on (4): good up to about two or three times the images, a lower bound beyond (Colwell et al. 2012).
 
     Args:
       counts: int [m], how many of the images matched each member, each in 0..num_images.
@@ -194,37 +194,37 @@ def extrapolate(counts: np.ndarray, num_images: int, factor: float) -> float:
       factor: 1 or more.
 
     Raises:
-      ValueError: for a count or a factor out of its range.
+      ValueError: if a count or the factor is out of its range.
     """
     _check_factor(factor)
     values, repeats = _tally(counts, num_images)
-    found = int(repeats[values > 0].sum())
-    unseen = min(_unseen(values, repeats, num_images), float(repeats.sum()) - found)
+    matched = int(repeats[values > 0].sum())
+    unseen = min(_unseen(values, repeats, num_images), float(repeats.sum()) - matched)
     if unseen <= 0:
-        return float(found)
+        return float(matched)
     once = _times(values, repeats, 1)
     more = (factor - 1) * num_images
-    return found - unseen * math.expm1(more * math.log1p(-once / (num_images * unseen + once)))
+    return matched - unseen * math.expm1(more * math.log1p(-once / (num_images * unseen + once)))
 
 
 def good_toulmin(counts: np.ndarray, factor: float) -> Extrapolation:
-    """The expected number of members matched by factor times the images, equations (6) to (8), t being factor - 1.
+    """Predicts the number of members matched by factor times the images, by (6) to (8), with t = factor - 1.
 
-    Unlike extrapolate it supposes nothing of p, but it varies more. M counts matches, not images: an image that matches
-    none says nothing of the members, and the range of t is the narrower for it.
+    Unlike extrapolate it assumes nothing about p, but it varies more. M counts matches, not images: an image without a
+    match carries no information about the members, so the range of t is narrower.
 
     Args:
       counts: int [m], how many of the images matched each member, 0 or more.
-      factor: 1 or more; 2 is as many images again.
+      factor: 1 or more; 2 means as many images again.
 
     Raises:
-      ValueError: for a negative count or a factor below 1.
+      ValueError: if a count is negative or the factor is below 1.
     """
     _check_factor(factor)
     values, repeats = _tally(counts, None)
     t, matches, m = factor - 1, int(values @ repeats), int(repeats.sum())
     values, repeats = values[values > 0], repeats[values > 0]
-    found = int(repeats.sum())
+    matched = int(repeats.sum())
     smoothed = t > 1
     if smoothed:
         trials = max(math.floor(math.log(max(matches, 1) * t**2 / (t - 1), 3) / 2), 0)
@@ -232,22 +232,22 @@ def good_toulmin(counts: np.ndarray, factor: float) -> Extrapolation:
         repeats = repeats * stats.binom.sf(values - 1, trials, 2 / (t + 2))
     new = -float(repeats @ (-t) ** values.astype(float))
     valid = matches > 0 and t <= max(1.0, math.log(matches))
-    return Extrapolation(expected=float(min(max(found + new, found), m)), smoothed=smoothed, valid=valid)
+    return Extrapolation(expected=float(min(max(matched + new, matched), m)), smoothed=smoothed, valid=valid)
 
 
 def _times(values: np.ndarray, repeats: np.ndarray, k: int) -> int:
-    """f_k."""
+    """Returns f_k."""
     return int(repeats[values == k].sum())
 
 
 def _unseen(values: np.ndarray, repeats: np.ndarray, num_images: int) -> float:
-    """Equation (4)."""
+    """Evaluates (4)."""
     once, twice = (_times(values, repeats, k) for k in (1, 2))
     return (num_images - 1) / num_images * once * (once - 1) / (2 * (twice + 1))
 
 
 def _variance(values: np.ndarray, repeats: np.ndarray, num_images: int) -> float:
-    """Of equation (4), by the delta method."""
+    """Estimates the variance of (4) by the delta method."""
     once, twice = (_times(values, repeats, k) for k in (1, 2))
     share, more = (num_images - 1) / num_images, twice + 1
     terms = (
@@ -259,17 +259,17 @@ def _variance(values: np.ndarray, repeats: np.ndarray, num_images: int) -> float
 
 
 def _tally(counts: np.ndarray, num_images: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The different counts, ascending, and how many members have each; int64."""
+    """Returns the different counts, ascending, and how many members have each; int64."""
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be 1 or more, got {num_images}")
     return np.unique(_whole("counts", counts, num_images), return_counts=True)
 
 
-def _whole(name: str, values: Sequence[int] | np.ndarray, most: int | None = None) -> np.ndarray:
+def _whole(name: str, values: Sequence[int], largest: int | None = None) -> np.ndarray:
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
-    high = math.inf if most is None else most
+    high = math.inf if largest is None else largest
     if array.ndim != 1 or array.dtype.kind not in "iu" or not ((array >= 0) & (array <= high)).all():
         raise ValueError(f"{name} must be whole numbers [n] from 0 to {high}, got {array.dtype} {array.shape}")
     return array.astype(np.int64)
