@@ -41,6 +41,7 @@ setup(
         "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33"],
         "tpu": ["jax[tpu]", "gcsfs"],  # for the gs:// workdir that all hosts of a slice see
         "cuda": ["jax[cuda12]"],
+        "docs": ["sphinx>=8.1", "myst-parser>=4", "furo>=2024.8.6"],
     },
     entry_points={
         "console_scripts": [

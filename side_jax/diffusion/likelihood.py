@@ -34,7 +34,7 @@ over the bin of each of 256 levels (their eq. 13), a probability. Its variance i
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def ode_log_likelihood(
         else:
             vectors = jnp.eye(size, dtype=jnp.float32).reshape(size, *shape)
 
-        def slope(level: jax.Array, state: tuple[jax.Array, jax.Array], args: tuple) -> tuple:
+        def slope(level: Any, state: tuple[jax.Array, jax.Array], args: tuple) -> tuple:
             vectors, constants = args
             return slopes(state[0], level, vectors, jnp.float32(max(probes, 1)), *constants)
 

@@ -192,6 +192,6 @@ def _check_timestep(name: str, t: Timestep, schedule: Schedule) -> None:
         raise ValueError(f"{name} must be between 0 and {schedule.num_timesteps - 1}, got {t}")
 
 
-def _check_minimum(name: str, value: float, minimum: int) -> None:
+def _check_minimum(name: str, value: float | Timestep, minimum: int) -> None:
     if not value >= minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -286,8 +286,8 @@ class UNet(nn.Module):
         h = MidBlock(factory, self.add_attention, self.mid_block_scale_factor, name="mid_block")(h, emb, deterministic)
         for i, (channels, kind) in enumerate(zip(self.block_out_channels[::-1], self.up_block_types, strict=True)):
             layers = self.layers_per_block + 1
-            block = UpBlock(factory, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
-            h = block(h, skips[-layers:], emb, deterministic)
+            up = UpBlock(factory, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
+            h = up(h, skips[-layers:], emb, deterministic)
             del skips[-layers:]
         norm = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="conv_norm_out")
         h = zeros_conv(self.out_channels, padding=1, dtype=self.dtype, name="conv_out")(nn.silu(norm(h)))

@@ -27,7 +27,9 @@ def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = rows.mean(axis=0)
     factor = (rows - mean) / np.sqrt(len(rows) - 1)
     # An orthogonal Q does not change the singular values in (2), so R can replace the tall factor.
-    return mean, np.linalg.qr(factor, mode="r") if len(rows) > rows.shape[1] else factor
+    if len(rows) > rows.shape[1]:
+        factor = np.linalg.qr(factor, mode="r")
+    return mean, factor
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -44,7 +44,7 @@ class BetaFit:
 
     def expected(self, sizes: Sequence[int]) -> list[float]:
         """Evaluates (3) for each number of images in sizes, 0 or more; takes float64 [largest size] of memory."""
-        sizes = _whole("sizes", sizes)
+        whole = _whole("sizes", sizes)
         # B(a, b + n) / B(a, b) as a product: a difference of two log-gammas would lose digits.
         with np.errstate(divide="ignore"):
             steps = np.log1p(-self.a / (self.a + self.b + np.arange(whole.max(initial=0))))
@@ -265,7 +265,7 @@ def _tally(counts: np.ndarray, num_images: int | None) -> tuple[np.ndarray, np.n
     return np.unique(_whole("counts", counts, num_images), return_counts=True)
 
 
-def _whole(name: str, values: Sequence[int], largest: int | None = None) -> np.ndarray:
+def _whole(name: str, values: Sequence[int] | np.ndarray, largest: int | None = None) -> np.ndarray:
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
