@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["side_jax", "side_jax.*"]),
-    package_data={"side_jax.report.page": ["*.j2", "*.css", "*.js"]},
+    package_data={"side_jax.report.page": ["*.j2", "*.css", "*.js"], "side_jax.measure": ["*.json"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "faces": ["scikit-image>=0.22"],

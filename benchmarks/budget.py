@@ -12,11 +12,11 @@ the count among the first factor * N images of the same run. Factors that need m
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
+from side_jax.measure import records
 from side_jax.memorization.statistics import rarefaction
 from side_jax.report import matches
 
@@ -133,10 +133,10 @@ def main() -> None:
     found: list[Outcome] = []
     for workdir in options.workdir:
         columns = matches.read(workdir / "evaluate" / "matches.csv")
-        results = json.loads((workdir / "evaluate" / "results.json").read_text())
-        for row in {(row["attack"], row["guidance_scale"]): row for row in results["rows"]}.values():
-            name, members = f"{workdir.name}: {matches.title(row)}", results["dataset"]["members"]
-            found += outcomes(name, matches.of(columns, row), options.num_images, members, options.factors)
+        results = records.read(workdir / "evaluate" / "results.json")
+        for run in results.rarefaction:
+            name, members = f"{workdir.name}: {matches.title(run)}", results.dataset.members
+            found += outcomes(name, matches.of_run(columns, run), options.num_images, members, options.factors)
     print(f"{table(found)}\n\n{summary(found)}")
 
 

@@ -30,7 +30,7 @@ from side_jax import builders
 from side_jax.attacks.table import ATTACKS
 from side_jax.config import from_config
 from side_jax.devices import cpu
-from side_jax.memorization.metrics import match, references
+from side_jax.memorization.matching import match, references
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import generation
 from side_jax.settings import Settings, random_streams

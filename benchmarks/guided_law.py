@@ -30,7 +30,7 @@ from side_jax.config import from_config
 from side_jax.devices import cpu
 from side_jax.diffusion import pixel_range
 from side_jax.features import clustering, extractors
-from side_jax.memorization.metrics import match, references
+from side_jax.memorization.matching import match, references
 from side_jax.memorization.theory.divergence import draw, knn_log_prob, log_q
 from side_jax.pipeline import saved_config
 from side_jax.progress import progress

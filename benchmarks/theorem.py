@@ -38,6 +38,7 @@ from side_jax.data import member_labels
 from side_jax.devices import cpu
 from side_jax.diffusion import pixel_range
 from side_jax.features import clustering, extractors
+from side_jax.measure import records
 from side_jax.memorization.theory.divergence import divergence_difference, draw, log_q
 from side_jax.pipeline import saved_config
 from side_jax.report.findings import best, headline
@@ -98,9 +99,9 @@ def write_clusters(free: Path, path: Path) -> None:
 
 
 def extracted(folder: Path, attack: str) -> tuple[float, int]:
-    """(AMS, extracted members) by the headline metric."""
-    row = best(headline(files.read_json(folder / "evaluate" / "results.json")), attack)
-    return row["ams"], row["unique"]
+    """(AMS, members) by the headline metric."""
+    row = best(headline(records.read(folder / "evaluate" / "results.json")), attack)
+    return row.ams, row.unique
 
 
 def log_probs(folder: Path, x: np.ndarray, of: dict[Path, np.ndarray | None]) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from side_jax.diffusion import guidance, steps
 from side_jax.diffusion.schedule import Schedule
-from side_jax.memorization.metrics import RATIO_BELOW, Metric
+from side_jax.memorization.metrics import Metric
 from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
@@ -154,18 +154,5 @@ def build_generator(
 
 
 def build_metrics(evaluate: Evaluate) -> list[Metric]:
-    """The metrics of the evaluation, with thresholds and bands from the settings."""
-    e = evaluate
-    l2_options = {
-        "num_neighbors": e.normalized_l2_neighbors,
-        "alpha": e.normalized_l2_alpha,
-        "around": e.normalized_l2_around,
-    }
-    options = {
-        "normalized_l2": {"below": e.normalized_l2_below, "factors": e.band_factors} | l2_options,
-        "rmse": {"below": e.rmse_below, "factors": e.band_factors},
-        "tiled_l2": {"below": e.tiled_l2_below, "factors": e.band_factors, "grid": e.tiled_l2_grid},
-        "distance_ratio": {"below": RATIO_BELOW},
-        "cosine": {"below": 1 - e.cosine_above, "factors": e.band_factors},
-    }
-    return [Metric(name=name, **options[name]) for name in e.metrics]
+    """The metrics that evaluation computes; the first is the headline."""
+    return evaluate.make_metrics()

@@ -13,7 +13,8 @@ import numpy as np
 from side_jax.devices import cpu
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.diffusion.steps import step_table
-from side_jax.memorization.metrics import Metric, joined, match, references
+from side_jax.memorization.matching import joined, match, references
+from side_jax.memorization.metrics import Rmse
 from side_jax.sampling import generation, shards
 
 SHAPE = (32, 32, 3)
@@ -36,7 +37,7 @@ def main():
     options = {"params": np.float32(0.5), "base": jax.random.key(0), "labels": labels, "scale": 0.0}
     shards.write(generator, parts, description="probe", **options)
     after_writing = peak()
-    metric = [Metric(name="rmse", below=0.1)]
+    metric = [Rmse(below=0.1)]
     members = references(np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8), metric)
     found = [match(made["images"], members, metric)[0] for made in shards.stream(parts)]
     assert len(joined(found).value) == num_images

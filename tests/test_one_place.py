@@ -1,8 +1,12 @@
 """One place for one piece of knowledge: a dummy that is added to a table alone works everywhere."""
 
+import csv
 import dataclasses
 import json
+import subprocess
+import sys
 
+import jsonschema
 import numpy as np
 import pytest
 import runs
@@ -11,6 +15,7 @@ from side_jax.attacks import table
 from side_jax.attacks.table import ATTACKS, Attack, Classifier
 from side_jax.config import default_config, from_config
 from side_jax.errors import InputError
+from side_jax.memorization.metrics import METRICS, definition
 from side_jax.pipeline import audit, plan, space
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.settings import random_streams
@@ -148,3 +153,128 @@ def test_no_attack_or_classifier_is_known_by_name():
         if path != root / "attacks" / "table.py":
             for quoted in (*forbidden, 'startswith("side'):
                 assert quoted not in path.read_text(), f"{path.relative_to(root)} holds {quoted}"
+
+
+DUMMY_METRIC = """
+import contextlib, dataclasses, io, json, sys
+import numpy as np
+from side_jax.memorization import metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Brightness(metrics.Metric):
+    below: float = metrics.setting(0.01, "a smaller value is a match", metrics.POSITIVE, recorded=None)
+    levels: int = metrics.setting(256, "of grey", metrics.at_least(2))
+
+    name = "brightness"
+    explanation = "difference of the mean brightness"
+    references_setting = "levels"  # so that it has something to refuse: it wants as many references as levels
+
+    @property
+    def references_needed(self):
+        return self.levels
+
+    def prepare(self, pixels):
+        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)
+
+    def compare(self, images, references, limit):
+        apart = np.abs(self.prepare(images.pixels)[:, None] - references.prepared[self.name][None]) / self.levels
+        pairs = np.argwhere(apart < limit)
+        return metrics.Comparison(apart.min(axis=1), apart.argmin(axis=1), pairs, apart[tuple(pairs.T)])
+
+
+metrics.METRICS["brightness"] = Brightness  # the table alone, before anything reads it
+from side_jax import evaluate
+from side_jax.measure import records
+
+ends = []
+for options in json.loads(sys.argv[1]):
+    sys.argv, err = ["evaluate", *options], io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            evaluate.main()
+    except SystemExit as end:
+        ends.append((end.code, err.getvalue()))
+print(json.dumps({"ends": ends, "schema": records.schema()}))
+"""
+REFUSED = {
+    "--config.evaluate.brightness_levels=1": "config.evaluate.brightness_levels is 1, but it must be at least 2",
+    "--config.evaluate.brightness_levels=9": "config.evaluate.brightness_levels = 9 needs 9; give more, or "
+    "--config.evaluate.brightness_levels=8",
+    "--config.evaluate.brightness_lvels=9": "is no setting; config.evaluate has",
+}
+
+
+def test_a_metric_is_one_entry(tmp_path):
+    """Its setting and its limits, its values, its definition in results.json and the schema, and its explanation."""
+    rng = np.random.default_rng(0)
+    members, heldout, fresh = (
+        np.clip(np.linspace(*ends, 8)[:, None, None, None] + rng.integers(-3, 4, (8, 6, 6, 1)), 0, 255).astype(np.uint8)
+        for ends in ((0, 70), (185, 255), (90, 160))
+    )
+    arrays = {"samples": np.concatenate([members[3:6] + 1, fresh[:5]]), "members": members, "heldout": heldout}
+    for name, images in arrays.items():
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    out = tmp_path / "out"
+    fixed = [*(f"--{name}={tmp_path / name}.npz" for name in arrays), f"--out={out}"]
+    fixed += ["--config.evaluate.distribution=False", "--config.evaluate.metrics=('brightness','rmse')"]
+    commands = [[*fixed, option] for option in ("--config.evaluate.brightness_levels=8", *REFUSED)]
+    command = [sys.executable, "-c", DUMMY_METRIC, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=runs.ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout.splitlines()[-1])
+    (code, err), *refused = printed["ends"]
+    assert code == 0, err
+    for (code, err), words in zip(refused, REFUSED.values(), strict=True):
+        assert code > 0
+        assert words in err
+
+    results = json.loads((out / "results.json").read_text())
+    jsonschema.validate(results, printed["schema"])
+    definitions = {metric["name"]: metric for metric in results["metrics"]}
+    assert (definitions["brightness"]["levels"], definitions["brightness"]["below"]) == (8, 0.01)
+    assert "levels" not in definitions["rmse"]
+    (row,) = (row for row in results["rows"] if (row["metric"], row["level"]) == ("brightness", "high"))
+    assert (row["n_generated"], row["ams"], row["heldout_ams"]) == (8, 0, 0)
+    lines = list(csv.DictReader((out / "matches.csv").read_text().splitlines()))
+    # Copies of members that are one level brighter: 1 / 8, since the dummy divides by its setting.
+    assert [float(line["brightness_member"]) for line in lines[:3]] == pytest.approx([1 / 8] * 3)
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "brightness below 0.01: difference of the mean brightness" in page
+    assert "Matches by brightness below 0.01" in page
+
+
+def test_a_metric_has_the_settings_that_users_know():
+    """Written down: configs name them."""
+    evaluate = default_config().evaluate
+    settings = {
+        "normalized_l2": {"below": 0.8, "neighbors": 10, "alpha": 0.5, "around": "generated"},
+        "rmse": {"below": 0.15},
+        "tiled_l2": {"below": 0.3, "grid": 4},
+        "distance_ratio": {},
+        "cosine": {"above": 0.6},
+    }
+    assert list(settings) == list(METRICS)
+    for metric, own in settings.items():
+        assert {name: evaluate[f"{metric}_{name}"] for name in own} == own
+        assert [field.name for field in METRICS[metric].settings()] == list(own)
+    made = from_config(default_config()).evaluate.make_metrics()
+    assert [definition(metric) for metric in made][2] == {
+        "name": "distance_ratio",
+        "below": 1 / 3,
+        "factors": (),
+        "num_neighbors": 2,
+        "alpha": 0.5,
+        "around": "generated",
+        "grid": 4,
+    }
+
+
+def test_a_metric_is_not_known_by_name():
+    """Only the table spells the names, and the search by which they are computed; elsewhere its entries are asked."""
+    root = runs.ROOT / "side_jax"
+    names = set(METRICS) - {"cosine"}  # which is also a noise schedule
+    for path in root.rglob("*.py"):
+        if path != root / "memorization" / "metrics.py" and path.parent != root / "memorization" / "neighbors":
+            for name in names:
+                assert f'"{name}"' not in path.read_text(), f"{path.relative_to(root)} holds {name}"

@@ -7,18 +7,19 @@ import csv
 import dataclasses
 import json
 import logging
+import math
 import os
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
+from msgspec import structs
 
 from side_jax import __version__, builders
 from side_jax.attacks.table import GIVEN
@@ -30,12 +31,13 @@ from side_jax.devices import compilation_cache, cpu
 from side_jax.errors import InputError
 from side_jax.features import choose, extractors
 from side_jax.features.extractors import Extractor
+from side_jax.measure import records
 from side_jax.measure.measurement import measure
 from side_jax.measure.scoring import Scorer
 from side_jax.pipeline import resolve
 from side_jax.report import findings, writer
 from side_jax.report.writer import Audit
-from side_jax.settings import Settings
+from side_jax.settings import Evaluate, Settings
 from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
@@ -143,9 +145,17 @@ def _settings(config: ml_collections.ConfigDict, out: Path) -> Settings:
     """Those of the config, whose data, of which it knows nothing, are such that every measure suits them."""
     with config.unlocked():
         config.data.num_members = config.data.num_heldout = 2**40
-        levels = len(config.model.block_out_channels)
-        config.data.image_size = 2 ** (levels + 1) * max(1, config.evaluate.tiled_l2_grid)
+        config.data.image_size = 2 ** (len(config.model.block_out_channels) + 1) * _side_divisor(config)
     return resolve.resolve_features(from_config(config), out)
+
+
+def _side_divisor(config: ml_collections.ConfigDict) -> int:
+    """A size of images that suits every metric; 1 for a config that can't be used, which is refused later."""
+    try:
+        metrics = from_config(config.evaluate, Evaluate).make_metrics()
+    except InputError:
+        return 1
+    return math.lcm(*(metric.side_divisor for metric in metrics))
 
 
 def _sets(sets: ImageSets) -> tuple[ImageSet, ImageSet, ImageSet]:
@@ -185,24 +195,30 @@ def _is_result(path: Path) -> bool:
 
 
 def _check_enough(sets: ImageSets, settings: Settings) -> None:
-    e, which = settings.evaluate, ("", " that differ", " that differ and are no members")
-    itself = int(e.normalized_l2_around == "member")
-    neighbors = e.normalized_l2_neighbors + itself if "normalized_l2" in e.metrics else 0
+    which = ("", " that differ", " that differ and are no members")
+    metrics = settings.evaluate.make_metrics()
     for flag, one, kind, least in zip(FLAGS, _sets(sets), which, LEAST.values(), strict=True):
         held = f"{describe(flag, one.path)} has {len(one)} image{'' if len(one) == 1 else 's'}{kind}"
         if len(one) < least:
             raise InputError(f"{held}, but at least {least} are needed; give more.")
-        if flag != FLAGS[0] and len(one) < neighbors:
-            raise InputError(
-                f"{held}, but config.evaluate.normalized_l2_neighbors = {e.normalized_l2_neighbors} needs {neighbors}; "
-                f"give more, or --config.evaluate.normalized_l2_neighbors={len(one) - itself}."
-            )
+        for metric in metrics if flag != FLAGS[0] else ():
+            missing = metric.references_needed - len(one)
+            if missing > 0 and not metric.references_setting:
+                raise InputError(f"{held}, but the metric {metric.name} needs {metric.references_needed}; give more.")
+            if missing > 0:
+                key = f"config.evaluate.{metric.name}_{metric.references_setting}"
+                value = getattr(metric, metric.references_setting)
+                raise InputError(
+                    f"{held}, but {key} = {value} needs {metric.references_needed}; give more, or "
+                    f"--{key}={value - missing}."
+                )
     height, width = sets.members.images.shape[1:3]
-    if "tiled_l2" in e.metrics and (height % e.tiled_l2_grid or width % e.tiled_l2_grid):
-        raise InputError(
-            f"config.evaluate.tiled_l2_grid is {e.tiled_l2_grid}, which does not divide images of {width} x {height} "
-            "pixels; choose a divisor, or give --size."
-        )
+    for metric in metrics:
+        if height % metric.side_divisor or width % metric.side_divisor:
+            raise InputError(
+                f"config.evaluate.{metric.name}_{metric.side_setting} is {metric.side_divisor}, which does not divide "
+                f"images of {width} x {height} pixels; choose a divisor, or give --size."
+            )
 
 
 def _different(one: ImageSet) -> ImageSet:
@@ -224,8 +240,8 @@ def _extractor(settings: Settings, channels: int, out: Path) -> Extractor:
 
 def _write(
     asked_for: Asked, sets: ImageSets, repeats: Sequence[int], extractor: Extractor | None, work: Path
-) -> dict[str, Any]:
-    """Measures, writes every file into `work`, and returns results.json."""
+) -> records.Results:
+    """Measures, writes every file into `work`, and returns the results."""
     values, settings, _ = asked_for
     rng = np.random.default_rng(settings.seed)
     members, heldout = (_side(one, rng) for one in (sets.members, sets.heldout))
@@ -235,24 +251,25 @@ def _write(
     laws, most = embed if e.distribution else None, len(members)
     heldout = heldout.first(most)
     runs = [(NAME, _parts(sets.samples))]
-    results = measure(work, runs, members, heldout, scorer, e, embed=laws, evidence={}, seed=settings.seed)
-    results |= {
-        "dataset": {
-            "name": values.title,
-            "members": len(members),
-            "heldout": len(sets.heldout),
-            "heldout_used": scorer.sizes["heldout"],
-            "image_shape": list(members.images.shape[1:]),
-            "heldout_equal_dropped": sets.exact_dropped,
-            "heldout_near_dropped": sets.near_dropped,
-        },
-        "sets": {
-            name: {"images": len(one), "sha256": one.sha256, "damaged": len(one.damaged), "repeats": repeated}
+    measured = measure(work, runs, members, heldout, scorer, e, embed=laws, evidence={}, seed=settings.seed)
+    results = records.Results(
+        **structs.asdict(measured),
+        dataset=records.Dataset(
+            name=values.title,
+            members=len(members),
+            heldout=len(sets.heldout),
+            heldout_used=scorer.sizes["heldout"],
+            image_shape=members.images.shape[1:],
+            heldout_equal_dropped=sets.exact_dropped,
+            heldout_near_dropped=sets.near_dropped,
+        ),
+        sets={
+            name: records.ImageSet(images=len(one), sha256=one.sha256, damaged=len(one.damaged), repeats=repeated)
             for name, one, repeated in zip(LEAST, _sets(sets), repeats, strict=True)
         },
-        "versions": {"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
-    }
-    files.write_json(work / RESULTS, results)
+        versions={"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+    )
+    records.write(work / RESULTS, results)
     with files.atomic(work / "samples.csv", "w") as file:
         one, table = sets.samples, csv.writer(file)
         table.writerow(["index", "name", "sha256"])
@@ -285,14 +302,14 @@ def _replace(work: Path, out: Path) -> None:
 
 
 def _audit(
-    asked_for: Asked, results: dict[str, Any], samples: ImageSet, sides: tuple[Side, Side], directory: Path
+    asked_for: Asked, results: records.Results, samples: ImageSet, sides: tuple[Side, Side], directory: Path
 ) -> Audit:
     values, settings, command = asked_for
     private = settings.report.private
     shown = {name: value for name, value in dataclasses.asdict(settings).items() if name in SECTIONS}
     shown |= {"seed": settings.seed, "data": {"near_duplicate_rmse": settings.data.near_duplicate_rmse}}
-    provenance = [(f"{name}, SHA-256 of all pixels", about["sha256"]) for name, about in results["sets"].items()]
-    provenance += [("Settings, SHA-256", files.digest(shown)), *results["versions"].items()]
+    provenance = [(f"{name}, SHA-256 of all pixels", one.sha256) for name, one in results.sets.items()]
+    provenance += [("Settings, SHA-256", files.digest(shown)), *results.versions.items()]
     if not private:
         provenance.append(("Command", shlex.join(["python", "-m", "side_jax.evaluate", *command[1:]])))
     return Audit(

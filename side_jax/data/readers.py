@@ -50,7 +50,7 @@ def digits(data: Data) -> Source:
     shape = (data.image_size, data.image_size, data.channels)
     if shape != (8, 8, 1):
         raise InputError(
-            f"config.data asks for images of {shape} (height, width, channels), but digits gives (8, 8, 1); change "
+            f"config.data asks for images of {shape} (height, width, channels), but digits gives (8, 8, 1); set "
             "data.image_size and data.channels to that."
         )
     loaded = load_digits()

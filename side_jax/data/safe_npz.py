@@ -134,5 +134,5 @@ def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
     if promised != actual:
         raise ValueError(f"its header promises {promised} bytes of data, but {actual} follow")
     if promised > LIMIT:
-        raise ValueError(f"it has {promised} bytes, but at most {LIMIT} can be read at once: use a folder of images")
+        raise ValueError(f"it has {promised} bytes, but at most {LIMIT} are read at once: use a folder of images")
     return shape, dtype

@@ -1,20 +1,19 @@
-"""Measures sets of generated images, from whatever source: every figure of results.json, and the tables beside it.
+"""Measures sets of generated images from any source: every figure of results.json, and the tables beside it.
 
 matches.csv has a row for each generated image, members.csv one for each member and held-out image.
 """
 
 import csv
-import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from side_jax.attacks.table import PLAIN
 from side_jax.data.sides import Side
 from side_jax.measure import positive_control, scoring
-from side_jax.measure.scoring import Embed, Found, Scorer
+from side_jax.measure.records import Cell, CellTest, Distribution, Measured, Rarefaction, Row, Run, SetSizes
+from side_jax.measure.scoring import Embed, RunMatches, Scorer
 from side_jax.memorization.distribution import summary
 from side_jax.settings import Evaluate
 from side_jax.workdir import files
@@ -39,7 +38,7 @@ def measure(
     embed: Embed | None,
     evidence: dict[str, dict[str, np.ndarray]],
     seed: int,
-) -> dict[str, Any]:
+) -> Measured:
     """Scores every run; writes matches.csv and members.csv.
 
     Args:
@@ -52,41 +51,58 @@ def measure(
       embed: features for AuthPct, C_T, the FLD gap and Frechet distances; None: these are not computed.
       evidence: {"members" or "heldout": {name: float [m]}}, for members.csv.
       seed: of what is drawn at random.
-
-    Returns:
-      Parts of results.json: metrics, rows, rarefaction, thresholds, controls, distribution.
     """
-    rows, seen, laws, extracted = [], [], [], {}
+    rows: list[Row] = []
+    rarefactions: list[Rarefaction] = []
+    distributions: list[Distribution] = []
+    extracted: dict[Name, np.ndarray] = {}
     sides = [embed(side.images[: len(members)]) for side in (members, heldout)] if embed else []
-    plain: Found | None = None
+    plain: RunMatches | None = None
     with files.atomic(directory / "matches.csv", "w") as file:
         table = csv.writer(file)
         table.writerow(_header(scorer.metrics))
         for name, parts in runs:
-            found, features = [], []
+            run, matches, features = Run(attack=name[0], guidance_scale=name[1]), [], []
             for made in parts:
                 embedded = None
                 if embed and sum(map(np.size, features)) < FEATURES:
                     embedded = embed(made["images"])
                     features.append(embedded)
-                found.append(scorer.match(made["images"], embedded))
-                _write_matches(table, name, made, found[-1], members, heldout, scorer)
-            whole = scoring.join(found)
-            run = {"attack": name[0], "guidance_scale": name[1]}
-            rows += [run | row for row in scorer.rows(whole, plain)]
-            seen.append(run | scorer.seen(whole))
+                matches.append(scorer.match(made["images"], embedded))
+                table.writerows(_match_rows(name, made, matches[-1], members, heldout, scorer))
+            whole = scoring.join(matches)
+            rows += scorer.rows(run, whole, plain)
+            rarefactions.append(scorer.rarefied(run, whole))
             extracted[name] = scorer.headline(whole).extracted
             if embed:
-                laws.append(run | summary.summary(np.concatenate(features), *sides, seed=seed))
+                distributions.append(_distribution(run, features, sides, seed))
             plain = whole if name[0] == PLAIN.name else plain
     _write_members(directory / "members.csv", members, heldout, evidence, extracted)
-    tested = {}
+    controls = []
     if settings.controls:
         copied, fresh = (side.images[: settings.control_images] for side in (members, heldout))
-        tested = {"controls": positive_control.sensitivity(scorer, copied, fresh, settings.confidence)}
-    thresholds = {name: dataclasses.asdict(found) for name, found in scorer.thresholds.items()}
-    found = {"metrics": scorer.definitions, "rows": rows, "rarefaction": seen, "distribution": laws}
-    return found | {"thresholds": thresholds, "controls": []} | tested
+        controls = positive_control.sensitivity(scorer, copied, fresh, settings.confidence)
+    return Measured(
+        metrics=scorer.definitions,
+        rows=tuple(rows),
+        rarefaction=tuple(rarefactions),
+        thresholds=scorer.thresholds,
+        controls=tuple(controls),
+        distribution=tuple(distributions),
+    )
+
+
+def _distribution(run: Run, features: Sequence[np.ndarray], sides: Sequence[np.ndarray], seed: int) -> Distribution:
+    values = summary.summary(np.concatenate(features), *sides, seed=seed)
+    c_t = values.pop("c_t")
+    cells = tuple(Cell(**cell) for cell in c_t["cells"])
+    return Distribution(
+        attack=run.attack,
+        guidance_scale=run.guidance_scale,
+        c_t=CellTest(value=c_t["value"], used=c_t["used"], cells=cells),
+        n=SetSizes(**values.pop("n")),
+        **values,
+    )
 
 
 def _header(metrics: list[str]) -> list[str]:
@@ -97,19 +113,26 @@ def _header(metrics: list[str]) -> list[str]:
     return columns
 
 
-def _write_matches(
-    table: Any, name: Name, made: dict[str, np.ndarray], found: Found, members: Side, heldout: Side, scorer: Scorer
-) -> None:
+def _match_rows(
+    name: Name,
+    made: dict[str, np.ndarray],
+    matches: RunMatches,
+    members: Side,
+    heldout: Side,
+    scorer: Scorer,
+) -> Iterator[list[object]]:
+    """The rows of matches.csv for some images."""
     matched = {
-        side: [m.score(band).matched for m, band in zip(found[side], scorer.bands, strict=True)] for side in found
+        side: [one.score(band).matched for one, band in zip(by_metric, scorer.bands, strict=True)]
+        for side, by_metric in matches.items()
     }
     for i in range(len(made["index"])):
-        row = [*name, made["index"][i], made["label"][i]]
+        row: list[object] = [*name, made["index"][i], made["label"][i]]
         for j in range(len(scorer.metrics)):
             for side, images in (("members", members), ("heldout", heldout)):
-                one = found[side][j]
+                one = matches[side][j]
                 row += [f"{one.value[i]:.6g}", images.ids[one.nearest[i]], int(matched[side][j][i])]
-        table.writerow(row)
+        yield row
 
 
 def _write_members(
@@ -119,7 +142,7 @@ def _write_members(
     evidence: dict[str, dict[str, np.ndarray]],
     extracted: dict[Name, np.ndarray],
 ) -> None:
-    """A row for each image: its membership evidence and, of members, how many images of each run extract it."""
+    """A row for each image: its membership scores and, for members, how many images of each run extract it."""
     kinds = list(evidence.get("members", {}))
     with files.atomic(path, "w") as file:
         table = csv.writer(file)

@@ -1,12 +1,12 @@
-"""Does each metric see what it should? It is shown members' copies, more and more distorted, and held-out images."""
+"""The positive control: does each metric find distorted copies of members? And, as a negative one, held-out images."""
 
 import io
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from side_jax.measure.records import Control
 from side_jax.measure.scoring import Scorer
 from side_jax.memorization.statistics.intervals import wilson_interval
 
@@ -59,7 +59,7 @@ def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> n
     return np.stack(made).reshape(images.shape)
 
 
-def sensitivity(scorer: Scorer, members: np.ndarray, heldout: np.ndarray, confidence: float) -> list[dict[str, Any]]:
+def sensitivity(scorer: Scorer, members: np.ndarray, heldout: np.ndarray, confidence: float) -> list[Control]:
     """How many distorted copies are matched with their own original, and how many held-out images with anything.
 
     Args:
@@ -69,29 +69,38 @@ def sensitivity(scorer: Scorer, members: np.ndarray, heldout: np.ndarray, confid
       confidence: of Wilson's intervals.
 
     Returns:
-      Rows {distortion, strength, unit, metric, level, band, images, found, found_ci}; distortion "held-out images" is
-      the negative control, with strength None.
+      A record for each distortion, strength, metric and level; the distortion "held-out images" is the negative
+      control, with strength None.
     """
-    rows = _row_by_row(scorer, heldout, [("held-out images", None, "")], confidence)
+    controls = _compare(scorer, heldout, [("held-out images", None, "")], confidence)
     for name, (change, strengths, unit) in DISTORTIONS.items():
         # All strengths at once: the members are gone through once for them, and not six times.
         images = np.concatenate([change(members, strength) for strength in strengths])
-        rows += _row_by_row(scorer, images, [(name, strength, unit) for strength in strengths], confidence)
-    return rows
+        controls += _compare(scorer, images, [(name, strength, unit) for strength in strengths], confidence)
+    return controls
 
 
-def _row_by_row(
+def _compare(
     scorer: Scorer, images: np.ndarray, tried: list[tuple[str, float | None, str]], confidence: float
-) -> list[dict[str, Any]]:
-    """Rows of equal numbers of images, one such part for each (distortion, strength, unit)."""
-    n, rows = len(images) // len(tried), []
+) -> list[Control]:
+    """Controls of parts of the images, of equal size, one part for each (distortion, strength, unit)."""
+    n, controls = len(images) // len(tried), []
     for metric, level, band, matches in scorer.against_members(images):
         matched = matches.score(band).matched.reshape(len(tried), n)
         itself = matches.nearest.reshape(len(tried), n) == np.arange(n)
         for i, (name, strength, unit) in enumerate(tried):
             hit = matched[i] if strength is None else matched[i] & itself[i]
-            row = {"distortion": name, "strength": strength, "unit": unit, "metric": metric, "level": level}
-            found = {"band": list(band), "images": n, "found": float(hit.mean())}
-            found["found_ci"] = list(wilson_interval(int(hit.sum()), n, confidence))
-            rows.append(row | found)
-    return rows
+            controls.append(
+                Control(
+                    distortion=name,
+                    strength=strength,
+                    unit=unit,
+                    metric=metric,
+                    level=level,
+                    band=band,
+                    images=n,
+                    found=float(hit.mean()),
+                    found_ci=wilson_interval(int(hit.sum()), n, confidence),
+                )
+            )
+    return controls

@@ -14,18 +14,19 @@ from side_jax.devices import placement
 from side_jax.diffusion import likelihood, membership_scores, pixel_range
 from side_jax.diffusion.process import denoising_loss
 from side_jax.diffusion.sampler import sample_keys
+from side_jax.measure.records import Divergence, Estimate, Membership, Operating, Quality, Target
 from side_jax.memorization.membership import attack_quality
 from side_jax.memorization.statistics.intervals import halves
-from side_jax.memorization.theory.divergence import Estimate, draw, log_q, mean
+from side_jax.memorization.theory.divergence import draw, log_q, mean
 from side_jax.settings import Settings, random_streams
 from side_jax.workdir.checkpoint import Restored
 
 REPEATS = 8  # draws of the noise
-# Of membership: the plain denoising loss, SecMI's t-error (Duan et al. 2023) and PIA (Kong et al. 2024).
+# Membership scores: the denoising loss, SecMI's t-error (Duan et al. 2023) and PIA (Kong et al. 2024).
 MEMBERSHIP = ("loss", "secmi", "pia")
-# Of the likelihood's solver: on digits, 1e-4 changes the mean by 0.002 bits per value and costs 2.4 times as much.
+# Of the likelihood's solver; on digits, 1e-4 changes the mean by 0.002 bits per value and costs 2.4 times as much.
 TOLERANCE = 1e-3
-# Of suspects, beside their graph and the surrogate: one-step consistency, and the norm of the score (Rao et al. 2025).
+# Scores of suspects that need the model: one-step consistency, and the norm of the score (Rao et al. 2025).
 SUSPICION = ("variance", "score_norm")
 
 
@@ -37,11 +38,7 @@ class TargetScores:
         self._settings = settings
         self._params = {"dpm": restored.trees["ema"]}
         self._compiled: dict[tuple[str, ...], Callable] = {}
-        self.about = {
-            "step": restored.step,
-            "ema_sha256": restored.meta["sha256"]["ema"],
-            "parameters": builders.size(self._params),
-        }
+        self._step, self._digest = restored.step, restored.meta["sha256"]["ema"]
 
     def scores(self, kinds: tuple[str, ...], images: np.ndarray, stream: str) -> dict[str, np.ndarray]:
         """Scores of images uint8 [n, h, w, c]: float32 [n] for each kind named above; smaller is member-like.
@@ -53,8 +50,23 @@ class TargetScores:
                 _scorer(self._settings, kinds), self._settings.sampler.batch_size
             )
         index = np.arange(len(images), dtype=np.uint32)
-        found = self._compiled[kinds]((self._params, self._base(stream)), images, index)
-        return {kind: found[:, i] for i, kind in enumerate(kinds)}
+        scores = self._compiled[kinds]((self._params, self._base(stream)), images, index)
+        return {kind: scores[:, i] for i, kind in enumerate(kinds)}
+
+    def describe(self, members: np.ndarray, heldout: np.ndarray) -> Target:
+        """What the audited model is, and how far it overfits, for results.json.
+
+        Args:
+          members: uint8 [m, h, w, c].
+          heldout: uint8 [k, h, w, c].
+        """
+        return Target(
+            step=self._step,
+            ema_sha256=self._digest,
+            parameters=builders.size(self._params),
+            denoising_loss_members=self.mean_loss(members),
+            denoising_loss_heldout=self.mean_loss(heldout),
+        )
 
     def mean_loss(self, images: np.ndarray) -> float:
         """The mean denoising loss of images uint8 [n, h, w, c] over all timesteps: how far the model overfits."""
@@ -62,8 +74,9 @@ class TargetScores:
 
         def fn(whole: Any, images: jax.Array, index: jax.Array) -> jax.Array:
             params, base = whole
-            own = (lambda x, t: denoise(params, x, t)), schedule, pixel_range.to_float(images)
-            return denoising_loss(*own, sample_keys(base, index))[0]
+            return denoising_loss(
+                lambda x, t: denoise(params, x, t), schedule, pixel_range.to_float(images), sample_keys(base, index)
+            )[0]
 
         compute, base = placement.in_batches(fn, self._settings.sampler.batch_size), self._base("probe")
         index = np.arange(len(images), dtype=np.uint32)
@@ -88,20 +101,25 @@ class TargetScores:
             model = dataclasses.replace(self._settings.model, dtype="float32")
             settings = dataclasses.replace(self._settings, model=model)
             schedule = builders.build_schedule(settings)
-            denoise = builders.build_conditional_denoise(settings)  # an unconditional model takes no notice of labels
+            denoise = builders.build_conditional_denoise(settings)  # an unconditional model ignores labels
 
             def fn(whole: Any, x: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
                 params, base = whole
-
-                own = (lambda x, t: denoise(params, x, t, labels)), schedule, x, sample_keys(base, index)
-                return likelihood.ode_log_likelihood(*own, rtol=TOLERANCE, atol=TOLERANCE).log_prob
+                return likelihood.ode_log_likelihood(
+                    lambda x, t: denoise(params, x, t, labels),
+                    schedule,
+                    x,
+                    sample_keys(base, index),
+                    rtol=TOLERANCE,
+                    atol=TOLERANCE,
+                ).log_prob
 
             self._compiled[("log_prob",)] = placement.in_batches(fn, self._settings.sampler.batch_size)
         index = np.arange(len(x), dtype=np.uint32)
         labels = np.full(len(x), -1, np.int32) if labels is None else labels
         return self._compiled[("log_prob",)]((self._params, self._base(stream)), x, index, labels)
 
-    def divergence(self, members: np.ndarray, heldout: np.ndarray) -> dict[str, Any]:
+    def divergence(self, members: np.ndarray, heldout: np.ndarray) -> Divergence:
         """The memorisation divergence around members and around as many held-out images, for results.json.
 
         Args:
@@ -114,15 +132,14 @@ class TargetScores:
             stream, images = f"divergence/{name}", pixel_range.to_float(images)
             x, _ = draw(images, e.divergence_epsilon, self._base(stream), e.divergence_draws)
             terms[name] = log_q(x, images, e.divergence_epsilon) - self.log_prob(x, stream)
-        unsolved = sum(int((~np.isfinite(of)).sum()) for of in terms.values())
-        found = {"epsilon": e.divergence_epsilon, "draws": e.divergence_draws, "unsolved": unsolved}
-        if unsolved:
-            return found | dict.fromkeys((*terms, "difference"))
-        near, far = (mean(terms[name]) for name in ("members", "heldout"))
-        error = math.hypot(near.standard_error, far.standard_error)
-        difference = Estimate(estimate=far.estimate - near.estimate, standard_error=error)
-        of = {"members": near, "heldout": far, "difference": difference}
-        return found | {name: dataclasses.asdict(one) for name, one in of.items()}
+        unsolved = sum(int((~np.isfinite(values)).sum()) for values in terms.values())
+        estimates = dict.fromkeys(("members", "heldout", "difference"))
+        if not unsolved:
+            near, far = (Estimate(**dataclasses.asdict(mean(terms[name]))) for name in ("members", "heldout"))
+            error = math.hypot(near.standard_error, far.standard_error)
+            difference = Estimate(estimate=far.estimate - near.estimate, standard_error=error)
+            estimates = {"members": near, "heldout": far, "difference": difference}
+        return Divergence(epsilon=e.divergence_epsilon, draws=e.divergence_draws, unsolved=unsolved, **estimates)
 
     def _base(self, stream: str) -> jax.Array:
         return random_streams.stream_key(self._settings, stream)
@@ -158,18 +175,21 @@ def timesteps(settings: Settings) -> tuple[int, int]:
 
 def quality(
     scores: dict[str, dict[str, np.ndarray]], settings: Settings, groups: np.ndarray | None = None
-) -> dict[str, Any]:
+) -> Membership:
     """How well each membership score tells members from held-out images, for results.json.
 
     Args:
-      scores: {"members" or "heldout": {kind: float [m]}}.
+      scores: {"members" or "heldout": {kind: float [m]}}, of the kinds of MEMBERSHIP.
       settings: of the run.
       groups: int [k], of the held-out images, see `intervals.halves`.
     """
     seed, confidence = random_streams.stream_seed(settings, "evaluate"), settings.evaluate.confidence
-    found: dict[str, Any] = {"timestep": timesteps(settings)[0], "secmi_stride": timesteps(settings)[1]}
+    qualities = {}
     for kind, heldout in scores["heldout"].items():
         calibrates = np.zeros(len(heldout), bool)
         calibrates[halves(len(heldout), seed, groups)[0]] = True
-        found[kind] = attack_quality(scores["members"][kind], heldout, calibrates, confidence=confidence)
-    return found
+        values = attack_quality(scores["members"][kind], heldout, calibrates, confidence=confidence)
+        points = tuple(Operating(**point) for point in values.pop("at"))
+        qualities[kind] = Quality(**values, at=points)
+    timestep, stride = timesteps(settings)
+    return Membership(timestep=timestep, secmi_stride=stride, **qualities)

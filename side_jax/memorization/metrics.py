@@ -1,65 +1,179 @@
-"""Extraction scores: which generated images match which reference images (members, or held-out as the control).
+"""Metrics: dissimilarities of a generated image and a reference image (a member, or a held-out image as the control).
 
-D1 is the set of N_G generated images, D2 the reference set, gamma(i, j) a dissimilarity and [a, b) a band of it (Chen
-et al. 2024, "Extracting Training Data from Unconditional Diffusion Models", section 4):
+A metric is one class of METRICS: its fields are its settings, `compare` computes it, and `explanation` is what the
+report says about it. With i a generated image, j a reference, and images in [-1, 1]:
 
-    AMS = (1 / N_G) sum_i [ min_j gamma(i, j) in [a, b) ]                                          (1)
-    UMS = (1 / N_G) | union_i { j : gamma(i, j) in [a, b) } |                                      (2)
+    rmse            l2(i, j), the root mean squared difference                                     (1)
+    normalized_l2   l2(i, j) / (alpha * mean of the n smallest l2(c, .))                           (2)
+    tiled_l2        the largest l2 over the tiles of a grid                                        (3)
+    distance_ratio  d1 / d2, the nearest distance over the second nearest                          (4)
+    cosine          1 - cosine of the features of i and j                                          (5)
 
-(2) counts all pairs, so UMS can exceed AMS. Counted more strictly, UMS holds the nearest references alone:
+(2) and (3) are Carlini et al. 2023 ("Extracting Training Data from Diffusion Models", section 5.1 and 4.2). Two
+readings of (2) are in use. Around the generated image, c = i: its n nearest references, the nearest included; with
+alpha = 0.5 the value of the nearest lies in [0, 2]. Around the matched member, c = j: the n references nearest to it,
+itself excluded. (4) is the criterion d1 / d2 < 1/3 of Yoon et al. 2023 and Gu et al. 2023; it is defined for the
+nearest reference alone. (5) with SSCD's features (Pizzi et al. 2022) is the score of Chen et al. 2024 for large images.
 
-    UMS_nearest = (1 / N_G) | { argmin_j gamma(i, j) : min_j gamma(i, j) in [a, b) } |             (3)
-
-and `unique` is N_G UMS_nearest, the number of extracted images. Both fall with N_G by construction; compare them at
-equal N_G only. The paper's bands are disjoint; an image in a nearer band leaves AMS of a farther one, but its other
-neighbours may enter UMS there. Cumulative bands [0, b) have no such trap. Five dissimilarities:
-
-    rmse            l2(i, j), the root mean squared difference of images in [-1, 1]                (4)
-    normalized_l2   l2(i, j) / (alpha * mean of the n smallest l2(c, .))                           (5)
-    tiled_l2        the largest l2 over the tiles of a grid                                        (6)
-    distance_ratio  d1 / d2, the nearest distance over the second nearest                          (7)
-    cosine          1 - cosine of the features of i and j                                          (8)
-
-(5) and (6) are Carlini et al. 2023 ("Extracting Training Data from Diffusion Models", section 5.1 and 4.2). Of (5) two
-readings are in use. Around the generated image, c = i: its n nearest references, the nearest included; with alpha = 0.5
-the value of the nearest lies in [0, 2]. Around the matched member, c = j: the n references nearest to it, itself
-excluded. (7) is the criterion d1 / d2 < 1/3 of Yoon et al. 2023 and Gu et al. 2023; it is defined for the nearest
-reference alone. (8) with SSCD's features is the paper's score for large images (Pizzi et al. 2022).
+To add a metric, write a subclass of Metric and list it in METRICS: its settings join the section `evaluate` as
+<name>_<field>, and results.json, its schema and the report follow.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from side_jax.memorization.neighbors import exact_search
 
-RATIO_BELOW = 1 / 3  # of equation (7), what counts as a copy
-AROUND = ("generated", "member")  # the readings of equation (5)
+RATIO_BELOW = 1 / 3  # a smaller value of equation (4) counts as a copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Which values a setting may have: a test, and the same in words."""
+
+    test: Callable[[Any], bool]
+    need: str
+
+
+POSITIVE = Limit(lambda value: value > 0, "above 0")
+FRACTION = Limit(lambda value: 0 < value < 1, "strictly between 0 and 1")
+
+
+def at_least(least: int) -> Limit:
+    """The limit of a count."""
+    return Limit(lambda value: value >= least, f"at least {least}")
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    limit: Limit,
+    *,
+    choices: tuple[str, ...] = (),
+    recorded: str | None = "",
+    elsewhere: Any = None,
+) -> Any:
+    """A field of a metric that is a setting.
+
+    Args:
+      default: its default.
+      meaning: of the setting, in words.
+      limit: which values it may have.
+      choices: the values of a setting that is one of several words.
+      recorded: its key in the metric's entry of results.json; "": the field's name; None: it is not recorded.
+      elsewhere: the value under that key for metrics without this setting; None: they don't have the key.
+    """
+    metadata = {"meaning": meaning, "limit": limit, "choices": choices, "recorded": recorded, "elsewhere": elsewhere}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def choice(default: str, meaning: str, choices: tuple[str, ...], **options: Any) -> Any:
+    """A setting that is one of several words."""
+    return setting(
+        default,
+        meaning,
+        Limit(lambda value: value in choices, f"one of {', '.join(choices)}"),
+        choices=choices,
+        **options,
+    )
+
+
+class Comparison(NamedTuple):
+    """Images compared with references.
+
+    Attributes:
+      value: float32 [n], the dissimilarity to the nearest reference.
+      nearest: int64 [n], the nearest reference.
+      pairs: int64 [p, 2], (image, reference) of every pair whose value is below the limit.
+      pair_value: float32 [p].
+    """
+
+    value: np.ndarray
+    nearest: np.ndarray
+    pairs: np.ndarray
+    pair_value: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """Generated images to compare.
+
+    Attributes:
+      pixels: uint8 [n, h, w, c], or float in [-1, 1].
+      features: float32 [n, d], for metrics that need them.
+      neighbors: (distances float32 [n, k], ascending; references int64 [n, k]): the nearest references by RMSE, from
+        the search that metrics share; k is 0 where none of them reads it.
+    """
+
+    pixels: np.ndarray
+    features: np.ndarray | None
+    neighbors: tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class References:
+    """A set that images are compared with.
+
+    Attributes:
+      pixels: uint8 [m, h, w, c], or float in [-1, 1].
+      features: float32 [m, d], for metrics that need them.
+      prepared: what each metric's `prepare` returned, by the metric's name.
+    """
+
+    pixels: np.ndarray
+    features: np.ndarray | None = None
+    prepared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A dissimilarity, and below which value an image matches.
+    """A dissimilarity, and below which value an image matches. Fields made by `setting` are the metric's settings.
 
     Attributes:
-      name: rmse, normalized_l2, tiled_l2, distance_ratio or cosine.
-      below: the end of the band "high", which counts as a match.
       factors: ascending and above 1: the bands "mid" and "low" end at `below` times these. Empty: there are none.
-      num_neighbors: n of equation (5); not used by the others.
-      alpha: of equation (5); not used by the others.
-      around: "generated" or "member", the reading of equation (5).
-      grid: tiles in each direction, of equation (6).
+      name: of the metric, in settings, tables and results.
+      explanation: what it measures, for the report.
+      banded: whether the setting evaluate.band_factors applies to it.
+      needs_features: whether it compares features, and not pixels.
+      searched: how many nearest references by RMSE it reads from the search that metrics share; 0: none.
+      references_setting: the setting that decides `references_needed`: lowered by one, it needs one less; "": none.
+      side_setting: the setting that decides `side_divisor`; "": none.
     """
 
-    name: str
-    below: float
     factors: tuple[float, ...] = ()
-    num_neighbors: int = 2
-    alpha: float = 0.5
-    around: str = "generated"
-    grid: int = 4
+
+    name: ClassVar[str]
+    explanation: ClassVar[str]
+    banded: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
+    references_setting: ClassVar[str] = ""
+    side_setting: ClassVar[str] = ""
+
+    @property
+    def below(self) -> float:
+        """The end of the band "high": a smaller value is a match."""
+        raise NotImplementedError
+
+    @property
+    def searched(self) -> int:
+        """See above."""
+        return 0
+
+    @property
+    def references_needed(self) -> int:
+        """The smallest number of references that it works with."""
+        return max(1, self.searched)
+
+    @property
+    def side_divisor(self) -> int:
+        """Both sides of the images must be multiples of it."""
+        return 1
 
     @property
     def bands(self) -> dict[str, tuple[float, float]]:
@@ -74,226 +188,238 @@ class Metric:
         """The end of the farthest band."""
         return max(high for _, high in self.bands.values())
 
+    @classmethod
+    def settings(cls) -> tuple[dataclasses.Field, ...]:
+        """Its own settings."""
+        return tuple(field for field in dataclasses.fields(cls) if "limit" in field.metadata)
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Score:
-    """Who matches whom in one band.
+    @classmethod
+    def recorded(cls) -> dict[str, dataclasses.Field]:
+        """The settings in its entry of results.json, by their key there."""
+        fields = ((field.metadata["recorded"], field) for field in cls.settings())
+        return {key or field.name: field for key, field in fields if key is not None}
 
-    Attributes:
-      matched: bool [n], the generated images whose nearest reference is in the band.
-      nearest: int64 [n], that reference.
-      extracted: int64 [m], of how many matched images each reference is the nearest.
-      hits: int64 [m], to how many images each reference is in the band, whether nearest or not.
-    """
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """What it needs to know about references, pixels [m, h, w, c], whatever they are compared with; or nothing."""
+        return np.empty(0)
 
-    matched: np.ndarray
-    nearest: np.ndarray
-    extracted: np.ndarray
-    hits: np.ndarray
+    def compare(self, images: Images, references: References, limit: float) -> Comparison:
+        """Compares every image with every reference; pairs are kept below the limit."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rmse(Metric):
+    """Equation (1)."""
+
+    below: float = setting(0.15, "a smaller value is a match; for images in [-1, 1]", POSITIVE, recorded=None)
+
+    name = "rmse"
+    explanation = "root mean squared difference of pixels in [-1, 1]"
+    searched = 1
+
+    def compare(self, images: Images, references: References, limit: float) -> Comparison:
+        """As Metric.compare; images hold the shared search."""
+        unit = np.ones(len(images.pixels), np.float32)
+        return _compare_distances(images, references, limit, unit, lambda pairs: np.ones(len(pairs), np.float32), unit)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormalizedL2(Metric):
+    """Equation (2)."""
+
+    below: float = setting(0.8, "a smaller value is a match", POSITIVE, recorded=None)
+    neighbors: int = setting(
+        10,
+        "n: how many nearest references make the yardstick; Carlini et al. take 50 for 50,000 training images",
+        at_least(2),
+        recorded="num_neighbors",
+        elsewhere=2,
+    )
+    alpha: float = setting(0.5, "factor of the yardstick", POSITIVE, elsewhere=0.5)
+    around: str = choice(
+        "generated",
+        "whose neighbours make the yardstick: the generated image's, or the matched member's",
+        ("generated", "member"),
+        elsewhere="generated",
+    )
+
+    name = "normalized_l2"
+    explanation = (
+        "pixel distance over alpha times the mean distance of the image, or of the member if so chosen, to its nearest "
+        "members (Carlini et al. 2023)"
+    )
+    references_setting = "neighbors"
 
     @property
-    def ams(self) -> float:
-        """Equation (1), in [0, 1]."""
-        return float(self.matched.mean())
+    def searched(self) -> int:
+        """The yardstick's neighbours, where they are the generated image's."""
+        return 2 if self.around == "member" else max(2, self.neighbors)
 
     @property
-    def ums(self) -> float:
-        """Equation (2)."""
-        return float((self.hits > 0).sum() / len(self.matched))
+    def references_needed(self) -> int:
+        """A member is no neighbour of itself."""
+        return self.neighbors + (self.around == "member")
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """The denominator of each reference, float32 [m], around members; nothing around generated images."""
+        if self.around == "generated":
+            return np.empty(0)
+        distances, index = exact_search.nearest(pixels, pixels, self.neighbors + 1)
+        # Itself is at distance 0, but not always first: an equal image of a lower index comes before it.
+        itself = index == np.arange(len(pixels))[:, None]
+        itself[~itself.any(axis=1), 0] = True  # so many copies that it is not listed; they are all at distance 0
+        others = distances[~itself].reshape(len(pixels), -1)
+        return np.float32(self.alpha) * others.mean(axis=1)
+
+    def compare(self, images: Images, references: References, limit: float) -> Comparison:
+        """As Metric.compare; images hold the shared search."""
+        distances, index = images.neighbors
+        if self.around == "generated":
+            unit = np.float32(self.alpha) * distances[:, : self.neighbors].mean(axis=1)
+            return _compare_distances(images, references, limit, unit, lambda pairs: unit[pairs[:, 0]], unit)
+        spread = references.prepared[self.name]
+        farthest = np.full(len(images.pixels), spread.max(initial=0))
+        unit = spread[index[:, 0]]
+        return _compare_distances(images, references, limit, unit, lambda pairs: spread[pairs[:, 1]], farthest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TiledL2(Metric):
+    """Equation (3)."""
+
+    below: float = setting(
+        0.3,
+        "a smaller value is a match; for images in [-1, 1] (Carlini et al.: 0.15 for images in [0, 1])",
+        POSITIVE,
+        recorded=None,
+    )
+    grid: int = setting(4, "tiles in each direction", at_least(1), elsewhere=4)
+
+    name = "tiled_l2"
+    explanation = "the largest such difference over the tiles of a grid (Carlini et al. 2023)"
+    side_setting = "grid"
 
     @property
-    def ums_nearest(self) -> float:
-        """Equation (3)."""
-        return self.unique / len(self.matched)
+    def side_divisor(self) -> int:
+        """Tiles are of equal size."""
+        return self.grid
+
+    def compare(self, images: Images, references: References, limit: float) -> Comparison:
+        """As Metric.compare, by a search of its own."""
+        both, measure = (images.pixels, references.pixels), "tiled_l2"
+        distances, index = exact_search.nearest(*both, 1, measure=measure, grid=self.grid)
+        pairs = exact_search.pairs_below(*both, limit, measure=measure, grid=self.grid)
+        return Comparison(distances[:, 0], index[:, 0], *pairs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistanceRatio(Metric):
+    """Equation (4); it has no setting, and no pairs but the nearest."""
+
+    name = "distance_ratio"
+    explanation = "nearest over second nearest distance (Yoon et al. 2023; Gu et al. 2023)"
+    banded = False
+    below = RATIO_BELOW
+    searched = 2
+
+    def compare(self, images: Images, references: References, limit: float) -> Comparison:
+        """As Metric.compare; images hold the shared search."""
+        distances, index = images.neighbors
+        no_pairs = np.empty((0, 2), np.int64), np.empty(0, np.float32)
+        return Comparison(distance_ratio(distances), index[:, 0], *no_pairs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine(Metric):
+    """Equation (5)."""
+
+    above: float = setting(
+        0.6,
+        'a larger cosine of the features that label.features names is a match; the paper\'s "high" band for SSCD',
+        FRACTION,
+        recorded=None,
+    )
+
+    name = "cosine"
+    explanation = "1 minus the cosine of features"
+    needs_features = True
 
     @property
-    def unique(self) -> int:
-        """Different references that are the nearest of a matched image: the extracted ones."""
-        return int((self.extracted > 0).sum())
+    def below(self) -> float:
+        """Of the dissimilarity."""
+        return 1 - self.above
+
+    def compare(self, images: Images, references: References, limit: float) -> Comparison:
+        """As Metric.compare, by the features of both."""
+        similarity, index = exact_search.nearest(images.features, references.features, 1, measure="cosine")
+        pairs, alike = exact_search.pairs_below(images.features, references.features, 1 - limit, measure="cosine")
+        return Comparison(1 - similarity[:, 0], index[:, 0], pairs, 1 - alike)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Matches:
-    """How generated images match one reference set by one metric.
+METRICS: dict[str, type[Metric]] = {
+    metric.name: metric for metric in (NormalizedL2, Rmse, TiledL2, DistanceRatio, Cosine)
+}
+DEFAULT_METRICS = (NormalizedL2.name, Rmse.name, DistanceRatio.name)  # the first is the headline of the report
 
-    Attributes:
-      value: float32 [n], the dissimilarity to the nearest reference.
-      nearest: int64 [n], the nearest reference.
-      pairs: int64 [p, 2], (image, reference) of all pairs up to the limit that was asked for, and each image with its
-        nearest reference.
-      pair_value: float32 [p].
-      num_references: m.
-    """
 
-    value: np.ndarray
-    nearest: np.ndarray
-    pairs: np.ndarray
-    pair_value: np.ndarray
-    num_references: int
+def recorded_settings() -> dict[str, dataclasses.Field]:
+    """Every setting that results.json records for a metric, by its key there."""
+    return {key: field for metric in METRICS.values() for key, field in metric.recorded().items()}
 
-    def score(self, band: tuple[float, float]) -> Score:
-        """Scores one band [low, high)."""
-        matched, inside = ((v >= band[0]) & (v < band[1]) for v in (self.value, self.pair_value))
-        count = lambda references: np.bincount(references, minlength=self.num_references)  # noqa: E731
-        return Score(
-            matched=matched,
-            nearest=self.nearest,
-            extracted=count(self.nearest[matched]),
-            hits=count(self.pairs[inside, 1]),
-        )
 
-    def incidence(self, band: tuple[float, float]) -> np.ndarray:
-        """The pairs inside a band, int64 [q, 2]: (image, reference)."""
-        return self.pairs[(self.pair_value >= band[0]) & (self.pair_value < band[1])]
+def definition(metric: Metric) -> dict[str, Any]:
+    """All that a value of the metric depends on, for results.json."""
+    elsewhere = {key: field.metadata["elsewhere"] for key, field in recorded_settings().items()}
+    values = {key: value for key, value in elsewhere.items() if value is not None}
+    values |= {key: getattr(metric, field.name) for key, field in metric.recorded().items()}
+    return {"name": metric.name, "below": metric.below, "factors": metric.factors} | values
 
 
 def distance_ratio(distances: np.ndarray) -> np.ndarray:
-    """Equation (7) from the ascending distances [n, 2 or more] of neighbors.nearest; float32 [n], in [0, 1]."""
+    """Equation (4) from the ascending distances [n, 2 or more] of exact_search.nearest; float32 [n], in [0, 1]."""
     # Two exact copies of one reference: 0 / 0, which is no evidence either way, so it counts as 1.
     second = distances[:, 1]
     return np.divide(distances[:, 0], second, out=np.ones_like(second), where=second > 0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class References:
-    """A set that images are compared with, and what is known of it beforehand.
-
-    Attributes:
-      images: uint8 [m, h, w, c], or float in [-1, 1].
-      features: float32 [m, d], for equation (8); None where it is not computed.
-      spread: float32 [m], the denominators of equation (5) around each reference; None around the generated image.
-    """
-
-    images: np.ndarray
-    features: np.ndarray | None = None
-    spread: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
+def shared_search(
+    pixels: np.ndarray, references: np.ndarray, metrics: Sequence[Metric]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The one search by RMSE that all metrics share, for Images.neighbors."""
+    k = max((metric.searched for metric in metrics), default=0)
+    if k:
+        return exact_search.nearest(pixels, references, k)
+    return np.empty((len(pixels), 0), np.float32), np.empty((len(pixels), 0), np.int64)
 
 
-def references(images: np.ndarray, metrics: list[Metric], features: np.ndarray | None = None) -> References:
-    """Prepares a reference set for `match`: images [m, h, w, c], and features float32 [m, d] for equation (8).
-
-    Raises:
-      ValueError: if there are fewer references than a metric needs.
-    """
-    spread = None
-    for metric in metrics:
-        if metric.name == "normalized_l2" and metric.around == "member":
-            distances, index = exact_search.nearest(images, images, metric.num_neighbors + 1)
-            # Itself is at distance 0, but not always first: an equal image of a lower index comes before it.
-            itself = index == np.arange(len(images))[:, None]
-            itself[~itself.any(axis=1), 0] = True  # so many copies that it is not listed; they are all at distance 0
-            others = distances[~itself].reshape(len(images), -1)
-            spread = np.float32(metric.alpha) * others.mean(axis=1)
-    return References(images=images, features=features, spread=spread)
-
-
-def match(
-    images: np.ndarray,
-    among: References,
-    metrics: list[Metric],
-    *,
-    features: np.ndarray | None = None,
-    limits: dict[str, float] | None = None,
-) -> list[Matches]:
-    """Scores generated images against a reference set, one result for each metric.
+def _compare_distances(
+    images: Images,
+    references: References,
+    limit: float,
+    unit: np.ndarray,
+    pair_unit: Callable[[np.ndarray], np.ndarray],
+    farthest: np.ndarray,
+) -> Comparison:
+    """RMSE over a unit.
 
     Args:
-      images: uint8 [n, h, w, c], or float in [-1, 1], as the references are.
-      among: the reference set, with features where equation (8) is asked for.
-      metrics: what to compute; at most one of each name.
-      features: float32 [n, d], of the images.
-      limits: up to which value pairs are kept, for each name; by default, and at least, to the farthest band's end.
+      images: with the shared search.
+      references: of that search.
+      limit: of the pairs' values.
+      unit: float32 [n], of each image and its nearest reference.
+      pair_unit: the units, float32 [p], of pairs [p, 2].
+      farthest: float32 [n], the largest unit of any pair of each image.
     """
-    k = max([2, *(m.num_neighbors for m in metrics if m.name == "normalized_l2" and m.around == "generated")])
-    if any(metric.name in ("rmse", "normalized_l2", "distance_ratio") for metric in metrics):
-        near = exact_search.nearest(images, among.images, k)
-    results = []
-    for metric in metrics:
-        limit = max(metric.limit, (limits or {}).get(metric.name, 0.0))
-        if metric.name == "distance_ratio":
-            found = _by_ratio(*near)
-        elif metric.name == "cosine":
-            found = _by_cosine(features, among.features, limit)
-        elif metric.name == "tiled_l2":
-            found = _by_tiles(images, among.images, metric.grid, limit)
-        else:
-            found = _by_distance(images, among, metric, near, limit)
-        results.append(_with_nearest(*found, num_references=len(among)))
-    return results
-
-
-Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # value, nearest, pairs, value of each pair
-
-
-def _by_ratio(distances: np.ndarray, index: np.ndarray) -> Found:
-    return distance_ratio(distances), index[:, 0], np.empty((0, 2), np.int64), np.empty(0, np.float32)
-
-
-def _by_distance(
-    images: np.ndarray, among: References, metric: Metric, near: tuple[np.ndarray, np.ndarray], limit: float
-) -> Found:
-    distances, index = near
-    of_pair: Callable[[np.ndarray], np.ndarray | np.float32]
-    if metric.name == "rmse":
-        unit = farthest = np.ones(len(images), np.float32)
-        of_pair = lambda pairs: np.float32(1)  # noqa: E731
-    elif metric.around == "generated":
-        unit = farthest = np.float32(metric.alpha) * distances[:, : metric.num_neighbors].mean(axis=1)
-        of_pair = lambda pairs: unit[pairs[:, 0]]  # noqa: E731
-    else:
-        spread = among.spread
-        assert spread is not None, "references() prepares it for the metrics that need it"
-        unit, farthest = spread[index[:, 0]], np.full(len(images), spread.max(initial=0))
-        of_pair = lambda pairs: spread[pairs[:, 1]]  # noqa: E731
-    pairs, distance = exact_search.pairs_below(images, among.images, limit * farthest.astype(np.float64))
-    return _over(distances[:, 0], unit), index[:, 0], *_within(pairs, _over(distance, of_pair(pairs)), limit)
-
-
-def _by_tiles(images: np.ndarray, others: np.ndarray, grid: int, limit: float) -> Found:
-    options: dict[str, Any] = {"measure": "tiled_l2", "grid": grid}
-    distances, index = exact_search.nearest(images, others, 1, **options)
-    return distances[:, 0], index[:, 0], *exact_search.pairs_below(images, others, limit, **options)
-
-
-def _by_cosine(features: np.ndarray | None, others: np.ndarray | None, limit: float) -> Found:
-    similarity, index = exact_search.nearest(features, others, 1, measure="cosine")
-    pairs, alike = exact_search.pairs_below(features, others, 1 - limit, measure="cosine")
-    return 1 - similarity[:, 0], index[:, 0], pairs, 1 - alike
+    distances, index = images.neighbors
+    far: Any = limit * farthest.astype(np.float64)
+    pairs, distance = exact_search.pairs_below(images.pixels, references.pixels, far)
+    value = _over(distance, pair_unit(pairs))
+    keep = value < limit
+    return Comparison(_over(distances[:, 0], unit), index[:, 0], pairs[keep], value[keep])
 
 
 def _over(distance: np.ndarray, unit: np.ndarray | np.float32) -> np.ndarray:
     """Distance over unit; a zero unit means that all n neighbours are exact copies: nothing can be nearer."""
     unit = np.broadcast_to(unit, distance.shape)
     return np.divide(distance, unit, out=np.zeros_like(distance), where=unit > 0)
-
-
-def _within(pairs: np.ndarray, value: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    keep = value < limit
-    return pairs[keep], value[keep]
-
-
-def _with_nearest(
-    value: np.ndarray, nearest: np.ndarray, pairs: np.ndarray, pair_value: np.ndarray, num_references: int
-) -> Matches:
-    """Each image's nearest reference joins the pairs with that very value: rounding never puts it elsewhere."""
-    others = nearest[pairs[:, 0]] != pairs[:, 1]
-    own = np.stack([np.arange(len(nearest)), nearest], axis=1)
-    return Matches(
-        value=value,
-        nearest=nearest,
-        pairs=np.concatenate([own, pairs[others]]),
-        pair_value=np.concatenate([value, pair_value[others]]).astype(np.float32),
-        num_references=num_references,
-    )
-
-
-def joined(parts: list[Matches]) -> Matches:
-    """The matches of parts of the generated images, in order, as one."""
-    starts = np.cumsum([0, *(len(part.value) for part in parts)])
-    pairs = [part.pairs + np.asarray([start, 0]) for part, start in zip(parts, starts, strict=False)]
-    fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("value", "nearest")}
-    fields["pair_value"] = np.concatenate([part.pair_value for part in parts])
-    return Matches(pairs=np.concatenate(pairs), num_references=parts[0].num_references, **fields)

@@ -1,13 +1,15 @@
 """The page's figures, drawn from results.json and matches.csv; each is a PNG of its own, too."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from side_jax.attacks.table import attack_of
+from side_jax.measure.records import Control, Results, Row
 from side_jax.report import findings, matches, plots
-from side_jax.report.matches import Columns, Row
+from side_jax.report.matches import Columns
+from side_jax.report.plots import ClusterYield
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,12 +17,12 @@ class Drawn:
     """A figure.
 
     Attributes:
-      name: of its file, without ".png".
-      heading: on the page.
-      png: its bytes.
-      alt: for those who can't see it.
+      name: the name of its file, without ".png".
+      heading: its heading on the page.
+      png: the PNG's bytes.
+      alt: a text for people who can't see it.
       note: below it.
-      reveals: whether images are in it.
+      reveals: whether it shows images.
     """
 
     name: str
@@ -31,19 +33,19 @@ class Drawn:
     reveals: bool = False
 
 
-def figures(results: dict[str, Any], found: Columns) -> list[Drawn]:
-    """Those that every audit has.
+def figures(results: Results, columns: Columns) -> list[Drawn]:
+    """The figures that every audit has.
 
     Args:
-      results: results.json.
-      found: matches.csv.
+      results: of the audit.
+      columns: matches.csv.
     """
     rows = findings.headline(results)
     best = matches.shown(rows)
-    drawn = [_guidance(rows)] if any(row["guidance_scale"] for row in rows) else []
-    drawn += [_rarefaction(results, best), _similarity(results, found, best)]
-    drawn += [figure for figure in [_yields(found, best)] if figure]
-    return drawn + ([_sensitivity(results["controls"])] if results["controls"] else [])
+    drawn = [_guidance(rows)] if any(row.guidance_scale for row in rows) else []
+    drawn += [_rarefaction(results, best), _similarity(results, columns, best)]
+    drawn += [figure for figure in [_yields(columns, best)] if figure]
+    return drawn + ([_sensitivity(results.controls)] if results.controls else [])
 
 
 def _guidance(rows: list[Row]) -> Drawn:
@@ -56,33 +58,33 @@ def _guidance(rows: list[Row]) -> Drawn:
     )
 
 
-def _rarefaction(results: dict[str, Any], best: list[Row]) -> Drawn:
+def _rarefaction(results: Results, best: list[Row]) -> Drawn:
     names = [matches.title(row) for row in best]
-    seen = {title: row for row in results["rarefaction"] if (title := matches.title(row)) in names}
+    curves = {title: one for one in results.rarefaction if (title := matches.title(one)) in names}
     note = (
         "Solid: the mean over all subsets of the images. Dashed: the fitted law, continued to ten times as many. "
         "Crosses: Chao's estimate there, a lower bound."
     )
-    if not any(row["expected"][-1] for row in seen.values()):
+    if not any(one.expected[-1] for one in curves.values()):
         note = "No member was found, so nothing can be continued; other members may come out of more images."
     return Drawn(
         name="rarefaction",
         heading="How much is left to find?",
-        png=plots.rarefaction(seen, results["dataset"]["members"]),
+        png=plots.rarefaction(curves, results.dataset.members),
         alt="Different members found against the number of generated images, and what more images would find",
         note=note,
     )
 
 
-def _similarity(results: dict[str, Any], found: Columns, best: list[Row]) -> Drawn:
-    metric = best[0]["metric"]
+def _similarity(results: Results, columns: Columns, best: list[Row]) -> Drawn:
+    metric = best[0].metric
     values = {}
     for row in best[:3]:
-        own = matches.of(found, row)
-        values[matches.title(row)] = own[f"{metric}_member"], own[f"{metric}_heldout"]
-    marks = {"match": best[0]["band"][1], "calibrated": results["thresholds"][metric]["below"]}
+        images = matches.of_run(columns, row)
+        values[matches.title(row)] = images[f"{metric}_member"], images[f"{metric}_heldout"]
+    marks = {"match": best[0].band[1], "calibrated": results.thresholds[metric].below}
     note = "Where the two colours part at the left, images are closer to what the model saw than chance brings them."
-    if results["dataset"]["heldout_used"] < results["dataset"]["members"]:
+    if results.dataset.heldout_used < results.dataset.members:
         note += (
             " Members are more than held-out images here, so that the nearest one is a little closer by chance, too."
         )
@@ -95,24 +97,25 @@ def _similarity(results: dict[str, Any], found: Columns, best: list[Row]) -> Dra
     )
 
 
-def yields(found: Columns, row: Row) -> list[dict[str, Any]]:
-    """What each cluster that guided brought: {cluster, images, matched, members}; empty where none did."""
-    own = matches.of(found, row)
+def yields(columns: Columns, row: Row) -> list[ClusterYield]:
+    """What each cluster that guided brought; empty where none did."""
+    images = matches.of_run(columns, row)
     brought = []
-    for cluster in np.unique(own["label"][own["label"] >= 0]).astype(int).tolist():
-        inside = own["label"] == cluster
-        hit = inside & (own[f"{row['metric']}_member_match"] > 0)
-        members = len(np.unique(own[f"{row['metric']}_member_id"][hit]))
-        brought.append({"cluster": cluster, "images": int(inside.sum()), "matched": int(hit.sum()), "members": members})
+    for cluster in np.unique(images["label"][images["label"] >= 0]).astype(int).tolist():
+        inside = images["label"] == cluster
+        hit = inside & (images[f"{row.metric}_member_match"] > 0)
+        members = len(np.unique(images[f"{row.metric}_member_id"][hit]))
+        counts = {"images": int(inside.sum()), "matched": int(hit.sum()), "members": members}
+        brought.append(ClusterYield(cluster=cluster, **counts))
     return brought
 
 
-def _yields(found: Columns, best: list[Row]) -> Drawn | None:
-    guided = [row for row in best if row["guidance_scale"] and not attack_of(row["attack"]).control]
-    blind = [row for row in guided if attack_of(row["attack"]).blind]
+def _yields(columns: Columns, best: list[Row]) -> Drawn | None:
+    guided = [row for row in best if row.guidance_scale and not attack_of(row.attack).control]
+    blind = [row for row in guided if attack_of(row.attack).blind]
     shown = next(iter(blind or guided), None)
-    brought = yields(found, shown) if shown else []
-    if not brought:
+    brought = yields(columns, shown) if shown else []
+    if shown is None or not brought:
         return None
     return Drawn(
         name="yields",
@@ -122,16 +125,16 @@ def _yields(found: Columns, best: list[Row]) -> Drawn | None:
     )
 
 
-def _sensitivity(rows: list[Row]) -> Drawn:
+def _sensitivity(controls: Sequence[Control]) -> Drawn:
     false = ", ".join(
-        f"{row['metric']} {findings.percent(row['found'])}"
-        for row in rows
-        if row["strength"] is None and row["level"] == "high"
+        f"{control.metric} {findings.percent(control.found)}"
+        for control in controls
+        if control.strength is None and control.level == "high"
     )
     return Drawn(
         name="sensitivity",
         heading="Would a copy be seen?",
-        png=plots.sensitivity(rows),
+        png=plots.sensitivity(controls),
         alt="Share of distorted copies of members that each measure matches with their original, by strength",
         note="Positive control: copies of members, distorted more and more; a measure that sees no distorted copy "
         f"can't exclude that such copies came out. Negative control, held-out images that match a member: {false}.",

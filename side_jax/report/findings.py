@@ -1,12 +1,11 @@
-"""What the figures of an audit say, in sentences: the verdict for people who read nothing else, and the findings."""
+"""The results of an audit in sentences: the verdict for people who read nothing else, and the findings."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, attack_of
+from side_jax.measure.records import Results, Row, Run, SideScore
 from side_jax.memorization.statistics.intervals import difference_interval, mcnemar
 from side_jax.report import divergence_text
-
-Row = dict[str, Any]
 
 
 def percent(rate: float) -> str:
@@ -19,45 +18,44 @@ def points(low: float, high: float) -> str:
     return f"{100 * low:+.2f} to {100 * high:+.2f}"
 
 
-def share(row: Row, side: str = "") -> str:
-    """AMS with its interval; where nothing matched, the bound that this leaves."""
-    if row[f"{side}ams_at_most"] is not None:
-        return f"0 (at most {percent(row[f'{side}ams_at_most'])})"
-    low, high = row[f"{side}ams_ci"]
-    return f"{percent(row[f'{side}ams'])} ({percent(low)} to {percent(high)})"
+def share(side: SideScore) -> str:
+    """AMS with its interval; where nothing matched, the upper bound that this leaves."""
+    if side.ams_at_most is not None:
+        return f"0 (at most {percent(side.ams_at_most)})"
+    low, high = side.ams_ci
+    return f"{percent(side.ams)} ({percent(low)} to {percent(high)})"
 
 
-def headline(results: dict[str, Any]) -> list[Row]:
+def headline(results: Results) -> list[Row]:
     """The rows of the first metric's nearest band."""
-    rows = results["rows"]
-    return [row for row in rows if row["metric"] == rows[0]["metric"] and row["level"] == "high"]
+    return [row for row in results.rows if row.metric == results.rows[0].metric and row.level == "high"]
 
 
-def best(rows: list[Row], attack: str) -> Row | None:
+def best(rows: Sequence[Row], attack: str) -> Row | None:
     """The row of an attack's guidance scale with the highest AMS, the smaller scale on ties."""
-    own = [row for row in rows if row["attack"] == attack]
-    return max(own, key=lambda row: (row["ams"], -row["guidance_scale"]), default=None)
+    candidates = [row for row in rows if row.attack == attack]
+    return max(candidates, key=lambda row: (row.ams, -row.guidance_scale), default=None)
 
 
-def attacks_of(rows: list[Row]) -> list[Row]:
-    """The rows of attacks; of controls, only where there is nothing else."""
-    return [row for row in rows if not attack_of(row["attack"]).control] or rows
+def attack_rows(rows: list[Row]) -> list[Row]:
+    """The rows of attacks; those of controls only where there is nothing else."""
+    return [row for row in rows if not attack_of(row.attack).control] or rows
 
 
-def called(row: Row) -> str:
+def called(run: Run) -> str:
     """The attack, for people."""
-    name = attack_of(row["attack"]).called
-    return name + (f" at guidance scale {row['guidance_scale']:g}" if row["guidance_scale"] else "")
+    name = attack_of(run.attack).called
+    return name + (f" at guidance scale {run.guidance_scale:g}" if run.guidance_scale else "")
 
 
-def _given(row: Row) -> bool:
+def _given(run: Run) -> bool:
     """Whether the images came from elsewhere, and no attack of ours made them."""
-    return row["attack"] == GIVEN.name
+    return run.attack == GIVEN.name
 
 
-def drawn(row: Row) -> str:
+def images_of(row: Row) -> str:
     """The images of a run, for people."""
-    n = f"{row['n_generated']:,}"
+    n = f"{row.n_generated:,}"
     return f"the {n} samples given" if _given(row) else f"{n} images by {called(row)}"
 
 
@@ -65,59 +63,74 @@ def _match(count: int) -> str:
     return f"{count:,} match{'es' if count == 1 else ''}"
 
 
-def verdict(results: dict[str, Any], confidence: float) -> tuple[str, str, tuple[str, str]]:
+def verdict(results: Results, confidence: float) -> tuple[str, str, tuple[str, str]]:
     """(status, tone, two sentences).
 
     A leak is found where, of an attack's images, more match a member than match one of equally many held-out images,
     beyond chance: McNemar's one-sided exact test of the same images against both sides, at the level 1 - confidence
     over the number of attacks and scales that were tried (Bonferroni).
     """
-    rows = attacks_of(headline(results))
-    top = min(rows, key=lambda row: (row["p_excess"], -row["excess"]))
-    members, unseen = (results["dataset"][name] for name in ("members", "heldout_used"))
-    hits, held = (round(top[f"{side}ams"] * top["n_generated"]) for side in ("", "heldout_"))
-    level = f"{100 * confidence:g}%"
-    if top["p_excess"] * len(rows) < 1 - confidence:
-        equal = "against as many training images " if unseen < members else ""
-        first = (
-            f"The model gives away images it was trained on: of {drawn(top)}, {hits:,} ({percent(top['ams'])}) "
-            f"{'matches' if hits == 1 else 'match'} a training image, and {_match(held)} one of {unseen:,} comparable "
-            f"images that it never saw; {equal}the excess is {100 * top['excess']:.2f} percentage points ({level} "
-            f"interval {points(*top['excess_ci'])})."
-        )
-        strongest = max(rows, key=lambda row: row["unique"])
-        by = "" if _given(strongest) else f" by {called(strongest)}"
-        second = f"{strongest['unique']:,} of its {members:,} training images came out{by}{_more(results, strongest)}."
-        return "Leaks", "alarm", (first, second)
-    if wrong := _wrong_sets(rows, unseen, confidence):
+    rows = attack_rows(headline(results))
+    top = min(rows, key=lambda row: (row.p_excess, -row.excess))
+    hits, held = (round(rate * top.n_generated) for rate in (top.ams, top.heldout_ams))
+    if top.p_excess * len(rows) < 1 - confidence:
+        return "Leaks", "alarm", _leak(results, rows, top, confidence)
+    if wrong := _wrong_sets(rows, results.dataset.heldout_used, confidence):
         return "Not decided", "unsure", wrong
     if not hits and not held:
-        first = (
-            f"No training image was found: none of {drawn(top)} matches one, so that with {level} confidence at most "
-            f"{percent(top['ams_at_most'])} of such images do."
+        return "No leak found", "calm", _nothing_found(rows, top, confidence)
+    return "Not decided", "unsure", _undecided(results, top, hits, held)
+
+
+def _leak(results: Results, rows: list[Row], top: Row, confidence: float) -> tuple[str, str]:
+    """Two sentences: the attack that stands out most, and the most members that one attack extracted."""
+    members, unseen = results.dataset.members, results.dataset.heldout_used
+    hits, held = (round(rate * top.n_generated) for rate in (top.ams, top.heldout_ams))
+    equal = "against as many training images " if unseen < members else ""
+    first = (
+        f"The model leaks images that it was trained on: of {images_of(top)}, {hits:,} ({percent(top.ams)}) "
+        f"{'matches' if hits == 1 else 'match'} a training image, and {_match(held)} one of {unseen:,} comparable "
+        f"images that it never saw; {equal}the excess is {100 * top.excess:.2f} percentage points "
+        f"({100 * confidence:g}% interval {points(*top.excess_ci)})."
+    )
+    strongest = max(rows, key=lambda row: row.unique)
+    attack = "" if _given(strongest) else f" by {called(strongest)}"
+    more = _more(results, strongest)
+    return first, f"{strongest.unique:,} of its {members:,} training images were extracted{attack}{more}."
+
+
+def _nothing_found(rows: list[Row], top: Row, confidence: float) -> tuple[str, str]:
+    """Two sentences where no image of any attack matches: the upper bound, and what it holds for."""
+    bound = percent(top.ams_at_most or 0.0)
+    first = (
+        f"No training image was found: none of {images_of(top)} matches one, so that with {100 * confidence:g}% "
+        f"confidence at most {bound} of such images do."
+    )
+    if _given(top):
+        return first, (
+            "This holds for images made as these were, for this number of them and this measure of likeness; more "
+            "images, or an attack on the model itself, may find some."
         )
-        second = (
-            f"This holds for {_listed(rows)}, for this number of images and this measure of likeness; other attacks, "
-            "or more images, may find some."
-        )
-        if _given(top):
-            second = (
-                "This holds for images made as these were, for this number of them and this measure of likeness; more "
-                "images, or an attack on the model itself, may find some."
-            )
-        return "No leak found", "calm", (first, second)
+    return first, (
+        f"This holds for {_listed(rows)}, for this number of images and this measure of likeness; other attacks, "
+        "or more images, may find some."
+    )
+
+
+def _undecided(results: Results, top: Row, hits: int, held: int) -> tuple[str, str]:
+    """Two sentences where chance explains the excess."""
+    members, unseen = results.dataset.members, results.dataset.heldout_used
     among = "as many" if unseen == members else f"{unseen:,}"
     first = (
-        f"Whether the model gives away training images is not decided: of {drawn(top)}, {_match(hits)} a training "
+        f"Whether the model leaks training images is not decided: of {images_of(top)}, {_match(hits)} a training "
         f"image, but {_match(held)} one of {among} images that it never saw, and chance explains the difference."
     )
-    second = (
-        "Matches of images that the model never saw show that this measure takes likeness for copying here; draw more "
-        "images, or choose a stricter threshold before looking again."
-        if held
-        else "So few matches allow no conclusion; draw more images."
+    if not held:
+        return first, "So few matches allow no conclusion; draw more images."
+    return first, (
+        "Matches of images that the model never saw show that this measure mistakes likeness for copying here; draw "
+        "more images, or choose a stricter threshold before looking again."
     )
-    return "Not decided", "unsure", (first, second)
 
 
 def _wrong_sets(rows: list[Row], unseen: int, confidence: float) -> tuple[str, str] | None:
@@ -125,17 +138,15 @@ def _wrong_sets(rows: list[Row], unseen: int, confidence: float) -> tuple[str, s
 
     McNemar's test as in `verdict`, the other way round; no image is taken to match both sides, which is conservative.
     """
-    row = min(rows, key=lambda row: row["excess"])
-    n = row["n_generated"]
-    held, hits, equal = (
-        round(rate * n) for rate in (row["heldout_ams"], row["ams"], row["excess"] + row["heldout_ams"])
-    )
+    row = min(rows, key=lambda row: row.excess)
+    rates = row.heldout_ams, row.ams, row.excess + row.heldout_ams
+    held, hits, equal = (round(rate * row.n_generated) for rate in rates)
     if mcnemar(held, equal) * len(rows) >= 1 - confidence:
         return None
     few = f"only {_match(hits)}" if hits else "none matches"
     first = (
-        f"Something is wrong with the sets: of {drawn(row)}, {_match(held)} one of {unseen:,} images that the model is "
-        f"said never to have seen, but {few} a training image; chance does not explain that."
+        f"Something is wrong with the sets: of {images_of(row)}, {_match(held)} one of {unseen:,} images that the "
+        f"model is said never to have seen, but {few} a training image; chance does not explain that."
     )
     second = (
         "Before anything is concluded, check that members and held-out images are not swapped, and that the model was "
@@ -149,148 +160,143 @@ def _listed(rows: list[Row]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
-def _more(results: dict[str, Any], row: Row) -> str:
+def _more(results: Results, run: Run) -> str:
     """What ten times the images would find, by the fit of the rarefaction curve."""
-    same = ("attack", "guidance_scale")
-    seen = next((s for s in results["rarefaction"] if all(s[key] == row[key] for key in same)), None)
-    if not seen or seen["ahead"]["fit"] is None:
+    same = (one for one in results.rarefaction if one.attack == run.attack and one.guidance_scale == run.guidance_scale)
+    rarefaction = next(same, None)
+    if rarefaction is None:
         return ""
-    return f", and {seen['ahead']['factor']} times as many images would bring out about {seen['ahead']['fit']:,.0f}"
+    ahead = rarefaction.ahead
+    return f", and {ahead.factor:g} times as many images would extract about {ahead.fit:,.0f}"
 
 
-def in_plain_words(results: dict[str, Any], confidence: float, page: object) -> str:
+def in_plain_words(results: Results, confidence: float, page: object) -> str:
     """What a command prints at its end: the verdict, the findings, and where the page is."""
-    status, _, said = verdict(results, confidence)
-    lines = [f"  {i}. {text}" for i, text in enumerate(sentences(results, confidence), start=1)]
-    return "\n".join(["", f"{status}. {' '.join(said)}", *lines, f"Report: {page}"])
+    status, _, text = verdict(results, confidence)
+    lines = [f"  {i}. {sentence}" for i, sentence in enumerate(sentences(results, confidence), start=1)]
+    return "\n".join(["", f"{status}. {' '.join(text)}", *lines, f"Report: {page}"])
 
 
-def sentences(results: dict[str, Any], confidence: float) -> list[str]:
+def sentences(results: Results, confidence: float) -> list[str]:
     """The most important figures in plain words: what leaks unguided, what guidance adds, and the controls."""
-    rows = headline(results)
-    members = results["dataset"]["members"]
+    rows, data = headline(results), results.dataset
     plain = best(rows, PLAIN.name) or best(rows, GIVEN.name)
     bests = {name: row for name, attack in ATTACKS.items() if attack.guided and (row := best(rows, name))}
     attacks = [row for name, row in bests.items() if not (ATTACKS[name].control or ATTACKS[name].baseline)]
     baselines = [row for name, row in bests.items() if ATTACKS[name].baseline]
-    baseline = max(baselines, key=lambda row: row["ams"], default=None)
-    said = []
-    if plain:
-        how = "" if _given(plain) else "Sampled as it is, "
-        of = drawn(plain) if _given(plain) else f"{plain['n_generated']:,} images"
-        said.append(
-            f"{how}{percent(plain['ams'])} of {of} match a training image: "
-            f"{plain['unique']:,} of the {members:,} members came out."
-        )
-    said += [_guided(row, plain) for row in attacks or ([baseline] if baseline else [])]
+    baseline = max(baselines, key=lambda row: row.ams, default=None)
+    text = [_plain(plain, data.members)] if plain else []
+    text += [_guided(row, plain) for row in attacks or ([baseline] if baseline else [])]
     if attacks and baseline:
-        name = attack_of(baseline["attack"]).called
-        said[-1] += f" {name[0].upper()}{name[1:]} reaches {percent(baseline['ams'])} at its best."
-    for row in attacks if plain else ():
-        if control := ATTACKS[row["attack"]].random_control:
-            said.append(_random_control(row, plain, best(rows, control), confidence))
+        name = attack_of(baseline.attack).called
+        text[-1] += f" {name[0].upper()}{name[1:]} reaches {percent(baseline.ams)} at its best."
+    for row in attacks:
+        if plain and (control := ATTACKS[row.attack].random_control):
+            text.append(_random_control(row, plain, best(rows, control), confidence))
     shown = [row for row in (*attacks, baseline, plain) if row]
-    strongest = max(shown, key=lambda row: row["ams"], default=rows[0])
-    said.append(_heldout_control(strongest, results["dataset"]["heldout_used"], confidence))
-    if results.get("divergence"):
-        said.append(divergence_text.sentence(results["divergence"]))
+    strongest = max(shown, key=lambda row: row.ams, default=rows[0])
+    text.append(_heldout_control(strongest, data.heldout_used, confidence))
+    if results.divergence:
+        text.append(divergence_text.sentence(results.divergence))
     if plain and _given(plain):
-        said += _other_measures(results["rows"], plain)
-    return said
+        text += _other_measures(results.rows, plain)
+    return text
+
+
+def _plain(row: Row, members: int) -> str:
+    """What sampling without guidance, or a set of images from elsewhere, extracts."""
+    images = images_of(row) if _given(row) else f"{row.n_generated:,} images"
+    return (
+        f"{'' if _given(row) else 'Without guidance, '}{percent(row.ams)} of {images} match a training image: "
+        f"{row.unique:,} of the {members:,} members were extracted."
+    )
 
 
 def _guided(row: Row, plain: Row | None) -> str:
     """What a guided attack finds at its best scale, compared with plain sampling."""
     compared = fewer = ""
-    if plain and plain["ams"] > 0:
-        times = row["ams"] / plain["ams"]
-        compared = f", {times:.1f} times the rate" if times > 1 else f", NO more than without it ({times:.2f} times)"
-    if plain and row["unique"] < plain["unique"]:
+    if plain and plain.ams > 0:
+        times = row.ams / plain.ams
+        compared = f", {times:.1f} times the rate" if times > 1 else f", no more than without it ({times:.2f} times)"
+    if plain and row.unique < plain.unique:
         fewer = ", fewer than without it"
     return (
-        f"Guided by {attack_of(row['attack']).guide} at its best scale ({row['guidance_scale']:g}), "
-        f"{percent(row['ams'])} match{compared}: {row['unique']} members came out{fewer}."
+        f"Guided by {attack_of(row.attack).guide} at its best scale ({row.guidance_scale:g}), "
+        f"{percent(row.ams)} match{compared}: {row.unique} members were extracted{fewer}."
     )
 
 
-def _other_measures(rows: list[Row], headline: Row) -> list[str]:
+def _other_measures(rows: Sequence[Row], first: Row) -> list[str]:
     """One sentence, of the same images by the other measures and the calibrated threshold; none where there is none."""
-    wanted = [(headline["metric"], "calibrated")]
-    wanted += [
-        (row["metric"], "high") for row in rows if row["metric"] != headline["metric"] and row["level"] == "high"
-    ]
-    found = {(row["metric"], row["level"]): row for row in rows}
+    calibrated = [row for row in rows if row.metric == first.metric and row.level == "calibrated"]
+    others = [row for row in rows if row.metric != first.metric and row.level == "high"]
     listed = [
-        f"{metric}{' with a calibrated threshold' if level == 'calibrated' else ''} {percent(row['ams'])} and "
-        f"{percent(row['heldout_ams'])}"
-        for metric, level in wanted
-        if (row := found.get((metric, level)))
+        f"{row.metric}{' with a calibrated threshold' if row.level == 'calibrated' else ''} {percent(row.ams)} and "
+        f"{percent(row.heldout_ams)}"
+        for row in (*calibrated, *others)
     ]
     return [f"By other measures the shares that match members and held-out images: {'; '.join(listed)}."] * bool(listed)
 
 
-def account(results: dict[str, Any], near: float) -> str:
+def account(results: Results, near: float) -> str:
     """Of an audit of images alone, what was compared and what was left out.
 
     Args:
-      results: results.json.
+      results: of an audit of images alone.
       near: RMSE below which held-out images were left out.
     """
-    data, sets = results["dataset"], results["sets"]
-    members, heldout, used = (data[name] for name in ("members", "heldout", "heldout_used"))
-    said = {
-        "Samples that repeat an earlier one": sets["samples"]["repeats"],
-        "Left out, members that equal another": sets["members"]["repeats"],
-        "Left out, held-out images that equal another": sets["heldout"]["repeats"],
-        "Left out, held-out images that equal a member": data["heldout_equal_dropped"],
-        f"Left out, held-out images nearer than {near:g} (RMSE) to a member": data["heldout_near_dropped"],
-        "Left out, damaged files": sum(about["damaged"] for about in sets.values()),
+    data, sets = results.dataset, results.sets or {}
+    counts = {
+        "Samples that repeat an earlier one": sets["samples"].repeats,
+        "Left out, members that equal another": sets["members"].repeats,
+        "Left out, held-out images that equal another": sets["heldout"].repeats,
+        "Left out, held-out images that equal a member": data.heldout_equal_dropped,
+        f"Left out, held-out images nearer than {near:g} (RMSE) to a member": data.heldout_near_dropped,
+        "Left out, damaged files": sum(one.damaged for one in sets.values()),
     }
-    listed = [f"Compared: {sets['samples']['images']:,} samples, {members:,} members, {used:,} held-out images"]
-    listed += [f"{what}: {count:,}" for what, count in said.items() if count]
-    if used < heldout:
-        listed.append(f"The control is {used:,} of {heldout:,} held-out images, drawn at random; all set thresholds")
+    samples, members, used = sets["samples"].images, data.members, data.heldout_used
+    listed = [f"Compared: {samples:,} samples, {members:,} members, {used:,} held-out images"]
+    listed += [f"{label}: {count:,}" for label, count in counts.items() if count]
+    if used < data.heldout:
+        listed.append(
+            f"The control is {used:,} of {data.heldout:,} held-out images, drawn at random; all set thresholds"
+        )
     return ". ".join(listed) + "."
 
 
 def _heldout_control(row: Row, heldout: int, confidence: float) -> str:
-    level = f"{100 * confidence:g}%"
-    low, high = row["heldout_ams_ci"]
-    bound = row["heldout_ams_at_most"]
-    spread = (
-        f"{level} bound {percent(bound)}"
-        if bound is not None
-        else f"{level} interval {percent(low)} to {percent(high)}"
-    )
+    low, high = row.heldout_ams_ci
+    bound = row.heldout_ams_at_most
+    spread = f"interval {percent(low)} to {percent(high)}" if bound is None else f"bound {percent(bound)}"
     return (
-        f"Control: of the same {row['n_generated']:,} images, {percent(row['heldout_ams'])} match one of {heldout} "
-        "images "
-        f"that the model never saw ({spread})."
+        f"Control: of the same {row.n_generated:,} images, {percent(row.heldout_ams)} match one of {heldout} images "
+        f"that the model never saw ({100 * confidence:g}% {spread})."
     )
 
 
 def _random_control(attacked: Row, plain: Row, control: Row | None, confidence: float) -> str:
     """Whether an attack's gain survives the control of random labels, in words; each row is of its best scale."""
-    attack = attack_of(attacked["attack"])
+    attack = attack_of(attacked.attack)
     if control is None:
         return (
             "Not controlled: whether random labels would do as well is not known; add "
             f"{attack.random_control} to extract.attacks."
         )
 
-    def ahead_of(other: Row) -> tuple[float, float]:
-        trials = attacked["n_generated"], other["n_generated"]
-        hits = round(attacked["ams"] * trials[0]), round(other["ams"] * trials[1])
+    def lead(other: Row) -> tuple[float, float]:
+        """The interval of the attack's AMS minus another's."""
+        trials = attacked.n_generated, other.n_generated
+        hits = round(attacked.ams * trials[0]), round(other.ams * trials[1])
         return difference_interval(hits, trials, confidence)
 
-    at = f"Control: with random pseudo-labels of the same sizes, at most {percent(control['ams'])} match"
-    if ahead_of(plain)[0] <= 0:
+    at = f"Control: with random pseudo-labels of the same sizes, at most {percent(control.ams)} match"
+    if lead(plain)[0] <= 0:
         return (
             f"{at}; {attack.called} itself gains nothing significant over no guidance that a control would have to "
             "explain."
         )
-    low, high = (100 * end for end in ahead_of(control))
-    holds = "survives" if low > 0 else "does NOT survive"
+    low, high = (100 * end for end in lead(control))
+    holds = "survives" if low > 0 else "does not survive"
     return (
         f"{at}: the gain of {attack.called} {holds} this control ({100 * confidence:g}% interval of the difference "
         f"{low:+.2f} to {high:+.2f} points)."

@@ -1,13 +1,14 @@
 """The page's gallery: the closest pairs of every run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from side_jax.data.sides import Side
+from side_jax.measure.records import Row
 from side_jax.report import contact_sheet, matches
-from side_jax.report.matches import Columns, Row
+from side_jax.report.matches import Columns
 from side_jax.report.page import model, pictures
 
 # (attack, guidance scale, global indices [k]) -> images uint8 [k, h, w, c].
@@ -18,7 +19,7 @@ ORDER = "Closest first; sort by any score. A run shows its closest pairs, whethe
 
 def gallery(
     rows: list[Row],
-    found: Columns,
+    columns: Columns,
     members: Side,
     heldout: Side,
     fetch: Fetch,
@@ -31,7 +32,7 @@ def gallery(
 
     Args:
       rows: of results.json, the headline's.
-      found: matches.csv.
+      columns: matches.csv.
       members: what the model was trained on.
       heldout: what it never saw.
       fetch: the generated images.
@@ -39,45 +40,71 @@ def gallery(
       pairs: at most so many.
       private: whether to blur, and to leave names out.
     """
-    headline = rows[0]["metric"]
-    metrics = [name.removesuffix("_member") for name in found if name.endswith("_member")]
+    headline = rows[0].metric
+    metrics = [name.removesuffix("_member") for name in columns if name.endswith("_member")]
     kinds, evidence = _evidence(directory / "members.csv")
     scores = [model.Score(label=f"{name} to member", closer="smaller") for name in metrics]
     scores.append(model.Score(label=f"{headline} to held-out", closer="smaller"))
-    scores += [model.Score(label=f"member's {kind}", closer="smaller", help="membership evidence") for kind in kinds]
-    places = [dict(zip(side.ids.tolist(), range(len(side)), strict=True)) for side in (members, heldout)]
-    shown = []
+    scores += [model.Score(label=f"member's {kind}", closer="smaller", help="membership score") for kind in kinds]
+    unknown = [None] * len(kinds)
+    shown: list[model.Pair] = []
     for row in rows:
-        own = matches.of(found, row)
-        order = np.argsort(own[f"{headline}_member"], kind="stable")[: pairs // len(rows)]
-        index = own["index"][order].astype(np.int64)
-        made = fetch(row["attack"], row["guidance_scale"], index) if len(index) else []
-        near = [own[f"{headline}_{side}_id"][order].astype(np.int64) for side in ("member", "heldout")]
-        for j, i in enumerate(order):
-            at = [place[int(ids[j])] for place, ids in zip(places, near, strict=True)]
-            tiles = np.stack([made[j], members.images[at[0]], heldout.images[at[1]]])
-            apart = pictures.difference(tiles[:1], tiles[1:2])
-            values = [float(own[f"{name}_member"][i]) for name in metrics] + [float(own[f"{headline}_heldout"][i])]
+        closest = _closest(matches.of_run(columns, row), f"{headline}_member", pairs // len(rows))
+        distances = [closest[f"{name}_member"] for name in metrics] + [closest[f"{headline}_heldout"]]
+        drawn = _pictures(row, closest, members, heldout, fetch, private=private)
+        for i, (picture, name) in enumerate(drawn):
+            member = int(closest[f"{headline}_member_id"][i])
+            label = int(closest["label"][i])
             shown.append(
                 model.Pair(
-                    index=int(index[j]),
-                    attack=row["attack"],
-                    scale=row["guidance_scale"] or None,
-                    cluster=int(own["label"][i]) if own["label"][i] >= 0 else None,
-                    member=int(near[0][j]),
-                    name="" if private else members.names[at[0]],
-                    heldout=int(near[1][j]),
-                    values=(*values, *evidence.get(int(near[0][j]), [None] * len(kinds))),
-                    matched=bool(own[f"{headline}_member_match"][i]),
-                    picture=pictures.strip(np.concatenate([tiles, apart]), private=private),
+                    index=int(closest["index"][i]),
+                    attack=row.attack,
+                    scale=row.guidance_scale or None,
+                    cluster=label if label >= 0 else None,
+                    member=member,
+                    name=name,
+                    heldout=int(closest[f"{headline}_heldout_id"][i]),
+                    values=(*(float(column[i]) for column in distances), *evidence.get(member, unknown)),
+                    matched=bool(closest[f"{headline}_member_match"][i]),
+                    picture=picture,
                 )
             )
     shown.sort(key=lambda pair: pair.values[metrics.index(headline)])
     return model.Gallery(scores=tuple(scores), pairs=tuple(shown), note=ORDER)
 
 
+def _closest(images: Columns, name: str, count: int) -> Columns:
+    """The images with the smallest values of a column, at most so many, in order."""
+    order = np.argsort(images[name], kind="stable")[:count]
+    return {key: column[order] for key, column in images.items()}
+
+
+def _pictures(
+    row: Row, closest: Columns, members: Side, heldout: Side, fetch: Fetch, *, private: bool
+) -> Iterator[tuple[model.Picture, str]]:
+    """Of each image: it, its nearest member and held-out image and the difference in a row; and the member's name."""
+    index = closest["index"].astype(np.int64)
+    generated = fetch(row.attack, row.guidance_scale, index) if len(index) else []
+    near = [_places(side, closest[f"{row.metric}_{name}_id"]) for side, name in _sides(members, heldout)]
+    for image, member, other in zip(generated, *near, strict=True):
+        tiles = np.stack([image, members.images[member], heldout.images[other]])
+        tiles = np.concatenate([tiles, pictures.difference(tiles[:1], tiles[1:2])])
+        yield pictures.strip(tiles, private=private), "" if private else members.names[member]
+
+
+def _sides(members: Side, heldout: Side) -> tuple[tuple[Side, str], ...]:
+    """Both sides, and what columns call them."""
+    return (members, "member"), (heldout, "heldout")
+
+
+def _places(side: Side, ids: np.ndarray) -> list[int]:
+    """Where the images with some ids stand."""
+    places = dict(zip(side.ids.tolist(), range(len(side)), strict=True))
+    return [places[int(i)] for i in ids]
+
+
 def _evidence(path: Path) -> tuple[list[str], dict[int, list[float]]]:
-    """The kinds of membership evidence, and each member's."""
+    """The names of the membership scores, and each member's scores."""
     header, *rows = matches.table(path)
     fixed = ("side", "id", "name", "sha256")
     kinds = [name for name in header if name not in fixed and not name.startswith("extracted_")]
@@ -85,32 +112,30 @@ def _evidence(path: Path) -> tuple[list[str], dict[int, list[float]]]:
     return kinds, {int(c["id"]): [float(c[kind]) for kind in kinds] for c in cells if c["side"] == "members"}
 
 
-def sheet(row: Row, found: Columns, members: Side, heldout: Side, fetch: Fetch) -> bytes:
+def sheet(row: Row, columns: Columns, members: Side, heldout: Side, fetch: Fetch) -> bytes:
     """A PNG for people: generated | nearest member | nearest held-out, the closest match of each extracted member.
 
     Args:
-      row: of results.json, the run.
-      found: matches.csv.
+      row: the run, by the headline metric.
+      columns: matches.csv.
       members: what the model was trained on.
       heldout: what it never saw.
       fetch: the generated images.
     """
-    own, metric = matches.of(found, row), row["metric"]
-    order = np.argsort(own[f"{metric}_member"], kind="stable")
-    order = order[own[f"{metric}_member_match"][order] > 0]
-    _, first = np.unique(
-        own[f"{metric}_member_id"][order], return_index=True
-    )  # the closest of each, as order is stable
+    images, metric = matches.of_run(columns, row), row.metric
+    order = np.argsort(images[f"{metric}_member"], kind="stable")
+    order = order[images[f"{metric}_member_match"][order] > 0]
+    # The closest of each member, as the order is stable.
+    _, first = np.unique(images[f"{metric}_member_id"][order], return_index=True)
     chosen = order[np.sort(first)][:TRIPLES]
     shape = members.images.shape[1:]
     triples = np.full((1, 3, *shape), 255, np.uint8)
     if len(chosen):
-        made = fetch(row["attack"], row["guidance_scale"], own["index"][chosen].astype(np.int64))
+        generated = fetch(row.attack, row.guidance_scale, images["index"][chosen].astype(np.int64))
         near = [
-            side.images[[np.flatnonzero(side.ids == i)[0] for i in own[f"{metric}_{name}_id"][chosen]]]
-            for name, side in (("member", members), ("heldout", heldout))
+            side.images[_places(side, images[f"{metric}_{name}_id"][chosen])] for side, name in _sides(members, heldout)
         ]
-        triples = np.stack([made, *near], axis=1)
+        triples = np.stack([generated, *near], axis=1)
     strips = np.stack([np.asarray(contact_sheet.grid(triple, columns=3)) for triple in triples])
     strips = strips.reshape((*strips.shape[:3], shape[-1]))
     return contact_sheet.png(contact_sheet.grid(strips, 4, side=1, gap=10))

@@ -2,15 +2,15 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from side_jax.attacks.table import attack_of
+from side_jax.measure.records import Row, Run
 from side_jax.report import findings
 
-Row = dict[str, Any]  # of results.json
 Columns = dict[str, np.ndarray]
 SHOWN = 6  # runs drawn in one figure, at most
 
@@ -27,23 +27,23 @@ def read(path: Path) -> Columns:
     return {name: np.asarray(v, str if name == "attack" else np.float64) for name, v in columns.items()}
 
 
-def of(matches: Columns, row: Row) -> Columns:
+def of_run(matches: Columns, run: Run) -> Columns:
     """The images of a run."""
-    own = (matches["attack"] == row["attack"]) & (matches["guidance_scale"] == row["guidance_scale"])
-    return {name: column[own] for name, column in matches.items()}
+    chosen = (matches["attack"] == run.attack) & (matches["guidance_scale"] == run.guidance_scale)
+    return {name: column[chosen] for name, column in matches.items()}
 
 
-def title(row: Row) -> str:
+def title(run: Run) -> str:
     """A run, for people."""
-    return row["attack"] + (f", scale {row['guidance_scale']:g}" if row["guidance_scale"] else "")
+    return run.attack + (f", scale {run.guidance_scale:g}" if run.guidance_scale else "")
 
 
-def slug(row: Row) -> str:
+def slug(run: Run) -> str:
     """A run, for the name of a file."""
-    return row["attack"] + (f"_{row['guidance_scale']:g}" if row["guidance_scale"] else "")
+    return run.attack + (f"_{run.guidance_scale:g}" if run.guidance_scale else "")
 
 
-def shown(rows: list[Row]) -> list[Row]:
+def shown(rows: Sequence[Row]) -> list[Row]:
     """Of each attack the best scale, the strongest attacks first and controls last."""
-    found = [findings.best(rows, attack) for attack in dict.fromkeys(row["attack"] for row in rows)]
-    return sorted(found, key=lambda row: (attack_of(row["attack"]).control, -row["ams"]))[:SHOWN]
+    bests = [findings.best(rows, attack) for attack in dict.fromkeys(row.attack for row in rows)]
+    return sorted((row for row in bests if row), key=lambda row: (attack_of(row.attack).control, -row.ams))[:SHOWN]

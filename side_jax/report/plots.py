@@ -1,6 +1,8 @@
 """Figures for the report, drawn by matplotlib."""
 
+import dataclasses
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -11,25 +13,43 @@ import numpy as np
 from matplotlib import ticker
 
 from side_jax.attacks.table import ATTACKS, PLAIN
+from side_jax.measure.records import Control, NoiseLevel, Rarefaction, Row
 
 _COLOURS = {name: attack.colour for name, attack in ATTACKS.items()}
 
 
-def guidance(rows: list[dict[str, Any]]) -> bytes:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterYield:
+    """What one cluster that guided brought.
+
+    Attributes:
+      cluster: its number.
+      images: that it guided.
+      matched: how many of these match a member.
+      members: how many different members these matches are.
+    """
+
+    cluster: int
+    images: int
+    matched: int
+    members: int
+
+
+def guidance(rows: Sequence[Row]) -> bytes:
     """AMS and extracted members against the guidance scale, with the held-out control dashed: a PNG.
 
     Args:
-      rows: of results.json, all of one metric.
+      rows: all of one metric and band.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for attack, colour in _COLOURS.items():
-        own = sorted((row for row in rows if row["attack"] == attack), key=lambda row: row["guidance_scale"])
-        if not own:
+        runs = sorted((row for row in rows if row.attack == attack), key=lambda row: row.guidance_scale)
+        if not runs:
             continue
-        x = [row["guidance_scale"] for row in own]
-        for axis, key, factor in ((axes[0], "ams", 100), (axes[1], "unique", 1)):
-            y = [factor * row[key] for row in own]
-            control = [factor * row[f"heldout_{key}"] for row in own]
+        x = [row.guidance_scale for row in runs]
+        matched = [100 * row.ams for row in runs], [100 * row.heldout_ams for row in runs]
+        extracted = [row.unique for row in runs], [row.heldout_unique for row in runs]
+        for axis, (y, control) in zip(axes, (matched, extracted), strict=True):
             if attack == PLAIN.name:
                 axis.axhline(y[0], color=colour, label=attack)
                 axis.axhline(control[0], color=colour, linestyle="--")
@@ -37,7 +57,7 @@ def guidance(rows: list[dict[str, Any]]) -> bytes:
             axis.plot(x, y, color=colour, marker="o", label=attack)
             axis.plot(x, control, color=colour, marker=".", linestyle="--")
         if attack != PLAIN.name:
-            low, high = ([100 * row["ams_ci"][i] for row in own] for i in (0, 1))
+            low, high = ([100 * row.ams_ci[i] for row in runs] for i in (0, 1))
             axes[0].fill_between(x, low, high, color=colour, alpha=0.15)
     axes[0].set_ylabel("matched images (AMS), %")
     axes[1].set_ylabel("different members extracted")
@@ -118,25 +138,24 @@ def clusters(images: np.ndarray, features: np.ndarray, result: dict[str, Any], *
     return _png(figure)
 
 
-def noise_levels(rows: dict[str, list[dict[str, Any]]], chance: dict[str, float]) -> bytes:
+def noise_levels(levels: Mapping[str, Sequence[NoiseLevel]], chance: Mapping[str, float]) -> bytes:
     """Accuracy and calibration of classifiers against the timestep of the noise on their input: a PNG.
 
     Args:
-      rows: of calibration.by_level, for each classifier.
+      levels: of each classifier.
       chance: the accuracy that is chance, in [0, 1], for each classifier.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for i, (name, own) in enumerate(rows.items()):
+    for i, (name, curve) in enumerate(levels.items()):
         colour = _COLOURS.get(name, f"C{i}")
+        t = [level.timestep for level in curve]
+        low, high = 100 * np.asarray([level.accuracy_ci for level in curve]).T
         # An error that could not be scored (None) becomes NaN, which is not drawn.
-        t, accuracy, ece, scaled = (
-            np.asarray([row[key] for row in own], float) for key in ("timestep", "accuracy", "ece", "ece_scaled")
-        )
-        low, high = 100 * np.asarray([row["accuracy_ci"] for row in own]).T
-        axes[0].plot(t, 100 * accuracy, color=colour, marker=".", label=name)
+        scaled = np.asarray([level.ece_scaled for level in curve], float)
+        axes[0].plot(t, [100 * level.accuracy for level in curve], color=colour, marker=".", label=name)
         axes[0].fill_between(t, low, high, color=colour, alpha=0.15)
         axes[0].axhline(100 * chance[name], color=colour, linestyle=":")
-        axes[1].plot(t, ece, color=colour, marker=".", label=name)
+        axes[1].plot(t, [level.ece for level in curve], color=colour, marker=".", label=name)
         axes[1].plot(t, scaled, color=colour, marker=".", linestyle="--")
     axes[0].set(xlabel="timestep (dotted: chance)", ylabel="accuracy, %", ylim=(0, 102))
     axes[1].set(xlabel="timestep (dashed: after temperature scaling)", ylabel="expected calibration error")
@@ -146,25 +165,24 @@ def noise_levels(rows: dict[str, list[dict[str, Any]]], chance: dict[str, float]
     return _png(figure)
 
 
-def rarefaction(seen: dict[str, dict[str, Any]], members: int) -> bytes:
+def rarefaction(curves: Mapping[str, Rarefaction], members: int) -> bytes:
     """Different members found against the number of images, and what more would find: a PNG.
 
     Args:
-      seen: results.json's "rarefaction", of the runs to show by their titles.
+      curves: of the runs to show, by their titles.
       members: how many there are.
     """
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     highest = 0.0
-    for i, (title, row) in enumerate(seen.items()):
-        colour = _COLOURS.get(row["attack"], f"C{i}")
-        found = row["expected"][-1]
-        highest = max(highest, row["fit"]["expected"][-1], row["ahead"]["chao"])
-        axes.plot(row["fit"]["sizes"], row["fit"]["expected"], color=colour, linestyle="--", linewidth=1)
-        axes.plot(row["sizes"], row["expected"], color=colour, label=title, linewidth=2.2)
-        last = row["sizes"][-1]
-        axes.plot([last], [found], "o", color=colour)
-        if found:
-            axes.plot([last * row["ahead"]["factor"]], [row["ahead"]["chao"]], "x", color=colour)
+    for i, (title, curve) in enumerate(curves.items()):
+        colour = _COLOURS.get(curve.attack, f"C{i}")
+        total, last = curve.expected[-1], curve.sizes[-1]
+        highest = max(highest, curve.fit.expected[-1], curve.ahead.chao)
+        axes.plot(curve.fit.sizes, curve.fit.expected, color=colour, linestyle="--", linewidth=1)
+        axes.plot(curve.sizes, curve.expected, color=colour, label=title, linewidth=2.2)
+        axes.plot([last], [total], "o", color=colour)
+        if total:
+            axes.plot([last * curve.ahead.factor], [curve.ahead.chao], "x", color=colour)
     if members > 4 * highest > 0:  # the line would press all else to the ground
         axes.plot([], [], " ", label=f"all members: {members:,}, far above")
     else:
@@ -195,8 +213,8 @@ def similarity(
     for axis, (name, (members, heldout)) in zip(axes[0], values.items(), strict=True):
         shown = ((members, "tab:red", "nearest member"), (heldout, "tab:blue", "nearest held-out image"))
         highest = 0
-        for own, colour, label in shown:
-            counts, *_ = axis.hist(np.clip(own, 0, edges[-1]), edges, color=colour, alpha=0.45, label=label)
+        for distances, colour, label in shown:
+            counts, *_ = axis.hist(np.clip(distances, 0, edges[-1]), edges, color=colour, alpha=0.45, label=label)
             highest = max(highest, counts.max())
         for (label, at), style in zip(marks.items(), ("-", "--"), strict=False):
             axis.axvline(at, color="0.1", linestyle=style, linewidth=1, label=f"{label}: {at:.3g}")
@@ -211,46 +229,43 @@ def similarity(
     return _png(figure)
 
 
-def sensitivity(rows: list[dict[str, Any]]) -> bytes:
-    """The share of distorted copies that each metric sees, against the strength: a PNG.
-
-    Args:
-      rows: results.json's "controls".
-    """
-    kinds = list(dict.fromkeys(row["distortion"] for row in rows if row["strength"] is not None))
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+def sensitivity(controls: Sequence[Control]) -> bytes:
+    """The share of distorted copies that each metric sees, against the strength: a PNG."""
+    kinds = list(dict.fromkeys(control.distortion for control in controls if control.strength is not None))
+    metrics = list(dict.fromkeys(control.metric for control in controls))
     figure, axes = plt.subplots(1, len(kinds), figsize=(3.6 * len(kinds), 3.4), layout="constrained", sharey=True)
     for axis, kind in zip(np.atleast_1d(axes), kinds, strict=True):
         for i, metric in enumerate(metrics):
             for level, style in (("high", "-"), ("calibrated", ":")):
-                own = [r for r in rows if (r["distortion"], r["metric"], r["level"]) == (kind, metric, level)]
-                if own:
-                    x, y = ([row[key] for row in own] for key in ("strength", "found"))
+                curve = [one for one in controls if (one.distortion, one.metric, one.level) == (kind, metric, level)]
+                if curve:
+                    x, y = [one.strength for one in curve], [100 * one.found for one in curve]
                     label = metric + (" (calibrated)" if level == "calibrated" else "")
-                    axis.plot(x, [100 * rate for rate in y], style, color=f"C{i}", marker=".", label=label)
-        axis.set(title=kind, xlabel=next(row["unit"] for row in rows if row["distortion"] == kind), ylim=(-3, 103))
+                    axis.plot(x, y, style, color=f"C{i}", marker=".", label=label)
+        unit = next(control.unit for control in controls if control.distortion == kind)
+        axis.set(title=kind, xlabel=unit, ylim=(-3, 103))
     figure.axes[0].set_ylabel("copies matched with their original, %")
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return _png(figure)
 
 
-def yields(rows: list[dict[str, Any]], name: str) -> bytes:
+def yields(clusters: Sequence[ClusterYield], name: str) -> bytes:
     """Matched images and different members of each cluster that guided, most first: a PNG.
 
     Args:
-      rows: {cluster, images, matched, members}.
+      clusters: what each of them brought.
       name: of the run.
     """
     figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    ordered = sorted(rows, key=lambda row: (-row["matched"] / row["images"], row["cluster"]))
+    ordered = sorted(clusters, key=lambda one: (-one.matched / one.images, one.cluster))
     at = np.arange(len(ordered))
-    axis.bar(at, [100 * row["matched"] / row["images"] for row in ordered], color="tab:blue")
+    heights = [100 * one.matched / one.images for one in ordered]
+    axis.bar(at, heights, color="tab:blue")
     axis.set(ylabel="matched images, %", xlabel="cluster (above: different members)", title=name, xticks=at)
-    axis.set_xticklabels([str(row["cluster"]) for row in ordered], fontsize=6, rotation=90)
-    for i, row in enumerate(ordered):
-        if row["members"]:
-            height = 100 * row["matched"] / row["images"]
-            axis.annotate(str(row["members"]), (i, height), ha="center", va="bottom", fontsize=6)
+    axis.set_xticklabels([str(one.cluster) for one in ordered], fontsize=6, rotation=90)
+    for i, (one, height) in enumerate(zip(ordered, heights, strict=True)):
+        if one.members:
+            axis.annotate(str(one.members), (i, height), ha="center", va="bottom", fontsize=6)
     return _png(figure)
 
 

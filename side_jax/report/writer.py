@@ -2,9 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from side_jax.data.sides import Side
+from side_jax.measure.records import Results
 from side_jax.report import contact_sheet, findings, matches
 from side_jax.report.figures import Drawn, figures
 from side_jax.report.gallery import Fetch, gallery, sheet
@@ -20,21 +20,21 @@ class Audit:
 
     Attributes:
       title: of the page.
-      results: results.json.
+      results: what it measured.
       directory: that holds matches.csv and members.csv.
       members: what the model was trained on.
       heldout: what it never saw.
       fetch: the generated images.
       confidence: of intervals.
       report: how to show them.
-      figures: beside those that every audit has.
-      notes: what to know of how the images were made.
+      figures: more of them than every audit has.
+      notes: how the images were made.
       provenance: (label, value).
       config: as text.
     """
 
     title: str
-    results: dict[str, Any]
+    results: Results
     directory: Path
     members: Side
     heldout: Side
@@ -49,15 +49,15 @@ class Audit:
 
 def write(audit: Audit, directory: Path) -> list[str]:
     """Writes index.html, every figure and, unless private, sheets of matches as PNG; returns the names of the PNGs."""
-    found, private = matches.read(audit.directory / "matches.csv"), audit.report.private
-    drawn = [*figures(audit.results, found), *audit.figures]
+    columns, private = matches.read(audit.directory / "matches.csv"), audit.report.private
+    drawn = [*figures(audit.results, columns), *audit.figures]
     drawn = [figure for figure in drawn if not (private and figure.reveals)]
-    html = render.render(_page(audit, found, drawn))
+    html = render.render(_page(audit, columns, drawn))
     pngs = {figure.name: figure.png for figure in drawn}
     if not private:
         sides = audit.members, audit.heldout, audit.fetch
         best = matches.shown(findings.headline(audit.results))
-        pngs |= {f"matches_{matches.slug(row)}": sheet(row, found, *sides) for row in best}
+        pngs |= {f"matches_{matches.slug(row)}": sheet(row, columns, *sides) for row in best}
     for name, png in pngs.items():
         with files.atomic(directory / f"{name}.png") as file:
             file.write(png)
@@ -66,7 +66,7 @@ def write(audit: Audit, directory: Path) -> list[str]:
     return [f"{name}.png" for name in pngs]
 
 
-def _page(audit: Audit, found: matches.Columns, drawn: list[Drawn]) -> model.Page:
+def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.Page:
     results, private = audit.results, audit.report.private
     status, tone, verdict = findings.verdict(results, audit.confidence)
     notes = [*audit.notes, explanation(results, audit.confidence)]
@@ -93,7 +93,7 @@ def _page(audit: Audit, found: matches.Columns, drawn: list[Drawn]) -> model.Pag
         ),
         gallery=gallery(
             findings.headline(results),
-            found,
+            columns,
             audit.members,
             audit.heldout,
             audit.fetch,

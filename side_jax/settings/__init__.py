@@ -12,12 +12,11 @@ from side_jax.attacks.table import ATTACKS, known_classifiers
 from side_jax.diffusion.schedule import time_grid
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
-from side_jax.settings.evaluation import METRICS, Evaluate, Report
+from side_jax.settings.evaluation import Evaluate, Report
 from side_jax.settings.extraction import Extract, Sampler
 from side_jax.settings.target import Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
-    "METRICS",
     "ClassifierFit",
     "Condition",
     "Data",
@@ -118,8 +117,8 @@ class Settings:
 
     @property
     def uses_features(self) -> bool:
-        """Whether evaluation compares images by label.features."""
-        return self.evaluate.distribution or "cosine" in self.evaluate.metrics
+        """Whether evaluation compares images in the space of label.features."""
+        return self.evaluate.distribution or any(metric.needs_features for metric in self.evaluate.make_metrics())
 
     def _check_condition(self) -> None:
         labels, data, attacks = self.condition.labels, self.data, self.extract.attacks
@@ -151,16 +150,16 @@ class Settings:
 
     def _check_measure(self) -> None:
         e, data = self.evaluate, self.data
-        most = min(data.num_members, data.num_heldout) - (
-            e.normalized_l2_around == "member"
-        )  # an image is not its own neighbour
-        sides = f"data.num_members ({data.num_members}) and data.num_heldout ({data.num_heldout})"
-        need = f"at most {most}, given {sides}"
-        ok = e.normalized_l2_neighbors <= most
-        check(ok, "evaluate.normalized_l2_neighbors", e.normalized_l2_neighbors, need)
-        need = f"a divisor of data.image_size ({data.image_size}), since all tiles have equal size"
-        ok = "tiled_l2" not in e.metrics or data.image_size % e.tiled_l2_grid == 0
-        check(ok, "evaluate.tiled_l2_grid", e.tiled_l2_grid, need)
+        for metric in e.make_metrics():
+            if metric.references_setting:
+                value = getattr(metric, metric.references_setting)
+                most = value - metric.references_needed + min(data.num_members, data.num_heldout)
+                sides = f"data.num_members ({data.num_members}) and data.num_heldout ({data.num_heldout})"
+                key = f"evaluate.{metric.name}_{metric.references_setting}"
+                check(value <= most, key, value, f"at most {most}, by {sides}")
+            key = f"evaluate.{metric.name}_{metric.side_setting}"
+            need = f"a divisor of data.image_size ({data.image_size})"
+            check(data.image_size % metric.side_divisor == 0, key, metric.side_divisor, need)
         steps = self.diffusion.num_timesteps
         need = f"below diffusion.num_timesteps ({steps})"
         check(e.membership_timestep < steps, "evaluate.membership_timestep", e.membership_timestep, need)

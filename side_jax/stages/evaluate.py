@@ -3,14 +3,14 @@
 import logging
 import platform
 from pathlib import Path
-from typing import Any
 
 import jax
+from msgspec import structs
 
 from side_jax import __version__, builders
 from side_jax.devices import process_group
 from side_jax.features import extractors
-from side_jax.measure import target_scores
+from side_jax.measure import records, target_scores
 from side_jax.measure.measurement import measure
 from side_jax.measure.scoring import Scorer
 from side_jax.progress import progress
@@ -49,45 +49,49 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
         ((attack_run.attack, attack_run.scale), shards.stream(stage_table.extracted_shards(settings, unit)))
         for attack_run, unit in progress(units, total=len(units), description="evaluate", unit="run")
     )
-    with_laws = embed if e.distribution else None
-    results = measure(work.directory, runs, members, heldout, scorer, e, embed=with_laws, evidence=scores, seed=seed)
-    results |= {
-        "dataset": {
-            "name": settings.data.tfds_name or settings.data.name,
-            "members": len(members),
-            "heldout": len(heldout),
-            "heldout_used": scorer.sizes["heldout"],
-            "image_shape": list(members.images.shape[1:]),
-            "split_sha256": files.file_digest(workdir / "train" / "split.json"),
-        },
-        "membership": target_scores.quality(scores, settings, groups) if scores else {},
-        "divergence": target.divergence(members.images, heldout.images[: len(members)]) if e.divergence else {},
-        "target": target.about
-        | {"denoising_loss_members": target.mean_loss(members.images)}
-        | {"denoising_loss_heldout": target.mean_loss(heldout.images)},
-        "surrogate": _surrogate(settings, workdir),
-        "classifiers": _classifiers(settings, workdir),
-        "versions": {"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
-    }
-    files.write_json(work.directory / "results.json", results)
-    logger.info("evaluate: %d rows in %s.", len(results["rows"]), work.directory / "results.json")
+    distribution_embed = embed if e.distribution else None
+    measured = measure(
+        work.directory, runs, members, heldout, scorer, e, embed=distribution_embed, evidence=scores, seed=seed
+    )
+    results = records.Results(
+        **structs.asdict(measured),
+        dataset=records.Dataset(
+            name=settings.data.tfds_name or settings.data.name,
+            members=len(members),
+            heldout=len(heldout),
+            heldout_used=scorer.sizes["heldout"],
+            image_shape=members.images.shape[1:],
+            split_sha256=files.file_digest(workdir / "train" / "split.json"),
+        ),
+        membership=target_scores.quality(scores, settings, groups) if scores else None,
+        divergence=target.divergence(members.images, heldout.images[: len(members)]) if e.divergence else None,
+        target=target.describe(members.images, heldout.images),
+        surrogate=_surrogate(settings, workdir),
+        classifiers=_classifiers(settings, workdir),
+        versions={"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+    )
+    records.write(work.directory / "results.json", results)
+    logger.info("evaluate: %d rows in %s.", len(results.rows), work.directory / "results.json")
 
 
-def _classifiers(settings: Settings, workdir: Path) -> dict[str, Any]:
-    """The training data of each classifier, and its accuracy and calibration at each noise level."""
-    summaries = {}
+def _classifiers(settings: Settings, workdir: Path) -> dict[str, records.Classifier]:
+    """What each classifier learned from, and what it knows at each noise level."""
+    classifiers = {}
     for name, work in stage_table.classifier_units(settings, workdir).items():
         content = work.content()
-        summaries[name] = {key: content[key] for key in ("classes", "images", "held_back", "steps")}
-        summaries[name]["levels"] = files.read_json(work.directory / "levels.json")
-    return summaries
+        counts = {key: content[key] for key in ("classes", "images", "held_back", "steps")}
+        levels = tuple(records.NoiseLevel(**level) for level in files.read_json(work.directory / "levels.json"))
+        classifiers[name] = records.Classifier(**counts, levels=levels)
+    return classifiers
 
 
-def _surrogate(settings: Settings, workdir: Path) -> dict[str, Any]:
-    """The results of the label stage; empty if it did not run."""
+def _surrogate(settings: Settings, workdir: Path) -> records.Surrogate | None:
+    """The outcome of the label stage, where SIDE ran."""
     if not settings.extract.needs_pseudo_labels:
-        return {}
+        return None
     content = stage_table.unit(settings, workdir, "label").content()
     for name in ("unit", "fingerprint", "format", "done"):
         del content[name]
-    return content | {"assignment": settings.label.assignment, "synthetic_images": settings.synthesize.num_images}
+    return records.Surrogate(
+        **content, assignment=settings.label.assignment, synthetic_images=settings.synthesize.num_images
+    )

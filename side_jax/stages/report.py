@@ -9,6 +9,8 @@ import numpy as np
 
 from side_jax.attacks.table import Run
 from side_jax.devices import process_group
+from side_jax.measure import records
+from side_jax.measure.records import Classifier, Results, Surrogate
 from side_jax.report import findings, plots, writer
 from side_jax.report.figures import Drawn
 from side_jax.report.findings import percent
@@ -34,8 +36,8 @@ def run(settings: Settings, workdir: Path) -> None:
 
 
 def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str]:
-    """Writes the report; returns the names of its figure files."""
-    results = files.read_json(workdir / "evaluate" / "results.json")
+    """Returns the names of the figures' files."""
+    results = records.read(workdir / "evaluate" / "results.json")
     members, heldout = stage_inputs.load_sides(settings, workdir)
     units = dict(stage_table.extraction_units(settings, workdir))
 
@@ -59,23 +61,22 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str
     return writer.write(audit, work.directory)
 
 
-def _figures(results: dict[str, Any], settings: Settings, workdir: Path) -> list[Drawn]:
-    """The figures of a model's audit: training, classifiers, samples and clusters."""
-    drawn = [
-        figure for figure in (_training_figure(settings, workdir), _classifier_figure(results["classifiers"])) if figure
-    ]
+def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]:
+    """Figures that only an audit of a model has: its training, its samples, their clusters, and its classifiers."""
+    figures = (_training_figure(settings, workdir), _classifier_figure(results.classifiers or {}))
+    drawn = [figure for figure in figures if figure]
     sheets = (
         ("samples", "synthesize/samples.png", "Samples of the model, unguided", "Unguided samples of the model"),
         (
             "clusters",
             "label/clusters.png",
-            "SIDE's pseudo-labels",
+            "The clusters that SIDE takes for labels",
             "Images of the most and least cohesive clusters",
         ),
     )
-    if results["surrogate"]:
+    if results.surrogate:
         for name, path, heading, alt in sheets:
-            note = _cluster_note(results["surrogate"]) if name == "clusters" else ""
+            note = _cluster_note(results.surrogate) if name == "clusters" else ""
             png = (workdir / path).read_bytes()
             drawn.append(Drawn(name=name, heading=heading, png=png, alt=alt, note=note, reveals=True))
     return drawn
@@ -95,7 +96,7 @@ def _training_figure(settings: Settings, workdir: Path) -> Drawn | None:
         else "Loss against the training step",
         note=_monitor_note(watched, settings)
         if watched
-        else "The monitor was off; set monitor.every_steps to see when memorisation begins.",
+        else "Not monitored: set monitor.every_steps to see when memorisation begins.",
     )
 
 
@@ -103,82 +104,83 @@ def _monitor_note(watched: list[dict[str, Any]], settings: Settings) -> str:
     """When memorisation began, and the last measurement."""
     onset, last = monitor.onset(watched), watched[-1]
     copied, closer = (
-        f"From step {step:,} on" if (step := onset[key]) is not None else "At no measured step"
+        f"From step {step:,} on" if (step := onset[key]) is not None else "At no step that was checked"
         for key in ("copied", "closer")
     )
-    note = (
-        f"{copied}, significantly more samples copied a member (d1 / d2 < 1/3) than copied a held-out image. {closer}, "
+    text = (
+        f"{copied}, significantly more samples copy a member (d1 / d2 < 1/3) than copy a held-out image. {closer}, "
         "significantly more than half of the samples were closer to a member than to every held-out image. At the last "
-        f"measurement, {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, "
-        f"and {percent(last['closer'])} were closer to a member."
+        f"check {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, and "
+        f"{percent(last['closer'])} were closer to a member."
     )
     if settings.data.split_by == "identity":
-        note += (
-            " The split is by identity: a model that has learned the members' identities without copying a photograph "
-            "is also closer to members, so only copying shows memorisation of images here."
+        text += (
+            " The split is by identity: a model that has learned its people without copying a photograph also draws "
+            "closer to members, so only copying shows memorisation of images here."
         )
-    return note
+    return text
 
 
-def _classifier_figure(classifiers: dict[str, Any]) -> Drawn | None:
-    """Accuracy and calibration of each classifier at each noise level; None without classifiers."""
+def _classifier_figure(classifiers: dict[str, Classifier]) -> Drawn | None:
+    """What each classifier knows at each noise level; None where nothing is guided."""
     if not classifiers:
         return None
-    rows = {name: one["levels"] for name, one in classifiers.items()}
-    chance = {name: 1 / one["classes"] for name, one in classifiers.items()}
+    levels = {name: classifier.levels for name, classifier in classifiers.items()}
+    chance = {name: 1 / classifier.classes for name, classifier in classifiers.items()}
     listed = "; ".join(
-        f"{name}: {one['classes']} classes, {one['images']} images, {one['steps']} steps, accuracy "
-        f"{percent(one['levels'][0]['accuracy'])} at the lowest noise level and "
-        f"{percent(one['levels'][-1]['accuracy'])} at the highest, on {one['held_back']} held-back images"
+        f"{name}: {one.classes} classes, {one.images} images, {one.steps} steps, accuracy "
+        f"{percent(one.levels[0].accuracy)} at the least noise and {percent(one.levels[-1].accuracy)} at the most, on "
+        f"{one.held_back} images held back"
         for name, one in classifiers.items()
     )
     return Drawn(
         name="classifiers",
-        heading="At which noise levels do the classifiers recognise the label?",
-        png=plots.noise_levels(rows, chance),
+        heading="Where do the classifiers know the label?",
+        png=plots.noise_levels(levels, chance),
         alt="Accuracy and calibration of each classifier at each noise level",
         note=f"{listed}. Calibration: expected calibration error (Guo et al. 2017, 15 bins); solid: as trained; "
         "dashed: after temperature scaling, fitted on the other half of the held-back images.",
     )
 
 
-def _cluster_note(surrogate: dict[str, Any]) -> str:
-    """The features and the numbers of clusters kept and rejected."""
-    features = ", ".join(f"{key} {value}" for key, value in surrogate["features"].items())
+def _cluster_note(surrogate: Surrogate) -> str:
+    """The features, and how many clusters are kept and rejected."""
+    features = ", ".join(f"{key} {value}" for key, value in surrogate.features.items())
     return (
-        f"Features: {features}. Of {surrogate['clusters']} clusters, {surrogate['kept']} are kept; "
-        f"{surrogate['rejected_by_cohesion']} lack cohesion, {surrogate['empty']} are empty, {surrogate['tiny']} are "
-        f"too small, and {surrogate['duplicate']} duplicate another one. "
-        f"{surrogate['featureless']} images have no features, {surrogate['dropped_images']} no label."
+        f"Features: {features}. Of {surrogate.clusters} clusters {surrogate.kept} are kept; "
+        f"{surrogate.rejected_by_cohesion} lack cohesion, {surrogate.empty} are empty, {surrogate.tiny} too small, "
+        f"{surrogate.duplicate} duplicates of another. "
+        f"{surrogate.featureless} images have no features, {surrogate.dropped_images} no label."
     )
 
 
-def _method_note(results: dict[str, Any], settings: Settings) -> str:
-    """How the images were generated."""
-    target, surrogate, interval = results["target"], results["surrogate"], settings.extract.guidance_interval
-    note = (
-        f"Target: {target['parameters']:,} parameters at step {target['step']:,}, {results['dataset']['members']} "
-        f"members of {results['dataset']['name']}{_labels(settings)}; denoising loss "
-        f"{target['denoising_loss_members']:.4f} on members, {target['denoising_loss_heldout']:.4f} on held-out "
-        "images. Every attack generates "
-        f"{settings.extract.num_images:,} images from the same initial noise. Unguided: "
+def _method_note(results: Results, settings: Settings) -> str:
+    """How the images were made."""
+    target, surrogate, interval = results.target, results.surrogate, settings.extract.guidance_interval
+    text = (
+        f"Target: {target.parameters:,} parameters at step {target.step:,}, {results.dataset.members} "
+        f"members of {results.dataset.name}{_labels(settings)}; denoising loss "
+        f"{target.denoising_loss_members:.4f} on members, {target.denoising_loss_heldout:.4f} on held-out "
+        "images. All attacks make "
+        f"{settings.extract.num_images:,} images from the same starting noise. Without guidance: "
         f"{settings.sampler.solver}, {settings.sampler.num_steps} steps; "
         f"guided: {settings.guided_sampler.solver}, {settings.guided_sampler.num_steps} steps"
     )
     if interval:
-        note += f", with guidance at timesteps {interval[0]} to {interval[1]}"
+        guide = "the classifier asked" if settings.extract.classifiers else "with guidance"
+        text += f", {guide} at timesteps {interval[0]} to {interval[1]}"
     if surrogate:
-        low, high = surrogate["cohesion"][0], surrogate["cohesion"][2]
-        note += (
-            f". SIDE used {surrogate['synthetic_images']:,} of the model's own samples and no labels; "
-            f"{surrogate['kept']} of {surrogate['clusters']} clusters were cohesive enough (cohesion {low:.2f} to "
-            f"{high:.2f}; images of the others: {surrogate['assignment']})"
+        low, _, high = surrogate.cohesion
+        text += (
+            f". SIDE saw {surrogate.synthetic_images:,} of the model's own samples and no label; "
+            f"{surrogate.kept} of {surrogate.clusters} clusters were cohesive enough (cohesion {low:.2f} to "
+            f"{high:.2f}; images of the others: {surrogate.assignment})"
         )
-    return note + "."
+    return text + "."
 
 
 def _labels(settings: Settings) -> str:
-    """The labels that the model was trained with; empty for an unconditional model."""
+    """The labels that the model was trained with; empty for an unconditional one."""
     condition = settings.condition
     if not condition.labels:
         return ""
@@ -186,14 +188,13 @@ def _labels(settings: Settings) -> str:
     return f" with {count} ({condition.labels}), left out for {100 * condition.dropout:g}% of the images in training"
 
 
-def _provenance(results: dict[str, Any], settings: Settings) -> tuple[tuple[str, str], ...]:
-    versions, target = results["versions"], results["target"]
+def _provenance(results: Results, settings: Settings) -> tuple[tuple[str, str], ...]:
     return (
-        ("Weights of the model, SHA-256", target["ema_sha256"]),
-        ("Split, SHA-256", results["dataset"]["split_sha256"]),
+        ("Weights of the model, SHA-256", results.target.ema_sha256),
+        ("Split, SHA-256", results.dataset.split_sha256),
         ("Settings of the evaluation, SHA-256", files.digest(dataclasses.asdict(settings.evaluate))),
         ("Seed", str(settings.seed)),
-        *((name, value) for name, value in versions.items()),
+        *((name, value) for name, value in results.versions.items()),
         ("Command", "python -m side_jax.main, with the config below"),
         ("Tables", "evaluate/results.json, matches.csv and members.csv in the workdir"),
     )
@@ -208,6 +209,6 @@ def _displayed_config(settings: Settings) -> dict[str, Any]:
 
 
 def in_plain_words(settings: Settings, workdir: Path) -> str:
-    """The summary that the command line prints at the end."""
-    results = files.read_json(workdir / "evaluate" / "results.json")
+    """What the command line prints at its end."""
+    results = records.read(workdir / "evaluate" / "results.json")
     return findings.in_plain_words(results, settings.evaluate.confidence, workdir / "report" / "index.html")

@@ -20,7 +20,7 @@ from side_jax.data import image_sets
 from side_jax.errors import InputError
 from side_jax.report import writer
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
+SCHEMA = json.loads((Path(__file__).parents[2] / "side_jax" / "measure" / "results.schema.json").read_text())
 ALL = "--config.evaluate.metrics=('normalized_l2','rmse','tiled_l2','distance_ratio','cosine')"
 SHORT = ("--config.evaluate.distribution=False", "--config.evaluate.controls=False")
 COPIES = (0, 0, 5)  # of members, what the first samples are; the next is held-out image 7, the rest are fresh
@@ -205,7 +205,7 @@ def test_the_page_shows_the_case(finished, tmp_path):
         )
     for said in (
         "of the 8 samples given, 3 match a training image, but 1 matches one of as many images that it never saw",
-        "37.50% of the 8 samples given match a training image: 2 of the 12 members came out.",
+        "37.50% of the 8 samples given match a training image: 2 of the 12 members were extracted.",
         "rmse 37.50% and 12.50%",
         "Compared: 8 samples, 12 members, 12 held-out images. Samples that repeat an earlier one: 1.",
         "python -m side_jax.evaluate --samples=",

@@ -315,7 +315,7 @@ def test_sscd_runs_from_a_file_once_and_from_the_workdir_then(sscd_path, tmp_pat
     extractor = stage_inputs.build_extractor(settings, tmp_path)
     assert extractor.identity == {
         "name": "sscd",
-        "weights_sha256": config.label.weights_sha256,
+        "weights_sha256": settings.label.weights_sha256,
         "resize": "PIL bilinear",
         "size": 40,
         "mean": [0.485, 0.456, 0.406],
@@ -356,7 +356,7 @@ def test_sscd_by_classy_visions_names_is_the_same(sscd_state, sscd_path, tmp_pat
 
 
 def test_other_weights_are_refused(sscd_state, tmp_path):
-    path, what = tmp_path / "other.safetensors", "not of SSCD's ResNet-50"
+    path, what = tmp_path / "other.safetensors", "not those of SSCD's ResNet-50"
     for state, words in (
         ({name: v for name, v in sscd_state.items() if "fc" not in name}, ("lack 2 tensors", "fc.bias, fc.weight")),
         (

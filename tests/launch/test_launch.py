@@ -113,7 +113,7 @@ def test_all_drive_the_same_binary(repository, script, extra, processes):
 def test_a_slurm_host_without_gpus_says_so(repository):
     code, error, (_, *hosts), _ = launch(repository, "slurm.sbatch", SCRIPTS["slurm.sbatch"] | {"HOSTS": "none"})
     assert code != 0
-    assert "the job has no GPUs on this host; give sbatch --gpus-per-node=N" in error
+    assert "the job has no GPUs on this host; pass --gpus-per-node=N to sbatch" in error
     assert not hosts
 
 

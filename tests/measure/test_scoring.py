@@ -2,19 +2,22 @@
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from side_jax.measure import positive_control, scoring
+from side_jax.measure.records import Run
 from side_jax.measure.scoring import Scorer
-from side_jax.memorization.metrics import Metric
+from side_jax.memorization.metrics import DistanceRatio, NormalizedL2, Rmse
 from side_jax.memorization.statistics import intervals
 from side_jax.settings import Evaluate
 
 METRICS = [
-    Metric(name="rmse", below=0.2, factors=(1.25, 1.5)),
-    Metric(name="normalized_l2", below=0.8, num_neighbors=4),
-    Metric(name="distance_ratio", below=1 / 3),
+    Rmse(below=0.2, factors=(1.25, 1.5)),
+    NormalizedL2(below=0.8, neighbors=4),
+    DistanceRatio(),
 ]
 N = 60
+RUN = Run(attack="side", guidance_scale=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +39,8 @@ def make(members, heldout, **options):
 
 
 def rows(scorer, images, plain=None):
-    found = scoring.join([scorer.match(part) for part in np.array_split(images, 3)])
-    return {(row["metric"], row["level"]): row for row in scorer.rows(found, plain)}, found
+    matches = scoring.join([scorer.match(part) for part in np.array_split(images, 3)])
+    return {(row.metric, row.level): row for row in scorer.rows(RUN, matches, plain)}, matches
 
 
 def test_copies_of_members_are_an_excess_by_every_metric(sides):
@@ -46,32 +49,32 @@ def test_copies_of_members_are_an_excess_by_every_metric(sides):
     found, _ = rows(make(members, heldout), images)
     for metric in METRICS:
         row = found[metric.name, "high"]
-        assert row["ams"] == row["excess"] == 0.5, metric.name
-        assert (row["unique"], row["ums_nearest"]) == (10, 10 / 60)
-        assert row["heldout_ams"] == row["heldout_unique"] == 0
-        assert row["heldout_ams_at_most"] == pytest.approx(3 / 60, rel=2e-3)
-        assert row["ams_at_most"] is None
-        assert 0.3 < row["excess_ci"][0] < 0.5 < row["excess_ci"][1] < 0.7
-        assert row["p_excess"] == pytest.approx(0.5**30)
-        assert row["ums_nearest_ci"][0] < 10 / 60 < row["ums_nearest_ci"][1]
+        assert row.ams == row.excess == 0.5, metric.name
+        assert (row.unique, row.ums_nearest) == (10, 10 / 60)
+        assert row.heldout_ams == row.heldout_unique == 0
+        assert row.heldout_ams_at_most == pytest.approx(3 / 60, rel=2e-3)
+        assert row.ams_at_most is None
+        assert 0.3 < row.excess_ci[0] < 0.5 < row.excess_ci[1] < 0.7
+        assert row.p_excess == pytest.approx(0.5**30)
+        assert row.ums_nearest_ci[0] < 10 / 60 < row.ums_nearest_ci[1]
 
 
 def test_copies_of_held_out_images_are_a_negative_excess(sides):
     members, heldout, _ = sides
     found, _ = rows(make(members, heldout), copies(heldout[:10]))
     row = found["rmse", "high"]
-    assert (row["ams"], row["heldout_ams"], row["excess"], row["p_excess"]) == (0, 1, -1, 1)
+    assert (row.ams, row.heldout_ams, row.excess, row.p_excess) == (0, 1, -1, 1)
 
 
 def test_strangers_match_nothing_and_say_how_little_that_proves(sides):
     members, heldout, fresh = sides
     found, _ = rows(make(members, heldout), fresh)
     for row in found.values():
-        if row["level"] != "calibrated":
-            assert row["ams"] == row["heldout_ams"] == 0
-            assert row["ams_ci"][1] > 0.04
-            assert row["ums_ci"][1] > 0.04
-            assert row["ams_at_most"] == intervals.zero_hits_bound(N, 0.95)
+        if row.level != "calibrated":
+            assert row.ams == row.heldout_ams == 0
+            assert row.ams_ci[1] > 0.04
+            assert row.ums_ci[1] > 0.04
+            assert row.ams_at_most == intervals.zero_hits_bound(N, 0.95)
 
 
 def test_the_control_is_of_equal_number(sides):
@@ -80,7 +83,7 @@ def test_the_control_is_of_equal_number(sides):
     scorer = make(members, heldout[:20])
     assert scorer.sizes == {"members": 60, "heldout": 20, "equal": 20}
     row = rows(scorer, copies(members))[0]["rmse", "high"]
-    assert (row["ams"], row["excess"]) == (1, 20 / 60)
+    assert (row.ams, row.excess) == (1, 20 / 60)
     more = make(members[:20], heldout)
     assert more.sizes == {"members": 20, "heldout": 20, "equal": 20}
     assert more.thresholds["rmse"].calibrated_on == 30  # all held-out images calibrate
@@ -99,11 +102,11 @@ def test_calibrated_threshold_is_that_of_held_out_images_nearest_members(sides):
     assert (threshold.calibrated_on, threshold.tested_on) == (30, 30)
     assert threshold.matched == (nearest[test] < expected * (1 - 1e-6)).sum()
     row = rows(scorer, copies(members))[0]["rmse", "calibrated"]
-    assert row["band"] == [0, threshold.below]
-    assert (row["ams"], row["false_match_rate"]) == (1, 0.05)
-    assert row["false_match_measured"] == threshold.matched / 30
+    assert row.band == (0, threshold.below)
+    assert (row.ams, row.false_match_rate) == (1, 0.05)
+    assert row.false_match_measured == threshold.matched / 30
     # At this wide a threshold several members are in the band of an image, which only all pairs count.
-    assert row["ums"] >= row["ums_nearest"]
+    assert row.ums >= row.ums_nearest
 
 
 def test_images_of_one_person_calibrate_together(sides):
@@ -130,41 +133,42 @@ def test_a_run_is_compared_with_the_unguided_one_image_by_image(sides):
     plain, run = fresh.copy(), fresh.copy()
     plain[:20] = copies(members[:5], 20)
     run[10:50] = copies(members[:10], 40)
-    found = rows(scorer, plain)[1]
-    row = rows(scorer, run, found)[0]["rmse", "high"]
-    assert row["p_more_images"] == pytest.approx(intervals.mcnemar(30, 10))
-    assert row["p_more_members"] == pytest.approx(0.5**5)
-    assert "p_more_images" not in rows(scorer, run)[0]["rmse", "high"]
-    assert "p_more_images" not in rows(scorer, run[:30], found)[0]["rmse", "high"]  # not as many images
+    plain_matches = rows(scorer, plain)[1]
+    row = rows(scorer, run, plain_matches)[0]["rmse", "high"]
+    assert row.p_more_images == pytest.approx(intervals.mcnemar(30, 10))
+    assert row.p_more_members == pytest.approx(0.5**5)
+    assert rows(scorer, run)[0]["rmse", "high"].p_more_images is UNSET
+    assert rows(scorer, run[:30], plain_matches)[0]["rmse", "high"].p_more_images is UNSET  # not as many images
 
 
-def test_what_is_left_to_find_is_told_from_the_images_of_a_run(sides):
+def test_what_is_left_to_find_is_estimated_from_the_images_of_a_run(sides):
     """Of 60 images each member of the first 10 is copied 6 times: nothing more is to be expected."""
     members, heldout, _ = sides
     scorer = make(members, heldout)
-    seen = scorer.seen(rows(scorer, copies(members[:10]))[1])
-    assert seen["expected"][-1] == pytest.approx(10)
-    assert seen["sizes"][-1] == 60
-    assert seen["chao1"]["estimate"] == pytest.approx(10)
-    assert seen["ahead"]["chao"] == pytest.approx(10)
-    assert 10 <= seen["ahead"]["fit"] < N
+    curve = scorer.rarefied(RUN, rows(scorer, copies(members[:10]))[1])
+    assert (curve.attack, curve.guidance_scale) == ("side", 10.0)
+    assert curve.expected[-1] == pytest.approx(10)
+    assert curve.sizes[-1] == 60
+    assert curve.chao1.estimate == pytest.approx(10)
+    assert curve.ahead.chao == pytest.approx(10)
+    assert 10 <= curve.ahead.fit < N
 
 
 def test_every_metric_sees_the_positive_control_and_not_the_negative_one(sides):
     members, heldout, _ = sides
     scorer = make(members, heldout)
     found = positive_control.sensitivity(scorer, members[:30], heldout, 0.95)
-    at = {(row["distortion"], row["strength"], row["metric"]): row for row in found if row["level"] == "high"}
+    at = {(row.distortion, row.strength, row.metric): row for row in found if row.level == "high"}
     for metric in METRICS:
         for distortion, strength in (("noise", 0.0), ("noise", 0.02), ("noise", 0.05), ("crop", 0.0), ("flip", 0.0)):
-            assert at[distortion, strength, metric.name]["found"] == 1, (metric.name, distortion)
-        assert at["recompression", 5.0, metric.name]["found"] > 0.9
-        assert at["held-out images", None, metric.name]["found"] == 0
+            assert at[distortion, strength, metric.name].found == 1, (metric.name, distortion)
+        assert at["recompression", 5.0, metric.name].found > 0.9
+        assert at["held-out images", None, metric.name].found == 0
         # Pixels of noise have no left and right: flipped copies are not seen, and the row says so.
-        assert at["flip", 1.0, metric.name]["found"] == 0
-        by_strength = [at["noise", s, metric.name]["found"] for s in positive_control.DISTORTIONS["noise"][1]]
+        assert at["flip", 1.0, metric.name].found == 0
+        by_strength = [at["noise", s, metric.name].found for s in positive_control.DISTORTIONS["noise"][1]]
         assert by_strength == sorted(by_strength, reverse=True)
-    assert {row["level"] for row in found} == {"high", "calibrated"}
+    assert {row.level for row in found} == {"high", "calibrated"}
 
 
 def test_distortions_are_what_they_say():

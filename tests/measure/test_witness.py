@@ -51,18 +51,17 @@ def test_divergence_from_a_gaussian(witness, sides, monkeypatch):
         x = pixel_range.to_float(images)
         cross = 0.5 * (np.square(x).sum(axis=(1, 2, 3)).mean() + D * EPSILON**2 + D * np.log(2 * np.pi))
         entropy = np.log(len(x)) + 0.5 * D * np.log(2 * np.pi * np.e * EPSILON**2)
-        row = found[name]
-        assert abs(row["estimate"] - (cross - entropy)) < 4 * row["standard_error"]
-    difference = found["heldout"]["estimate"] - found["members"]["estimate"]
-    assert found["difference"]["estimate"] == pytest.approx(difference)
+        row = getattr(found, name)
+        assert abs(row.estimate - (cross - entropy)) < 4 * row.standard_error
+    assert found.difference.estimate == pytest.approx(found.heldout.estimate - found.members.estimate)
 
 
 def test_a_law_around_one_side_is_nearer_to_it(witness, sides, monkeypatch):
     one = [images[:1] for images in sides]
     of_gaussian(monkeypatch, pixel_range.to_float(one[0])[0])
-    found = witness.divergence(*one)["difference"]
+    found = witness.divergence(*one).difference
     apart = 0.5 * np.square(np.subtract(*map(pixel_range.to_float, one))).sum()
-    assert abs(found["estimate"] - apart) < 4 * found["standard_error"]
+    assert abs(found.estimate - apart) < 4 * found.standard_error
 
 
 def test_what_is_not_solved_is_counted_and_not_averaged(witness, sides, monkeypatch):
@@ -71,8 +70,8 @@ def test_what_is_not_solved_is_counted_and_not_averaged(witness, sides, monkeypa
 
     monkeypatch.setattr(TargetScores, "log_prob", log_prob)
     found = witness.divergence(*sides)
-    assert found["unsolved"] == 6
-    assert found["members"] is found["heldout"] is found["difference"] is None
+    assert found.unsolved == 6
+    assert found.members is found.heldout is found.difference is None
 
 
 def test_it_is_the_checkpoints_law_for_each_point_by_its_own_key(witness, sides, finished, monkeypatch):

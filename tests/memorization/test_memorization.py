@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from side_jax.memorization.metrics import Metric, joined, match, references
+from side_jax.memorization.matching import joined, match, references
+from side_jax.memorization.metrics import Cosine, DistanceRatio, NormalizedL2, Rmse, TiledL2
 
-RMSE = Metric(name="rmse", below=0.15)
+RMSE = Rmse(below=0.15)
 
 
 def scores(images, among, metric, **options):
@@ -38,7 +39,7 @@ def test_ums_counts_all_pairs_and_can_exceed_ams():
 
 def test_bands_are_half_open_disjoint_and_cumulative():
     """One image at each distance; the last but one is at the very end of the farthest band."""
-    metric = Metric(name="rmse", below=0.25, factors=(2.0, 4.0))
+    metric = Rmse(below=0.25, factors=(2.0, 4.0))
     assert metric.bands == {
         "high": (0.0, 0.25),
         "mid": (0.25, 0.5),
@@ -54,7 +55,7 @@ def test_bands_are_half_open_disjoint_and_cumulative():
 
 def test_a_nearer_match_leaves_a_farther_band_but_its_other_neighbours_enter_ums_there():
     """Peers' trap: by disjoint bands, AMS and all-pairs UMS of one band speak of different images."""
-    metric = Metric(name="rmse", below=0.1, factors=(3.0, 5.0))
+    metric = Rmse(below=0.1, factors=(3.0, 5.0))
     found = match(flat(0.05), references(flat(0.0, 0.25, 9.0), [metric]), [metric])[0]
     mid = found.score(metric.bands["mid"])
     assert (mid.ams, mid.ums, mid.ums_nearest) == (0.0, 1.0, 0.0)
@@ -70,7 +71,7 @@ def test_pairs_reach_to_a_limit_beyond_the_bands():
 
 def test_normalized_l2_around_the_generated_image_by_hand():
     """Distances 0.1, 0.3 and 0.8 to the three neighbours: 0.1 / (0.5 * 0.4) = 0.5; the second is at 1.5."""
-    metric = Metric(name="normalized_l2", below=0.6, factors=(3.0,), num_neighbors=3, alpha=0.5)
+    metric = NormalizedL2(below=0.6, factors=(3.0,), neighbors=3, alpha=0.5)
     found, score = scores(flat(0.1), flat(0.0, 0.4, 0.9, 5.0), metric)
     np.testing.assert_allclose(found.value, [0.5], rtol=1e-5)
     assert score.hits.tolist() == [1, 0, 0, 0]
@@ -79,7 +80,7 @@ def test_normalized_l2_around_the_generated_image_by_hand():
 
 def test_normalized_l2_around_the_member_by_hand():
     """The matched member's own neighbours are at 0.4 and 0.9: 0.1 / (0.5 * 0.65); member 1's yardstick is 0.45."""
-    metric = Metric(name="normalized_l2", below=0.6, factors=(3.0,), num_neighbors=2, alpha=0.5, around="member")
+    metric = NormalizedL2(below=0.6, factors=(3.0,), neighbors=2, alpha=0.5, around="member")
     found, score = scores(flat(0.1), flat(0.0, 0.4, 0.9, 5.0), metric)
     np.testing.assert_allclose(found.value, [0.1 / (0.5 * 0.65)], rtol=1e-5)
     assert score.hits.tolist() == [1, 0, 0, 0]
@@ -89,18 +90,18 @@ def test_normalized_l2_around_the_member_by_hand():
 
 def test_normalized_l2_around_a_member_with_copies():
     """A copy of the member counts among its neighbours, the member itself never does."""
-    metric = Metric(name="normalized_l2", below=0.6, num_neighbors=2, alpha=0.5, around="member")
+    metric = NormalizedL2(below=0.6, neighbors=2, alpha=0.5, around="member")
     among = references(flat(0.0, 0.0, 0.4), [metric])
-    np.testing.assert_allclose(among.spread, [0.1, 0.1, 0.2], rtol=1e-5)
+    np.testing.assert_allclose(among.prepared["normalized_l2"], [0.1, 0.1, 0.2], rtol=1e-5)
     same = references(flat(0.0, 0.0, 0.0, 0.0), [metric])
-    assert same.spread.tolist() == [0] * 4
+    assert same.prepared["normalized_l2"].tolist() == [0] * 4
     assert match(flat(0.2), same, [metric])[0].value.tolist() == [0]
 
 
 def test_normalized_l2_lies_in_zero_to_one_over_alpha():
     rng = np.random.default_rng(3)
     images, among = (rng.uniform(-1, 1, (40, 3, 3, 1)).astype(np.float32) for _ in range(2))
-    metric = Metric(name="normalized_l2", below=1.0, num_neighbors=10, alpha=0.5)
+    metric = NormalizedL2(below=1.0, neighbors=10, alpha=0.5)
     value = scores(images, among, metric)[0].value
     assert value.min() >= 0
     assert value.max() <= 2
@@ -114,7 +115,7 @@ def test_tiled_l2_is_that_of_the_worst_tile():
     member = np.zeros((1, 4, 4, 1), np.float32)
     image = member.copy()
     image[0, :2, 2:] = 0.4
-    tiled, plain = Metric(name="tiled_l2", below=0.5, grid=2), Metric(name="rmse", below=0.5)
+    tiled, plain = TiledL2(below=0.5, grid=2), Rmse(below=0.5)
     found = match(image, references(member.repeat(2, axis=0), [tiled, plain]), [tiled, plain])
     np.testing.assert_allclose([one.value[0] for one in found], [0.4, 0.2], rtol=1e-5)
     assert found[0].score((0.0, 0.5)).hits.tolist() == [1, 1]
@@ -122,7 +123,7 @@ def test_tiled_l2_is_that_of_the_worst_tile():
 
 
 def test_cosine_is_of_features_alone():
-    metric = Metric(name="cosine", below=0.4)
+    metric = Cosine(above=0.6)
     features = np.asarray([[1.0, 0.0], [0.5, 0.75**0.5]], np.float32)
     among = references(flat(0.0, 0.0), [metric], features)
     (found,) = match(flat(5.0, 7.0), among, [metric], features=np.asarray([[2.0, 0.0], [-1.0, 0.0]], np.float32))
@@ -133,7 +134,7 @@ def test_cosine_is_of_features_alone():
 
 
 def test_distance_ratio_by_hand_and_with_duplicates():
-    metric = Metric(name="distance_ratio", below=1 / 3)
+    metric = DistanceRatio()
     found, score = scores(flat(0.1, 0.4), flat(0.0, 0.9), metric)
     np.testing.assert_allclose(found.value, [0.1 / 0.8, 0.4 / 0.5], rtol=1e-5)
     assert score.matched.tolist() == [True, False]
@@ -143,11 +144,11 @@ def test_distance_ratio_by_hand_and_with_duplicates():
 
 
 METRICS = [
-    Metric(name="rmse", below=0.15, factors=(1.25, 1.5)),
-    Metric(name="normalized_l2", below=0.8, factors=(1.25,), num_neighbors=10),
-    Metric(name="tiled_l2", below=0.3, grid=2),
-    Metric(name="distance_ratio", below=1 / 3),
-    Metric(name="cosine", below=0.4),
+    Rmse(below=0.15, factors=(1.25, 1.5)),
+    NormalizedL2(below=0.8, factors=(1.25,), neighbors=10),
+    TiledL2(below=0.3, grid=2),
+    DistanceRatio(),
+    Cosine(above=0.6),
 ]
 
 
@@ -160,7 +161,7 @@ def test_parts_joined_are_the_whole(around):
     rng = np.random.default_rng(5)
     members = rng.uniform(-1, 1, (30, 4, 4, 1)).astype(np.float32)
     images = members[rng.integers(0, 30, 50)] + 0.2 * rng.normal(size=(50, 4, 4, 1)).astype(np.float32)
-    metrics = [METRICS[0], Metric(name="normalized_l2", below=0.8, factors=(1.5,), num_neighbors=4, around=around)]
+    metrics = [METRICS[0], NormalizedL2(below=0.8, factors=(1.5,), neighbors=4, around=around)]
     among = references(members, metrics)
     whole = match(images, among, metrics)
     parts = [match(part, among, metrics) for part in (images[:7], images[7:8], images[8:])]

@@ -1,35 +1,30 @@
-"""What an audit says in words, for results that are known."""
+"""The verdict and the findings of an audit, for results that are known."""
 
+import made_results
 import pytest
+from msgspec import structs
 
+from side_jax.measure.records import Divergence, Estimate
 from side_jax.memorization.statistics import intervals
 from side_jax.report import findings
-from side_jax.settings import Settings
-
-HEADLINE = Settings().evaluate.metrics[0]
 
 
 def row(attack, hits, scale=10.0, held=0, n=1000):
     """Images that match members and held-out ones: different images, as far as there are enough."""
     sides = {}
     for prefix, count in (("", hits), ("heldout_", held)):
-        low, high = intervals.wilson_interval(count, n, 0.95)
         bound = None if count else intervals.zero_hits_bound(n, 0.95)
-        sides |= {f"{prefix}ams": count / n, f"{prefix}ams_ci": [low, high], f"{prefix}ams_at_most": bound}
-    base = {"attack": attack, "guidance_scale": scale, "metric": HEADLINE, "level": "high", "n_generated": n}
-    cells = (0, hits, held, n - hits - held)
-    interval = list(intervals.paired_difference_interval(*cells, 0.95))
+        interval = intervals.wilson_interval(count, n, 0.95)
+        sides |= {f"{prefix}ams": count / n, f"{prefix}ams_ci": interval, f"{prefix}ams_at_most": bound}
+    interval = intervals.paired_difference_interval(0, hits, held, n - hits - held, 0.95)
     excess = {"excess": (hits - held) / n, "excess_ci": interval, "p_excess": intervals.mcnemar(hits, held)}
-    return base | sides | excess | {"unique": min(hits, 50)}
+    return made_results.row(attack, scale, n_generated=n, unique=min(hits, 50), **sides, **excess)
 
 
-def results(*rows):
-    dataset = {"members": 128, "heldout": 128, "heldout_used": 128}
-    seen = [
-        {"attack": one["attack"], "guidance_scale": one["guidance_scale"], "ahead": {"factor": 10, "fit": 61.4}}
-        for one in rows
-    ]
-    return {"rows": list(rows), "dataset": dataset, "rarefaction": seen}
+def results(*rows, **changes):
+    whole = made_results.results(rows, dataset=made_results.dataset(members=128, heldout=128, heldout_used=128))
+    curves = [structs.replace(curve, ahead=structs.replace(curve.ahead, fit=61.4)) for curve in whole.rarefaction]
+    return structs.replace(whole, rarefaction=tuple(curves), **changes)
 
 
 def said(*rows):
@@ -47,8 +42,8 @@ def test_the_gain_survives_where_random_labels_do_worse():
 
 
 def test_the_gain_does_not_survive_where_random_labels_do_as_well():
-    assert "does NOT survive" in said(PLAIN, SIDE, row("side_random", 110))[-2]
-    assert "does NOT survive" in said(PLAIN, SIDE, row("side_random", 300))[-2]
+    assert "does not survive" in said(PLAIN, SIDE, row("side_random", 110))[-2]
+    assert "does not survive" in said(PLAIN, SIDE, row("side_random", 300))[-2]
 
 
 def test_without_a_gain_there_is_nothing_to_explain():
@@ -59,7 +54,7 @@ def test_without_a_gain_there_is_nothing_to_explain():
 
 def test_a_conditional_model_is_said_to_be_guided_by_its_own_labels():
     first, second, control = said(PLAIN, row("conditional_model", 90, 2.0))
-    assert first.startswith("Sampled as it is, 3.00%")
+    assert first.startswith("Without guidance, 3.00%")
     assert second.startswith("Guided by its own labels at its best scale (2), 9.00% match, 3.0 times the rate")
     assert control.startswith("Control: of the same 1,000 images")
     status, _, (sentence, _) = findings.verdict(results(PLAIN, row("conditional_model", 90, 2.0)), 0.95)
@@ -96,10 +91,10 @@ def test_a_leak_is_named_with_its_control_and_what_more_images_would_find():
     status, tone, (first, second) = verdict(PLAIN, SIDE)
     assert (status, tone) == ("Leaks", "alarm")
     assert "of 1,000 images by SIDE at guidance scale 10, 120 (12.00%) match a training image, and 0 match" in first
-    low, high = (100 * end for end in SIDE["excess_ci"])
+    low, high = (100 * end for end in SIDE.excess_ci)
     assert f"the excess is 12.00 percentage points (95% interval +{low:.2f} to +{high:.2f})" in first
-    assert second.startswith("50 of its 128 training images came out by SIDE at guidance scale 10")
-    assert second.endswith("10 times as many images would bring out about 61.")
+    assert second.startswith("50 of its 128 training images were extracted by SIDE at guidance scale 10")
+    assert second.endswith("10 times as many images would extract about 61.")
 
 
 def test_nothing_found_is_a_bound_and_no_proof():
@@ -113,13 +108,13 @@ def test_as_many_matches_with_images_never_seen_decide_nothing():
     status, tone, (first, second) = verdict(row("unconditional", 40, 0.0, held=38))
     assert (status, tone) == ("Not decided", "unsure")
     assert "40 match a training image, but 38 match one of as many images that it never saw" in first
-    assert "takes likeness for copying" in second
+    assert "mistakes likeness for copying" in second
 
 
 def test_a_leak_must_stand_out_of_all_attacks_that_were_tried():
     """p = 1/32 for five images against none: enough for one attack at 95%, not for the best of four."""
     five = row("side", 5)
-    assert five["p_excess"] == 0.5**5
+    assert five.p_excess == 0.5**5
     assert verdict(five)[0] == "Leaks"
     others = [row("side", 0, scale) for scale in (1.0, 3.0, 30.0)]
     assert verdict(five, *others)[0] == "Not decided"
@@ -131,18 +126,18 @@ def test_a_control_that_finds_much_is_no_leak_by_an_attack():
 
 
 def divergence(members, heldout, error=1.0, unsolved=0):
-    """As results.json has it."""
+    """As the evaluation records it."""
 
-    def of(value, error):
-        return None if unsolved else {"estimate": value, "standard_error": error}
+    def estimate(value, error):
+        return None if unsolved else Estimate(estimate=value, standard_error=error)
 
-    sides = {"members": of(members, error), "heldout": of(heldout, error)}
-    difference = {"difference": of(heldout - members, error * 2**0.5)}
-    return {"epsilon": 0.05, "draws": 64, "unsolved": unsolved} | sides | difference
+    sides = {"members": estimate(members, error), "heldout": estimate(heldout, error)}
+    difference = estimate(heldout - members, error * 2**0.5)
+    return Divergence(epsilon=0.05, draws=64, unsolved=unsolved, difference=difference, **sides)
 
 
 def last(**found):
-    return findings.sentences(results(PLAIN) | {"divergence": divergence(**found)}, 0.95)[-1]
+    return findings.sentences(results(PLAIN, divergence=divergence(**found)), 0.95)[-1]
 
 
 def test_a_model_nearer_to_its_members():
@@ -157,7 +152,7 @@ def test_a_model_as_near_to_both():
 
 
 def test_a_model_farther_from_its_members():
-    assert "20.0 nats FARTHER from its training images" in last(members=60.0, heldout=40.0)
+    assert "20.0 nats farther from its training images" in last(members=60.0, heldout=40.0)
 
 
 def test_a_likelihood_that_was_not_solved_is_no_number():

@@ -5,15 +5,18 @@ import dataclasses
 import io
 import re
 
+import made_results
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from side_jax.data.sides import Side
 from side_jax.measure import positive_control
-from side_jax.memorization.metrics import Matches
+from side_jax.measure.records import Ahead, Chao1, Fit, GoodToulmin, Membership, Run
+from side_jax.memorization.matching import Matches
 from side_jax.report import findings, matches, plots
-from side_jax.report.figures import Drawn, figures, yields
+from side_jax.report.figures import ClusterYield, Drawn, figures, yields
 from side_jax.report.gallery import gallery, sheet
 from side_jax.report.tables import explanation, tables
 from side_jax.report.writer import Audit, write
@@ -35,42 +38,42 @@ class Distinct:
         return self.count / 2048
 
     def interval(self):
-        return [self(), self()]
+        return self(), self()
 
 
 def row(draw, attack, scale, metric, level):
-    sides = {}
+    changes = {}
     for side in ("", "heldout_"):
-        sides |= {f"{side}{name}": draw() for name in ("ams", "ums", "ums_nearest", "unique")}
-        sides |= {f"{side}{name}_ci": draw.interval() for name in ("ams", "ums", "ums_nearest")}
-        sides |= {f"{side}ams_at_most": None, f"{side}unique": 3000 + draw.count}
-    made = {"attack": attack, "guidance_scale": scale, "metric": metric, "level": level, "band": list(LEVELS[level])}
-    made |= sides | {"n_generated": 1234, "excess": draw(), "excess_ci": draw.interval(), "p_excess": draw()}
+        changes |= {f"{side}{name}": draw() for name in ("ams", "ums", "ums_nearest")}
+        changes |= {f"{side}{name}_ci": draw.interval() for name in ("ams", "ums", "ums_nearest")}
+        changes |= {f"{side}ams_at_most": None, f"{side}unique": 3000 + draw.count}
+    changes |= {"excess": draw(), "excess_ci": draw.interval(), "p_excess": draw()}
     if attack != "unconditional":
-        made |= {"p_more_images": draw(), "p_more_members": draw()}
+        changes |= {"p_more_images": draw(), "p_more_members": draw()}
     if level == "calibrated":
-        made |= {"false_match_rate": 0.02, "false_match_measured_ci": draw.interval()}
-    return made
+        changes |= {"false_match_rate": 0.02, "false_match_measured": 0.1}
+        changes["false_match_measured_ci"] = draw.interval()
+    return made_results.row(attack, scale, metric=metric, level=level, band=LEVELS[level], n_generated=1234, **changes)
 
 
-def seen(draw, attack, scale):
-    return {
-        "attack": attack,
-        "guidance_scale": scale,
-        "sizes": [1, 20, 4000 + draw.count],
-        "expected": [0.5, 5.0, 100.0 + draw.count],
-        "fit": {"sizes": [1, 20, 40000], "expected": [0.5, 5.5, 200.0 + draw.count]},
-        "chao1": {name: 100 * k + draw.count + 0.25 for k, name in enumerate(("low", "estimate", "high"), start=3)},
-        "ahead": {
-            "factor": 10,
-            "fit": 600 + 100 * draw(),
-            "chao": 700 + 100 * draw(),
-            "good_toulmin": {"expected": 800 + 100 * draw(), "valid": attack == "side"},
-        },
-    }
+def rarefaction(draw, attack, scale):
+    return made_results.rarefaction(
+        attack,
+        scale,
+        sizes=(1, 20, 4000 + draw.count),
+        expected=(0.5, 5.0, 100.0 + draw.count),
+        fit=Fit(a=1.0, b=2.0, sizes=(1, 20, 40000), expected=(0.5, 5.5, 200.0 + draw.count)),
+        chao1=Chao1(low=300.25 + draw.count, estimate=400.25 + draw.count, high=500.25 + draw.count),
+        ahead=Ahead(
+            factor=10,
+            fit=600 + 100 * draw(),
+            chao=700 + 100 * draw(),
+            good_toulmin=GoodToulmin(expected=800 + 100 * draw(), smoothed=True, valid=attack == "side"),
+        ),
+    )
 
 
-LAWS = (
+DISTANCES = (
     *("auth_pct", "auth_pct_heldout", "fld_gap"),
     *("frechet_members", "frechet_heldout", "frechet_members_heldout"),
 )
@@ -79,54 +82,49 @@ LAWS = (
 @pytest.fixture
 def results():
     draw = Distinct()
-    laws = [
-        {"attack": attack, "guidance_scale": scale, "n": {"heldout": 90, "members": 90}}
-        | {name: 1000 * draw() for name in LAWS}
-        | {"c_t": {"value": -1000 * draw() if attack == "side" else None}}
-        for attack, scale in RUNS
+    distributions = [
+        made_results.distribution(
+            *run,
+            **{name: 1000 * draw() for name in DISTANCES},
+            c_t=-1000 * draw() if run[0] == "side" else None,
+        )
+        for run in RUNS
     ]
-    evidence = {
-        "auc": draw(),
-        "auc_ci": draw.interval(),
-        "calibration": 45,
-        "at": [
-            {"false_positive_rate": 0.01, "true_positive_rate": None, "note": "it needs 99 images"},
-            {
-                "false_positive_rate": 0.1,
-                "true_positive_rate": draw(),
-                "true_positive_rate_ci": draw.interval(),
-                "called_heldout": 3,
-                "note": None,
-            },
-        ],
-        "evaluation": 45,
-    }
-    return {
-        "rows": [row(draw, *run, metric, level) for run in RUNS for metric in METRICS for level in LEVELS],
-        "rarefaction": [seen(draw, *run) for run in RUNS],
-        "distribution": laws,
-        "thresholds": {
-            name: {"below": 0.6789, "calibrated_on": 45, "tested_on": 46, "matched": k}
-            for k, name in enumerate(METRICS, start=7)
-        },
-        "dataset": {"members": 90, "heldout": 90, "heldout_used": 90},
-        "membership": {"timestep": 77, "secmi_stride": 5, "pia": evidence},
-        "controls": [
-            {"distortion": d, "strength": s, "unit": "u", "metric": m, "level": level, "found": draw()}
+    at = (
+        made_results.operating(0.01, note="it needs 99 images"),
+        made_results.operating(0.1, true_positive_rate=draw(), true_positive_rate_ci=draw.interval(), called_heldout=3),
+    )
+    pia = made_results.quality(at, auc=draw(), auc_ci=draw.interval())
+    rows = [row(draw, *run, metric, level) for run in RUNS for metric in METRICS for level in LEVELS]
+    return made_results.results(
+        rows,
+        rarefaction=tuple(rarefaction(draw, *run) for run in RUNS),
+        distribution=tuple(distributions),
+        thresholds={name: made_results.threshold(below=0.6789, matched=k) for k, name in enumerate(METRICS, start=7)},
+        membership=Membership(timestep=77, secmi_stride=5, pia=pia),
+        controls=tuple(
+            made_results.control(d, s, metric=m, level=level, found=draw())
             for d, s in (("held-out images", None), ("noise", 0.0), ("noise", 0.4), ("flip", 1.0))
             for m in METRICS
             for level in ("high", "calibrated")
-        ],
-    }
+        ),
+    )
 
 
 def alone(results):
     """The same of samples alone, without a guidance scale."""
-    found = dict(results)
-    for name in ("rows", "rarefaction", "distribution"):
-        kept = [one | {"attack": "samples"} for one in results[name] if one["attack"] == "unconditional"]
-        found[name] = kept
-    return found | {"membership": {}}
+    sections = {
+        name: tuple(
+            structs.replace(one, attack="samples") for one in getattr(results, name) if one.attack == "unconditional"
+        )
+        for name in ("rows", "rarefaction", "distribution")
+    }
+    return structs.replace(results, membership=None, **sections)
+
+
+def keep(results, test):
+    """Only some of the rows."""
+    return structs.replace(results, rows=tuple(one for one in results.rows if test(one)))
 
 
 def table(results, caption):
@@ -145,15 +143,19 @@ def texts(of, label):
 
 
 def rows_of(results, metric, level):
-    return [one for one in results["rows"] if (one["metric"], one["level"]) == (metric, level)]
+    return [one for one in results.rows if (one.metric, one.level) == (metric, level)]
 
 
-def shares(rows, name):
-    return [f"{100 * r[name]:.2f}% ({100 * r[f'{name}_ci'][0]:.2f}% to {100 * r[f'{name}_ci'][1]:.2f}%)" for r in rows]
+def shares(rates, intervals):
+    return [f"{100 * r:.2f}% ({100 * i[0]:.2f}% to {100 * i[1]:.2f}%)" for r, i in zip(rates, intervals, strict=True)]
+
+
+def of_rows(rows, name):
+    return shares([getattr(one, name) for one in rows], [getattr(one, f"{name}_ci") for one in rows])
 
 
 def points(rows):
-    return [f"{100 * r['excess']:.2f} (+{100 * r['excess_ci'][0]:.2f} to +{100 * r['excess_ci'][1]:.2f})" for r in rows]
+    return [f"{100 * r.excess:.2f} (+{100 * r.excess_ci[0]:.2f} to +{100 * r.excess_ci[1]:.2f})" for r in rows]
 
 
 def test_tables_come_in_the_order_of_their_weight(results):
@@ -164,11 +166,11 @@ def test_tables_come_in_the_order_of_their_weight(results):
         "Farther bands of rmse",
         "Calibrated thresholds",
         "How much is left to find?",
-        "Laws compared: overfitting and quality",
-        "Membership evidence",
+        "Distributions compared: overfitting and quality",
+        "Membership scores",
     ]
-    results["rows"] = rows_of(results, "rmse", "high")
-    assert [one.caption for one in tables(results | {"distribution": [], "membership": {}})] == [
+    few = keep(results, lambda one: (one.metric, one.level) == ("rmse", "high"))
+    assert [one.caption for one in tables(structs.replace(few, distribution=(), membership=None))] == [
         "Attacks by rmse below 0.8",
         "How much is left to find?",
     ]
@@ -177,8 +179,7 @@ def test_tables_come_in_the_order_of_their_weight(results):
 def test_the_best_of_several_scales_is_warned_of_where_there_are_several(results):
     caption = "Attacks by rmse below 0.8"
     assert "best of several scales" in table(results, caption).note
-    results["rows"] = [one for one in results["rows"] if one["guidance_scale"] != 1]
-    assert "best of several scales" not in table(results, caption).note
+    assert "best of several scales" not in table(keep(results, lambda one: one.guidance_scale != 1), caption).note
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -193,14 +194,14 @@ def test_every_number_of_the_attacks(results, metric):
         ("UMS, all pairs", "ums"),
         ("UMS, nearest", "ums_nearest"),
     ):
-        assert texts(found, label) == shares(rows, name)
-        assert [cell.sort for cell in column(found, label)] == [r[name] for r in rows]
+        assert texts(found, label) == of_rows(rows, name)
+        assert [cell.sort for cell in column(found, label)] == [getattr(r, name) for r in rows]
     assert texts(found, "Excess, points") == points(rows)
-    assert texts(found, "Extracted") == [f"{r['unique']:,}" for r in rows]
-    assert texts(found, "p, excess") == [f"{r['p_excess']:.4f}" for r in rows]
-    assert texts(found, "p, more images") == ["none", *(f"{r['p_more_images']:.4f}" for r in rows[1:])]
-    assert texts(found, "p, more members") == ["none", *(f"{r['p_more_members']:.4f}" for r in rows[1:])]
-    assert [c.sort for c in column(found, "p, more images")] == [None, *(r["p_more_images"] for r in rows[1:])]
+    assert texts(found, "Extracted") == [f"{r.unique:,}" for r in rows]
+    assert texts(found, "p, excess") == [f"{r.p_excess:.4f}" for r in rows]
+    assert texts(found, "p, more images") == ["none", *(f"{r.p_more_images:.4f}" for r in rows[1:])]
+    assert texts(found, "p, more members") == ["none", *(f"{r.p_more_members:.4f}" for r in rows[1:])]
+    assert [c.sort for c in column(found, "p, more images")] == [None, *(r.p_more_images for r in rows[1:])]
     assert "best of several scales" in found.note
     assert "side_random: control: SIDE with random pseudo-labels" in found.note
     explained = [bool(one.help) for one in found.columns]
@@ -208,9 +209,8 @@ def test_every_number_of_the_attacks(results, metric):
 
 
 def test_zero_hits_are_a_bound_and_small_p_values_are_small(results):
-    first = results["rows"][0]
-    first |= {"ams": 0.0, "ams_at_most": 0.0123, "heldout_ams_at_most": 0.0456, "p_excess": 0.00009}
-    found = table(results, "Attacks by normalized_l2 below 0.8")
+    first = structs.replace(results.rows[0], ams=0.0, ams_at_most=0.0123, heldout_ams_at_most=0.0456, p_excess=0.00009)
+    found = table(structs.replace(results, rows=(first, *results.rows[1:])), "Attacks by normalized_l2 below 0.8")
     assert texts(found, "Matched (AMS)")[0] == "0 (at most 1.23%)"
     assert texts(found, "Held-out matched")[0] == "0 (at most 4.56%)"
     assert texts(found, "p, excess")[0] == "< 0.0001"
@@ -230,7 +230,7 @@ def test_samples_alone_have_no_columns_without_a_number(results):
 
 def test_every_number_of_the_farther_bands(results):
     found = table(results, "Farther bands of rmse")
-    rows = [r for r in results["rows"] if r["metric"] == "rmse" and r["level"] in ("mid", "high to mid")]
+    rows = [r for r in results.rows if r.metric == "rmse" and r.level in ("mid", "high to mid")]
     assert texts(found, "Band") == ["mid [0.8, 1)", "high to mid [0, 1)"] * 4
     for label, name in (
         ("AMS", "ams"),
@@ -239,41 +239,41 @@ def test_every_number_of_the_farther_bands(results):
         ("Held-out AMS", "heldout_ams"),
         ("Held-out UMS", "heldout_ums"),
     ):
-        assert texts(found, label) == [f"{100 * r[name]:.2f}%" for r in rows]
-        assert [cell.sort for cell in column(found, label)] == [r[name] for r in rows]
+        assert texts(found, label) == [f"{100 * getattr(r, name):.2f}%" for r in rows]
+        assert [cell.sort for cell in column(found, label)] == [getattr(r, name) for r in rows]
 
 
 def test_every_number_of_the_calibrated_thresholds(results):
     found = table(results, "Calibrated thresholds")
-    rows = [r for r in results["rows"] if r["level"] == "calibrated"]
+    rows = [r for r in results.rows if r.level == "calibrated"]
     assert texts(found, "Measure") == list(METRICS) * 4
     assert texts(found, "Threshold") == ["0.6789"] * 8
-    assert texts(found, "Matched (AMS)") == shares(rows, "ams")
-    assert texts(found, "Held-out matched") == shares(rows, "heldout_ams")
+    assert texts(found, "Matched (AMS)") == of_rows(rows, "ams")
+    assert texts(found, "Held-out matched") == of_rows(rows, "heldout_ams")
     assert texts(found, "Excess, points") == points(rows)
-    assert texts(found, "Extracted") == [f"{r['unique']:,}" for r in rows]
+    assert texts(found, "Extracted") == [f"{r.unique:,}" for r in rows]
     assert "at most 2.00% of cases: on 45 held-out images" in found.note
     for k, metric in enumerate(METRICS, start=7):
-        low, high = rows_of(results, metric, "calibrated")[-1]["false_match_measured_ci"]
+        low, high = rows_of(results, metric, "calibrated")[-1].false_match_measured_ci
         assert f"{metric} {k} of 46 ({100 * low:.2f}% to {100 * high:.2f}%)" in found.note
 
 
 def test_every_number_of_what_is_left(results):
-    found, rows = table(results, "How much is left to find?"), results["rarefaction"]
-    assert texts(found, "Images") == [f"{r['sizes'][-1]:,}" for r in rows]
-    assert texts(found, "Found") == [f"{r['expected'][-1]:.0f}" for r in rows]
-    assert texts(found, "Fitted law at 10 times") == [f"{r['ahead']['fit']:.1f}" for r in rows]
-    assert texts(found, "Chao at 10 times") == [f"{r['ahead']['chao']:.1f}" for r in rows]
-    chao = [r["chao1"] for r in rows]
-    total = [f"{c['estimate']:.1f} ({c['low']:.0f} to {c['high']:.0f})" for c in chao]
+    found, rows = table(results, "How much is left to find?"), results.rarefaction
+    assert texts(found, "Images") == [f"{r.sizes[-1]:,}" for r in rows]
+    assert texts(found, "Found") == [f"{r.expected[-1]:.0f}" for r in rows]
+    assert texts(found, "Fitted law at 10 times") == [f"{r.ahead.fit:.1f}" for r in rows]
+    assert texts(found, "Chao at 10 times") == [f"{r.ahead.chao:.1f}" for r in rows]
+    chao = [r.chao1 for r in rows]
+    total = [f"{c.estimate:.1f} ({c.low:.0f} to {c.high:.0f})" for c in chao]
     assert texts(found, "Chao's total, at least") == total
     beyond = [", beyond its range", "", "", ", beyond its range"]
-    toulmin = [f"{r['ahead']['good_toulmin']['expected']:.1f}{b}" for r, b in zip(rows, beyond, strict=True)]
+    toulmin = [f"{r.ahead.good_toulmin.expected:.1f}{b}" for r, b in zip(rows, beyond, strict=True)]
     assert texts(found, "Good-Toulmin at 10 times") == toulmin
 
 
-def test_every_number_of_the_laws(results):
-    found, rows = table(results, "Laws compared: overfitting and quality"), results["distribution"]
+def test_every_number_of_the_distributions(results):
+    found, rows = table(results, "Distributions compared: overfitting and quality"), results.distribution
     labels = {
         "auth_pct": "AuthPct",
         "auth_pct_heldout": "AuthPct, held-out",
@@ -283,21 +283,21 @@ def test_every_number_of_the_laws(results):
         "frechet_members_heldout": "Members to held-out",
     }
     for name, label in labels.items():
-        assert texts(found, label) == [f"{r[name]:.3g}" for r in rows]
-    values = [r["c_t"]["value"] for r in rows]
+        assert texts(found, label) == [f"{getattr(r, name):.3g}" for r in rows]
+    values = [r.c_t.value for r in rows]
     assert texts(found, "C_T") == ["none", f"{values[1]:.3g}", f"{values[2]:.3g}", "none"]
     assert "rough" not in found.note
-    results["distribution"][0]["n"] = {"heldout": 89, "members": 90}
-    assert "Held-out images are fewer" in table(results, found.caption).note
+    fewer = (made_results.distribution(*RUNS[0], heldout=89), *rows[1:])
+    assert "Held-out images are fewer" in table(structs.replace(results, distribution=fewer), found.caption).note
 
 
 def test_every_number_of_membership(results):
-    found, one = table(results, "Membership evidence"), results["membership"]["pia"]
-    low, high = one["auc_ci"]
-    assert texts(found, "Evidence") == ["pia"]
-    assert texts(found, "AUC") == [f"{one['auc']:.3f} ({low:.3f} to {high:.3f})"]
+    found, pia = table(results, "Membership scores"), results.membership.pia
+    low, high = pia.auc_ci
+    assert texts(found, "Score") == ["pia"]
+    assert texts(found, "AUC") == [f"{pia.auc:.3f} ({low:.3f} to {high:.3f})"]
     assert texts(found, "True positives at 1%") == ["not known"]
-    (rate,) = shares(one["at"][1:], "true_positive_rate")
+    (rate,) = shares([pia.at[1].true_positive_rate], [pia.at[1].true_positive_rate_ci])
     assert texts(found, "True positives at 10%") == [f"{rate}; 3 of 45 false"]
     assert "at timestep 77" in found.note
     assert found.note.endswith(" Not known: it needs 99 images.")
@@ -305,19 +305,19 @@ def test_every_number_of_membership(results):
 
 
 def test_the_explanation_is_of_these_measures_and_sets(results):
-    said = explanation(results, 0.9)
-    assert "normalized_l2 below 0.8: pixel distance over alpha" in said
-    assert "rmse below 0.8: root mean squared" in said
-    assert "against 90 images that the model never saw" in said
-    assert "Intervals hold with 90% confidence, by Wilson for rates, Newcombe for differences and a jackknife" in said
-    assert "by chance alone" not in said
-    assert "calibrate" not in said
-    results["dataset"]["heldout_used"] = 30
-    results["thresholds"]["rmse"] |= {"below": None, "calibrated_on": 15}
-    said = explanation(results, 0.9)
-    assert "against 30 images that the model never saw" in said
-    assert "Of 90 members one is nearer by chance alone" in said
-    assert "15 held-out images are too few to calibrate a threshold" in said
+    text = explanation(results, 0.9)
+    assert "normalized_l2 below 0.8: pixel distance over alpha" in text
+    assert "rmse below 0.8: root mean squared" in text
+    assert "against 90 images that the model never saw" in text
+    assert "Intervals hold with 90% confidence, by Wilson for rates, Newcombe for differences and a jackknife" in text
+    assert "by chance alone" not in text
+    assert "calibrate" not in text
+    none = made_results.threshold(below=None, calibrated_on=15)
+    fewer = {"dataset": made_results.dataset(heldout_used=30), "thresholds": results.thresholds | {"rmse": none}}
+    text = explanation(structs.replace(results, **fewer), 0.9)
+    assert "against 30 images that the model never saw" in text
+    assert "Of 90 members one is nearer by chance alone" in text
+    assert "15 held-out images are too few to calibrate a threshold" in text
 
 
 CSV = """attack,guidance_scale,index,label,rmse_member,rmse_member_id,rmse_member_match,rmse_heldout,rmse_heldout_id,\
@@ -351,10 +351,7 @@ def side(name, first, names):
 
 
 MEMBERS, HELDOUT = side("members", 11, ("ada", "bea", "cle")), side("heldout", 21, ("dan", "eve"))
-ROWS = [
-    {"attack": "unconditional", "guidance_scale": 0.0, "metric": "rmse", "ams": 0.5},
-    {"attack": "side", "guidance_scale": 10.0, "metric": "rmse", "ams": 0.6},
-]
+ROWS = [made_results.row("unconditional", ams=0.5), made_results.row("side", 10.0, ams=0.6)]
 
 
 def fetch(attack, scale, index):
@@ -367,15 +364,15 @@ def fetch(attack, scale, index):
 def test_matches_are_read_by_column_and_by_run(found):
     assert found["attack"].tolist() == ["unconditional"] * 3 + ["side"] * 4
     assert found["rmse_member"].dtype == np.float64
-    own = matches.of(found, ROWS[1])
+    own = matches.of_run(found, ROWS[1])
     assert own["label"].tolist() == [4, 4, 7, 4]
     assert own["rmse_member_id"].tolist() == [13, 12, 12, 12]
-    assert len(matches.of(found, {"attack": "side", "guidance_scale": 1.0})["index"]) == 0
+    assert len(matches.of_run(found, Run(attack="side", guidance_scale=1.0))["index"]) == 0
 
 
 def test_runs_have_titles_file_names_and_an_order():
     rows = [
-        {"attack": attack, "guidance_scale": scale, "ams": ams}
+        made_results.row(attack, scale, ams=ams)
         for attack, scale, ams in (
             ("side_random", 1.0, 0.9),
             ("unconditional", 0.0, 0.1),
@@ -384,7 +381,7 @@ def test_runs_have_titles_file_names_and_an_order():
             ("conditional", 2.5, 0.05),
         )
     ]
-    shown = [(row["attack"], row["guidance_scale"]) for row in matches.shown(rows)]
+    shown = [(row.attack, row.guidance_scale) for row in matches.shown(rows)]
     assert shown == [("side", 2.5), ("unconditional", 0.0), ("conditional", 2.5), ("side_random", 1.0)]
     assert [matches.title(row) for row in rows[:2]] == ["side_random, scale 1", "unconditional"]
     assert [matches.slug(row) for row in rows[1:4]] == ["unconditional", "side_1", "side_2.5"]
@@ -393,15 +390,15 @@ def test_runs_have_titles_file_names_and_an_order():
 def test_yields_of_clusters_by_hand(found):
     """Cluster 4 guided images 0, 1 and 3, of members 13, 12 and 12; cluster 7 image 2, which matches none."""
     assert yields(found, ROWS[1]) == [
-        {"cluster": 4, "images": 3, "matched": 3, "members": 2},
-        {"cluster": 7, "images": 1, "matched": 0, "members": 0},
+        ClusterYield(cluster=4, images=3, matched=3, members=2),
+        ClusterYield(cluster=7, images=1, matched=0, members=0),
     ]
     assert yields(found, ROWS[0]) == []
 
 
 def drawn(results, **changes):
     """The figures, for matches of each run."""
-    runs = list(dict.fromkeys((r["attack"], r["guidance_scale"]) for r in results["rows"]))
+    runs = list(dict.fromkeys((r.attack, r.guidance_scale) for r in results.rows))
     rng, n = np.random.default_rng(0), 20
     columns = {
         "attack": np.repeat([attack for attack, _ in runs], n),
@@ -423,17 +420,18 @@ def test_figures_are_pictures_and_say_what_they_show(results):
             assert picture.width > 400
             assert np.asarray(picture.convert("L")).std() > 5  # it is not blank
         assert not one.reveals
-    false = [r for r in results["controls"] if r["strength"] is None and r["level"] == "high"]
-    listed = ", ".join(f"{r['metric']} {100 * r['found']:.2f}%" for r in false)
+    false = [r for r in results.controls if r.strength is None and r.level == "high"]
+    listed = ", ".join(f"{r.metric} {100 * r.found:.2f}%" for r in false)
     assert found["sensitivity"].note.endswith(f"held-out images that match a member: {listed}.")
     assert found["similarity"].note.endswith("than chance brings them.")
     assert found["rarefaction"].note.startswith("Solid: the mean")
 
 
 def test_figures_without_guidance_controls_or_hits(results):
-    results = alone(results) | {"controls": []}
-    results["rarefaction"][0]["expected"] = [0.0, 0.0, 0.0]
-    results["dataset"]["heldout_used"] = 30
+    results = alone(results)
+    empty = structs.replace(results.rarefaction[0], expected=(0.0, 0.0, 0.0))
+    dataset = made_results.dataset(heldout_used=30)
+    results = structs.replace(results, controls=(), rarefaction=(empty,), dataset=dataset)
     found = drawn(results)
     assert list(found) == ["rarefaction", "similarity"]
     assert found["rarefaction"].note.startswith("No member was found")
@@ -453,8 +451,7 @@ def test_the_best_guided_attack_has_its_clusters_shown(results, quick):
     assert "yields" in drawn(results)
     labels = np.full(20 * len(RUNS), -1)
     assert "yields" not in drawn(results, label=labels)
-    results["rows"] = [r for r in results["rows"] if r["attack"] != "side"]
-    assert "yields" not in drawn(results)  # controls have none
+    assert "yields" not in drawn(keep(results, lambda one: one.attack != "side"))  # controls have none
 
 
 def strip(pair):
@@ -518,7 +515,7 @@ def test_a_sheet_without_a_match_is_blank(found):
 
 def test_a_sheet_is_no_longer_than_24(found):
     many = 40
-    columns = {name: np.resize(column, many) for name, column in matches.of(found, ROWS[1]).items()}
+    columns = {name: np.resize(column, many) for name, column in matches.of_run(found, ROWS[1]).items()}
     columns |= {"rmse_member_id": np.arange(many), "rmse_member_match": np.ones(many), "index": np.arange(many)}
     columns["rmse_member"] = np.arange(many)[::-1] / many
     members = dataclasses.replace(MEMBERS, ids=np.arange(many), images=np.full((many, 8, 8, 1), 30, np.uint8))
@@ -529,9 +526,12 @@ def test_a_sheet_is_no_longer_than_24(found):
 
 @pytest.mark.parametrize("private", [False, True])
 def test_a_private_page_lacks_what_shows_images(results, found, tmp_path, quick, private):
-    results["rows"] = [r | {"metric": "rmse"} for r in rows_of(results, "rmse", "high") if r["attack"] != "side_random"]
-    results["rows"] = [r for r in results["rows"] if r["guidance_scale"] != 1.0]
-    results["rarefaction"] = [r for r in results["rarefaction"] if r["guidance_scale"] != 1.0]
+    shown = ("unconditional", 0.0), ("side", 10.0)
+    sections = {
+        name: tuple(one for one in getattr(results, name) if (one.attack, one.guidance_scale) in shown)
+        for name in ("rows", "rarefaction")
+    }
+    results = keep(structs.replace(results, **sections), lambda one: (one.metric, one.level) == ("rmse", "high"))
     png = figures(results, found)[0].png
     audit = Audit(
         title="A title",
@@ -553,22 +553,21 @@ def test_a_private_page_lacks_what_shows_images(results, found, tmp_path, quick,
     assert bool(re.search(r"\b(ada|bea|cle)\b", text)) != private
 
 
-SETS = {"samples": {"images": 5000, "repeats": 0, "damaged": 0}, "members": {"images": 90, "repeats": 0, "damaged": 0}}
-
-
 def test_what_was_left_out_is_counted():
-    dropped = {"heldout_equal_dropped": 0, "heldout_near_dropped": 0}
-    data = {"members": 90, "heldout": 80, "heldout_used": 80} | dropped
-    sets = SETS | {"heldout": {"images": 80, "repeats": 0, "damaged": 0}}
+    sets = {"samples": 5000, "members": 90, "heldout": 80}
+    sets = {name: made_results.image_set(count) for name, count in sets.items()}
+    data = {"heldout": 80, "heldout_used": 80, "heldout_equal_dropped": 0, "heldout_near_dropped": 0}
+    results = made_results.results([made_results.row("samples")], sets=sets, dataset=made_results.dataset(**data))
     plain = "Compared: 5,000 samples, 90 members, 80 held-out images."
-    assert findings.account({"dataset": data, "sets": sets}, 0.05) == plain
-    data |= {"heldout": 120, "heldout_used": 90, "heldout_equal_dropped": 6, "heldout_near_dropped": 7}
+    assert findings.account(results, 0.05) == plain
+    data = {"heldout": 120, "heldout_used": 90, "heldout_equal_dropped": 6, "heldout_near_dropped": 7}
     sets = {
-        "samples": {"images": 5000, "repeats": 11, "damaged": 1},
-        "members": {"images": 90, "repeats": 12, "damaged": 2},
-        "heldout": {"images": 120, "repeats": 13, "damaged": 4},
+        "samples": made_results.image_set(5000, repeats=11, damaged=1),
+        "members": made_results.image_set(90, repeats=12, damaged=2),
+        "heldout": made_results.image_set(120, repeats=13, damaged=4),
     }
-    assert findings.account({"dataset": data, "sets": sets}, 0.25) == (
+    results = structs.replace(results, sets=sets, dataset=made_results.dataset(**data))
+    assert findings.account(results, 0.25) == (
         "Compared: 5,000 samples, 90 members, 90 held-out images. Samples that repeat an earlier one: 11. Left out, "
         "members that equal another: 12. Left out, held-out images that equal another: 13. Left out, held-out images "
         "that equal a member: 6. Left out, held-out images nearer than 0.25 (RMSE) to a member: 7. Left out, damaged "
@@ -578,11 +577,11 @@ def test_what_was_left_out_is_counted():
 
 def verdict(ams, heldout, p, n=200, members=90, unseen=90):
     """Of samples alone, by numbers of images; no image matches both."""
-    first = {"attack": "samples", "guidance_scale": 0.0, "metric": "rmse", "level": "high", "n_generated": n}
-    first |= {"ams": ams / n, "heldout_ams": heldout / n, "excess": (ams - heldout) / n, "excess_ci": [0.1, 0.2]}
-    first |= {"p_excess": p, "unique": ams, "ams_at_most": 0.0149787}
-    data = {"members": members, "heldout_used": unseen}
-    return findings.verdict({"rows": [first], "dataset": data, "rarefaction": []}, 0.95)
+    excess = {"excess": (ams - heldout) / n, "excess_ci": (0.1, 0.2), "p_excess": p}
+    sides = {"ams": ams / n, "heldout_ams": heldout / n, "unique": ams, "ams_at_most": 0.0149787}
+    first = made_results.row("samples", n_generated=n, **sides, **excess)
+    data = made_results.dataset(members=members, heldout_used=unseen)
+    return findings.verdict(made_results.results([first], dataset=data, rarefaction=()), 0.95)
 
 
 def test_the_verdict_on_samples_alone():
@@ -590,7 +589,7 @@ def test_the_verdict_on_samples_alone():
     assert status == "Leaks"
     assert "of the 200 samples given, 40 (20.00%) match a training image, and 1 matches one of 90 comparable" in first
     assert "never saw; the excess is 19.50 percentage points" in first
-    assert second == "40 of its 90 training images came out."
+    assert second == "40 of its 90 training images were extracted."
     assert "; against as many training images the excess is" in verdict(40, 1, 1e-6, unseen=30)[2][0]
     status, tone, (first, second) = verdict(0, 0, 1.0)
     assert (status, tone) == ("No leak found", "calm")
@@ -622,7 +621,7 @@ def test_a_copy_that_is_taken_for_another_image_is_not_found():
     """Of four members copied only the copy of member 0 is; what a held-out image matches does not matter."""
     grey = np.full((4, 8, 8, 1), 90, np.uint8)
     rows = positive_control.sensitivity(Fixed(), grey, grey[:3], 0.95)
-    assert {(row["images"], row["found"]) for row in rows if row["strength"] is not None} == {(4, 0.25)}
-    assert [(row["images"], row["found"]) for row in rows if row["strength"] is None] == [(3, 1.0)]
-    strengths = [row["strength"] for row in rows if row["distortion"] == "noise"]
+    assert {(row.images, row.found) for row in rows if row.strength is not None} == {(4, 0.25)}
+    assert [(row.images, row.found) for row in rows if row.strength is None] == [(3, 1.0)]
+    strengths = [row.strength for row in rows if row.distortion == "noise"]
     assert strengths == list(positive_control.DISTORTIONS["noise"][1])

@@ -327,10 +327,10 @@ LABELS = [
     ({"id": EVERY[:3], "label": HALF[:3]}, "has no label for", "of the 64 members"),
     ({"id": np.append(EVERY, EVERY), "label": np.append(HALF, HALF)}, "has several labels for image"),
     ({"id": EVERY, "label": HALF * 2}, "goes from 0 to 2", "condition.num_labels is 2"),
-    ({"id": EVERY, "label": HALF - 1}, "goes from -1 to 0", "labels are 0 to 1"),
+    ({"id": EVERY, "label": HALF - 1}, "goes from -1 to 0", "labels must be 0 to 1"),
     ({"id": EVERY, "label": HALF * 0}, "gives no member the label 1"),
     ({"id": EVERY, "label": HALF[:9]}, "`label` in the file", "shape (9,)"),
-    ({"id": EVERY, "label": HALF.astype(np.float32)}, "is float32", "must be integers"),
+    ({"id": EVERY, "label": HALF.astype(np.float32)}, "has the type float32", "must be"),
     ({"id": EVERY}, "must hold the arrays `id` and `label`", "np.savez(path, id=..., label=...)"),
     ({"id": EVERY, "label": np.asarray([{}] * 1797, object)}, "can't be read as an NPZ of plain arrays"),
 ]

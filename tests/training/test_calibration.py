@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from side_jax.measure.records import NoiseLevel
 from side_jax.memorization.statistics.intervals import wilson_interval
 from side_jax.report import plots
 from side_jax.training import calibration
@@ -87,7 +88,7 @@ def test_a_half_is_scaled_by_the_temperature_of_the_other():
 def test_one_image_cannot_be_cross_fitted():
     (row,) = calibration.by_level(np.log([[[0.7, 0.3]]]), np.asarray([0]), [5])
     assert row["ece_scaled"] is None
-    assert plots.noise_levels({"side": [row]}, {"side": 0.5})
+    assert plots.noise_levels({"side": [NoiseLevel(**row)]}, {"side": 0.5})
 
 
 def test_interpolation_between_levels_and_outside():
@@ -104,6 +105,7 @@ def test_the_picture_of_noise_levels():
         name: calibration.by_level(factor * np.stack([log_probs, 0.5 * log_probs]), labels, [0, 500])
         for name, factor in (("side", 1.0), ("conditional", 3.0))
     }
+    rows = {name: [NoiseLevel(**row) for row in levels] for name, levels in rows.items()}
     png = plots.noise_levels(rows, {"side": 0.2, "conditional": 0.1})
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.size == (1100, 396)

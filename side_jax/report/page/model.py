@@ -1,7 +1,7 @@
-"""What an audit's page says: sentences, tables, figures, the gallery of pairs and where it all comes from.
+"""The content of an audit's page: sentences, tables, figures, the gallery of pairs and the provenance.
 
-Plain frozen data, checked when made, so that a page that exists can be drawn. Every string is shown as it is: none is
-markup, and none is trusted.
+Frozen dataclasses that check themselves, so that every page that can be made can be drawn. Strings are shown as they
+are: none is markup, and none is trusted.
 """
 
 import dataclasses
