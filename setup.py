@@ -17,8 +17,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["side_jax", "side_jax.*"]),
-    package_data={"side_jax.report.page": ["*.j2", "*.css", "*.js"], "side_jax.measure": ["*.json"]},
+    packages=[*find_packages(include=["side_jax", "side_jax.*"]), "side_jax.configs"],
+    package_dir={"side_jax.configs": "configs"},
+    package_data={
+        "": ["*.json"],  # the schema of results.json
+        "side_jax": ["py.typed"],
+        "side_jax.report.page": ["*.j2", "*.css", "*.js"],
+    },
     install_requires=REQUIREMENTS,
     extras_require={
         "faces": ["scikit-image>=0.22"],

@@ -1,13 +1,15 @@
-"""Stages evaluate and report: scores the images that the workdir holds.
+"""Stages evaluate and report: scores the generated images in a workdir and writes the report.
 
-Usage: python -m side_jax.evaluate --config=configs/digits.py --workdir=runs/digits
-   or: python -m side_jax.evaluate --samples=PATH --members=PATH --heldout=PATH --out=DIR    (--samples --help)
-   or: python -m side_jax.evaluate --suspects --workdir=runs/digits    (what an attacker without the data would suspect)
+Usage: python -m side_jax.evaluate --workdir=runs/digits
+   or: python -m side_jax.evaluate --suspects --workdir=runs/digits
+   or: python -m side_jax.evaluate --samples=PATH --members=PATH --heldout=PATH --out=DIR
+
+The last form audits images alone, without a model; its options: python -m side_jax.evaluate --samples --help
 """
 
 import sys
 
-from side_jax.commands import cli, sample_audit
+from side_jax.commands import cli
 
 STAGES = ("evaluate", "report")
 SUSPECTS = ("suspects",)
@@ -15,10 +17,9 @@ SUSPECTS = ("suspects",)
 
 def main() -> None:
     """The console entry point."""
-    if sample_audit.asked(sys.argv[1:]):
+    if cli.asks_for_samples(sys.argv[1:]):
         sys.exit(cli.audit_samples(sys.argv))
-    argv = [argument for argument in sys.argv if argument != "--suspects"]
-    sys.exit(cli.main(argv, __doc__, STAGES if argv == sys.argv else SUSPECTS))
+    sys.exit(cli.main(sys.argv, __doc__, STAGES, suspects_stages=SUSPECTS))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Stages synthesize, label, surrogate and extract: attacks the DPM that the workdir holds.
+"""Stages synthesize, label, surrogate and extract: attacks the DPM in a workdir.
 
-Usage: python -m side_jax.extract --config=configs/digits.py --workdir=runs/digits
+Usage: python -m side_jax.extract --workdir=runs/digits
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""Runs the whole audit, or the stages named by --stages, in one workdir.
+"""Audits a diffusion model: trains it or reads it, attacks it, and reports which training images come out.
 
-Usage: python -m side_jax.main --config=configs/digits.py --workdir=runs/digits
+Usage: python -m side_jax.main --config=digits --workdir=runs/digits
+   or: python -m side_jax.main --workdir=runs/digits --config.extract.num_images=4096    (with the saved config)
 """
 
 import sys

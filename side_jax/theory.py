@@ -1,6 +1,6 @@
 """Theorem 1 of Chen et al. 2024 in closed form, on mixtures of Gaussians: no images, no network.
 
-Usage: python -m side_jax.theory --config=configs/theory_gmm.py --workdir=runs/theory_gmm
+Usage: python -m side_jax.theory --config=theory_gmm --workdir=runs/theory_gmm
 """
 
 import sys

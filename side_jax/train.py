@@ -1,6 +1,6 @@
-"""Stage train alone: splits the data and trains the target DPM on the members.
+"""Stage train: splits the data into members and held-out images, and trains the DPM on the members.
 
-Usage: python -m side_jax.train --config=configs/digits.py --workdir=runs/digits
+Usage: python -m side_jax.train --config=digits --workdir=runs/digits
 """
 
 import sys

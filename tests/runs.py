@@ -40,8 +40,6 @@ def arguments(workdir, stages=None, **overrides):
 
 def run(argv, stages=None):
     """Runs the command in this process, all stages by default; returns its exit code."""
-    # ml_collections would run the next config file in the namespace of the last one.
-    sys.modules.pop("config_config", None)
     # optax's Adam relies on implicit promotion (decay ** count), so only what is ours is tested in strict mode.
     with jax.numpy_dtype_promotion("standard"):
         return cli.main(["side_jax", *argv], "test", stages or stage_table.audit_stages())

@@ -2,19 +2,19 @@
 
 import ast
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from side_jax import builders
-from side_jax.config import default_config, from_config
+from side_jax.config import default_config, from_config, load_config, packaged_configs, to_config
 from side_jax.errors import InputError
 from side_jax.settings import Settings
 from side_jax.settings.mixtures import Theory
+from side_jax.settings.paths import path_fields
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OTHERS = {"theory_gmm.py": (Theory, "side_jax.theory")}  # configs of no audit: their settings, and the binary
@@ -39,14 +39,7 @@ PARAMETERS = {
 
 
 def load(variant):
-    sys.modules.pop("config_config", None)  # ml_collections would run the next config file in the last one's namespace
-    from absl import flags
-
-    values = flags.FlagValues()
-    argv = ["test", f"--config={CONFIGS / variant}"]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
-    values(argv)
-    return values.config
+    return load_config(CONFIGS / variant)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -97,3 +90,94 @@ def test_default_config_round_trips(cls):
     assert from_config(default_config(cls), cls) == cls()
     assert dataclasses.asdict(from_config(default_config(cls), cls)) == dataclasses.asdict(cls())
     assert from_config(default_config()) == Settings()
+
+
+def test_packaged_configs_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(packaged_configs()) == sorted(path.stem for path in CONFIGS.glob("*.py"))
+    assert load_config("digits").to_dict() == load_config(CONFIGS / "digits.py").to_dict()
+    assert load_config("celeba:64").data.image_size == 64
+
+
+def test_an_installed_package_has_its_own_folder(tmp_path, monkeypatch):
+    """Where both are there, as in a wheel that lies beside someone else's configs/."""
+    package = tmp_path / "side_jax"
+    for folder in (package / "configs", tmp_path / "configs"):
+        folder.mkdir(parents=True)
+    (package / "configs" / "ours.py").write_text("")
+    (tmp_path / "configs" / "theirs.py").write_text("")
+    monkeypatch.setattr("side_jax.config.__file__", str(package / "config.py"))
+    assert packaged_configs() == {"ours": package / "configs" / "ours.py"}
+
+
+CONFIG = "from side_jax.config import default_config\ndef get_config(name='mine'):\n    c = default_config()\n"
+
+
+def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(CONFIG + "    c.name = name\n    return c\n")
+    for given in ("~/mine.py", Path("~/mine.py"), str(tmp_path / "mine.py"), tmp_path / "mine.py"):
+        assert load_config(given).name == "mine"
+    assert load_config("~/mine.py:yours").name == "yours"
+    config = default_config()
+    keys = [(section, name) for section, name, _ in path_fields(Settings)]
+    for section, name in keys:
+        config[section][name] = "~/x"
+    config.data.name, config.label.features = "folder", "onnx"
+    config.condition.path = ""  # without labels it must be empty
+    settings = dataclasses.asdict(from_config(config))
+    for section, name in keys:
+        assert settings[section][name] == ("" if section == "condition" else f"{tmp_path}/x")
+
+
+def test_every_path_is_marked():
+    """By their names: what else looks like a path must be marked, too."""
+    marked = {f"{section}.{name}" for section, name, _ in path_fields(Settings)}
+    assert marked == {
+        *("data.path", "data.data_dir", "data.heldout_from", "target.path", "condition.path", "label.weights"),
+        "surrogate.teacher_path",
+    }
+    for section, name, digest in path_fields(Settings):
+        assert not digest or digest in default_config()[section], f"{section}.{name}"
+    for section, values in default_config().items():
+        for name in values if isinstance(values, ConfigDict) else ():
+            assert not name.endswith(("path", "dir")) or f"{section}.{name}" in marked
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", "it does not define get_config()"),
+        ("def get_config(: pass", "SyntaxError"),
+        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
+        ("def get_config(): return {}", "returned dict, but it must return a ConfigDict"),
+        ("def get_config(a, b): return {}", "missing"),
+    ],
+)
+def test_broken_config_files(tmp_path, text, words):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "broken.py")
+    assert words in str(caught.value)
+    assert "broken.py" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["typo", "", "configs/typo.py", "typo:64", "."])
+def test_a_config_that_is_not_there(name):
+    with pytest.raises(InputError, match=r"config .* not found: .* celeba, celeba_25000, .*, theory_gmm\.") as caught:
+        load_config(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_a_config_file_runs_anew_each_time(tmp_path):
+    path = tmp_path / "one.py"
+    path.write_text(CONFIG + "    c.name = 'first'\n    return c\n")
+    assert load_config(path).name == "first"
+    path.write_text(CONFIG + "    c.seed = 7\n    return c\n")
+    assert (load_config(path).name, load_config(path).seed) == ("audit", 7)
+
+
+def test_settings_become_configs_and_back():
+    settings = dataclasses.replace(Settings(), name="mine", seed=3)
+    assert from_config(to_config(settings)) == settings

@@ -1,1 +1,1 @@
-"""What a command line starts: flags, help and exit codes."""
+"""What starts an audit: the command line, and the same for Python."""

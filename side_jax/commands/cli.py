@@ -1,123 +1,328 @@
-"""The command line that all binaries share: flags, one clear sentence for each error, exit codes.
+"""The commands: their options, what they run, one sentence for each error, and exit codes.
 
 Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read; 143 SIGTERM.
 """
 
 import errno
+import functools
 import logging
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
-from side_jax.commands import closed_form, sample_audit
-from side_jax.config import default_config, from_config
+from side_jax.commands import closed_form, options, sample_audit
+from side_jax.commands.options import UsageError, usage_errors
+from side_jax.config import default_config, from_config, load_config
 from side_jax.devices import process_group
 from side_jax.errors import InputError, StoppedError
 from side_jax.pipeline import audit, saved_config
 from side_jax.pipeline.resolve import resolve
+from side_jax.settings import Settings
 from side_jax.settings.mixtures import Theory
-from side_jax.stages import report, suspects
+from side_jax.settings.paths import path_fields
+from side_jax.stages import report, stage_table, suspects
 from side_jax.workdir import files
 
-_HELP_FLAGS = ("--help", "-h", "-help")
-_HELP = """{description}
+Work = Callable[[], None]
 
-Options:
-  --config=FILE     The settings: a file such as configs/digits.py. Without it, the config the workdir was made with.
-  --config.a.b=X    Overrides one value, such as --config.extract.num_images=4096; side_jax/settings/ lists all.
-  --workdir=DIR     The folder for everything the run writes; made if needed. Running the same command again goes on
-                    where it stopped, and redoes only what depends on a changed setting.
-  --stages=A,B      The stages to run, in their order, of: train, synthesize, label, surrogate, extract, evaluate,
-                    report; apart from these, suspects. By default {stages}.
-  --dry-run         Checks everything, then says what there is to do: shards, device-seconds estimated from timed
-                    steps, disk space. Writes nothing.
-  --processes=N     Joins N processes, each with its devices, to one run (all run the same command and see the same
-                    workdir). TPU and Slurm need no more; elsewhere also give
-  --coordinator=HOST:PORT  of the first process, and
-  --process_id=I    0 to N-1.
-  --help            Shows this.
-
-At the end: DIR/report/index.html for people, DIR/evaluate/results.json and matches.csv for programs.
-Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read, 143 stopped by SIGTERM while training
-or sampling, after what was done was saved."""
-_THEORY_HELP = """{description}
-
-Options:
-  --config=FILE     The settings: a file such as configs/theory_gmm.py. Without it, the defaults of
-                    side_jax/settings/theory.py.
-  --config.a=X      Overrides one value of the file, such as --config.repeats=50.
-  --workdir=DIR     The folder for theory/results.json and theory/theorem1.png; made if needed. What an earlier run left
-                    there is replaced when this one is finished.
-  --help            Shows this.
-
-Exit code: 0 done, 1 an input can't be used, 2 the command line can't be read."""
+_EXIT_CODES = "Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read"
+_AUDIT_EPILOGUE = f"""\
+Results: DIR/report/index.html for people; DIR/evaluate/results.json and matches.csv for programs.
+{_EXIT_CODES};
+143 stopped by SIGTERM, after the progress was saved."""
 
 
-def main(argv: Sequence[str], description: str, default_stages: Sequence[str]) -> int:
-    """Parses the command line, runs the stages, prints where the report is; returns the exit code."""
-    log_to_stderr()
-    try:
-        options = _parse(argv, description, default_stages)
-    except InputError as error:
-        return _fail(error, 2)
-    if options is None:
-        return 0
-    config, workdir, stages, processes, dry = options
+def main(
+    argv: Sequence[str], description: str, default_stages: Sequence[str], *, suspects_stages: Sequence[str] = ()
+) -> int:
+    """Runs stages of an audit in a workdir, and prints the findings.
 
-    def work() -> None:
-        process_group.join(*processes)
-        with process_group.propagate_errors():
-            settings = resolve(saved_config.saved_config(workdir) if config is None else config, workdir)
-        if dry:
-            found = audit.dry_run(settings, workdir, stages)
-            if process_group.primary():
-                print(found)
-            return
-        audit.run(settings, workdir, stages)
-        if "report" in stages and process_group.primary():
-            print(report.in_plain_words(settings, workdir))
-        if "suspects" in stages and process_group.primary():
-            print(suspects.in_plain_words(workdir))
+    Args:
+      argv: the command line, with the program's name first.
+      description: of the command, for its help page.
+      default_stages: the stages to run unless --stages names others.
+      suspects_stages: what --suspects runs in their place; empty: there is no such option.
 
-    return _guarded(work, workdir)
+    Returns:
+      The exit code.
+    """
+    values = flags.FlagValues()
+    _define_audit(values, default_stages, bool(suspects_stages))
+    read = functools.partial(_read_audit, values, default_stages, suspects_stages)
+    return _command(argv, values, description, _AUDIT_EPILOGUE, read)
 
 
 def audit_samples(argv: Sequence[str]) -> int:
-    """The audit of images alone, see samples.py; returns the exit code."""
-    log_to_stderr()
-    if _asks_for_help(argv):
-        print(sample_audit.HELP)
-        return 0
-    try:
-        values, config = _read(lambda: sample_audit.parse(argv))
-    except InputError as error:
-        return _fail(error, 2)
-    return _guarded(lambda: print(sample_audit.run(values, config, argv)), values.out)
+    """Runs a samples-only audit, see sample_audit.py. Returns the exit code."""
+    values = flags.FlagValues()
+    _define_samples(values)
+    description = (
+        "Audits generated images from any source against members and held-out images, without a model.\n\n"
+        "Usage: python -m side_jax.evaluate --samples=PATH --members=PATH --heldout=PATH --out=DIR\n\n"
+        "PATH is a folder of pictures (at any depth), or an NPZ (`images`) or NPY of uint8 [n, h, w, 1 or 3]."
+    )
+    epilogue = f"Results: DIR/index.html for people; DIR/results.json and tables (CSV) for programs.\n{_EXIT_CODES}."
+    return _command(argv, values, description, epilogue, functools.partial(_read_samples, values, argv))
+
+
+def asks_for_samples(arguments: Sequence[str]) -> bool:
+    """Whether the arguments are those of a samples-only audit."""
+    names = (argument.partition("=")[0].lstrip("-") for argument in arguments if argument.startswith("-"))
+    return any(name in sample_audit.LEAST for name in names)
 
 
 def theory(argv: Sequence[str], description: str) -> int:
-    """Theorem 1 in closed form, see stages/theory.py; returns the exit code."""
+    """Measures Theorem 1 in closed form, see closed_form.py. Returns the exit code."""
+    values = flags.FlagValues()
+    options.define_config(
+        values,
+        "A packaged config, such as theory_gmm, or the path of a config file. Default: the defaults of the settings. "
+        "--config.SETTING=VALUE overrides one setting, such as --config.repeats=50.",
+    )
+    _define_workdir(values, "Folder for theory/results.json and theory/theorem1.png, which a finished run replaces.")
+    return _command(argv, values, description, f"{_EXIT_CODES}.", functools.partial(_read_theory, values))
+
+
+def _define_workdir(values: flags.FlagValues, meaning: str) -> None:
+    options.define(values, flags.DEFINE_string, "workdir", None, "DIR", meaning)
+
+
+def _define_audit(values: flags.FlagValues, default_stages: Sequence[str], ranks_suspects: bool) -> None:
+    options.define_config(
+        values,
+        "A packaged config, such as digits or celeba:64, or the path of a config file. Default: the config saved in "
+        "the workdir. --config.SECTION.SETTING=VALUE overrides one setting, such as --config.extract.num_images=4096.",
+    )
+    _define_workdir(
+        values,
+        "Folder for everything that the run writes; created if needed. The same command run again continues where it "
+        "stopped, and redoes only what depends on a changed setting.",
+    )
+    options.define(
+        values,
+        flags.DEFINE_list,
+        "stages",
+        list(default_stages),
+        "A,B",
+        f"Stages to run, out of {', '.join(stage_table.STAGES)}. Default: {', '.join(default_stages)}.",
+    )
+    if ranks_suspects:
+        options.define(
+            values,
+            flags.DEFINE_bool,
+            "suspects",
+            False,
+            "",
+            "Instead, rank the generated images by how much they look memorised, as an attacker without the training "
+            "data would.",
+        )
+    options.define(
+        values,
+        flags.DEFINE_bool,
+        "dry_run",
+        False,
+        "",
+        "Check everything, then print what is left to do: shards, device-seconds estimated from timed steps, disk "
+        "space. Nothing is written.",
+    )
+    options.define(
+        values,
+        flags.DEFINE_integer,
+        "processes",
+        1,
+        "N",
+        "Number of processes that share the run, each with its own devices. All run the same command on the same "
+        "workdir. On TPU and Slurm they find each other; elsewhere also give --coordinator and --process-id.",
+        lower_bound=1,
+    )
+    options.define(
+        values, flags.DEFINE_string, "coordinator", None, "HOST:PORT", "Address of the first process, for --processes."
+    )
+    options.define(
+        values,
+        flags.DEFINE_integer,
+        "process_id",
+        None,
+        "I",
+        "Number of this process, 0 to N-1, for --processes.",
+        lower_bound=0,
+    )
+
+
+def _define_samples(values: flags.FlagValues) -> None:
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    options.define(values, text, "samples", None, "PATH", "Generated images.")
+    options.define(values, text, "members", None, "PATH", "Images that the model was trained on.")
+    options.define(
+        values,
+        text,
+        "heldout",
+        None,
+        "PATH",
+        "Images of the same kind that the model has never seen: the control. Near duplicates of members are left out.",
+    )
+    options.define(
+        values, text, "out", None, "DIR", "Folder for the results. Those of an earlier audit are replaced at the end."
+    )
+    options.define(
+        values,
+        number,
+        "size",
+        None,
+        "N",
+        "Crop and resize all images to N x N pixels; needed if their sizes differ.",
+    )
+    options.define(
+        values,
+        number,
+        "max_corrupt",
+        0,
+        "N",
+        "Number of damaged files that are left out of each set; one more is an error. Default: 0.",
+        lower_bound=0,
+    )
+    options.define(values, text, "title", "Samples", "TEXT", "Title of the report, also of a private one.")
+    options.define_config(
+        values,
+        "Override one setting of evaluate, label (the features) or report, such as --config.evaluate.rmse_below=0.1 or "
+        "--config.report.private=True.",
+        form=".SECTION.SETTING=VALUE",
+    )
+
+
+def _read_audit(
+    values: flags.FlagValues, default_stages: Sequence[str], suspects_stages: Sequence[str], arguments: list[str]
+) -> tuple[Work, Path]:
+    workdir = _workdir(arguments)
+    name, arguments = options.take(arguments, "config")
+    config, overridden = options.parse(
+        values, arguments, saved_config.saved_config(workdir) if name is None else _load(name)
+    )
+    if name is None:
+        _forget_digests(config, overridden)
+    if values.process_id is not None and values.process_id >= values.processes:
+        raise UsageError(f"--process_id={values.process_id} must be below --processes={values.processes}.")
+    stages = values.stages
+    if suspects_stages and values.suspects and values["stages"].using_default_value:
+        stages = list(suspects_stages)
+    return functools.partial(_run_audit, values, config, workdir, stages), workdir
+
+
+def _run_audit(
+    values: flags.FlagValues, config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]
+) -> None:
+    process_group.join(values.processes, values.coordinator, values.process_id)
+    with process_group.propagate_errors():
+        settings = resolve(config, workdir)
+    if values.dry_run:
+        plan = audit.dry_run(settings, workdir, stages)
+        if process_group.primary():
+            print(plan)
+        return
+    audit.run(settings, workdir, stages)
+    if "report" in stages and process_group.primary():
+        print(report.in_plain_words(settings, workdir))
+    if "suspects" in stages and process_group.primary():
+        print(suspects.in_plain_words(workdir))
+
+
+def _read_samples(values: flags.FlagValues, argv: Sequence[str], arguments: list[str]) -> tuple[Work, Path]:
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        name, _, key = option.lstrip("-").partition(".")
+        if name == "config":
+            with usage_errors():
+                sample_audit.check_override(key, option)
+    config, _ = options.parse(values, arguments, default_config())
+    for name in ("samples", "members", "heldout", "out"):
+        if not getattr(values, name):
+            raise UsageError(f"--{name}=PATH is missing; --samples, --members, --heldout and --out go together.")
+    request = sample_audit.Request(
+        samples=os.path.expanduser(values.samples),
+        members=os.path.expanduser(values.members),
+        heldout=os.path.expanduser(values.heldout),
+        out=files.as_path(values.out),
+        config=config,
+        size=values.size,
+        title=values.title,
+        max_corrupt=values.max_corrupt,
+        command=shlex.join(["python", "-m", "side_jax.evaluate", *argv[1:]]),
+    )
+    return lambda: print(sample_audit.summary(sample_audit.run(request), request)), request.out
+
+
+def _read_theory(values: flags.FlagValues, arguments: list[str]) -> tuple[Work, Path]:
+    workdir = _workdir(arguments)
+    name, arguments = options.take(arguments, "config")
+    config, _ = options.parse(values, arguments, default_config(Theory) if name is None else _load(name))
+    return lambda: print(closed_form.run(from_config(config, Theory), workdir)), workdir
+
+
+def _workdir(arguments: Sequence[str]) -> Path:
+    """The value of --workdir; it is needed before the other options are read, for the config that lies there."""
+    workdir, _ = options.take(arguments, "workdir")
+    if not workdir:
+        raise UsageError("--workdir=DIR is missing: the folder for everything that the run writes.")
+    with usage_errors():
+        return files.as_path(workdir)
+
+
+def _load(name: str) -> ml_collections.ConfigDict:
+    with usage_errors():
+        return load_config(name)
+
+
+def _forget_digests(config: ml_collections.ConfigDict, overridden: set[str]) -> None:
+    """Clears the recorded SHA-256 of a file whose path is overridden: another file is meant."""
+    with config.unlocked():
+        for section, name, digest in path_fields(Settings):
+            if digest and f"{section}.{name}" in overridden and f"{section}.{digest}" not in overridden:
+                config[section][digest] = ""
+
+
+def _command(
+    argv: Sequence[str],
+    values: flags.FlagValues,
+    description: str,
+    epilogue: str,
+    read: Callable[[list[str]], tuple[Work, Path]],
+) -> int:
+    """Shows help or versions, or reads the command line and does its work; returns the exit code.
+
+    Args:
+      argv: the command line, with the program's name first.
+      values: the options of the command.
+      description: for the help page.
+      epilogue: for the help page.
+      read: the arguments, normalized -> (the work to do, the folder that it writes).
+    """
     log_to_stderr()
-    if _asks_for_help(argv):
-        print(_THEORY_HELP.format(description=description.strip()))
+    options.define_standard(values)
+    arguments = argv[1:]
+    if options.asks_for_help(arguments):
+        print(options.help_page(values, description, epilogue))
+        return 0
+    if options.asks_for_versions(arguments):
+        print(options.versions())
         return 0
     try:
-        _, config, workdir = _given(_flags(argv), argv)
-    except InputError as error:
+        work, folder = read(options.normalized(arguments))
+    except UsageError as error:
         return _fail(error, 2)
-    config = default_config(Theory) if config is None else config
-    return _guarded(lambda: print(closed_form.run(from_config(config, Theory), workdir)), workdir)
+    except InputError as error:
+        return _fail(error, 1)
+    return _guarded(work, folder)
 
 
-def _guarded(work: Callable[[], None], where: object) -> int:
-    """Runs the work; one sentence for each error. Returns the exit code."""
+def _guarded(work: Work, folder: Path) -> int:
+    """Does the work; prints one sentence for an error. Returns the exit code."""
     try:
         work()
     except InputError as error:
@@ -127,17 +332,19 @@ def _guarded(work: Callable[[], None], where: object) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
-        where = error.filename or where
+        where = error.filename or folder
         return _fail(
-            f"writing {where} failed: {error.strerror}. What was written before is kept; run again after mending it.", 1
+            f"writing {where} failed: {error.strerror}. What was written before is kept; fix this and run the same "
+            "command again.",
+            1,
         )
     except KeyboardInterrupt:
-        return _fail("stopped by the keyboard; run the same command again to go on.", 1)
+        return _fail("interrupted by the keyboard; run the same command again to continue.", 1)
     return 0
 
 
 def log_to_stderr() -> None:
-    """Shows this package's log lines, and of orbax's and JAX's only what matters."""
+    """Shows the log lines of this package, and only the errors of orbax and JAX."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     logger = logging.getLogger("side_jax")
     logger.setLevel(logging.INFO)
@@ -150,75 +357,3 @@ def log_to_stderr() -> None:
 def _fail(error: object, code: int) -> int:
     print(f"side_jax: {error}", file=sys.stderr, flush=True)
     return code
-
-
-def _parse(
-    argv: Sequence[str], description: str, default_stages: Sequence[str]
-) -> tuple[ml_collections.ConfigDict | None, Path, list[str], tuple[int, str | None, int | None], bool] | None:
-    """(config or None, workdir, stages, arguments of parallel.join, dry run), or None where only help was asked for."""
-    values = _flags(argv)
-    flags.DEFINE_list("stages", list(default_stages), "", flag_values=values)
-    flags.DEFINE_integer("processes", 1, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("coordinator", None, "", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "", lower_bound=0, flag_values=values)
-    if _asks_for_help(argv):
-        print(_HELP.format(description=description.strip(), stages=", ".join(default_stages)))
-        return None
-
-    # absl's flags can't have a hyphen.
-    values, config, workdir = _given(
-        values, ["--dry_run" if argument == "--dry-run" else argument for argument in argv]
-    )
-    if values.process_id is not None and values.process_id >= values.processes:
-        raise InputError(f"--process_id={values.process_id} must be below --processes={values.processes}.")
-    processes = values.processes, values.coordinator, values.process_id
-    return config, workdir, values.stages, processes, values.dry_run
-
-
-def _asks_for_help(argv: Sequence[str]) -> bool:
-    return any(argument in _HELP_FLAGS for argument in argv[1:])
-
-
-def _flags(argv: Sequence[str]) -> flags.FlagValues:
-    """The flags that every command has which takes a config."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=list(argv))
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    return values
-
-
-def _given(
-    values: flags.FlagValues, argv: Sequence[str]
-) -> tuple[flags.FlagValues, ml_collections.ConfigDict | None, Path]:
-    """(the flags read from the command line, config or None, workdir)."""
-
-    def read() -> tuple[list[str], ml_collections.ConfigDict | None]:
-        rest = values(list(argv))[1:]
-        config = values.config
-        return rest, None if config is None else config.lock()  # a file that can't be loaded raises only when it's used
-
-    rest, config = _read(read)
-    if rest:
-        raise InputError(f"{rest[0]!r} is no flag; every option begins with --, see --help.")
-    if not values.workdir:
-        raise InputError("--workdir=DIR is missing: the folder for everything the run writes.")
-    return values, config, files.as_path(values.workdir)
-
-
-def _read(parse: Callable[[], Any]) -> Any:
-    """What `parse` returns; raises InputError for whatever it raises."""
-    try:
-        return parse()
-    except InputError:
-        raise
-    except Exception as error:  # absl and ml_collections raise many types, and a config file may raise any
-        raise InputError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, in one line."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if "Traceback" in str(error):
-        lines = lines[-1:]  # ml_collections puts the traceback of a failing config file into its message
-    return f"the command line can't be read: {' '.join(lines)[:400].strip(chr(34)) or type(error).__name__}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from side_jax.data import duplicates
 from side_jax.data.decode import as_array, fit_image
-from side_jax.data.listed import Listing, check_path, describe, find
+from side_jax.data.listed import ImageSource, Listing, check_path, describe, find, location
 from side_jax.data.printable import short
 from side_jax.data.split import store_hashes
 from side_jax.data.stream import Stream, scan
@@ -82,9 +82,9 @@ class ImageSets:
 
 
 def read_sets(
-    samples: str,
-    members: str,
-    heldout: str,
+    samples: ImageSource,
+    members: ImageSource,
+    heldout: ImageSource,
     size: int | None = None,
     *,
     max_corrupt: int = 0,
@@ -98,9 +98,9 @@ def read_sets(
     ones only), are dropped, as the split of a run does. The sets may be of different lengths.
 
     Args:
-      samples: path of the generated images: a folder, an NPZ or an NPY, see listed.find.
-      members: path of the images that the model was trained on.
-      heldout: path of images that it has not seen.
+      samples: the generated images: a folder, an NPZ, an NPY or an array, see listed.find.
+      members: the images that the model was trained on.
+      heldout: images that it has not seen.
       size: height and width, after a centre crop and an area resize; None: all images must have one size, and keep it.
       max_corrupt: number of files in each set that may be damaged; they are left out.
       near_duplicate_rmse: in 0..2.
@@ -138,8 +138,9 @@ def _check_size(size: int | None) -> None:
         raise InputError(f"--size is {size}, but it must be between 1 and {MAX_SIZE} pixels.")
 
 
-def _check_apart(paths: dict[str, str]) -> None:
+def _check_apart(sources: dict[str, ImageSource]) -> None:
     """Raises InputError if two paths lead to the same place, or if one folder contains another."""
+    paths = {flag: location(source) for flag, source in sources.items() if not isinstance(source, np.ndarray)}
     real = {flag: os.path.realpath(check_path(path, flag)) for flag, path in paths.items()}
     for (first, a), (second, b) in itertools.permutations(real.items(), 2):
         both = f"{describe(first, paths[first])} and {describe(second, paths[second])}"

@@ -19,6 +19,8 @@ from side_jax.settings import Data
 
 logger = logging.getLogger(__name__)
 
+ImageSource = str | Path | np.ndarray  # a path, or images: uint8 [n, h, w] or [n, h, w, 1 or 3]
+
 GREY = ("1", "L", "LA", "La", "I")  # PIL modes; the 16-bit modes, which begin with "I;16", are grey too
 
 
@@ -47,9 +49,16 @@ class Listing:
     damaged: tuple[str, ...] = ()
 
 
-def describe(flag: str, path: str) -> str:
+def describe(flag: str, path: ImageSource) -> str:
     """Returns the name of a set in messages, such as --samples=out/samples."""
-    return f"{flag}={short(path)}"
+    return f"{flag}={short(location(path))}"
+
+
+def location(path: ImageSource) -> str:
+    """Returns the path as text, with `~` expanded; for an array, a description."""
+    if isinstance(path, np.ndarray):
+        return f"<array of shape {path.shape}>"
+    return os.path.expanduser(path)
 
 
 def check_path(path: str, flag: str) -> Path:
@@ -66,18 +75,23 @@ def check_path(path: str, flag: str) -> Path:
     return Path(path)
 
 
-def find(path: str, flag: str, max_corrupt: int = 0) -> Listing:
+def find(path: ImageSource, flag: str, max_corrupt: int = 0) -> Listing:
     """Lists the images of a path and checks each one, on several threads.
 
     Args:
       path: a folder of image files at any depth; a folder of shard_*.npz; an NPZ with an array `images` or else
-        `arr_0`; or an NPY. Arrays are uint8 [n, h, w] or [n, h, w, 1 or 3].
+        `arr_0`; or an NPY; or an array itself. Arrays are
+        uint8 [n, h, w] or [n, h, w, 1 or 3].
       flag: the option that named the path.
       max_corrupt: number of pictures in a folder that may be damaged; they are logged and left out.
 
     Raises:
       InputError: if the path does not exist, holds no image or more damaged ones, or holds an unusable array.
     """
+    if isinstance(path, np.ndarray):
+        safe_npz.check_images(path.shape, path.dtype, describe(flag, path))
+        return _listed(path, location(path), flag)
+    path = location(path)
     checked = check_path(path, flag)
     if checked.is_file():
         return _array(checked, path, flag)
@@ -158,7 +172,11 @@ def _array(file: Path, path: str, flag: str) -> Listing:
                 f"{where} has no array `images` or `arr_0`, but {short(', '.join(names)) or 'none'}; save it with "
                 "np.savez(path, images=...)."
             )
-    images = safe_npz.read_images(file, where, name)
+    return _listed(safe_npz.read_images(file, where, name), path, flag)
+
+
+def _listed(images: np.ndarray, path: str, flag: str) -> Listing:
+    """Lists images in memory."""
     images = images[..., None] if images.ndim == 3 else images
     return Listing(
         flag=flag,

@@ -63,7 +63,18 @@ def read_images(path: Path, where: str, name: str | None) -> np.ndarray:
     """
     with _refusing(where), _opened(path, name) as (file, size):
         shape, dtype = _header(file, size)
-    what = where if name is None else f"`{name}` in {where}"
+    check_images(shape, dtype, where if name is None else f"`{name}` in {where}")
+    return read(path, where, name)
+
+
+def check_images(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
+    """Raises InputError unless an array is uint8 [n, h, w] or [n, h, w, 1 or 3], all of them at least 1.
+
+    Args:
+      shape: of the array.
+      dtype: of the array.
+      what: what sentences call it.
+    """
     if dtype != np.uint8:
         raise InputError(
             f"{what} is of type {dtype.name}, but it must be uint8 (0..255); scale its values to that range, round "
@@ -71,7 +82,6 @@ def read_images(path: Path, where: str, name: str | None) -> np.ndarray:
         )
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
         raise InputError(f"{what} has the shape {short(str(shape))}, but it must be [n, h, w] or [n, h, w, 1 or 3].")
-    return read(path, where, name)
 
 
 @contextlib.contextmanager

@@ -439,9 +439,12 @@ class ImageSet(Record, frozen=True, kw_only=True):
 class Measured(Record, frozen=True, kw_only=True):
     """The sections that every audit has: what `measurement.measure` computes."""
 
-    metrics: Annotated[tuple[Definition, ...], Meta(min_length=1)]  # type: ignore[valid-type]
-    rows: Annotated[tuple[Row, ...], Meta(min_length=1)]
-    rarefaction: tuple[Rarefaction, ...]
+    metrics: Annotated[
+        tuple[Definition, ...],  # type: ignore[valid-type]
+        Meta(min_length=1, description="the metrics and their settings; the first is the headline"),
+    ]
+    rows: Annotated[tuple[Row, ...], Meta(min_length=1, description="of each run, by each metric, in each band")]
+    rarefaction: Annotated[tuple[Rarefaction, ...], Meta(description="what more images of each run would find")]
     thresholds: Annotated[dict[str, Threshold], Meta(description="by metric")]
     controls: Annotated[
         tuple[Control, ...],
@@ -450,7 +453,7 @@ class Measured(Record, frozen=True, kw_only=True):
             "(strength null)"
         ),
     ]
-    distribution: tuple[Distribution, ...]
+    distribution: Annotated[tuple[Distribution, ...], Meta(description="each run's images as a distribution")]
 
 
 class Results(Measured, frozen=True, kw_only=True):
@@ -460,13 +463,13 @@ class Results(Measured, frozen=True, kw_only=True):
     """
 
     dataset: Dataset
-    versions: dict[str, str]
+    versions: Annotated[dict[str, str], Meta(description="of side_jax, JAX and Python")]
     sets: Annotated[dict[str, ImageSet], Meta(description="samples, members, heldout")] | UnsetType = UNSET
     membership: Membership | UnsetType | None = UNSET
     divergence: Divergence | UnsetType | None = UNSET
     target: Target | UnsetType = UNSET
     surrogate: Surrogate | UnsetType | None = UNSET
-    classifiers: dict[str, Classifier] | UnsetType = UNSET
+    classifiers: Annotated[dict[str, Classifier], Meta(description="that guided attacks, by name")] | UnsetType = UNSET
 
 
 NULLABLE = ("membership", "divergence", "surrogate")  # sections that are None here and {} in the file where empty

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         the shape of the model's images.
     """
     target = config.get("target")
-    if target is None or not target.path or (target.sha256 and not Path(target.path).exists()):
+    if target is None or not target.path:
         return config
-    folder = Path(target.path)
+    folder = Path(os.path.expanduser(target.path))
+    if target.sha256 and not folder.exists():
+        return config
     try:
         digest = weights_digest(folder)
     except InputError as error:

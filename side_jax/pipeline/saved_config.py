@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from side_jax.config import from_config
+from side_jax.config import from_config, to_config
 from side_jax.errors import InputError
 from side_jax.settings import Settings
 from side_jax.stages import stage_table
@@ -14,15 +14,24 @@ from side_jax.workdir import files
 
 
 def saved_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The resolved config saved in a workdir.
+    """Returns the resolved config that a workdir was made with, locked.
 
     Raises:
-      InputError: if there is none.
+      InputError: if there is none, or another version of side_jax made it.
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise InputError(f"--workdir={workdir} holds no config.json; pass --config=FILE to start a run there.")
-    return ml_collections.ConfigDict(files.read_json(path)).lock()
+        raise InputError(f"--workdir={workdir} holds no config.json; give --config=NAME to start a run there.")
+    return to_config(_read(workdir)).lock()
+
+
+def _read(workdir: Path) -> Settings:
+    """The settings in config.json."""
+    saved = files.read_json(workdir / "config.json")
+    try:
+        return from_config(ml_collections.ConfigDict(saved))
+    except InputError as error:
+        raise InputError(f"--workdir={workdir} was made by another version of side_jax: {error}") from None
 
 
 def adopt(settings: Settings, workdir: Path) -> None:
@@ -41,11 +50,7 @@ def check_model(settings: Settings, workdir: Path) -> None:
     """Raises InputError if the workdir's DPM was trained with other settings; the message names them."""
     path = workdir / "config.json"
     if path.exists():
-        saved = files.read_json(path)
-        try:
-            before = from_config(ml_collections.ConfigDict(saved))
-        except InputError as error:
-            raise InputError(f"--workdir={workdir} was written by another version of side_jax: {error}") from None
+        before = _read(workdir)
         if stage_table.fingerprint(before, "train") != stage_table.fingerprint(settings, "train"):
             old, new = (_flat(dataclasses.asdict(s)) for s in (before, settings))
             keys = [key for key in new if key.partition(".")[0] in stage_table.TARGET_SECTIONS and old[key] != new[key]]

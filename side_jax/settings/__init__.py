@@ -1,8 +1,9 @@
 """All settings of a run: names, meanings, defaults and limits.
 
-The dataclasses of this package define every field: target.py those of the audited model, classifiers.py those of the
-pseudo-labels and classifiers, extraction.py those of the attacks, and evaluation.py those of metrics and report.
-config.py converts them to the ConfigDict that the files in configs/ override, and back. The defaults suit small images.
+These dataclasses are the only list of settings: target.py has those of the audited model, classifiers.py those of
+SIDE's pseudo-labels and classifiers, extraction.py those of the attacks, evaluation.py those of the evaluation and the
+report. The comment of a field is its entry in the settings reference (reference.py). config.py turns the dataclasses
+into the ConfigDict that the files in configs/ override, and back. Defaults suit small images.
 """
 
 import dataclasses
@@ -41,10 +42,10 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of one run."""
+    """All settings of an audit."""
 
     name: str = "audit"  # shown in the report
-    seed: int = 0
+    seed: int = 0  # of all random numbers: split, training, sampling and evaluation
     data: Data = Data()
     target: Target = Target()
     diffusion: Diffusion = Diffusion()
@@ -117,7 +118,7 @@ class Settings:
 
     @property
     def uses_features(self) -> bool:
-        """Whether evaluation compares images in the space of label.features."""
+        """Whether evaluation compares images by label.features."""
         return self.evaluate.distribution or any(metric.needs_features for metric in self.evaluate.make_metrics())
 
     def _check_condition(self) -> None:
@@ -156,7 +157,7 @@ class Settings:
                 most = value - metric.references_needed + min(data.num_members, data.num_heldout)
                 sides = f"data.num_members ({data.num_members}) and data.num_heldout ({data.num_heldout})"
                 key = f"evaluate.{metric.name}_{metric.references_setting}"
-                check(value <= most, key, value, f"at most {most}, by {sides}")
+                check(value <= most, key, value, f"at most {most}, given {sides}")
             key = f"evaluate.{metric.name}_{metric.side_setting}"
             need = f"a divisor of data.image_size ({data.image_size})"
             check(data.image_size % metric.side_divisor == 0, key, metric.side_divisor, need)

@@ -1,8 +1,9 @@
-"""Settings of SIDE's first part: synthetic images, their pseudo-labels, and the classifiers."""
+"""Settings of SIDE's first part: synthetic images, their pseudo-labels, and the classifiers that learn these."""
 
 import dataclasses
 
 from side_jax.settings.checks import check, one_of
+from side_jax.settings.paths import path_field
 from side_jax.settings.target import Fit
 
 FEATURES = ("pixels", "denoiser", "sscd", "onnx")
@@ -16,9 +17,9 @@ def held_back(num_images: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthesize:
-    """The unconditional samples on which the surrogate is trained."""
+    """The unguided samples from which the surrogate learns."""
 
-    num_images: int = 2048  # N_syn
+    num_images: int = 2048  # N_syn, the number of synthetic images
 
     def __post_init__(self) -> None:
         check(self.num_images >= 2, "synthesize.num_images", self.num_images, "at least 2")
@@ -26,21 +27,23 @@ class Synthesize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Label:
-    """Features of the synthetic images, and their clustering into pseudo-labels."""
+    """How synthetic images get their pseudo-labels, and in which features images are compared."""
 
-    features: str = "pixels"  # pixels, denoiser (the target's own activations), sscd or onnx
-    weights: str = ""  # local file; sscd: the weights published by Meta; onnx: the encoder
-    weights_sha256: str = ""  # of that file; recorded when a run starts, and must not change afterwards
-    denoiser_block: str = "mid_block"  # block of the target's U-Net: mid_block, down_blocks_<i> or up_blocks_<i>
-    denoiser_timestep: int = 50  # t at which the U-Net's input is noised, 0..T-1
-    encoder_size: int = 288  # height and width of the input of sscd and onnx; SSCD recommends 288
-    encoder_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's; subtracted from images in [0, 1]
-    encoder_std: tuple[float, ...] = (0.229, 0.224, 0.225)  # ImageNet's; divides the difference
-    num_clusters: int = 60  # K
+    features: str = "pixels"  # "pixels", "denoiser" (activations of the target's U-Net), "sscd" or "onnx"
+    # A local file: for "sscd" the weights that Meta publishes, for "onnx" the encoder.
+    weights: str = path_field(digest="weights_sha256")
+    weights_sha256: str = ""  # SHA-256 of that file; recorded when a run starts, which needs the same file ever after
+    denoiser_block: str = "mid_block"  # for "denoiser": "mid_block", "down_blocks_<i>" or "up_blocks_<i>"
+    denoiser_timestep: int = 50  # for "denoiser": the timestep of the noise in its input, 0..T-1
+    encoder_size: int = 288  # for "sscd" and "onnx": height and width of the input in pixels; SSCD's README says 288
+    encoder_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # subtracted from images in [0, 1]; that of ImageNet
+    encoder_std: tuple[float, ...] = (0.229, 0.224, 0.225)  # divides images afterwards; that of ImageNet
+    num_clusters: int = 60  # K, the number of clusters
     minibatch_above: int = 20_000  # number of images above which mini-batch k-means is used
-    cohesion_threshold: float = 0.5  # tau, a mean cosine similarity
-    min_cluster_size: int = 2  # smaller clusters are rejected: a single image is always cohesive
-    assignment: str = "reassign"  # images of rejected clusters: "reassign" (as in the paper) or "drop"
+    cohesion_threshold: float = 0.5  # tau, the mean cosine similarity below which a cluster is rejected
+    min_cluster_size: int = 2  # smaller clusters are rejected, since a single image is cohesive with itself
+    # Images of rejected clusters: "reassign" them to the nearest kept one, as in the paper, or "drop" them.
+    assignment: str = "reassign"
 
     def __post_init__(self) -> None:
         one_of("label.features", self.features, FEATURES)
@@ -59,17 +62,17 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network of all classifiers: SIDE's surrogate, its controls and the conditional baseline.
+    """The network of every classifier: SIDE's surrogate, its controls and the conditional baseline.
 
     ResNet-18 is resnet with stage_sizes (2, 2, 2, 2) and width 64, ResNet-34 resnet with (3, 4, 6, 3), ResNet-50
     resnet_bottleneck with (3, 4, 6, 3).
     """
 
-    architecture: str = "resnet"  # resnet (basic blocks), resnet_bottleneck or half_unet (the ADM classifier)
-    stage_sizes: tuple[int, ...] = (1, 1)  # residual blocks per stage; every stage but the first halves the resolution
-    width: int = 32  # channels of the first stage; doubled at each further stage
-    stem_stride: int = 1  # stride of a ResNet's first convolution
-    norm: str = "group"  # ResNets: "group", or "batch" with frozen statistics outside of training
+    architecture: str = "resnet"  # "resnet" (basic blocks), "resnet_bottleneck" or "half_unet" (the ADM classifier)
+    stage_sizes: tuple[int, ...] = (1, 1)  # residual blocks of each stage; every stage but the first halves the image
+    width: int = 32  # channels of the first stage; each further stage doubles them
+    stem_stride: int = 1  # for a ResNet: stride of the first convolution, 1 or 2
+    norm: str = "group"  # for a ResNet: "group", or "batch", whose statistics are frozen outside of training
 
     def __post_init__(self) -> None:
         one_of("classifier.architecture", self.architecture, ARCHITECTURES)
@@ -88,10 +91,12 @@ class Network:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierFit(Fit):
-    """Training of a classifier; a tenth of its images is held back for validation."""
+    """How a classifier is trained. A tenth of its training images is held back to validate it."""
 
-    validate_every: int = 500  # steps
-    patience: int = 0  # stop after this many validations without a lower loss, keeping the best parameters; 0: never
+    validate_every: int = 500  # steps between validations
+    # Number of validations in a row without a lower loss after which training stops; the best parameters are used. 0:
+    # train to the end, and use the last parameters.
+    patience: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,14 +112,18 @@ class ClassifierFit(Fit):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Surrogate(ClassifierFit):
-    """Training of SIDE's surrogate and its controls, on noised images."""
+    """How SIDE's surrogate and its controls are trained on noised images."""
 
-    timesteps: str = "uniform"  # or "importance": proportional to sigma_t, weighted to keep the expected loss
-    objective: str = "cross_entropy"  # or "tdkd": distils a teacher trained on clean images; num_steps covers both
-    teacher_steps: int = 1000  # part of num_steps that trains the teacher
-    teacher_path: str = ""  # tdkd: a local ONNX classifier that replaces the teacher trained on pseudo-labels
-    teacher_sha256: str = ""  # of that file; recorded when a run starts
-    distillation_temperature: float = 2.0
+    # How timesteps are drawn: "uniform", or "importance": in proportion to sigma_t, with weights that keep the expected
+    # loss the same.
+    timesteps: str = "uniform"
+    # "cross_entropy", or "tdkd": distils a teacher of clean images; num_steps is then the sum for both.
+    objective: str = "cross_entropy"
+    teacher_steps: int = 1000  # for "tdkd": steps out of num_steps that train the teacher
+    # For "tdkd": a local ONNX classifier as the teacher, in place of one trained on the pseudo-labels.
+    teacher_path: str = path_field(digest="teacher_sha256")
+    teacher_sha256: str = ""  # SHA-256 of that file; recorded when a run starts
+    distillation_temperature: float = 2.0  # for "tdkd": temperature of the teacher's and the student's probabilities
 
     def __post_init__(self) -> None:
         super().__post_init__()

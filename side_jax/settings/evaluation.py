@@ -1,4 +1,4 @@
-"""Settings of the evaluation and the report: metrics, thresholds, further scores, and presentation."""
+"""Settings of the evaluation and the report: what counts as a match, further evidence, and what the page shows."""
 
 import dataclasses
 
@@ -21,21 +21,21 @@ MetricSettings = dataclasses.make_dataclass(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
-    """What counts as a match, and what stands beside it. Set thresholds before a run, not after seeing results."""
+    """Metrics and thresholds of a match. Set thresholds before a run, never after seeing its results."""
 
-    metrics: tuple[str, ...] = DEFAULT_METRICS  # the first is the headline of the report
+    metrics: tuple[str, ...] = DEFAULT_METRICS  # the first one decides the verdict
     band_factors: tuple[float, ...] = (1.25, 1.5)  # the bands "mid" and "low" end at the threshold times these
-    confidence: float = 0.95  # level of all intervals
-    false_match_rate: float = 0.02  # of the thresholds calibrated on half of the held-out images
-    distribution: bool = True  # compute AuthPct, C_T, the FLD gap and Frechet distances on label.features
-    membership: bool = True  # compute membership scores of every member and held-out image
-    membership_timestep: int = 0  # for the denoising loss, SecMI and PIA; 0: a tenth of diffusion.num_timesteps
+    confidence: float = 0.95  # level of all intervals and tests
+    false_match_rate: float = 0.02  # rate to which a threshold is calibrated on half of the held-out images
+    distribution: bool = True  # compute AuthPct, C_T, the FLD gap and Frechet distances of label.features
+    membership: bool = True  # compute the DPM's membership scores of each member and held-out image
+    membership_timestep: int = 0  # timestep of the denoising loss, SecMI and PIA; 0: a tenth of diffusion.num_timesteps
     divergence: bool = True  # compute the memorisation divergence around members and held-out images
-    # Standard deviation of its noise, for images in [-1, 1]; equals the default of data.near_duplicate_rmse.
+    # Its noise standard deviation, for pixels in [-1, 1]; equals the default of data.near_duplicate_rmse.
     divergence_epsilon: float = 0.05
-    divergence_draws: int = 64  # points per side whose likelihood is computed, about 150 network calls each
-    controls: bool = True  # compute the sensitivity of every metric to distorted copies of members
-    control_images: int = 256  # maximal number of members copied for it
+    divergence_draws: int = 64  # points on each side whose likelihood is computed, with about 150 network calls each
+    controls: bool = True  # measure the sensitivity of every metric to distorted copies of members
+    control_images: int = 256  # members that are copied for it, at most
 
     def __post_init__(self) -> None:
         check(len(self.metrics) >= 1, "evaluate.metrics", self.metrics, f"one or more of {', '.join(METRICS)}")
@@ -66,10 +66,10 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Presentation of the report; changes no number."""
+    """What the report shows; no setting here changes a figure."""
 
-    private: bool = False  # blur every picture and name no file, for confidential images
-    pairs: int = 1000  # maximal number of pairs in the gallery; the closest are shown
+    private: bool = False  # blur every picture and leave out file names and paths, for images of patients, say
+    pairs: int = 1000  # the closest pairs that the gallery shows, at most
 
     def __post_init__(self) -> None:
         check(0 <= self.pairs <= 1000, "report.pairs", self.pairs, "between 0 and 1000, so that the page stays small")

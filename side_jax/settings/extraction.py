@@ -1,4 +1,4 @@
-"""Settings of the sampler and of the attacks."""
+"""Settings of the attacks and of the sampler."""
 
 import dataclasses
 
@@ -13,13 +13,15 @@ from side_jax.settings.checks import check, one_of
 class Sampler:
     """The sampler of synthetic images and of every attack."""
 
-    solver: str = "ddim"  # or "dpmpp_2m": DPM-Solver++, second order, multistep
-    num_steps: int = 20
+    solver: str = "ddim"  # "ddim" or "dpmpp_2m" (DPM-Solver++ of second order)
+    num_steps: int = 20  # number of sampling steps
     eta: float = 0.0  # 0 is DDIM, 1 is DDPM
-    variance: str = "small"  # of the noise if eta > 0: "small" or "large", diffusers' fixed_small and fixed_large
-    spacing: str = "trailing"  # of the time grid: a name of diffusers, or "log_snr"
-    batch_size: int = 64  # images per batch, over all local devices of a process
-    loop: str = "auto"  # compile the trajectory ("scan") or a step ("dispatch", auto's choice for guidance on CPU)
+    variance: str = "small"  # of the noise, for eta > 0: "small" or "large", diffusers' fixed_small and fixed_large
+    spacing: str = "trailing"  # time grid: "leading", "linspace" or "trailing", as in diffusers, or "log_snr"
+    batch_size: int = 64  # images sampled together, over all local devices
+    # "scan" compiles the whole trajectory, "dispatch" a single step; "auto" is "dispatch" for guided sampling on CPU,
+    # "scan" otherwise.
+    loop: str = "auto"
 
     def __post_init__(self) -> None:
         check(self.num_steps >= 1, "sampler.num_steps", self.num_steps, "at least 1")
@@ -35,17 +37,18 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extract:
-    """The attacks, all with the same number of images and the same initial noise."""
+    """The attacks. All draw the same number of images from the same starting noise."""
 
-    num_images: int = 1024  # N_G, images per attack and guidance scale
-    solver: str = ""  # of guided attacks; empty: sampler.solver, which unguided sampling always uses
-    num_steps: int = 0  # of guided attacks; 0: sampler.num_steps
+    num_images: int = 1024  # N_G, images of each attack at each guidance scale
+    solver: str = ""  # solver of guided attacks; "": sampler.solver, which synthetic and unguided images always use
+    num_steps: int = 0  # sampling steps of guided attacks; 0: sampler.num_steps
+    # The attacks to run, the guided ones at every guidance scale.
     attacks: tuple[str, ...] = tuple(name for name, attack in ATTACKS.items() if attack.default)
-    guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for guided attacks
-    temperature_scaling: bool = False  # calibrate the guiding probabilities on the held-back images
-    guidance_form: str = "score"  # or, with sampler.eta > 0, "mean" or "mean_at_mean"; see diffusion/guidance.py
-    guidance_interval: tuple[int, ...] = ()  # (t_low, t_high), the guided timesteps; empty: all
-    normalize_gradient: bool = False  # scale each image's gradient to a root mean square of 1
+    guidance_scales: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # lambda, for the guided attacks
+    temperature_scaling: bool = False  # whether the probabilities that guide are calibrated on held-back images
+    guidance_form: str = "score"  # "score", or "mean" or "mean_at_mean", which need sampler.eta > 0
+    guidance_interval: tuple[int, ...] = ()  # (t_low, t_high), the timesteps at which guidance acts; (): at all
+    normalize_gradient: bool = False  # scale each image's guidance gradient to a root mean square of 1
 
     def __post_init__(self) -> None:
         if self.solver:

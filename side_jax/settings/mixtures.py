@@ -1,4 +1,4 @@
-"""Settings of the closed-form check of Theorem 1 (Chen et al. 2024) on Gaussian mixtures."""
+"""Settings of Theorem 1 in closed form: the distribution, and the data sets drawn from it."""
 
 import dataclasses
 import itertools
@@ -10,26 +10,25 @@ from side_jax.settings.checks import check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Theory:
-    """A mixture p = sum_i w_i N(mu_i, s_i^2 I) and data sets drawn from it; see memorization/theory/theorem.py."""
+    """The distribution p = sum_i w_i N(mu_i, s_i^2 I), and the data sets drawn from it.
+
+    memorization/theory/theorem.py has the equations.
+    """
 
     name: str = "theory"  # shown in the figure
     seed: int = 0  # of the means, the data sets and the draws
-    dimensions: int = 2  # of an image: 1 or 2, since the limit is computed by quadrature
-    labels: int = 4  # K
-    separation: float = 2.0  # standard deviation of the means mu_i in each dimension; 0: all at the origin
+    dimensions: int = 2  # of an image, 1 or 2: the limit is an integral by quadrature
+    labels: int = 4  # K, the number of labels
+    separation: float = 2.0  # standard deviation of the means mu_i in each dimension; 0: all are at the origin
     spreads: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # s_i of each label
-    weights: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # w_i, each label's fraction of D
-    sizes: tuple[int, ...] = (
-        30,
-        100,
-        300,
-        1000,
-        3000,
-    )  # mean of |D_i| over labels; D has `labels` times as many images
-    epsilons: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)  # of the divergence, in descending order
-    bandwidth: float = 0.001  # of the memorising models; far below the distance between images gives -log K
-    num_samples: int = 10_000  # draws of q_eps per part and epsilon
-    repeats: int = 20  # number of data sets; standard errors are over them
+    weights: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # w_i, each label's share of D
+    sizes: tuple[int, ...] = (30, 100, 300, 1000, 3000)  # |D_i|, the mean over the labels; D has K times as many images
+    epsilons: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)  # noise of the divergence, in descending order
+    # Of the kernel density models that hold their images; for the limit -log K it must be far below the distance
+    # between images.
+    bandwidth: float = 0.001
+    num_samples: int = 10_000  # draws from q_eps for each part and epsilon
+    repeats: int = 20  # number of data sets; standard errors are those of the mean over them
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "at least 0")

@@ -1,9 +1,10 @@
-"""Settings of the target model: data, diffusion, network, labels, training, monitor, or an imported checkpoint."""
+"""Settings of the target model: data, diffusion, network, labels, training, monitoring, or an existing checkpoint."""
 
 import dataclasses
 
 from side_jax.diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from side_jax.settings.checks import check, one_of
+from side_jax.settings.paths import path_field
 
 DATASETS = ("digits", "faces", "folder", "npz", "tfds")
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
@@ -14,26 +15,29 @@ LABELS = ("true", "random", "single", "file")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """The images, and their split into members and held-out images."""
+    """Where the images come from, and how they are split into members and held-out images."""
 
-    name: str = "digits"  # one of DATASETS
-    path: str = ""  # name="folder": the folder of images; name="npz": the file
-    tfds_name: str = ""  # name="tfds": the dataset, such as "celeb_a", "cifar10" or "imagenette/full-size"
-    data_dir: str = ""  # the folder of prepared TFDS datasets; "": TFDS's default
-    # Source of the held-out images: another folder or NPZ, or for TFDS another split, such as "test"; members are then
-    # drawn from path alone. "": both sides are drawn from path. Required for a model trained elsewhere, since only its
-    # owner knows its training images.
-    heldout_from: str = ""
-    image_size: int = 8  # height and width after centre crop and area resize; digits are 8
-    channels: int = 1  # 1 or 3
-    num_members: int = 200  # training images
-    num_heldout: int = 200  # images the model never sees; num_members are the control, all calibrate thresholds
-    split_by: str = "image"  # "image", or "identity": no label (person, patient) is on both sides
-    min_per_label: int = 1  # labels with fewer images are excluded; CelebA-HQ-FI keeps those with 15 or more
-    near_duplicate_rmse: float = 0.05  # held-out images this close to a member, in [-1, 1], are excluded; 0: exact only
-    max_corrupt: int = 10  # number of unreadable images that are skipped with a warning; more are an error
-    storage: str = "auto"  # "memory" (uint8), "stream" (decode for each batch), or "auto": memory if it fits
-    memory_limit_mb: int = 4096  # limit of "auto" for images in memory
+    name: str = "digits"  # "digits", "faces", "folder", "npz" or "tfds"
+    path: str = path_field()  # for name = "folder": the folder of images; for name = "npz": the file
+    tfds_name: str = ""  # for name = "tfds": the dataset, such as "celeb_a", "cifar10" or "imagenette/full-size"
+    data_dir: str = path_field()  # folder of prepared TFDS datasets; "": the default of TFDS
+    # Source of the held-out images: another folder or NPZ, or another TFDS split, such as "test"; members are then
+    # drawn from `path` alone. "": both sides are drawn from `path`. Required for a model that was trained elsewhere,
+    # since only its owner knows which images it saw.
+    heldout_from: str = path_field()
+    image_size: int = 8  # height and width in pixels, after a centre crop and an area resize; digits have 8
+    channels: int = 1  # 1 (grey) or 3 (colour)
+    num_members: int = 200  # number of training images
+    # Number of images that the model never sees, at least num_members. As many as there are members form the control;
+    # all of them calibrate thresholds.
+    num_heldout: int = 200
+    split_by: str = "image"  # "image", or "identity": no label (person, patient) has images on both sides
+    min_per_label: int = 1  # labels with fewer images are left out; CelebA-HQ-FI keeps identities with at least 15
+    # Held-out images whose RMSE to a member (pixels in [-1, 1]) is below this are moved out; 0: only equal images.
+    near_duplicate_rmse: float = 0.05
+    max_corrupt: int = 10  # number of unreadable images that are skipped and logged; one more is an error
+    storage: str = "auto"  # "memory" (uint8), "stream" (decoded for each batch), or "auto": memory if they fit
+    memory_limit_mb: int = 4096  # MiB of images that "auto" keeps in memory
 
     def __post_init__(self) -> None:
         one_of("data.name", self.name, DATASETS)
@@ -67,14 +71,14 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """The noise schedule, and the prediction type of the network."""
+    """The noise schedule and what the network predicts."""
 
-    schedule: str = "linear"  # linear, scaled_linear or cosine
-    num_timesteps: int = 1000  # T
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    trained_betas: tuple[float, ...] = ()  # T betas that replace the schedule, from an imported checkpoint
-    prediction_type: str = "epsilon"  # epsilon, x0 or v
+    schedule: str = "linear"  # "linear", "scaled_linear" or "cosine"
+    num_timesteps: int = 1000  # T, the number of timesteps
+    beta_start: float = 1e-4  # beta at timestep 0
+    beta_end: float = 0.02  # beta at timestep T - 1
+    trained_betas: tuple[float, ...] = ()  # T betas that replace the schedule, as some existing checkpoints have
+    prediction_type: str = "epsilon"  # what the network predicts: "epsilon", "x0" or "v"
 
     def __post_init__(self) -> None:
         one_of("diffusion.schedule", self.schedule, SCHEDULES)
@@ -97,27 +101,30 @@ class Diffusion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """The U-Net, with the option names of diffusers' UNet2DModel; see models/unet.py."""
+    """The U-Net. Its options have the names of diffusers' UNet2DModel."""
 
-    block_out_channels: tuple[int, ...] = (32, 64)  # per level; every level but the last halves the resolution
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")  # "AttnDownBlock2D" has attention
-    up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")  # coarsest first; "AttnUpBlock2D" has attention
-    layers_per_block: int = 1
-    attention_head_dim: int = 8  # channels per head; 0: a single head (null in diffusers)
-    norm_num_groups: int = 8
-    attn_norm_num_groups: int = 0  # groups of the norm of the middle attention; 0: null in diffusers
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    add_attention: bool = True  # attention in the middle block
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0.0
-    time_embedding_dim: int = 0  # 0: four times block_out_channels[0]
-    downsample_padding: int = 1  # 0 pads only at the bottom and right, as the original DDPM
-    mid_block_scale_factor: float = 1.0
-    resnet_time_scale_shift: str = "default"  # or "scale_shift"
-    center_input_sample: bool = False
-    dtype: str = "float32"  # or "bfloat16", which halves the memory of activations; parameters stay float32
-    remat: bool = False  # recompute blocks in the backward pass: a third more time, far less memory
+    block_out_channels: tuple[int, ...] = (32, 64)  # channels of each level; every level but the last halves the image
+    down_block_types: tuple[str, ...] = (
+        "DownBlock2D",
+        "DownBlock2D",
+    )  # finest level first; "AttnDownBlock2D" has attention
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")  # coarsest level first; "AttnUpBlock2D" has attention
+    layers_per_block: int = 1  # residual blocks of each level
+    attention_head_dim: int = 8  # channels of one attention head; 0: one head over all channels (null in diffusers)
+    norm_num_groups: int = 8  # groups of every group normalisation
+    attn_norm_num_groups: int = 0  # groups in the middle block's attention; 0: as null in diffusers
+    norm_eps: float = 1e-5  # epsilon of every group normalisation
+    dropout: float = 0.0  # dropout rate, during training only
+    add_attention: bool = True  # whether the middle block has attention
+    flip_sin_to_cos: bool = True  # whether the timestep embedding has its cosines first
+    freq_shift: float = 0.0  # shift of the frequencies of the timestep embedding
+    time_embedding_dim: int = 0  # channels of the timestep embedding; 0: four times block_out_channels[0]
+    downsample_padding: int = 1  # 0: pads at the bottom and the right only, as the original DDPM does
+    mid_block_scale_factor: float = 1.0  # divides the output of the middle block's residual connections
+    resnet_time_scale_shift: str = "default"  # how the timestep enters residual blocks: "default" or "scale_shift"
+    center_input_sample: bool = False  # whether inputs are mapped from [0, 1] to [-1, 1] first
+    dtype: str = "float32"  # type of the computation; "bfloat16" halves memory on accelerators. Parameters stay float32
+    remat: bool = False  # recompute blocks in the backward pass: a third more time, far less memory (for 256x256)
 
     def __post_init__(self) -> None:
         channels, levels = self.block_out_channels, len(self.block_out_channels)
@@ -159,13 +166,15 @@ class Model:
 class Condition:
     """Labels for training the DPM with classifier-free guidance (Ho and Salimans 2022)."""
 
-    # "": none, the model is unconditional. "true": the members' own labels. "random": balanced groups of members, drawn
-    # once from the seed. "single": one label for all members, which carries no information. "file": the labels in path.
+    # "": none; the model is unconditional. "true": the members' own labels. "random": balanced groups of members, drawn
+    # once from the seed. "single": one label that all members share and that carries no information. "file": the labels
+    # in `path`.
     labels: str = ""
-    num_labels: int = 0  # 0 without labels, 1 for "single", otherwise at least 2
-    path: str = ""  # labels="file": an NPZ with `id`, int64 [n], as in train/split.json, and `label`, int32 [n]
-    sha256: str = ""  # of that file; recorded at first use, and must not change afterwards
-    dropout: float = 0.1  # fraction of training images without label, which train the unconditional prediction
+    num_labels: int = 0  # number of labels: 0 without labels, 1 for "single", else at least 2
+    # For labels = "file": an NPZ with `id`, int64 [n], as in train/split.json, and `label`, int32 [n].
+    path: str = path_field(digest="sha256")
+    sha256: str = ""  # SHA-256 of that file; recorded when it is first read, so that a changed file is noticed
+    dropout: float = 0.1  # share of training images shown without their label; guidance needs that prediction too
 
     def __post_init__(self) -> None:
         labels, count = self.labels, self.num_labels
@@ -188,19 +197,21 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Training of one network, the DPM or a classifier."""
+    """How a network is trained."""
 
-    num_steps: int = 1000
-    batch_size: int = 64
-    accumulate: int = 1  # sequential parts of a batch, to save memory; the gradient is the same
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0  # linear warm-up from 0
-    decay: str = "constant"  # of the learning rate after the warm-up: constant, linear to 0, or cosine to 0
-    weight_decay: float = 0.0  # of AdamW
-    gradient_clip: float = 1.0  # maximal global norm of the gradient
-    ema_decay: float = 0.998  # warmed up, see training/trainer.py
-    log_every: int = 100  # steps
-    checkpoint_every: int = 500  # steps; a kill loses at most this many
+    num_steps: int = 1000  # number of training steps
+    batch_size: int = 64  # images in a batch, over all devices
+    accumulate: int = 1  # parts of a batch that are computed one after the other, to save memory; same gradient
+    learning_rate: float = 1e-3  # learning rate of AdamW after the warm-up
+    warmup_steps: int = 0  # steps in which the learning rate rises linearly from 0
+    decay: str = (
+        "constant"  # course of the learning rate after the warm-up: "constant", or "linear" or "cosine" down to 0
+    )
+    weight_decay: float = 0.0  # weight decay of AdamW
+    gradient_clip: float = 1.0  # largest global norm of the gradient
+    ema_decay: float = 0.998  # decay of the parameters' exponential moving average, after a warm-up of its own
+    log_every: int = 100  # steps between log lines
+    checkpoint_every: int = 500  # steps between checkpoints; a kill loses at most so many
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
@@ -221,18 +232,18 @@ class Fit:
 class Train(Fit):
     """Training of the DPM."""
 
-    # Off by default, since flips about halve the extraction: the model memorises each orientation less, and pixel
-    # distances miss mirrored copies.
+    # Whether images are mirrored at random. A mirrored copy of every image halves what can be extracted: each version
+    # is memorised less often, and pixel distances do not find mirrored matches.
     horizontal_flip: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Monitor:
-    """The memorisation monitor: compares samples with members and held-out images during training."""
+    """Monitors memorisation during training: compares samples of the DPM with members and held-out images."""
 
-    every_steps: int = 0  # 0: never
-    num_samples: int = 256  # per measurement, always from the same noise
-    stop_at_rate: float = 0.0  # stop training once this fraction of samples has d1/d2 < 1/3; 0: never
+    every_steps: int = 0  # steps between comparisons; 0: never
+    num_samples: int = 256  # images sampled for each comparison, always from the same noise
+    stop_at_rate: float = 0.0  # stop training when this share of samples has d1 / d2 < 1/3; 0: never
 
     def __post_init__(self) -> None:
         check(self.every_steps >= 0, "monitor.every_steps", self.every_steps, "at least 0 (0: no monitor)")
@@ -249,7 +260,8 @@ class Monitor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """An imported checkpoint to audit instead of training a DPM."""
+    """An existing checkpoint to audit, in place of a DPM that is trained here."""
 
-    path: str = ""  # a local diffusers folder, whose config replaces the sections model and diffusion
-    sha256: str = ""  # of its weights; recorded at first use, and must not change afterwards
+    # A local folder in the format of diffusers; its own config replaces the sections `model` and `diffusion`.
+    path: str = path_field(digest="sha256")
+    sha256: str = ""  # SHA-256 of its weights; recorded when they are first read, so that a changed file is noticed

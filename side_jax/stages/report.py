@@ -17,14 +17,10 @@ from side_jax.report.findings import percent
 from side_jax.report.writer import Audit
 from side_jax.sampling import shards
 from side_jax.settings import Settings
+from side_jax.settings.paths import path_fields
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.training import monitor
 from side_jax.workdir import curves, files, work_units
-
-_PATHS = (
-    *(("data", key) for key in ("path", "data_dir", "heldout_from")),
-    *(("target", "path"), ("condition", "path"), ("label", "weights"), ("surrogate", "teacher_path")),
-)
 
 
 def run(settings: Settings, workdir: Path) -> None:
@@ -36,7 +32,7 @@ def run(settings: Settings, workdir: Path) -> None:
 
 
 def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str]:
-    """Returns the names of the figures' files."""
+    """Writes the report; returns the names of its figure files."""
     results = records.read(workdir / "evaluate" / "results.json")
     members, heldout = stage_inputs.load_sides(settings, workdir)
     units = dict(stage_table.extraction_units(settings, workdir))
@@ -62,15 +58,15 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str
 
 
 def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]:
-    """Figures that only an audit of a model has: its training, its samples, their clusters, and its classifiers."""
-    figures = (_training_figure(settings, workdir), _classifier_figure(results.classifiers or {}))
+    """The figures of a model's audit: training, classifiers, samples and clusters."""
+    figures = _training_figure(settings, workdir), _classifier_figure(results.classifiers or {})
     drawn = [figure for figure in figures if figure]
     sheets = (
         ("samples", "synthesize/samples.png", "Samples of the model, unguided", "Unguided samples of the model"),
         (
             "clusters",
             "label/clusters.png",
-            "The clusters that SIDE takes for labels",
+            "SIDE's pseudo-labels",
             "Images of the most and least cohesive clusters",
         ),
     )
@@ -96,7 +92,7 @@ def _training_figure(settings: Settings, workdir: Path) -> Drawn | None:
         else "Loss against the training step",
         note=_monitor_note(watched, settings)
         if watched
-        else "Not monitored: set monitor.every_steps to see when memorisation begins.",
+        else "The monitor was off; set monitor.every_steps to see when memorisation begins.",
     )
 
 
@@ -104,38 +100,38 @@ def _monitor_note(watched: list[dict[str, Any]], settings: Settings) -> str:
     """When memorisation began, and the last measurement."""
     onset, last = monitor.onset(watched), watched[-1]
     copied, closer = (
-        f"From step {step:,} on" if (step := onset[key]) is not None else "At no step that was checked"
+        f"From step {step:,} on" if (step := onset[key]) is not None else "At no measured step"
         for key in ("copied", "closer")
     )
-    text = (
-        f"{copied}, significantly more samples copy a member (d1 / d2 < 1/3) than copy a held-out image. {closer}, "
+    note = (
+        f"{copied}, significantly more samples copied a member (d1 / d2 < 1/3) than copied a held-out image. {closer}, "
         "significantly more than half of the samples were closer to a member than to every held-out image. At the last "
-        f"check {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, and "
-        f"{percent(last['closer'])} were closer to a member."
+        f"measurement, {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, "
+        f"and {percent(last['closer'])} were closer to a member."
     )
     if settings.data.split_by == "identity":
-        text += (
-            " The split is by identity: a model that has learned its people without copying a photograph also draws "
-            "closer to members, so only copying shows memorisation of images here."
+        note += (
+            " The split is by identity: a model that has learned the members' identities without copying a photograph "
+            "is also closer to members, so only copying shows memorisation of images here."
         )
-    return text
+    return note
 
 
 def _classifier_figure(classifiers: dict[str, Classifier]) -> Drawn | None:
-    """What each classifier knows at each noise level; None where nothing is guided."""
+    """Accuracy and calibration of each classifier at each noise level; None without classifiers."""
     if not classifiers:
         return None
-    levels = {name: classifier.levels for name, classifier in classifiers.items()}
-    chance = {name: 1 / classifier.classes for name, classifier in classifiers.items()}
+    levels = {name: one.levels for name, one in classifiers.items()}
+    chance = {name: 1 / one.classes for name, one in classifiers.items()}
     listed = "; ".join(
         f"{name}: {one.classes} classes, {one.images} images, {one.steps} steps, accuracy "
-        f"{percent(one.levels[0].accuracy)} at the least noise and {percent(one.levels[-1].accuracy)} at the most, on "
-        f"{one.held_back} images held back"
+        f"{percent(one.levels[0].accuracy)} at the lowest noise level and "
+        f"{percent(one.levels[-1].accuracy)} at the highest, on {one.held_back} held-back images"
         for name, one in classifiers.items()
     )
     return Drawn(
         name="classifiers",
-        heading="Where do the classifiers know the label?",
+        heading="At which noise levels do the classifiers recognise the label?",
         png=plots.noise_levels(levels, chance),
         alt="Accuracy and calibration of each classifier at each noise level",
         note=f"{listed}. Calibration: expected calibration error (Guo et al. 2017, 15 bins); solid: as trained; "
@@ -144,43 +140,42 @@ def _classifier_figure(classifiers: dict[str, Classifier]) -> Drawn | None:
 
 
 def _cluster_note(surrogate: Surrogate) -> str:
-    """The features, and how many clusters are kept and rejected."""
+    """The features and the numbers of clusters kept and rejected."""
     features = ", ".join(f"{key} {value}" for key, value in surrogate.features.items())
     return (
-        f"Features: {features}. Of {surrogate.clusters} clusters {surrogate.kept} are kept; "
-        f"{surrogate.rejected_by_cohesion} lack cohesion, {surrogate.empty} are empty, {surrogate.tiny} too small, "
-        f"{surrogate.duplicate} duplicates of another. "
+        f"Features: {features}. Of {surrogate.clusters} clusters, {surrogate.kept} are kept; "
+        f"{surrogate.rejected_by_cohesion} lack cohesion, {surrogate.empty} are empty, {surrogate.tiny} are "
+        f"too small, and {surrogate.duplicate} duplicate another one. "
         f"{surrogate.featureless} images have no features, {surrogate.dropped_images} no label."
     )
 
 
 def _method_note(results: Results, settings: Settings) -> str:
-    """How the images were made."""
+    """How the images were generated."""
     target, surrogate, interval = results.target, results.surrogate, settings.extract.guidance_interval
-    text = (
+    note = (
         f"Target: {target.parameters:,} parameters at step {target.step:,}, {results.dataset.members} "
         f"members of {results.dataset.name}{_labels(settings)}; denoising loss "
         f"{target.denoising_loss_members:.4f} on members, {target.denoising_loss_heldout:.4f} on held-out "
-        "images. All attacks make "
-        f"{settings.extract.num_images:,} images from the same starting noise. Without guidance: "
+        "images. Every attack generates "
+        f"{settings.extract.num_images:,} images from the same initial noise. Unguided: "
         f"{settings.sampler.solver}, {settings.sampler.num_steps} steps; "
         f"guided: {settings.guided_sampler.solver}, {settings.guided_sampler.num_steps} steps"
     )
     if interval:
-        guide = "the classifier asked" if settings.extract.classifiers else "with guidance"
-        text += f", {guide} at timesteps {interval[0]} to {interval[1]}"
+        note += f", with guidance at timesteps {interval[0]} to {interval[1]}"
     if surrogate:
         low, _, high = surrogate.cohesion
-        text += (
-            f". SIDE saw {surrogate.synthetic_images:,} of the model's own samples and no label; "
+        note += (
+            f". SIDE used {surrogate.synthetic_images:,} of the model's own samples and no labels; "
             f"{surrogate.kept} of {surrogate.clusters} clusters were cohesive enough (cohesion {low:.2f} to "
             f"{high:.2f}; images of the others: {surrogate.assignment})"
         )
-    return text + "."
+    return note + "."
 
 
 def _labels(settings: Settings) -> str:
-    """The labels that the model was trained with; empty for an unconditional one."""
+    """The labels that the model was trained with; empty for an unconditional model."""
     condition = settings.condition
     if not condition.labels:
         return ""
@@ -203,12 +198,13 @@ def _provenance(results: Results, settings: Settings) -> tuple[tuple[str, str], 
 def _displayed_config(settings: Settings) -> dict[str, Any]:
     """The config; without paths in a private report."""
     shown = dataclasses.asdict(settings)
-    for section, key in _PATHS if settings.report.private else ():
-        shown[section][key] = "(left out)" if shown[section][key] else ""
+    if settings.report.private:
+        for section, name, _ in path_fields(Settings):
+            shown[section][name] = "(left out)" if shown[section][name] else ""
     return shown
 
 
 def in_plain_words(settings: Settings, workdir: Path) -> str:
-    """What the command line prints at its end."""
+    """The summary that the command line prints at the end."""
     results = records.read(workdir / "evaluate" / "results.json")
     return findings.in_plain_words(results, settings.evaluate.confidence, workdir / "report" / "index.html")

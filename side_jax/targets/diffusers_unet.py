@@ -3,6 +3,7 @@
 It reads only JSON and safetensors, and does not need diffusers.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,16 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
 
     Raises:
       InputError: if a file is missing, damaged, pickled or does not belong to an unconditional UNet2DModel.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from side_jax import from_diffusers
+      >>> module, params, schedule = from_diffusers("model")
+      >>> x, t = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
+      >>> module.apply({"params": params}, x, t).shape
+      (1, 8, 8, 1)
     """
-    folder = unet_folder(Path(directory))
+    folder = unet_folder(Path(os.path.expanduser(directory)))
     module, schedule = read_module(folder), read_schedule(folder)
     x = jax.ShapeDtypeStruct((1, *image_shape(folder)), jnp.float32)
     try:
@@ -62,8 +71,15 @@ def to_diffusers(
       params: its parameters.
       schedule: the noise schedule, written as trained_betas in full precision.
       image_size: height and width, or (height, width); the pipelines use it.
+
+    Example:
+      >>> import os
+      >>> from side_jax import from_diffusers, to_diffusers
+      >>> to_diffusers("copy", *from_diffusers("model"), image_size=8)
+      >>> sorted(os.listdir("copy"))
+      ['model_index.json', 'scheduler', 'unet']
     """
-    directory = Path(directory)
+    directory = Path(os.path.expanduser(directory))
     channels = np.shape(params["conv_in"]["kernel"])[2]
     config = {"_class_name": "UNet2DModel", "sample_size": image_size, "in_channels": channels}
     files.write_json(directory / "unet" / "config.json", config | unet_config(module))

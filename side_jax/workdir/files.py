@@ -21,14 +21,14 @@ from etils import epath
 from side_jax.errors import InputError
 
 
-def as_path(text: str) -> Path:
-    """A path on the local disk, or a URL of an object store.
+def as_path(text: str | Path) -> Path:
+    """A path on the local disk, with `~` expanded, or a URL of an object store.
 
     Raises:
       InputError: if no installed library can open the URL.
     """
     try:
-        path = epath.Path(text)
+        path = epath.Path(os.path.expanduser(text))
         path.exists()
     except (ImportError, KeyError) as error:  # no library for this scheme, or an unknown one
         reason = str(error) if isinstance(error, ImportError) else "an unknown kind of URL"

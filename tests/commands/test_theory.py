@@ -232,7 +232,7 @@ def test_the_command(tmp_path, capsys):
     ("argv", "code", "words"),
     [
         ([CONFIG], 2, "--workdir=DIR is missing"),
-        ([CONFIG, "--workdir=RUN", "now"], 2, "'now' is no flag"),
+        ([CONFIG, "--workdir=RUN", "now"], 2, "'now' is not an option"),
         ([CONFIG, "--workdir=RUN", "--stages=train"], 2, "stages"),
         ([CONFIG, "--workdir=RUN", "--config.repeats=many"], 2, "many"),
         ([CONFIG, "--workdir=RUN", "--config.repeats=1"], 1, "config.repeats is 1, but it must be at least 2."),
@@ -260,4 +260,6 @@ def test_a_workdir_below_a_file(tmp_path, capsys):
 
 def test_help(capsys):
     assert command("--help") == 0
-    assert "theory/results.json" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for words in ("theory/results.json", "--config=NAME", "Exit codes"):
+        assert words in printed

@@ -197,7 +197,7 @@ COMMAND_LINES = [
     (["--config.train.num_steps=many"], "many"),
     (["--config.train.num_steps=2.5"], "2.5"),
     (["--colour=red"], "colour"),
-    (["now"], "'now' is no flag"),
+    (["now"], "'now' is not an option"),
 ]
 
 
@@ -211,8 +211,10 @@ def test_missing_workdir_flag(capsys, nothing_heavy):
     refused(capsys, [f"--config={runs.SMOKE}"], "--workdir=DIR is missing", code=2)
 
 
-def test_missing_config_file(tmp_path, capsys, nothing_heavy):
-    refused(capsys, ["--config=configs/nothing.py", f"--workdir={tmp_path}"], "configs/nothing.py", code=2)
+@pytest.mark.parametrize("name", ["configs/nothing.py", "typo", "typo:64"])
+def test_missing_config_file(tmp_path, capsys, nothing_heavy, name):
+    words = (repr(name), "not found", "celeba", "digits", "theory_gmm")
+    refused(capsys, [f"--config={name}", f"--workdir={tmp_path}"], *words, code=2)
 
 
 @pytest.mark.parametrize("text", ["def get_config(: pass", "import nowhere_to_be_found", "x = 1"])
@@ -232,7 +234,7 @@ def test_config_file_with_an_unknown_section(tmp_path, capsys, nothing_heavy):
 
 
 def test_no_config_at_all(tmp_path, capsys, nothing_heavy):
-    refused(capsys, [f"--workdir={tmp_path / 'new'}"], "holds no config.json", "--config=FILE")
+    refused(capsys, [f"--workdir={tmp_path / 'new'}"], "holds no config.json", "--config=NAME")
 
 
 def test_unknown_stage(tmp_path, capsys, nothing_heavy):

@@ -263,8 +263,8 @@ def test_all_that_the_page_says_is_on_it(everything):
     for text in (
         *ATTACKED,
         "random pseudo-labels of the same sizes",
-        "Where do the classifiers know",
-        "The clusters that SIDE takes",
+        "At which noise levels do the classifiers recognise",
+        "s pseudo-labels<",
     ):
         assert text in page
 
