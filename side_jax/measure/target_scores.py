@@ -37,7 +37,7 @@ class TargetScores:
         """Takes the target model's checkpoint, as `stage_inputs.load_target` restores it."""
         self._settings = settings
         self._params = {"dpm": restored.trees["ema"]}
-        self._compiled: dict[tuple[str, ...], Callable] = {}
+        self._programs: dict[Any, Callable] = {}
         self._step, self._digest = restored.step, restored.meta["sha256"]["ema"]
 
     def scores(self, kinds: tuple[str, ...], images: np.ndarray, stream: str) -> dict[str, np.ndarray]:
@@ -45,12 +45,9 @@ class TargetScores:
 
         An image's noise depends on the stream and its place among the images alone.
         """
-        if kinds not in self._compiled:  # members and held-out images are scored by one program
-            self._compiled[kinds] = placement.in_batches(
-                _scorer(self._settings, kinds), self._settings.sampler.batch_size
-            )
+        program = self._program(kinds, lambda: _scorer(self._settings, kinds))
         index = np.arange(len(images), dtype=np.uint32)
-        scores = self._compiled[kinds]((self._params, self._base(stream)), images, index)
+        scores = program((self._params, self._base(stream)), images, index)
         return {kind: scores[:, i] for i, kind in enumerate(kinds)}
 
     def describe(self, members: np.ndarray, heldout: np.ndarray) -> Target:
@@ -70,18 +67,10 @@ class TargetScores:
 
     def mean_loss(self, images: np.ndarray) -> float:
         """The mean denoising loss of images uint8 [n, h, w, c] over all timesteps: how far the model overfits."""
-        schedule, denoise = builders.build_schedule(self._settings), builders.build_denoise(self._settings)
-
-        def fn(whole: Any, images: jax.Array, index: jax.Array) -> jax.Array:
-            params, base = whole
-            return denoising_loss(
-                lambda x, t: denoise(params, x, t), schedule, pixel_range.to_float(images), sample_keys(base, index)
-            )[0]
-
-        compute, base = placement.in_batches(fn, self._settings.sampler.batch_size), self._base("probe")
+        program, base = self._program("mean_loss", lambda: _mean_loss(self._settings)), self._base("probe")
         index = np.arange(len(images), dtype=np.uint32)
         keys = (jax.random.fold_in(base, draw) for draw in range(REPEATS))
-        return float(np.mean([compute((self._params, key), images, index).mean() for key in keys]))
+        return float(np.mean([program((self._params, key), images, index).mean() for key in keys]))
 
     def log_prob(self, x: np.ndarray, stream: str, labels: np.ndarray | None = None) -> np.ndarray:
         """Log p of points, in nats; NaN where it could not be solved.
@@ -96,28 +85,10 @@ class TargetScores:
         Returns:
           float32 [n].
         """
-        if ("log_prob",) not in self._compiled:
-            # Half precision rounds more than an adaptive solver allows: it would take ever smaller steps.
-            model = dataclasses.replace(self._settings.model, dtype="float32")
-            settings = dataclasses.replace(self._settings, model=model)
-            schedule = builders.build_schedule(settings)
-            denoise = builders.build_conditional_denoise(settings)  # an unconditional model ignores labels
-
-            def fn(whole: Any, x: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
-                params, base = whole
-                return likelihood.ode_log_likelihood(
-                    lambda x, t: denoise(params, x, t, labels),
-                    schedule,
-                    x,
-                    sample_keys(base, index),
-                    rtol=TOLERANCE,
-                    atol=TOLERANCE,
-                ).log_prob
-
-            self._compiled[("log_prob",)] = placement.in_batches(fn, self._settings.sampler.batch_size)
+        program = self._program("log_prob", lambda: _log_prob(self._settings))
         index = np.arange(len(x), dtype=np.uint32)
         labels = np.full(len(x), -1, np.int32) if labels is None else labels
-        return self._compiled[("log_prob",)]((self._params, self._base(stream)), x, index, labels)
+        return program((self._params, self._base(stream)), x, index, labels)
 
     def divergence(self, members: np.ndarray, heldout: np.ndarray) -> Divergence:
         """The memorisation divergence around members and around as many held-out images, for results.json.
@@ -143,6 +114,45 @@ class TargetScores:
 
     def _base(self, stream: str) -> jax.Array:
         return random_streams.stream_key(self._settings, stream)
+
+    def _program(self, name: Any, make: Callable[[], Callable]) -> Callable:
+        """The function that `make` returns, in batches over all devices; members and held-out images share it."""
+        if name not in self._programs:
+            self._programs[name] = placement.in_batches(make(), self._settings.sampler.batch_size)
+        return self._programs[name]
+
+
+def _mean_loss(settings: Settings) -> Callable:
+    """((parameters, base key), images uint8 [b, h, w, c], index uint32 [b]) -> denoising losses float32 [b]."""
+    schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
+
+    def fn(whole: tuple[Any, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
+        params, base = whole
+        x0, keys = pixel_range.to_float(images), sample_keys(base, index)
+        return denoising_loss(lambda x, t: denoise(params, x, t), schedule, x0, keys)[0]
+
+    return fn
+
+
+def _log_prob(settings: Settings) -> Callable:
+    """((parameters, base key), x float32 [b, h, w, c], index uint32 [b], labels int32 [b]) -> log p, float32 [b]."""
+    # Half precision rounds more than an adaptive solver allows: it would take ever smaller steps.
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype="float32"))
+    schedule = builders.build_schedule(settings)
+    denoise = builders.build_conditional_denoise(settings)  # an unconditional model ignores labels
+
+    def fn(whole: tuple[Any, jax.Array], x: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
+        params, base = whole
+        return likelihood.ode_log_likelihood(
+            lambda x, t: denoise(params, x, t, labels),
+            schedule,
+            x,
+            sample_keys(base, index),
+            rtol=TOLERANCE,
+            atol=TOLERANCE,
+        ).log_prob
+
+    return fn
 
 
 def _scorer(settings: Settings, kinds: tuple[str, ...]) -> Callable:
