@@ -1,33 +1,61 @@
-"""Strict numerics on 8 fake CPU devices; set before anything imports JAX."""
+"""Strict numerics on 8 fake CPU devices, set before anything imports JAX; what many tests need."""
 
+import contextlib
 import logging
 import os
 import shutil
-import tempfile
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time would go into compiling, here and in the commands that the tests start.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
+import absl.logging
 import jax
+import orbax.checkpoint as ocp
 import pytest
+import shared
 
 from side_jax.diffusion.schedule import make_schedule
 
-# Many runs of this process compile the same; no other process shares the folder, where half a file would be a warning.
-cache = tempfile.TemporaryDirectory(prefix="side_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", cache.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+for name, value in shared.compilation_settings().items():
+    jax.config.update(name.lower(), value)
+
+# Orbax would have each device write a slice of what all hold, by hundreds of tiny programs; child processes still do.
+absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of being told so
+whole_arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+ocp.type_handlers.register_type_handler(jax.Array, whole_arrays, override=True)
+
+# The files that take longest, longest first: a worker that began one of these last would keep the other waiting.
+FIRST = (
+    *("test_processes.py", "test_pipeline.py", "test_interruptions.py", "test_surrogate.py", "test_suspects.py"),
+    *("test_lost_files.py", "test_member_labels.py", "test_device_counts.py", "test_bad_input.py", "test_plan.py"),
+)
+MAPPINGS = 20_000  # of memory; Linux allows a process 65,530
+
+
+def pytest_sessionstart(session):
+    """The process that starts the others tidies up."""
+    if not hasattr(session.config, "workerinput"):
+        shared.forget_programs()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first."""
+    place = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled():
-    """Each compiled program maps memory in pieces, of which Linux allows a process 65,530: all files need more."""
+    """Each compiled program maps memory in pieces: before they are too many, all programs are given up."""
     yield
-    jax.clear_caches()
+    with contextlib.suppress(FileNotFoundError):  # no Linux, no limit
+        if Path("/proc/self/maps").read_bytes().count(b"\n") > MAPPINGS:
+            jax.clear_caches()
 
 
 @pytest.fixture
@@ -36,19 +64,27 @@ def schedule():
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def finished():
     """A finished tiny run of the whole pipeline; read it, never write to it."""
     import runs
 
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    assert runs.run(runs.arguments(workdir)) == 0
-    return workdir
+    return runs.finished("plain")
 
 
 @pytest.fixture
 def workdir(finished, tmp_path):
     """A private copy of a finished tiny run."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """A browser, as a selenium driver; see browser.py."""
+    import browser
+
+    with browser.chromium(tmp_path_factory.mktemp("profile")) as driver:
+        driver.set_script_timeout(10)
+        yield driver
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Run by test_devices.py in a process of its own: makes images 0..63 on however many devices XLA_FLAGS gives.
+"""Run by test_device_counts.py in a process of its own: makes images 0..63 on however many devices XLA_FLAGS gives.
 
 python tests/device_probe.py OUT.npz
 """
@@ -24,7 +24,7 @@ def noisy(params):
 
 def main():
     config = default_config()
-    config.model.block_out_channels = (8, 16)
+    config.model.update(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     config.classifier.stage_sizes = (1,)
     config.classifier.width = 8
     config.sampler.num_steps = 6

@@ -1,19 +1,27 @@
-"""Helpers for tests that run the real command: the smoke config, shrunk."""
+"""Helpers for tests that run the real command: the smoke config, shrunk, and finished runs of it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import jax
+import shared
 
+from side_jax.attacks.table import ATTACKS
 from side_jax.commands import cli
 from side_jax.stages import stage_table
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
 TINY = {
+    # Most of the time of so short a run would go into compiling: it has one level of the U-Net, and of evaluation the
+    # scores alone; test_pipeline.py evaluates all.
+    "model.block_out_channels": "(8,)",
+    "model.down_block_types": "('DownBlock2D',)",
+    "model.up_block_types": "('UpBlock2D',)",
     "train.num_steps": 40,
     "surrogate.num_steps": 30,
     "conditional.num_steps": 10,
@@ -21,7 +29,6 @@ TINY = {
     "synthesize.num_images": 128,
     "extract.num_images": 64,
     "extract.guidance_scales": "(1.0,10.0)",
-    # Most of the time of so short a run would go into compiling these; test_pipeline.py has a run with all of them.
     "evaluate.membership": False,
     "evaluate.distribution": False,
     "evaluate.divergence": False,
@@ -45,6 +52,57 @@ def run(argv, stages=None):
         return cli.main(["side_jax", *argv], "test", stages or stage_table.audit_stages())
 
 
+ATTACKED = [name for name, attack in ATTACKS.items() if not attack.own_labels]  # the target has no labels
+# Every attack, with every option of the surrogate's training that differs from the defaults.
+EVERYTHING = {
+    "surrogate__timesteps": "importance",
+    "surrogate__objective": "tdkd",
+    "surrogate__teacher_steps": 10,
+    "surrogate__patience": 1,
+    "surrogate__validate_every": 5,
+    "extract__attacks": str(tuple(ATTACKED)),
+    "extract__guidance_scales": "(2.0,)",
+    "extract__num_images": 32,
+    "extract__temperature_scaling": True,
+    "classifier__norm": "batch",
+    "label__features": "denoiser",
+}
+# On random labels, whose extra rows guide.
+CONDITIONAL = {
+    "condition__labels": "random",
+    "condition__num_labels": 3,
+    "extract__attacks": "('unconditional','conditional_model')",
+    "extract__guidance_scales": "(0.0,2.0)",
+}
+# The network of configs/smoke.py.
+TWO_LEVELS = {
+    "model__block_out_channels": "(8,16)",
+    "model__down_block_types": "('DownBlock2D','DownBlock2D')",
+    "model__up_block_types": "('UpBlock2D','UpBlock2D')",
+}
+# Finished runs by name: (the run that they go on from, the settings that differ, the stages).
+FINISHED = {
+    "plain": ("", {}, ()),
+    "whole": ("plain", WHOLE, ()),
+    "everything": ("plain", EVERYTHING, ()),
+    "conditional": ("", CONDITIONAL, ()),
+    "ranked": ("plain", {}, ("suspects",)),
+    "two_levels": ("", TWO_LEVELS, ()),
+}
+
+
+def finished(name):
+    """The workdir of a finished run, made once for all tests and processes; read it, never write to it."""
+    base, overrides, stages = FINISHED[name]
+
+    def make(workdir):
+        if base:
+            shutil.copytree(finished(base), workdir)
+        assert run(arguments(workdir, **overrides), stages) == 0
+
+    return shared.made_once(name, make)
+
+
 def wait_for(path, processes, timeout=240):
     """Waits until a running process has written the path."""
     deadline = time.monotonic() + timeout
@@ -55,12 +113,13 @@ def wait_for(path, processes, timeout=240):
         time.sleep(0.002)
 
 
-def start(argv, cache, **options):
-    """Starts the real command in a process of its own, on one device; what it compiles is kept in `cache`."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def environment(devices, cache=None):
+    """Of a process of its own on so many devices; `cache` is one of shared.compilation_settings."""
+    cache = {name: str(value) for name, value in (cache or shared.compilation_settings()).items()}
+    return os.environ | cache | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def start(argv, *, devices=1, cache=None, **options):
+    """Starts the real command in a process of its own."""
     command = [sys.executable, "-m", "side_jax.main", *argv]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(devices, cache), text=True, **options)

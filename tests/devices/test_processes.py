@@ -1,7 +1,9 @@
-"""Two real processes, joined by jax.distributed, share a run; a SIGTERM saves first; a kill loses nothing."""
+"""Two real processes, joined by jax.distributed, share a run; a SIGTERM saves first; a kill loses nothing.
+
+They compile anew each time, as processes on CPU must: networks and runs are as small as they go.
+"""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -13,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+import shared
 
 from side_jax import builders
 from side_jax.attacks.table import ATTACKS
@@ -21,7 +24,18 @@ from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
 from side_jax.stages import stage_inputs, stage_table
 
-STEPS = {"train__num_steps": 60, "train__log_every": 20, "train__checkpoint_every": 20}
+pytestmark = pytest.mark.processes
+
+STEPS = {
+    "model__block_out_channels": "(8,)",
+    "model__down_block_types": "('DownBlock2D',)",
+    "model__up_block_types": "('UpBlock2D',)",
+    "model__add_attention": False,
+    # From the second checkpoint to the end takes two processes longer than a signal takes to reach both.
+    "train__num_steps": 80,
+    "train__log_every": 20,
+    "train__checkpoint_every": 20,
+}
 
 
 def free_port():
@@ -32,11 +46,7 @@ def free_port():
 
 def start(workdir, processes, binary="train", **overrides):
     """A binary with 4 devices in all, and a compilation cache, which several processes must leave alone on CPU."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    environment = os.environ | cache | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
+    environment = runs.environment(4 // processes)
     argv = [sys.executable, "-m", f"side_jax.{binary}", *runs.arguments(workdir, **(STEPS | overrides))]
     started = []
     port = free_port()
@@ -65,50 +75,49 @@ def assert_equal(one, other):
     (ema, rows), (expected, expected_rows) = trained(one), trained(other)
     jax.tree.map(np.testing.assert_array_equal, ema, expected)
     assert rows == expected_rows
-    assert [row["step"] for row in rows] == [20, 40, 60]
+    assert [row["step"] for row in rows] == [20, 40, 60, 80]
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """The workdir of two processes that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("processes") / "calm"
-    finish(start(workdir, 2))
-    return workdir
+def calm():
+    """The workdir of two processes that nothing disturbed; read it, never write to it."""
+    return shared.made_once("two_processes", lambda workdir: finish(start(workdir, 2)))
 
 
-def test_two_processes_killed_and_resumed_match_undisturbed_ones(calm, tmp_path):
-    workdir = tmp_path / "killed"
+def told_to_stop(workdir, processes):
+    """Tells one of the processes to stop: all do at the same step, and what was done is saved."""
+    told = start(workdir, processes)
+    runs.wait_for(workdir / "checkpoints" / "40" / "meta", told)
+    told[-1].send_signal(signal.SIGTERM)
+    errors = finish(told, code=143)
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert f"stopped by SIGTERM after step {saved} of 80" in errors[0]
+    assert 40 < saved < 80
+
+
+def test_sigterm_saves_before_it_exits(tmp_path):
+    told_to_stop(tmp_path / "run", 1)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_then_told_to_stop_end_like_undisturbed_ones(calm, tmp_path):
+    workdir = tmp_path / "run"
     killed = start(workdir, 2)
     runs.wait_for(workdir / "checkpoints" / "20" / "meta", killed)
     for process in killed:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not json.loads((workdir / "train" / "manifest.json").read_text())["done"]
+    told_to_stop(workdir, 2)
     errors = finish(start(workdir, 2))
     assert "going on from the checkpoint of step" in errors[0]
     assert_equal(workdir, calm)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_before_it_exits(calm, tmp_path, processes):
-    """Of two processes only one is told: both stop at the same step, and going on ends as if nothing had been."""
-    workdir = tmp_path / "told"
-    told = start(workdir, processes)
-    runs.wait_for(workdir / "checkpoints" / "20" / "meta", told)
-    told[-1].send_signal(signal.SIGTERM)
-    errors = finish(told, code=143)
-    assert "stopped by SIGTERM after step" in errors[0]
-    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert f"after step {saved} of 60" in errors[0]
-    assert 20 < saved < 60
-    if processes == 2:
-        finish(start(workdir, 2))
-        assert_equal(workdir, calm)
-
-
+@pytest.mark.slow
 def test_sigterm_while_sampling_ends_all_and_keeps_what_is_made(calm, tmp_path):
     """Only one is told: each writes the batch in flight, and going on gives the images of an undisturbed run."""
-    many = {"stages": "synthesize", "synthesize__num_images": 2048, "sampler__num_steps": 50}
+    many = {"stages": "synthesize", "synthesize__num_images": 2048, "sampler__num_steps": 100}
     told, undisturbed = (tmp_path / name for name in ("told", "undisturbed"))
     for workdir in (told, undisturbed):
         shutil.copytree(calm, workdir)
@@ -156,6 +165,7 @@ def test_two_processes_train_like_one(calm, tmp_path):
             np.testing.assert_allclose(row[key], other[key], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_share_all_stages(calm, tmp_path):
     """Every stage by two processes of two devices each; one of four then makes the same surrogate, images and scores.
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import nbformat
 import pytest
 import runs
 from nbclient import NotebookClient
+
+from side_jax.workdir import files
 
 PATH = runs.ROOT / "launch" / "colab.ipynb"
 
@@ -84,16 +87,20 @@ def test_its_commands_name_configs_that_are_there(notebook):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's own machinery, by version
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_it_runs_and_shows_the_pairs(notebook, tmp_path, monkeypatch):
-    monkeypatch.setenv("SIDE_CONFIG", "configs/smoke.py")
-    monkeypatch.setenv("SIDE_WORKDIR", str(tmp_path / "run"))
+def test_it_runs_and_shows_the_pairs(notebook, workdir, tmp_path, monkeypatch):
+    """Up to the report of a finished run, which it writes anew."""
+    settings = files.read_json(workdir / "config.json")
+    (tmp_path / "tiny.py").write_text(f"from ml_collections import ConfigDict as C\nget_config = lambda: C({settings})")
+    shutil.rmtree(workdir / "report")
+    monkeypatch.setenv("SIDE_CONFIG", str(tmp_path / "tiny.py"))
+    monkeypatch.setenv("SIDE_WORKDIR", str(workdir))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(runs.ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(runs.ROOT)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == len(list((tmp_path / "run" / "report").glob("matches_*.png"))) >= 2
+    assert len(pictures) == len(list((workdir / "report").glob("matches_*.png"))) >= 2
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert "side, scale 10" in printed
     assert any("<iframe" in output.get("data", {}).get("text/html", "") for output in outputs)

@@ -205,7 +205,7 @@ def test_accumulating_gradients_changes_nothing_but_rounding(architecture, monke
 
     Adam's first moments are compared: its steps would amplify the rounding of gradients that are zero.
     """
-    monkeypatch.setattr(placement, "mesh", lambda: Mesh(np.asarray(jax.devices()[:1]), ("batch",)))
+    monkeypatch.setattr(placement, "training_mesh", lambda: Mesh(np.asarray(jax.devices()[:1]), ("batch",)))
     (_, whole, _), (_, parts, _) = (train(architecture, "group", accumulate=n) for n in (1, 2))
     moments = (optax.tree.get(state["opt_state"], "mu") for state in (whole, parts))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), *moments)

@@ -7,14 +7,8 @@ from pages import RATES, SCORES, SHOWN, hostile_page, page, pairs
 from side_jax.report.page import model
 from side_jax.report.page.render import render
 
+pytestmark = pytest.mark.browser
 PAIRS = pairs()
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser.chromium(tmp_path_factory.mktemp("profile")) as driver:
-        driver.set_script_timeout(10)
-        yield driver
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import runs
-from test_convert import write
+from foreign import write
 
 from side_jax.sampling import shards
 from side_jax.training import trainer
@@ -185,10 +185,17 @@ VALUES = [
 ]
 
 
+TWO_LEVELS = {
+    "model.block_out_channels": (8, 16),
+    "model.down_block_types": ("DownBlock2D",) * 2,
+    "model.up_block_types": ("UpBlock2D",) * 2,
+}
+
+
 @pytest.mark.parametrize(("overrides", "words"), [(row[0], row[1:]) for row in VALUES], ids=lambda x: str(x)[:50])
 def test_bad_value(tmp_path, capsys, nothing_heavy, overrides, words):
     workdir = tmp_path / "run"
-    refused(capsys, runs.arguments(workdir, **overrides), *words)
+    refused(capsys, runs.arguments(workdir, **TWO_LEVELS | overrides), *words)
     assert not (workdir / "config.json").exists()
 
 

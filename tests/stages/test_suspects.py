@@ -72,11 +72,9 @@ def refuse(*args, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def ranked(finished, tmp_path_factory):
+def ranked():
     """A finished run with its suspects; read it, never write to it."""
-    workdir = shutil.copytree(finished, tmp_path_factory.mktemp("ranked") / "run")
-    assert rank(workdir) == 0
-    return workdir
+    return runs.finished("ranked")
 
 
 def test_every_image_of_a_blind_run_has_a_row(ranked):
@@ -151,8 +149,9 @@ def test_clique_sizes_by_hand():
 
 
 @pytest.mark.parametrize("attacks", [("unconditional", "side"), ("unconditional",)])
-def test_planted_duplicates_come_first_with_a_surrogate_and_without(workdir, attacks):
+def test_planted_duplicates_come_first_with_a_surrogate_and_without(tmp_path, attacks):
     """Copies of a generated image, a little noised, among noise; and no run is another's near duplicate."""
+    workdir = shutil.copytree(runs.finished("two_levels"), tmp_path / "run")
     images, places = noise(0), np.asarray([3, 8, 20, 21, 33, 40, 41, 50, 62, 63])
     copy = drawn(workdir, "unconditional")["images"][0].astype(int)
     images[places] = np.clip(copy + np.random.default_rng(1).integers(-3, 4, (10, 8, 8, 1)), 0, 255)
@@ -160,7 +159,7 @@ def test_planted_duplicates_come_first_with_a_surrogate_and_without(workdir, att
     plant(workdir, "unconditional", images)
     for name in ("side_1", "side_10"):  # of the same starting noise, and here the same images
         plant(workdir, name, noise(2))
-    assert rank(workdir, extract__attacks=attacks) == 0
+    assert rank(workdir, extract__attacks=attacks, **runs.TWO_LEVELS) == 0
     found = read(workdir)
     rows = [row for row in found.pop(("unconditional", 0)) if row["index"] != "5"]
     assert int(rows[0]["index"]) in places
@@ -184,13 +183,16 @@ def test_an_attacker_needs_neither_the_data_nor_the_split(ranked, workdir, monke
     assert "suspects: up to date, nothing to do." in said.messages
 
 
-def test_the_flag(ranked, monkeypatch, capsys, said):
-    monkeypatch.setattr(sys, "argv", ["side_jax", "--suspects", f"--workdir={ranked}"])
+def test_the_flag(ranked, tmp_path, monkeypatch, capsys, said):
+    workdir = shutil.copytree(ranked, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["side_jax", "--suspects", f"--workdir={workdir}"])
     with pytest.raises(SystemExit) as left:
         evaluate.main()
     assert left.value.code == 0
     assert "suspects: up to date, nothing to do." in said.messages
-    assert f"Suspects, the most suspicious of each run first: {ranked}/suspects/suspects.csv" in capsys.readouterr().out
+    assert (
+        f"Suspects, the most suspicious of each run first: {workdir}/suspects/suspects.csv" in capsys.readouterr().out
+    )
 
 
 def test_a_foreign_model_whose_folder_and_data_are_gone(finished, tmp_path, monkeypatch):
@@ -371,5 +373,5 @@ def test_the_tables_of_a_run(finished, monkeypatch, capsys):
         for row in results
         if (row["metric"], row["level"]) == ("normalized_l2", "high")
     }
-    rows = [row.split("|") for row in capsys.readouterr().out.splitlines() if row.startswith("| run: ")]
+    rows = [row.split("|") for row in capsys.readouterr().out.splitlines() if row.startswith(f"| {finished.name}: ")]
     assert [int(row[5]) for row in rows] == list(unique.values())  # twice 32 images are all

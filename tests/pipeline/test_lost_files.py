@@ -1,33 +1,30 @@
 """Outputs of a finished run that are lost or damaged: run again, only their unit is gone through, to the same bytes."""
 
+import itertools
 import json
 import shutil
 
 import runs
 
-from side_jax.stages import train
+from side_jax.config import from_config
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.sampling import shards
+from side_jax.stages import stage_table, train
 from side_jax.training import trainer
 
 CURVES = [f"surrogate/side/{name}.jsonl" for name in ("metrics", "validation")]
-LOST = [
-    "train/split.json",
-    "checkpoints/40",
-    "checkpoints",
-    "synthesize/samples.png",
-    "label/labels.npz",
-    "label/clusters.png",
-    "surrogate/side/checkpoints/30",
-    "surrogate/side/levels.json",
-    *CURVES,
-    "extract/side_10/shard_00001.npz",
-    "evaluate/results.json",
-    "evaluate/matches.csv",
-    "report/index.html",
-    "report/guidance.png",
-    "evaluate/members.csv",
-    "report/matches_unconditional.png",
-    "report/rarefaction.png",
-]
+# What is lost together; all of it is made again by the unit that it belongs to, in one go.
+LOST = {
+    "train": [["train/split.json", "checkpoints/40"], ["checkpoints"]],
+    "synthesize": [["synthesize/samples.png", "synthesize/shard_00003.npz"]],
+    "label": [["label/labels.npz", "label/clusters.png"]],
+    "surrogate/side": [["surrogate/side/checkpoints/30", "surrogate/side/levels.json"], CURVES],
+    "extract/side_10": [["extract/side_10/shard_00001.npz"]],
+    "evaluate": [[f"evaluate/{name}" for name in ("results.json", "matches.csv", "members.csv")]],
+    "report": [
+        [f"report/{name}" for name in ("index.html", "guidance.png", "matches_unconditional.png", "rarefaction.png")]
+    ],
+}
 UNITS = [
     "train",
     "synthesize",
@@ -59,27 +56,49 @@ def lose(path):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def run_again(workdir, said, name):
-    """Runs again, and checks that only the unit of the file `name` is gone through, to what was there before."""
-    said.clear()
-    assert runs.run(runs.arguments(workdir)) == 0
-    unit = "train" if name.startswith("checkpoints") else next(unit for unit in UNITS if name.startswith(unit + "/"))
-    busy = {other for other in UNITS if f"{other}: up to date, nothing to do." not in said.messages}
-    assert busy == {unit}
-    assert not (workdir / "stale").exists()
+def busy(said):
+    """The units that the last run found something to do in."""
+    return {unit for unit in UNITS if f"{unit}: up to date, nothing to do." not in said.messages}
+
+
+def test_each_output_that_is_lost_is_noticed(workdir):
+    """One alone, without the others."""
+    settings = from_config(saved_config(workdir))
+    works = [work.unit for stage in stage_table.STAGES.values() for work in stage.plan(settings, workdir)]
+    units = {unit.name: unit for unit in works if unit.name in LOST}
+    parts = {
+        "synthesize": stage_table.synthetic_shards(settings, workdir),
+        "extract/side_10": stage_table.extracted_shards(settings, units["extract/side_10"]),
+    }
+
+    def whole(unit):
+        return units[unit].done() and (unit not in parts or shards.complete(parts[unit]))
+
+    for unit, losses in LOST.items():
+        assert whole(unit)
+        for name in itertools.chain(*losses):
+            kept = (workdir / name).rename(workdir.with_name("kept"))
+            assert not whole(unit), name
+            kept.rename(workdir / name)
+        assert whole(unit)
 
 
 def test_what_is_lost_is_made_again(workdir, said):
-    """One output after the other, in one workdir."""
+    """One unit after the other, in one workdir: only it is gone through, to what was there before."""
     before = contents(workdir)
     assert sum(isinstance(value, dict) for value in before.values()) == 5  # the last steps of three networks
-    for name in LOST:
-        lose(workdir / name)
-        run_again(workdir, said, name)
-        assert contents(workdir) == before, name
+    for unit, losses in LOST.items():
+        for names in losses:
+            for name in names:
+                lose(workdir / name)
+            said.clear()
+            assert runs.run(runs.arguments(workdir)) == 0
+            assert busy(said) == {unit}
+            assert not (workdir / "stale").exists()
+            assert contents(workdir) == before, names
     said.clear()
     assert runs.run(runs.arguments(workdir)) == 0
-    assert all(f"{unit}: up to date, nothing to do." in said.messages for unit in UNITS)
+    assert busy(said) == set()
 
 
 def test_the_best_parameters_are_found_again(tmp_path, said):

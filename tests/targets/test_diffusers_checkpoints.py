@@ -4,45 +4,16 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from foreign import TINY, random_params, write
 from safetensors.numpy import load_file, save_file
 
-from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
-from side_jax.models.unet import UNet
 from side_jax.targets import parameters
 from side_jax.targets.diffusers_unet import from_diffusers, to_diffusers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-TINY = UNet(
-    out_channels=1,
-    block_out_channels=(4, 8),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=1,
-    attention_head_dim=None,
-    norm_num_groups=2,
-    norm_eps=1e-6,
-    downsample_padding=0,
-    freq_shift=1,
-    time_embedding_dim=6,
-    mid_block_scale_factor=2**0.5,
-)
-
-
-def random_params(module, shape=(8, 8, 1)):
-    x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, t)["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
-
-
-def write(directory, module=TINY):
-    schedule = make_schedule("cosine", 30, prediction_type="v")
-    to_diffusers(directory, module, random_params(module), schedule, image_size=8)
-    return schedule
 
 
 @pytest.fixture(scope="module")

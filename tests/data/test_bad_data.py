@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from test_data import make
-from test_data_readers import prepare
+from test_datasets import make
+from test_readers import prepare
 
 from side_jax.data import datasets, split
 from side_jax.errors import InputError

@@ -16,9 +16,6 @@ from side_jax.pipeline.saved_config import saved_config
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.training import trainer
 
-RANDOM = {"condition__labels": "random", "condition__num_labels": 3}
-ATTACKED = {"extract__attacks": "('unconditional','conditional_model')", "extract__guidance_scales": "(0.0,2.0)"}
-
 
 def settings(labels, num_labels, **changes):
     config = default_config()
@@ -99,11 +96,9 @@ def test_only_a_conditional_model_depends_on_its_dropout(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def conditional(tmp_path_factory):
-    """A tiny run on random labels, whose extra rows guide."""
-    workdir = tmp_path_factory.mktemp("conditional") / "run"
-    assert runs.run(runs.arguments(workdir, **RANDOM, **ATTACKED)) == 0
-    return workdir
+def conditional():
+    """A tiny run on random labels; read it, never write to it."""
+    return runs.finished("conditional")
 
 
 def test_a_conditional_run_reports_its_attack(conditional):
@@ -143,17 +138,18 @@ def test_what_it_was_trained_with_can_be_told_later(conditional):
     assert sorted(np.bincount(labels)) == [21, 21, 22]
 
 
-def test_running_it_again_does_nothing(conditional, said, monkeypatch):
+def test_running_it_again_does_nothing(conditional, tmp_path, said, monkeypatch):
     monkeypatch.setattr(trainer, "run", None)
-    files = {path: path.stat().st_mtime_ns for path in conditional.rglob("*.npz")}
-    assert runs.run([f"--workdir={conditional}"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in conditional.rglob("*.npz")} == files
+    workdir = shutil.copytree(conditional, tmp_path / "run")
+    files = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.npz")}
+    assert runs.run([f"--workdir={workdir}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*.npz")} == files
     for unit in ("train", "extract/conditional_model_2", "evaluate", "report"):
         assert f"{unit}: up to date, nothing to do." in said.messages
 
 
 def test_a_plan_times_it(conditional, capsys):
-    changed = runs.arguments(conditional, **RANDOM, **ATTACKED | {"extract__guidance_scales": "(3.0,)"})
+    changed = runs.arguments(conditional, **runs.CONDITIONAL | {"extract__guidance_scales": "(3.0,)"})
     assert runs.run([*changed, "--dry-run"]) == 0
     assert "extract/conditional_model_3" in capsys.readouterr().out
 

@@ -1,12 +1,12 @@
 """Design rule 1: the same global index gives the same image on 1 or 8 devices, in any batch, by either loop."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 
 HERE = Path(__file__).parents[1]
 
@@ -16,10 +16,7 @@ def made(tmp_path_factory):
     """{(devices, loop, batch size): images 0..63}."""
     found, folder, running = {}, tmp_path_factory.mktemp("devices"), {}
     for devices in (1, 8):
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "PYTHONPATH": str(HERE.parent),
-        }
+        environment = runs.environment(devices) | {"PYTHONPATH": str(HERE.parent)}
         command = [sys.executable, str(HERE / "device_probe.py"), str(folder / f"{devices}.npz")]
         running[devices] = subprocess.Popen(command, env=environment)
     for devices, process in running.items():

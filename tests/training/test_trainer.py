@@ -148,6 +148,24 @@ def test_what_is_logged_is_the_mean_of_all_steps_since(tmp_path):
     np.testing.assert_allclose([row["loss"] for row in rows], 0.5 * np.square(examples - 1).mean(), rtol=1e-5)
 
 
+def test_training_gives_back_and_saves_the_average(tmp_path):
+    """Of the parameters after each step, which one step after the other gives, too."""
+    examples = np.arange(24, dtype=np.float32)
+    ema, *_ = fit_line(tmp_path, examples)
+    fit = Fit(num_steps=6, batch_size=8, learning_rate=0.1)
+    stepper = trainer.Stepper(square_loss, lambda: {"p": jnp.float32(1.0)}, fit, (examples[:1],))
+    state, average = stepper.initial()
+    for i in range(6):
+        parts = stepper.load(lambda chosen: (examples[chosen],), trainer.batch_indices(0, i, 24, 8))
+        state, average = stepper(state, average, parts, stepper.key(0))
+    assert abs(float(average["p"]) - float(state["params"]["p"])) > 0.01
+    np.testing.assert_allclose(ema["p"], average["p"], rtol=1e-6)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as store:
+        saved = store.restore(fingerprint="f", **stepper.abstract()).trees
+    np.testing.assert_allclose(saved["ema"]["p"], average["p"], rtol=1e-6)
+    np.testing.assert_allclose(saved["state"]["params"]["p"], state["params"]["p"], rtol=1e-6)
+
+
 def test_a_single_bad_step_is_not_missed(tmp_path):
     """One infinite example in one of the steps before the log; the range is named, and nothing bad is saved."""
     examples = np.arange(48, dtype=np.float32)
@@ -177,7 +195,7 @@ def small_dpm(num_labels=0, **changes):
     """(settings, loss, init) of a tiny U-Net on digits."""
     config = default_config()
     config.condition.update({"labels": "random", "num_labels": num_labels} if num_labels else {})
-    config.model.block_out_channels = (8, 16)
+    config.model.update(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     config.model.norm_num_groups = 4
     config.train.batch_size = 32
     config.train.log_every = 10
@@ -209,7 +227,7 @@ def close(a, b, **tolerance):
 
 
 def on_devices(monkeypatch, count):
-    monkeypatch.setattr(placement, "mesh", lambda: Mesh(np.asarray(jax.devices()[:count]), ("batch",)))
+    monkeypatch.setattr(placement, "training_mesh", lambda: Mesh(np.asarray(jax.devices()[:count]), ("batch",)))
 
 
 def test_eight_devices_train_like_one_and_their_checkpoint_restores_on_one(monkeypatch, tmp_path):

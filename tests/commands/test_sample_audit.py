@@ -186,23 +186,23 @@ def test_the_folder_holds_what_help_and_readers_expect(finished):
     assert {path.name for path in finished.iterdir()} == set(sample_audit.FILES)
 
 
-def test_the_page_shows_the_case(finished, tmp_path):
-    with browser.chromium(tmp_path) as driver:
-        browser.visit(driver, finished / "index.html")
-        assert browser.complaints(driver) == []
-        assert browser.requested(driver) == {(finished / "index.html").as_uri()}
-        text = driver.execute_script("return document.body.textContent")
-        titles = "return [...document.querySelectorAll('#list strong')].map(e => e.textContent)"
-        shown = driver.execute_script(titles)
-        assert set(shown[:3]) == {"Image 0", "Image 1", "Image 2"}
-        assert len(shown) == 8
-        driver.find_element("css selector", "#matched").click()
-        assert set(driver.execute_script(titles)) == {"Image 0", "Image 1", "Image 2"}
-        assert driver.find_element("css selector", "#count").text.startswith("3 of 8 pairs")
-        assert (
-            driver.execute_script("return document.title")
-            == "Not decided: Wards & <co>: how much training data comes out"
-        )
+@pytest.mark.browser
+def test_the_page_shows_the_case(finished, chromium):
+    browser.visit(chromium, finished / "index.html")
+    assert browser.complaints(chromium) == []
+    assert browser.requested(chromium) == {(finished / "index.html").as_uri()}
+    text = chromium.execute_script("return document.body.textContent")
+    titles = "return [...document.querySelectorAll('#list strong')].map(e => e.textContent)"
+    shown = chromium.execute_script(titles)
+    assert set(shown[:3]) == {"Image 0", "Image 1", "Image 2"}
+    assert len(shown) == 8
+    chromium.find_element("css selector", "#matched").click()
+    assert set(chromium.execute_script(titles)) == {"Image 0", "Image 1", "Image 2"}
+    assert chromium.find_element("css selector", "#count").text.startswith("3 of 8 pairs")
+    assert (
+        chromium.execute_script("return document.title")
+        == "Not decided: Wards & <co>: how much training data comes out"
+    )
     for said in (
         "of the 8 samples given, 3 match a training image, but 1 matches one of as many images that it never saw",
         "37.50% of the 8 samples given match a training image: 2 of the 12 members were extracted.",

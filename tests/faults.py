@@ -1,0 +1,339 @@
+"""Deliberate faults, each put into a copy of the tree and shown to the tests that should fail: by hand, or nightly.
+
+python tests/faults.py [--only N ...] [--jobs J]
+
+First the tests must pass without a fault. Then each fault must make at least one of its tests fail; what none notices
+is printed as NOT caught, and the exit code is 1. Nothing in the tree itself is changed.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("side_jax", "configs", "benchmarks", "docs", "launch", "tests", "pyproject.toml", "README.md")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """`old`, which stands in side_jax/ once, becomes `new`; some of `tests` must fail."""
+
+    what: str
+    old: str
+    new: str
+    tests: str  # below tests/, with spaces between
+
+
+FAULTS = (
+    # The forward process, schedules and solvers.
+    Fault(
+        "a square root dropped in q_sample",
+        "(1.0 - alpha_bar) ** 0.5",
+        "(1.0 - alpha_bar)",
+        "diffusion/test_process.py::test_q_sample_has_the_closed_form_moments",
+    ),
+    Fault(
+        "a square root dropped in the steps' coefficients",
+        '"sigma": np.sqrt(1 - abar)',
+        '"sigma": 1 - abar',
+        "diffusion/test_sampler.py::test_eta_one_on_the_full_grid_is_ddpm",
+    ),
+    Fault(
+        "the time grid shifted by one",
+        "[:num_steps] - 1\n",
+        "[:num_steps] - 1 - (num_steps < num_timesteps)\n",
+        "diffusion/test_schedule.py::test_grids_by_hand",
+    ),
+    Fault(
+        "the denoiser asked at the timestep before",
+        "    output = denoise_fn(x, t)\n",
+        "    output = denoise_fn(x, t - 1)\n",
+        "diffusion/test_sampler.py::test_recovers_the_gaussian",
+    ),
+    Fault(
+        "the target of v-prediction with another sign",
+        '"v": signal * noise - sigma * x0',
+        '"v": signal * noise + sigma * x0',
+        "diffusion/test_process.py::test_the_loss_vanishes_for_the_network_that_knows_the_image",
+    ),
+    Fault(
+        "DDIM's std without its ratio of noise levels",
+        "self.eta * np.sqrt((1 - abar_next) / (1 - abar)) * np.sqrt(1 - abar / abar_next)",
+        "self.eta * np.sqrt(1 - abar / abar_next)",
+        "diffusion/test_sampler.py::test_eta_one_on_the_full_grid_is_ddpm",
+    ),
+    Fault(
+        "DDIM's mean forgets the noise that follows",
+        "1 - abar_next - small**2",
+        "1 - abar_next",
+        "diffusion/test_sampler.py::test_eta_one_on_the_full_grid_is_ddpm",
+    ),
+    Fault(
+        "DPM-Solver's c upside down",
+        "h[1:] / (2 * h[:-1])",
+        "h[:-1] / (2 * h[1:])",
+        "diffusion/test_sampler.py::test_dpm_solver_with_clipping_is_algorithm_2",
+    ),
+    Fault(
+        "x0 is not clipped",
+        "x0 = jnp.clip(x0, -1.0, 1.0)",
+        "x0 = jnp.clip(x0, -9.0, 9.0)",
+        "diffusion/test_sampler.py::test_clipping_keeps_images_in_range",
+    ),
+    Fault(
+        "the index is not folded into the key: all images alike",
+        "return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base, index)",
+        "return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base, index * 0)",
+        "diffusion/test_sampler.py::test_a_sample_depends_on_its_index_alone",
+    ),
+    # Guidance.
+    Fault(
+        "guidance in the score form with another sign",
+        "return output - (self.scale * factor)",
+        "return output + (self.scale * factor)",
+        "diffusion/test_guidance.py::test_guide_is_the_score_form",
+    ),
+    Fault(
+        "classifier-free guidance with another sign",
+        "return -epsilon / sigma",
+        "return epsilon / sigma",
+        "diffusion/test_guidance.py::test_a_conditional_model_holds_the_gradient_of_its_labels",
+    ),
+    Fault(
+        "guidance in the mean form by the standard deviation",
+        "self.scale * std * std *",
+        "self.scale * std *",
+        "diffusion/test_guidance.py::test_the_two_mean_forms_by_hand",
+    ),
+    Fault(
+        "the guidance interval without its upper end",
+        "(t <= high)",
+        "(t < high)",
+        "diffusion/test_sampler.py::test_guidance_acts_in_its_interval_alone",
+    ),
+    # Networks and training.
+    Fault(
+        "the time embedding's sines and cosines swapped",
+        "waves[::-1] if flip_sin_to_cos else waves",
+        "waves if flip_sin_to_cos else waves[::-1]",
+        "models/test_unet.py::test_sinusoidal_embedding_by_hand",
+    ),
+    Fault(
+        "BatchNorm's statistics follow the batch while sampling",
+        "module.apply(_variables(tree), x, t)",
+        'module.apply(_variables(tree), x, t, train=True, mutable=["batch_stats"])[0]',
+        "models/test_classifiers.py::test_guidance_gradients_do_not_couple_the_batch",
+    ),
+    Fault(
+        "training gives back the last parameters, not their average",
+        "    return jax.device_get(ema), done\n",
+        '    return jax.device_get(state["params"]), done\n',
+        "training/test_trainer.py::test_training_gives_back_and_saves_the_average",
+    ),
+    Fault(
+        "the checkpoint's EMA is the parameters",
+        "store.save(done, state=state, ema=ema, meta=meta)",
+        'store.save(done, state=state, ema=state["params"], meta=meta)',
+        "training/test_trainer.py::test_training_gives_back_and_saves_the_average",
+    ),
+    Fault(
+        "the warm-up of the learning rate ignored",
+        "if not fit.warmup_steps:",
+        "if fit.warmup_steps >= 0:",
+        "training/test_trainer.py::test_learning_rate_warms_up_and_decays",
+    ),
+    Fault(
+        "every epoch in the same order",
+        "np.random.default_rng([seed, epoch])",
+        "np.random.default_rng([seed, 0])",
+        "training/test_trainer.py::test_every_epoch_is_a_fresh_shuffle_without_its_ragged_end",
+    ),
+    # Members, held-out images and pseudo-labels.
+    Fault(
+        "held-out images that are members",
+        "members, candidates = order[: data.num_members], order[data.num_members :]",
+        "members, candidates = order[: data.num_members], order[data.num_members // 2 :]",
+        "data/test_datasets.py::test_split_is_disjoint_and_repeatable",
+    ),
+    Fault(
+        "the filter of near duplicates off",
+        "if limit > 0:",
+        "if limit > 9:",
+        "data/test_datasets.py::test_near_duplicates_of_members_are_moved_out_of_the_held_out_images",
+    ),
+    Fault(
+        "data that changed are not noticed",
+        'if row["sha256"] != ',
+        'if row["sha256"] == "" != ',
+        "data/test_datasets.py::test_split_file_notices_changed_data",
+    ),
+    Fault(
+        "the cohesion threshold the other way round",
+        "scores < label.cohesion_threshold",
+        "scores > label.cohesion_threshold",
+        "features/test_clustering.py::test_images_of_rejected_clusters",
+    ),
+    # Scores.
+    Fault(
+        "members and held-out images swapped",
+        '{"members": prepare(members), "heldout": prepare(heldout[: len(members)])}',
+        '{"heldout": prepare(members), "members": prepare(heldout[: len(members)])}',
+        "measure/test_scoring.py::test_copies_of_members_are_an_excess_by_every_metric",
+    ),
+    Fault(
+        "the end of a band belongs to it",
+        "((v >= band[0]) & (v < band[1]) for v",
+        "((v >= band[0]) & (v <= band[1]) for v",
+        "memorization/test_metrics.py::test_bands_are_half_open_disjoint_and_cumulative",
+    ),
+    Fault(
+        "UMS over the number of members",
+        "(self.hits > 0).sum() / len(self.matched)",
+        "(self.hits > 0).sum() / len(self.hits)",
+        "memorization/test_metrics.py::test_scores_by_hand",
+    ),
+    Fault(
+        "the calibrated threshold from the wrong tail",
+        "np.partition(null, k - 1)[k - 1]",
+        "np.partition(null, len(null) - k)[len(null) - k]",
+        "memorization/test_intervals.py::test_the_threshold_holds_its_rate_exactly",
+    ),
+    Fault(
+        "Wald's interval in place of Wilson's",
+        "    return float(interval.low), float(interval.high)\n",
+        "    rate, z = hits / trials, stats.norm.isf((1 - confidence) / 2)\n"
+        "    half = z * math.sqrt(rate * (1 - rate) / trials)\n"
+        "    return float(max(rate - half, 0)), float(min(rate + half, 1))\n",
+        "memorization/test_intervals.py::test_wilson_interval",
+    ),
+    Fault(
+        "McNemar's test of the other side",
+        'alternative="greater"',
+        'alternative="less"',
+        "memorization/test_intervals.py::test_mcnemar",
+    ),
+    Fault(
+        "an interval of AUC with a one-sided z",
+        "z = stats.norm.isf((1 - confidence) / 2)\n    extra",
+        "z = stats.norm.isf(1 - confidence)\n    extra",
+        "memorization/test_membership.py::test_interval_inverts_the_variance_of_hanley_and_mcneil",
+    ),
+    Fault(
+        "AUC reversed",
+        "stats.mannwhitneyu(heldout.astype(np.float64), members.astype(np.float64),",
+        "stats.mannwhitneyu(members.astype(np.float64), heldout.astype(np.float64),",
+        "memorization/test_membership.py::test_smaller_is_member_like",
+    ),
+    # Files.
+    Fault(
+        "a write that is not atomic",
+        'temporary = path.with_name(f"{path.name}.{jax.process_index()}.tmp")',
+        "temporary = path",
+        "workdir/test_object_stores.py::test_two_processes_write_the_same_file",
+    ),
+    Fault(
+        "a shard is not checked",
+        "            return False\n        return True\n",
+        "            return self.path.exists()\n        return True\n",
+        "sampling/test_shards.py::test_only_what_is_lost_is_made_again",
+    ),
+    Fault(
+        "a fingerprint that ignores the sampler",
+        'f"extract/{name}": (("sampler",), (',
+        'f"extract/{name}": ((), (',
+        "stages/test_fingerprints.py",
+    ),
+    Fault(
+        "a checkpoint's digest is not looked at",
+        'altered = [name for name, tree in trees.items() if _digest(tree) != meta["sha256"][name]]',
+        "altered = []",
+        "workdir/test_checkpoint.py",
+    ),
+    Fault(
+        "two runs in one workdir",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "pipeline/test_interruptions.py::test_a_run_holds_its_workdir",
+    ),
+    # The report.
+    Fault(
+        "private pictures are not blurred",
+        "        tiles = blurred(tiles)\n",
+        "        tiles = tiles.copy()\n",
+        "report/test_page.py::test_a_private_page_holds_no_name_and_no_sharp_picture",
+    ),
+    Fault(
+        "HTML is not escaped",
+        "autoescape=True",
+        "autoescape=False",
+        "report/test_page.py::test_no_string_becomes_markup",
+    ),
+)
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the tree."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def tested(folder: Path, tests: str) -> tuple[int, str]:
+    """(pytest's exit code, its last lines) of the tests in a copy; it stops at the first that fails."""
+    paths = [f"tests/{name}" for name in tests.split()]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--durations=1", *paths]
+    # Compiled programs are found by what they compute; a faulty one is as welcome there as any.
+    environment = os.environ | {"SIDE_JAX_TEST_CACHE": str(ROOT / ".pytest_cache" / "faults")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+
+
+def tried(number: int, fault: Fault) -> bool:
+    """Whether a fault is caught; says so."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="side_jax_fault_") as name:
+        sources = {path: path.read_text() for path in (copied(Path(name)) / "side_jax").rglob("*.py")}
+        found = [path for path, text in sources.items() for _ in range(text.count(fault.old))]
+        if len(found) != 1:
+            print(f"{number:3d} NOT caught: {fault.old!r} stands in side_jax/ {len(found)} times, not once", flush=True)
+            return False
+        found[0].write_text(sources[found[0]].replace(fault.old, fault.new))
+        code, said = tested(Path(name), fault.tests)
+    result = {0: "NOT caught", 1: "caught"}.get(code, f"NOT caught (pytest ended with {code})")
+    by = [line for line in said.splitlines() if line.startswith("FAILED")][:1]
+    print(f"{number:3d} {result}, {time.monotonic() - began:4.0f} s: {fault.what}. {' '.join(by)[:120]}", flush=True)
+    if code not in (0, 1):
+        print(said, flush=True)
+    return code == 1
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of faults, from 1")
+    parser.add_argument("--jobs", type=int, default=2, help="faults tried at a time")
+    options = parser.parse_args()
+    chosen = {number: FAULTS[number - 1] for number in options.only or range(1, len(FAULTS) + 1)}
+    with tempfile.TemporaryDirectory(prefix="side_jax_fault_") as name:
+        tests = sorted({test for fault in chosen.values() for test in fault.tests.split()})
+        code, said = tested(copied(Path(name)), " ".join(tests))
+        if code:
+            sys.exit(f"{said}\nThe tests fail without a fault.")
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        caught = list(pool.map(tried, chosen, chosen.values()))
+    print(f"{sum(caught)} of {len(caught)} faults are caught.")
+    sys.exit(not all(caught))
+
+
+if __name__ == "__main__":
+    main()

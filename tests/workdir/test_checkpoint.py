@@ -1,0 +1,56 @@
+"""Checkpoints give back what was saved, or say in one sentence why they can't."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from side_jax.errors import InputError
+from side_jax.workdir.checkpoint import Checkpoints, latest_step
+
+TREE = {"w": jax.ShapeDtypeStruct((3,), np.float32)}
+
+
+def ema(step):
+    return {"w": np.full(3, step, np.float32)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of steps 1 and 2."""
+    with Checkpoints(tmp_path / "checkpoints") as store:
+        for step in (1, 2):
+            store.save(step, ema=ema(step), meta={"fingerprint": "f"})
+    return tmp_path / "checkpoints"
+
+
+def restored(folder, fingerprint="f"):
+    with Checkpoints(folder, read_only=True) as store:
+        return store.restore(fingerprint=fingerprint, ema=TREE)
+
+
+def test_the_newest_comes_back(folder):
+    found = restored(folder)
+    assert (found.step, latest_step(folder)) == (2, 2)
+    np.testing.assert_array_equal(found.trees["ema"]["w"], ema(2)["w"])
+
+
+def test_the_averages_of_another_step_are_noticed(folder):
+    """Whole and undamaged, they are still not those that meta describes."""
+    shutil.rmtree(folder / "2" / "ema")
+    shutil.copytree(folder / "1" / "ema", folder / "2" / "ema")
+    with pytest.raises(InputError, match=r"checkpoints/2 was altered: its ema no longer match"):
+        restored(folder)
+
+
+def test_other_settings_are_refused(folder):
+    with pytest.raises(InputError, match="with other settings"):
+        restored(folder, "g")
+
+
+def test_nothing_there(tmp_path):
+    assert latest_step(tmp_path / "none") is None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no checkpoint"):
+        restored(tmp_path / "empty")
