@@ -77,7 +77,7 @@ def test_a_stage_is_one_entry(workdir, monkeypatch):
     assert calls == ["dummy"] * 3
     assert list((workdir / "stale").glob("dummy-*"))
     (workdir / "synthesize" / "samples.png").unlink()
-    with pytest.raises(InputError, match=r"stage dummy needs what stage synthesize makes.*--stages=synthesize,dummy"):
+    with pytest.raises(InputError, match=r"dummy needs the output of stage synthesize.*--stages=synthesize,dummy"):
         audit.check_inputs(settings, workdir, ["dummy"])
 
 
@@ -201,7 +201,7 @@ REFUSED = {
     "--config.evaluate.brightness_levels=1": "config.evaluate.brightness_levels is 1, but it must be at least 2",
     "--config.evaluate.brightness_levels=9": "config.evaluate.brightness_levels = 9 needs 9; give more, or "
     "--config.evaluate.brightness_levels=8",
-    "--config.evaluate.brightness_lvels=9": "is no setting; config.evaluate has",
+    "--config.evaluate.brightness_lvels=9": "is not a setting; config.evaluate has",
 }
 
 

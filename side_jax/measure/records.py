@@ -6,6 +6,7 @@ from the file where its field is UNSET. `read` checks a file against the records
 results.schema.json, beside this file, is what `python -m side_jax.measure.records` writes.
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -521,5 +522,11 @@ def schema() -> dict[str, Any]:
     return head | whole | {"title": "results.json of side_jax", "$defs": dict(sorted(parts.items()))}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the schema anew: python -m side_jax.measure.records."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     SCHEMA.write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -116,7 +116,7 @@ def test_an_audit_refuses_what_can_not_be_used(tmp_path):
         side_jax.audit("typo", tmp_path / "run")
     with pytest.raises(side_jax.InputError, match=r"config\.name is missing"):
         side_jax.audit(ConfigDict({"seed": 1}), tmp_path / "run")
-    with pytest.raises(side_jax.InputError, match="--stages names 'attack'"):
+    with pytest.raises(side_jax.InputError, match="--stages holds 'attack'"):
         side_jax.audit("smoke", tmp_path / "run", ["attack"])
     assert not (tmp_path / "run").exists()
 

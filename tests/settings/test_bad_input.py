@@ -92,7 +92,7 @@ VALUES = [
         {"target.path": "nowhere"},
         "config.target.path",
         "nowhere is not a folder",
-        "not a folder; name a local folder of diffusers",
+        "not a folder; name a local diffusers folder",
     ),
     ({"data.name": "tfds"}, "data.tfds_name is ''", "TFDS name"),
     ({"data.channels": 2}, "data.channels is 2", "1 (grey) or 3"),
@@ -383,7 +383,8 @@ def test_a_model_that_draws_three_images(workdir, capsys, nothing_heavy):
             np.savez(path, **arrays | {"images": made[arrays["index"] % count]})
 
     draw(1)
-    refused(capsys, runs.arguments(workdir, "label", label__num_clusters=5), "1 of 5 clusters", "4 empty", "tell these")
+    few = runs.arguments(workdir, "label", label__num_clusters=5)
+    refused(capsys, few, "1 of 5 clusters", "4 empty", "distinguish these")
     draw(3)
     assert runs.run(runs.arguments(workdir, "label", label__num_clusters=5)) == 0
     manifest = json.loads((workdir / "label" / "manifest.json").read_text())

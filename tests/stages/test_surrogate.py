@@ -56,9 +56,9 @@ def test_random_labels_say_nothing_about_the_cluster(settings, finished):
     assert chi2 < 27.9  # the 99.9th percentile of chi-squared with 9 degrees of freedom
 
 
-def test_the_oracle_and_the_baseline_learn_members_and_the_control_held_out_images(settings, finished):
-    members, heldout, _, _ = stage_inputs.load_split(settings, finished)
-    oracle, conditional, control = examples(settings, finished, "oracle", "conditional", "side_heldout")
+def test_the_oracle_and_the_baseline_learn_members_and_the_control_held_out_images(settings, workdir):
+    members, heldout, _, _ = stage_inputs.load_split(settings, workdir)
+    oracle, conditional, control = examples(settings, workdir, "oracle", "conditional", "side_heldout")
     for one in (oracle, conditional):
         np.testing.assert_array_equal(one.images, members.images)
         np.testing.assert_array_equal(one.labels, members.labels)
