@@ -92,7 +92,7 @@ def test_a_model_that_diffusers_trained_gives_up_its_members(foreign, tmp_path):
 
 REFUSED = [
     ({"data__heldout_from": ""}, "data.heldout_from is ''", "never saw"),
-    ({"data__image_size": 16}, "makes images of 8x8 pixels and 1 channels", "set config.data.image_size = 8"),
+    ({"data__image_size": 16}, "generates images of 8x8 pixels and 1 channels", "set config.data.image_size = 8"),
     ({"data__num_members": 33, "data__num_heldout": 33}, "num_members = 33", "has only 32 different images"),
     ({"target__sha256": "abc"}, "config.target.sha256 is abc", "not the ones audited before"),
 ]

@@ -186,7 +186,7 @@ def test_torchscript_without_names_and_pickles_are_refused(net, tmp_path):
     (tmp_path / "cut.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:-500])
     for name, words in (
         ("frozen.pt", ("frozen for inference", "torchvision.pt", "weights_only=True")),
-        ("other.pt", ("not of SSCD's ResNet-50", "lack 267 tensors", "conv1.weight", "sscd_disc_mixup")),
+        ("other.pt", ("are not those of SSCD's ResNet-50", "lack 267 tensors", "conv1.weight", "sscd_disc_mixup")),
         ("pickled0.pt", ("pickled", "can run any code", "weights_only=True", "'pickled0.safetensors'")),
         ("pickled1.pt", ("pickled", "can run any code", "weights_only=True", "'pickled1.safetensors'")),
         ("cut.pt", ("cut.pt can't be read as TorchScript", "replace it")),
