@@ -34,7 +34,7 @@ from side_jax.memorization.matching import match, references
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import generation
 from side_jax.settings import Settings, random_streams
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import stage_inputs
 from side_jax.stages.stage_table import unit
 from side_jax.workdir import files
 
@@ -84,9 +84,7 @@ class Bench:
         self._sides = [
             references(side.images, self._metric) for side in (members, heldout.take(np.arange(len(members))))
         ]
-        dpm = stage_inputs.restore_ema(
-            settings, stage_table.train_unit(settings, workdir), builders.build_unet(settings)
-        )
+        dpm = stage_inputs.load_target(settings, workdir)
         self._classifier, guide = stage_inputs.load_classifier(settings, workdir, ATTACKS["side"].classifier)
         self._params = {"dpm": dpm.trees["ema"]} | guide
         self._base = random_streams.stream_key(settings, "extract")

@@ -35,7 +35,7 @@ from side_jax.memorization.theory.divergence import draw, knn_log_prob, log_q
 from side_jax.pipeline import saved_config
 from side_jax.progress import progress
 from side_jax.settings import Settings, random_streams
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import stage_inputs
 from side_jax.workdir import files
 
 DRAWS = 2000  # of q
@@ -62,7 +62,7 @@ def sampled(settings: Settings, folder: Path, targets: np.ndarray, scales: list[
     """For each scale, uint8 images for the targets int32 [n]; image i has the same noise at every scale."""
     classifier, guide = stage_inputs.load_classifier(settings, folder, ATTACKS["side"].classifier)
     generator = builders.build_generator(settings, classifier, sampler=settings.guided_sampler)
-    dpm = stage_inputs.restore_ema(settings, stage_table.train_unit(settings, folder), builders.build_unet(settings))
+    dpm = stage_inputs.load_target(settings, folder)
     params, base = {"dpm": dpm.trees["ema"]} | guide, random_streams.stream_key(settings, "extract")
     index, size, made = np.arange(len(targets)), generator.batch_size, {}
     for scale in progress(scales, total=len(scales), description="sample", unit="scale"):

@@ -24,7 +24,7 @@ from side_jax.diffusion import likelihood, pixel_range
 from side_jax.diffusion.sampler import initial_noise, sample_keys
 from side_jax.pipeline import saved_config
 from side_jax.settings import Settings, random_streams
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import stage_inputs
 
 SOLVED = ((1e-3, 1), (1e-4, 1), (1e-3, 8))  # (tolerance, probes); an audit uses the first
 
@@ -65,8 +65,7 @@ def main() -> None:
     settings = from_config(saved_config.saved_config(options.workdir))
     cpu.prepare([settings.sampler.batch_size])
     sides = [side.images[: options.images] for side in stage_inputs.load_sides(settings, options.workdir)]
-    train = stage_table.train_unit(settings, options.workdir)
-    params = {"dpm": stage_inputs.restore_ema(settings, train, builders.build_unet(settings)).trees["ema"]}
+    params = {"dpm": stage_inputs.load_target(settings, options.workdir).trees["ema"]}
     index = np.arange(options.images, dtype=np.uint32)
     print(f"bits per value: mean and standard error over {options.images} images\n")
     print("| | members | held-out | calls of the network |\n|---|---|---|---|")

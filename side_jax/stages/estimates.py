@@ -1,6 +1,7 @@
 """Estimates the remaining cost of a unit of work: device-seconds from timed steps, and bytes on disk."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -104,18 +105,19 @@ def classifier_bytes(settings: Settings, work: Unit, classifier: Classifier) -> 
     if work.done():
         return 0
     fit, surrogate = getattr(settings, classifier.section), settings.surrogate
-
-    def parameters(time_dependent: bool) -> int:
-        # The number of the members' labels is unknown until they are read; the number of clusters stands in for it.
-        module = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=time_dependent)
-        return builders.parameter_count(settings, module)
-
-    count = parameters(classifier.noised)
+    count = _classifier_parameters(settings, classifier.noised)
     best = 2 * 4 * count if fit.patience else 0  # the best parameters, and their successor while it is written
     trains_teacher = surrogate.objective == "tdkd" and not surrogate.teacher_path and not classifier.true_labels
-    need = _TRAINED * (count + (parameters(False) if trains_teacher else 0)) + best
+    need = _TRAINED * (count + (_classifier_parameters(settings, False) if trains_teacher else 0)) + best
     features = _feature_size(settings) * settings.data.num_heldout if classifier.images == "heldout" else 0
     return max(need - _size(work, work.directory), 0) + features
+
+
+@functools.lru_cache(maxsize=8)  # all classifiers but one have the same network, and tracing it takes a second
+def _classifier_parameters(settings: Settings, time_dependent: bool) -> int:
+    # The number of the members' labels is unknown until they are read; the number of clusters stands in for it.
+    module = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=time_dependent)
+    return builders.parameter_count(settings, module)
 
 
 def feature_bytes(settings: Settings, work: Unit) -> int:
