@@ -11,6 +11,7 @@ from typing import Any
 
 from side_jax.attacks.table import ATTACKS, known_classifiers
 from side_jax.diffusion.schedule import time_grid
+from side_jax.memorization.metrics import METRICS
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
@@ -151,13 +152,14 @@ class Settings:
 
     def _check_measure(self) -> None:
         e, data = self.evaluate, self.data
-        for metric in e.make_metrics():
+        for metric in map(e.make_metric, METRICS.values()):
             if metric.references_setting:
                 value = getattr(metric, metric.references_setting)
                 most = value - metric.references_needed + min(data.num_members, data.num_heldout)
                 sides = f"data.num_members ({data.num_members}) and data.num_heldout ({data.num_heldout})"
                 key = f"evaluate.{metric.name}_{metric.references_setting}"
                 check(value <= most, key, value, f"at most {most}, given {sides}")
+        for metric in e.make_metrics():
             key = f"evaluate.{metric.name}_{metric.side_setting}"
             need = f"a divisor of data.image_size ({data.image_size})"
             check(data.image_size % metric.side_divisor == 0, key, metric.side_divisor, need)

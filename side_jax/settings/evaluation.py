@@ -57,9 +57,10 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
 
     def make_metrics(self) -> list[Metric]:
         """The chosen metrics, with their settings; the first is the headline of the report."""
-        return [self._make(METRICS[name]) for name in self.metrics]
+        return [self.make_metric(METRICS[name]) for name in self.metrics]
 
-    def _make(self, metric: type[Metric]) -> Metric:
+    def make_metric(self, metric: type[Metric]) -> Metric:
+        """One metric with its settings, chosen or not."""
         options = {field.name: getattr(self, f"{metric.name}_{field.name}") for field in metric.settings()}
         return metric(**options, factors=self.band_factors if metric.banded else ())
 

@@ -171,6 +171,7 @@ VALUES = [
     ({"evaluate.metrics": "('fid',)"}, "evaluate.metrics is 'fid'", "normalized_l2, rmse, tiled_l2, distance_ratio"),
     ({"evaluate.metrics": "('rmse','rmse')"}, "evaluate.metrics is ('rmse', 'rmse')", "different ones"),
     ({"evaluate.normalized_l2_neighbors": 65}, "neighbors is 65", "data.num_members (64)"),
+    ({"evaluate.normalized_l2_neighbors": 65, "evaluate.metrics": "('rmse',)"}, "neighbors is 65", "at most 64"),
     ({"evaluate.normalized_l2_around": "both"}, "normalized_l2_around is 'both'", "generated, member"),
     ({"evaluate.metrics": "('tiled_l2',)", "evaluate.tiled_l2_grid": 3}, "tiled_l2_grid is 3", "data.image_size (8)"),
     ({"evaluate.cosine_above": 1.0}, "cosine_above is 1.0", "between 0 and 1"),
