@@ -164,7 +164,7 @@ from side_jax.memorization import metrics
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Brightness(metrics.Metric):
     below: float = metrics.setting(0.01, "a smaller value is a match", metrics.POSITIVE, recorded=None)
-    levels: int = metrics.setting(256, "of grey", metrics.at_least(2))
+    levels: int = metrics.setting(100, "of grey", metrics.at_least(2))
 
     name = "brightness"
     explanation = "difference of the mean brightness"
