@@ -1,19 +1,17 @@
 """Options of the command line: each is defined together with its help, and the help page lists them."""
 
 import contextlib
-import platform
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from side_jax import __version__
 from side_jax.errors import InputError
+from side_jax.measure import records
 
 WIDTH, COLUMN = 100, 22  # of the help page: its width, and where the meaning of an option begins
 _HELP, _VERSION = ("--help", "-h", "-help"), ("--version", "-version")
@@ -89,7 +87,7 @@ def help_page(values: flags.FlagValues, description: str, epilogue: str) -> str:
 
 def versions() -> str:
     """What --version prints."""
-    return f"side_jax {__version__}, jax {jax.__version__}, python {platform.python_version()}"
+    return ", ".join(f"{name} {number}" for name, number in records.versions().items())
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:

@@ -6,17 +6,15 @@ import json
 import logging
 import math
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from msgspec import structs
 
-from side_jax import __version__, builders
+from side_jax import builders
 from side_jax.attacks.table import GIVEN
 from side_jax.config import default_config, from_config
 from side_jax.data.image_sets import FLAGS, ImageSet, ImageSets, read_sets
@@ -284,7 +282,7 @@ def _write(
             name: records.ImageSet(images=len(one), sha256=one.sha256, damaged=len(one.damaged), repeats=repeated)
             for name, one, repeated in zip(LEAST, _sets(sets), repeats, strict=True)
         },
-        versions={"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+        versions=records.versions(),
     )
     records.write(work / RESULTS, results)
     with files.atomic(work / "samples.csv", "w") as file:

@@ -8,12 +8,15 @@ results.schema.json, beside this file, is what `python -m side_jax.measure.recor
 
 import argparse
 import json
+import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from side_jax import __version__
 from side_jax.errors import InputError
 from side_jax.memorization.metrics import METRICS, recorded_settings
 from side_jax.workdir import files
@@ -26,6 +29,11 @@ Amount = Annotated[float, Meta(ge=0)]
 Rate = Annotated[float, Meta(ge=0, le=1)]
 RateInterval = tuple[Rate, Rate]
 Interval = tuple[Amount, Amount]
+Wilson = Annotated[RateInterval, Meta(description="Wilson")]
+Jackknife = Annotated[Interval, Meta(description="jackknife over images")]
+ZeroHitsBound = Annotated[
+    Rate | None, Meta(description="where none matched: the one-sided bound, about 3 / n; else null")
+]
 Difference = Annotated[float, Meta(ge=-1, le=1)]
 MetricName = Annotated[str, Meta(extra_json_schema={"enum": list(METRICS)})]
 Level = Literal["high", "mid", "low", "high to mid", "high to low", "calibrated"]
@@ -95,36 +103,32 @@ class Row(Run, frozen=True, kw_only=True):
     cumulative: Annotated[bool, Meta(description="whether the band begins at 0")]
     n_generated: Annotated[AtLeastOne, Meta(description="generated images of the run")]
     ams: Annotated[Rate, Meta(description="share of generated images whose nearest member is in the band")]
-    ams_ci: Annotated[RateInterval, Meta(description="Wilson")]
-    ams_at_most: Annotated[
-        Rate | None, Meta(description="where none matched: the one-sided bound, about 3 / n; else null")
-    ]
+    ams_ci: Wilson
+    ams_at_most: ZeroHitsBound
     ums: Annotated[
         Amount,
         Meta(description="different members in the band of any image, over the images (all pairs, the paper's)"),
     ]
-    ums_ci: Annotated[Interval, Meta(description="jackknife over images")]
+    ums_ci: Jackknife
     ums_nearest: Annotated[
         Rate, Meta(description="different members that are the nearest of a matched image, over the images")
     ]
-    ums_nearest_ci: Annotated[Interval, Meta(description="jackknife over images")]
+    ums_nearest_ci: Jackknife
     unique: Annotated[Count, Meta(description="different members that are the nearest of a matched image")]
     heldout_ams: Annotated[
         Rate, Meta(description="share of generated images whose nearest held-out image is in the band")
     ]
-    heldout_ams_ci: Annotated[RateInterval, Meta(description="Wilson")]
-    heldout_ams_at_most: Annotated[
-        Rate | None, Meta(description="where none matched: the one-sided bound, about 3 / n; else null")
-    ]
+    heldout_ams_ci: Wilson
+    heldout_ams_at_most: ZeroHitsBound
     heldout_ums: Annotated[
         Amount,
         Meta(description="different held-out images in the band of any image, over the images (all pairs)"),
     ]
-    heldout_ums_ci: Annotated[Interval, Meta(description="jackknife over images")]
+    heldout_ums_ci: Jackknife
     heldout_ums_nearest: Annotated[
         Rate, Meta(description="different held-out images that are the nearest of a matched image, over the images")
     ]
-    heldout_ums_nearest_ci: Annotated[Interval, Meta(description="jackknife over images")]
+    heldout_ums_nearest_ci: Jackknife
     heldout_unique: Annotated[
         Count, Meta(description="different held-out images that are the nearest of a matched image")
     ]
@@ -151,7 +155,7 @@ class Row(Run, frozen=True, kw_only=True):
     false_match_measured: (
         Annotated[Rate, Meta(description="of the held-out images that did not calibrate")] | UnsetType
     ) = UNSET
-    false_match_measured_ci: Annotated[RateInterval, Meta(description="Wilson")] | UnsetType = UNSET
+    false_match_measured_ci: Wilson | UnsetType = UNSET
 
     @property
     def members(self) -> SideScore:
@@ -240,7 +244,7 @@ class Control(Record, frozen=True, kw_only=True):
     found: Annotated[
         Rate, Meta(description="share of copies matched with their original, or of held-out images with a member")
     ]
-    found_ci: Annotated[RateInterval, Meta(description="Wilson")]
+    found_ci: Wilson
 
 
 class Cell(Record, frozen=True, kw_only=True):
@@ -411,7 +415,7 @@ class NoiseLevel(Record, frozen=True, kw_only=True):
 
     timestep: Count
     accuracy: Rate
-    accuracy_ci: Annotated[RateInterval, Meta(description="Wilson")]
+    accuracy_ci: Wilson
     loss: Annotated[float, Meta(description="in nats")]
     ece: Annotated[Amount, Meta(description="expected calibration error (Guo et al. 2017)")]
     temperature: Annotated[Amount, Meta(description="that calibrates it")]
@@ -490,6 +494,11 @@ def from_json(value: dict[str, Any]) -> Results:
     """
     empty = {name: None for name in NULLABLE if value.get(name) == {}}
     return msgspec.convert(value | empty, Results)
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on: {"side_jax": ..., "jax": ..., "python": ...}."""
+    return {"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
 
 
 def write(path: Path, results: Results) -> None:

@@ -1,13 +1,11 @@
 """Stage evaluate: scores every extraction run against the members and, as a control, equally many held-out images."""
 
 import logging
-import platform
 from pathlib import Path
 
-import jax
 from msgspec import structs
 
-from side_jax import __version__, builders
+from side_jax import builders
 from side_jax.devices import process_group
 from side_jax.features import extractors
 from side_jax.measure import records, target_scores
@@ -68,7 +66,7 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
         target=target.describe(members.images, heldout.images),
         surrogate=_surrogate(settings, workdir),
         classifiers=_classifiers(settings, workdir),
-        versions={"side_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+        versions=records.versions(),
     )
     records.write(work.directory / "results.json", results)
     logger.info("evaluate: %d rows in %s.", len(results.rows), work.directory / "results.json")
