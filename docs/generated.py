@@ -19,6 +19,7 @@ ROOT = DOCS.parent
 PACKAGE = ROOT / "side_jax"
 GENERATED = DOCS / "_generated"
 PURE = ("diffusion", "memorization", "models")
+SCHEMA = PACKAGE / "measure" / "results.schema.json"
 ROOMS = re.compile(r"(<!-- rooms[^\n]*-->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -26,21 +27,15 @@ def rooms() -> str:
     """The table of rooms: each folder, and the first sentence of its docstring."""
     lines = ["| room | what it holds |", "|---|---|"]
     for path in sorted(PACKAGE.glob("*/__init__.py")):
-        if said := ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
-            first = " ".join(said.partition("\n\n")[0].split())
-            lines.append(f"| `{path.parent.name}/` | {first} |")
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        first = " ".join(said.partition("\n\n")[0].split())
+        lines.append(f"| `{path.parent.name}/` | {first} |")
     return "\n".join(lines) + "\n"
-
-
-def schema_path() -> Path:
-    """The JSON schema of results.json, in the package or beside the pages."""
-    found = [*PACKAGE.rglob("results.schema.json"), *DOCS.glob("results.schema.json")]
-    return found[0]
 
 
 def results() -> str:
     """The fields of results.json as tables: one for the file, and one for each list or object in it."""
-    schema = json.loads(schema_path().read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     top = [(name, _plain(schema, one)) for name, one in schema["properties"].items()]
     parts = [_table((name, _kind(one), one.get("description", "")) for name, one in top)]
     for name, one in top:
@@ -82,21 +77,18 @@ def _table(rows: Iterator[tuple[str, str, str]]) -> str:
 
 
 def settings() -> str:
-    """All settings, by side_jax.settings.reference; a pointer to the dataclasses where that is missing."""
-    try:
-        reference = importlib.import_module("side_jax.settings.reference")
-    except ModuleNotFoundError:
-        return "The dataclasses in `side_jax/settings/` have all settings, their meanings and limits.\n"
+    """All settings, by side_jax.settings.reference."""
+    reference = importlib.import_module("side_jax.settings.reference")
     return re.sub(r"\A# .*\n+", "", reference.markdown())  # the page has that heading
 
 
 def face() -> str:
     """The public face: what the package lists, functions first."""
     package = importlib.import_module("side_jax")
-    found = {name: isinstance(getattr(package, name), type) for name in getattr(package, "__all__", ())}
+    found = {name: isinstance(getattr(package, name), type) for name in package.__all__}
     lines = [f".. autofunction:: side_jax.{name}\n" for name, is_class in found.items() if not is_class]
     lines += [f".. autoclass:: side_jax.{name}\n   :members:\n" for name, is_class in found.items() if is_class]
-    return f"## side_jax\n\n{_rst(lines)}" if lines else ""
+    return f"## side_jax\n\n{_rst(lines)}"
 
 
 def api() -> str:
@@ -123,7 +115,7 @@ def write() -> None:
         path, text = GENERATED / f"{name}.md", make()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-    shutil.copyfile(schema_path(), GENERATED / "results.schema.json")
+    shutil.copyfile(SCHEMA, GENERATED / "results.schema.json")
 
 
 if __name__ == "__main__":
