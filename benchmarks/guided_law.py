@@ -6,7 +6,7 @@ Needs a finished audit with SIDE. For the kept clusters with the most members (a
 centroid), equally many images per cluster are generated at every guidance scale from the same noise. The guided
 distribution has no known density, so its divergence is estimated from samples: q is the cluster's members blurred by
 epsilon, p the equally blurred samples, both projected on the members' first principal components. log q is exact and
-log p is estimated by nearest neighbours (the hybrid estimator of memorization/distribution/divergence.py, whose
+log p is estimated by nearest neighbours (the hybrid estimator of memorization/theory/divergence.py, whose
 docstring gives its bias; see benchmarks/knn_bias.py). Projection and blur can only lower a divergence. The table also
 gives the fraction of the images that match a member, and that match a member of the target cluster.
 """

@@ -2,7 +2,7 @@
 
 python benchmarks/knn_bias.py [--dimensions 2 4 8 16] [--sizes 200 1000 5000] [--neighbours 1 5 10] [--repeats 10]
 
-Prints the table in the docstring of memorization/distribution/divergence.py. The two estimators use n draws of q and m
+Prints the table in the docstring of memorization/theory/divergence.py. The two estimators use n draws of q and m
 of p: `neighbours` (Wang, Kulkarni and Verdu 2009) uses draws only; `hybrid` knows log q exactly. There are three pairs
 of distributions in d dimensions:
 

@@ -80,8 +80,7 @@ def find(path: ImageSource, flag: str, max_corrupt: int = 0) -> Listing:
 
     Args:
       path: a folder of image files at any depth; a folder of shard_*.npz; an NPZ with an array `images` or else
-        `arr_0`; or an NPY; or an array itself. Arrays are
-        uint8 [n, h, w] or [n, h, w, 1 or 3].
+        `arr_0`; or an NPY; or an array itself. Arrays are uint8 [n, h, w] or [n, h, w, 1 or 3].
       flag: the option that named the path.
       max_corrupt: number of pictures in a folder that may be damaged; they are logged and left out.
 

@@ -273,7 +273,7 @@ def theorem(results: dict[str, Any]) -> bytes:
     """The divergence's difference against |D_i|, for each epsilon, and where the theorem is misread: a PNG.
 
     Args:
-      results: of stages/theory.py.
+      results: of commands/closed_form.py.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     rows = [row for row in results["rows"] if row["label"] is None]
