@@ -1,6 +1,6 @@
 """Compares two allocations of a sampling budget to clusters: uniform, and adaptive by attacker-side evidence.
 
-python benchmarks/allocation.py --config=configs/digits.py --workdir=runs/digits_cost --seeds 3 4 5 --scale 10
+python benchmarks/allocation.py --config=configs/digits_128.py --workdir=runs/digits_cost --seeds 3 4 5 --scale 10
 
 The evidence needs no training image: two images from different noise that are near duplicates (pixel RMSE below --near,
 in [-1, 1]) indicate memorisation (Carlini et al. 2023, cliques of generated images). Images are drawn in rounds. In

@@ -1,6 +1,6 @@
 """Measures extracted members per device-second over solvers, steps, time grids, guidance intervals and scales.
 
-python benchmarks/extraction_cost.py --config=configs/digits.py --workdir=runs/digits_cost --seeds 10 11 12 \
+python benchmarks/extraction_cost.py --config=configs/digits_128.py --workdir=runs/digits_cost --seeds 10 11 12 \
     --solvers ddim dpmpp_2m --steps 5 10 20 --spacings trailing log_snr --intervals all 300-799 --scales 3 10 30
 
 The pipeline first trains each seed's target and surrogate in <workdir>/seed_<n>. Then every recipe generates images

@@ -1,6 +1,6 @@
 r"""Prints the table of docs/results.md on how well the model's own scores separate members from held-out images.
 
-python benchmarks/seeds.py --config=configs/digits.py --workdir=runs/membership --seeds 3 4 5 \
+python benchmarks/seeds.py --config=configs/digits_128.py --workdir=runs/membership --seeds 3 4 5 \
     --config.data.num_heldout=1600 --config.extract.attacks="('unconditional',)"
 python benchmarks/membership.py --workdir runs/membership/seed_3 runs/membership/seed_4 runs/membership/seed_5
 

@@ -1,6 +1,6 @@
 """Measures which choices of the surrogate matter: a sweep over features, clusters, cohesion and loss; and ablations.
 
-python benchmarks/surrogates.py --config=configs/digits.py --workdir=runs/surrogates --seeds=10,11,12
+python benchmarks/surrogates.py --config=configs/digits_128.py --workdir=runs/surrogates --seeds=10,11,12
 
 Each seed has its own split, model and synthetic images, in <workdir>/seed_<n>/base, shared by all points of the sweep.
 Points with equal pseudo-labels share one classifier; another config uses other folders. The loss tdkd gets as many

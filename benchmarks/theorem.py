@@ -1,6 +1,6 @@
 """Tests Theorem 1 on trained models: whether labels cause memorisation, and whether divergence predicts extraction.
 
-python benchmarks/theorem.py --config=configs/digits.py --workdir=runs/theorem --seeds 3 4 5
+python benchmarks/theorem.py --config=configs/digits_128.py --workdir=runs/theorem --seeds 3 4 5
 
 For each seed, trains one unconditional DPM, and one of equal size, steps and data for each kind of label: a single
 label for all members, random groups, SIDE's clusters of the unconditional DPM's samples (each member gets its nearest

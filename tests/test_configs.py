@@ -28,7 +28,8 @@ PARAMETERS = {
     "celeba_25000.py": DDPM_CELEBAHQ_256,
     "celeba_hq_fi.py": DDPM_CELEBAHQ_256,
     "cifar10.py": DDPM_CIFAR10_32,
-    "digits.py": 651_041,
+    "digits.py": 163_985,
+    "digits_128.py": 651_041,
     "diffusers.py": 652_195,
     "digits_conditional.py": 651_041 + 11 * 128,  # the embedding of ten labels, and of none
     "faces.py": 1_112_801,

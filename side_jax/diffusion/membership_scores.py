@@ -89,12 +89,18 @@ def secmi_t_error(
         if t_sec % stride:
             raise ValueError(f"t_sec must be a multiple of the stride {stride}, got {t_sec}")
 
-    def step(x: jax.Array, t: Timestep, next_t: Timestep) -> jax.Array:
-        epsilon, x0_hat = _predict(denoise_fn, schedule, x, t)
-        return q_sample(schedule, x0_hat, _batch(next_t, x), epsilon)  # equation (2): predicted epsilon as the noise
+    there = t_sec // stride
 
-    x = jax.lax.fori_loop(0, t_sec // stride, lambda i, x: step(x, i * stride, (i + 1) * stride), x0)
-    back = step(step(x, t_sec, t_sec + stride), t_sec + stride, t_sec)
+    def step(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, at_t_sec = state
+        at_t_sec = jnp.where(i == there, x, at_t_sec)
+        t = i * stride
+        next_t = jnp.where(i > there, t_sec, t + stride)
+        epsilon, x0_hat = _predict(denoise_fn, schedule, x, t)
+        return q_sample(schedule, x0_hat, _batch(next_t, x), epsilon), at_t_sec  # (2): epsilon as the noise
+
+    # One loop over all steps, the last of which is the step back: the network is compiled once.
+    back, x = jax.lax.fori_loop(0, there + 2, step, (x0, x0))
     return _sum(jnp.square(back - x))
 
 

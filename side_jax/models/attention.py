@@ -20,27 +20,41 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(q, k, v)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _keys_first(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Takes the softmax down the columns of [keys, queries], which XLA vectorises over queries."""
-    return _forward(q, k, v)[0]
+    return jnp.einsum("bhkq,bkhd->bqhd", _weights(q, k), v)
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    scores = jnp.einsum("bkhd,bqhd->bhkq", k, q * q.shape[-1] ** -0.5)
-    weights = jax.nn.softmax(scores, axis=2)
+def _weights(q: jax.Array, k: jax.Array) -> jax.Array:
+    return jax.nn.softmax(jnp.einsum("bkhd,bqhd->bhkq", k, q * q.shape[-1] ** -0.5), axis=2)
+
+
+@_keys_first.defjvp
+def _jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    """Forward-mode derivatives; the likelihood's ODE needs them, training and guidance their transpose."""
+    q, k, v = primals
+    weights = _weights(q, k)
     out = jnp.einsum("bhkq,bkhd->bqhd", weights, v)
-    return out, (q, k, v, weights, out)
+    tangent = jax.custom_derivatives.linear_call(_push, _pull, (q, k, v, weights, out), tangents)
+    return out, tangent
 
 
-def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Replaces the sum over keys in the softmax's gradient by one over a head's features (Dao et al. 2022, B.4)."""
+def _push(saved: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> jax.Array:
+    """The derivative of the output along (d_q, d_k, d_v)."""
+    q, k, v, weights, out = saved
+    d_q, d_k, d_v = tangents
+    d_scores = jnp.einsum("bkhd,bqhd->bhkq", d_k, q) + jnp.einsum("bkhd,bqhd->bhkq", k, d_q)
+    d_weights = weights * d_scores * q.shape[-1] ** -0.5
+    inner = d_weights.sum(axis=2).swapaxes(1, 2)[..., None]  # [b, q, h, 1]
+    return jnp.einsum("bhkq,bkhd->bqhd", d_weights, v) - inner * out + jnp.einsum("bhkq,bkhd->bqhd", weights, d_v)
+
+
+def _pull(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The transpose; a sum over a head's features (Dao et al. 2022, B.4) replaces the softmax's sum over keys."""
     q, k, v, weights, out = saved
     d_weights = jnp.einsum("bkhd,bqhd->bhkq", v, gradient)
     inner = jnp.einsum("bqhd,bqhd->bhq", out, gradient)[:, :, None]
     d_scores = weights * (d_weights - inner) * q.shape[-1] ** -0.5
     d_q, d_k = (jnp.einsum(axes, d_scores, x) for axes, x in (("bhkq,bkhd->bqhd", k), ("bhkq,bqhd->bkhd", q)))
     return d_q, d_k, jnp.einsum("bhkq,bqhd->bkhd", weights, gradient)
-
-
-_keys_first.defvjp(_forward, _backward)

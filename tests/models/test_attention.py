@@ -1,4 +1,4 @@
-"""The attention for CPU computes what jax.nn's does, in value and in all three gradients, and holds at extremes."""
+"""The attention for CPU computes what jax.nn's does, in value and in all derivatives, and holds at extremes."""
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,15 @@ def test_values_and_gradients_are_those_of_jax(heads, features):
     (own, pull), (theirs, their_pull) = (jax.vjp(f, q, k, v) for f in (attention, jax.nn.dot_product_attention))
     np.testing.assert_allclose(own, theirs, atol=5e-6)
     for ours, expected in zip(pull(gradient), their_pull(gradient), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_forward_mode_is_that_of_jax():
+    """The likelihood's trace is computed so."""
+    q, k, v = (drawn(seed, 2, 5, 2, 4, scale=2.0) for seed in range(3))
+    tangents = tuple(drawn(seed, 2, 5, 2, 4) for seed in range(3, 6))
+    own, theirs = (jax.jvp(f, (q, k, v), tangents) for f in (attention, jax.nn.dot_product_attention))
+    for ours, expected in zip(own, theirs, strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
