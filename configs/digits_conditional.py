@@ -3,8 +3,8 @@
 python -m side_jax.main --config=configs/digits_conditional.py --workdir=runs/digits_conditional
 
 Data, network and training are those of configs/digits_128.py, but nine of ten training images are shown with their
-class. The attack is classifier-free guidance (Ho and Salimans 2022): scale 1 is the conditional model itself, and every step
-is guided, with as many steps as unguided sampling. The paper has no such experiment; the question is which scale
+class. The attack is classifier-free guidance (Ho and Salimans 2022): scale 1 is the conditional model itself, and every
+step is guided, with as many steps as unguided sampling. The paper has no such experiment; the question is which scale
 extracts most. To separate the meaning of the labels from their mere presence, run it again with
 --config.condition.labels=random in another workdir.
 """
