@@ -2,10 +2,10 @@
 
 python -m side_jax.main --config=configs/digits_128.py --workdir=runs/digits_128
 
-128 members of 8x8 pixels; docs/results.md lists the expected numbers; configs/digits.py is a shorter audit. Training
+128 members of 8x8 pixels; docs/results.md lists the expected numbers. configs/digits.py is a shorter audit. Training
 stops at partial memorisation, so that guidance can increase extraction: 1 to 4% of the unguided samples match a member
 (normalised L2 below 0.8). Compare with the paper's CIFAR-10 row (Chen et al. 2024, table 1), where SIDE matches 3.2
-times as often as unguided sampling. Takes three to ten minutes on two CPU cores, depending on their load.
+times as often as unguided sampling.
 """
 
 import ml_collections

@@ -23,21 +23,20 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def _keys_first(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Takes the softmax down the columns of [keys, queries], which XLA vectorises over queries."""
-    return jnp.einsum("bhkq,bkhd->bqhd", _weights(q, k), v)
+    return _forward(q, k, v)[1]
 
 
-def _weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    return jax.nn.softmax(jnp.einsum("bkhd,bqhd->bhkq", k, q * q.shape[-1] ** -0.5), axis=2)
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the weights [b, heads, m, n], the output)."""
+    weights = jax.nn.softmax(jnp.einsum("bkhd,bqhd->bhkq", k, q * q.shape[-1] ** -0.5), axis=2)
+    return weights, jnp.einsum("bhkq,bkhd->bqhd", weights, v)
 
 
 @_keys_first.defjvp
 def _jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     """Forward-mode derivatives; the likelihood's ODE needs them, training and guidance their transpose."""
-    q, k, v = primals
-    weights = _weights(q, k)
-    out = jnp.einsum("bhkq,bkhd->bqhd", weights, v)
-    tangent = jax.custom_derivatives.linear_call(_push, _pull, (q, k, v, weights, out), tangents)
-    return out, tangent
+    weights, out = _forward(*primals)
+    return out, jax.custom_derivatives.linear_call(_push, _pull, (*primals, weights, out), tangents)
 
 
 def _push(saved: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> jax.Array:
