@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from side_jax.diffusion import guidance, steps
 from side_jax.diffusion.schedule import Schedule
@@ -16,7 +17,7 @@ from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
-from side_jax.settings import Evaluate, Sampler, Settings
+from side_jax.settings import Diffusion, Evaluate, Sampler, Settings
 
 
 def image_shape(settings: Settings) -> tuple[int, int, int]:
@@ -25,8 +26,13 @@ def image_shape(settings: Settings) -> tuple[int, int, int]:
 
 
 def build_schedule(settings: Settings) -> Schedule:
-    """The DPM's noise schedule."""
-    return settings.diffusion.make()
+    """The DPM's noise schedule: one object for equal settings, so that what is compiled for it is found again."""
+    return _schedule(settings.diffusion)
+
+
+@functools.lru_cache(maxsize=8)
+def _schedule(diffusion: Diffusion) -> Schedule:
+    return diffusion.make()
 
 
 def build_unet(settings: Settings) -> UNet:
@@ -53,11 +59,17 @@ def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bo
 
 def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
     """A compiled function that returns the module's initial parameters and running statistics."""
-    x = jnp.zeros((1, *image_shape(settings)), jnp.float32)
+    return functools.partial(_initializer(module, image_shape(settings)), np.uint32(seed))
+
+
+@functools.lru_cache(maxsize=8)
+def _initializer(module: Any, shape: tuple[int, int, int]) -> Callable[[np.uint32], Any]:
+    """Takes the seed as an argument: networks that differ by it alone are compiled once."""
 
     # The default generator is compiled for each parameter, which is slow on CPU; rbg takes a third of that time.
     @jax.jit
-    def init() -> dict:
+    def init(seed: jax.Array) -> dict:
+        x = jnp.zeros((1, *shape), jnp.float32)
         variables = module.init(jax.random.key(seed, impl="rbg"), x, jnp.zeros((1,), jnp.int32))
         return variables.pop("params") | variables
 
@@ -110,6 +122,7 @@ def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -
     return at_clean if at_x0 else calibrated
 
 
+@functools.lru_cache(maxsize=4)  # attacks that differ only in what their classifiers learned share one program
 def build_generator(
     settings: Settings,
     classifier: Classifier | None = None,

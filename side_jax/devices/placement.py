@@ -56,9 +56,9 @@ def shard_batch(local: Any, rows: np.ndarray, batch_size: int, mesh: Mesh) -> An
     return jax.tree.map(global_array, local)
 
 
-def replicated(make: Callable[[], Any], mesh: Mesh) -> Any:
-    """The result of `make()`, computed on every device of the mesh."""
-    return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))()
+def replicated(make: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Any:
+    """The result of `make(*arguments)`, computed on every device of the mesh; the arguments lie there or on the host."""
+    return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))(*arguments)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:

@@ -94,14 +94,17 @@ def unit_stage(unit: str) -> Stage:
 def fingerprint(settings: Settings, unit: str, **extra: Any) -> str:
     """The hash of everything that a kind of unit depends on; `extra` adds dependencies beyond whole sections."""
     sections, parents = unit_stage(unit).depends()[unit]
-    values = dataclasses.asdict(settings)
-    chosen = {name: values[name] for name in sections}
+    values = {name: getattr(settings, name) for name in sections}
+    chosen = {n: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for n, v in values.items()}
     for section, key in _IGNORED_SETTINGS:
         chosen.get(section, {}).pop(key, None)
     for section in _unused(settings) & chosen.keys():
         del chosen[section]
-    hashes = [fingerprint(settings, parent) for parent in parents]
+    hashes = [_plain_fingerprint(settings, parent) for parent in parents]
     return files.digest({"unit": unit, "format": FORMAT_VERSION, "own": chosen, "parents": hashes, "more": extra})
+
+
+_plain_fingerprint = functools.lru_cache(fingerprint)  # every unit asks for its parents' and theirs
 
 
 def _unused(settings: Settings) -> set[str]:
@@ -330,9 +333,7 @@ STAGES = {
         Stage(
             name="surrogate",
             reads=("train", "synthesize", "label"),
-            depends=lambda: {
-                f"surrogate/{name}": _classifier_depends(one) for name, one in known_classifiers().items()
-            },
+            depends=_surrogate_depends,
             plan=_plan_surrogate,
             outputs=_classifier_outputs,
         ),

@@ -78,9 +78,13 @@ PROFILE_BINS = 10  # equal parts of 0..T-1, least noisy first
 
 
 def build_loss(settings: Settings, unet: Any, schedule: Any) -> trainer.LossFn:
-    """The DPM's loss function, as the settings specify it."""
-    options = {"label_dropout": settings.condition.dropout}
-    return functools.partial(dpm_loss, unet, schedule, settings.train.horizontal_flip, **options)
+    """The DPM's loss function, as the settings specify it; the same function for equal arguments."""
+    return _build_loss(unet, schedule, settings.train.horizontal_flip, settings.condition.dropout)
+
+
+@functools.lru_cache(maxsize=4)  # what is compiled for a function is found again only by that function
+def _build_loss(unet: Any, schedule: Any, flip: bool, label_dropout: float) -> trainer.LossFn:
+    return functools.partial(dpm_loss, unet, schedule, flip, label_dropout=label_dropout)
 
 
 def dpm_loss(

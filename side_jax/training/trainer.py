@@ -6,6 +6,7 @@ number of devices and processes or on gradient accumulation. Each step is dispat
 convolutions inside an XLA loop are many times slower on CPU.
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -123,6 +124,31 @@ def update(
     return {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "totals": totals}, ema
 
 
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """The compiled parts of a step; see `gradients`, `accumulate` and `update`."""
+
+    whole: Callable
+    first: Callable
+    more: Callable
+    update: Callable
+
+
+@functools.lru_cache(maxsize=4)  # networks that differ only in their data and seeds share one program
+def _programs(loss_fn: LossFn, fit: Fit) -> _Programs:
+    optimizer = make_optimizer(fit)
+
+    def whole(state: dict, ema: Params, batch: tuple, key: jax.Array) -> tuple[dict, Params]:
+        return update(optimizer, fit, state, ema, gradients(loss_fn, state, batch, key))
+
+    return _Programs(
+        whole=jax.jit(whole, donate_argnums=(0, 1)),
+        first=jax.jit(functools.partial(gradients, loss_fn)),
+        more=jax.jit(functools.partial(accumulate, loss_fn), donate_argnums=0),
+        update=jax.jit(functools.partial(update, optimizer, fit), donate_argnums=(0, 1)),
+    )
+
+
 class Stepper:
     """The compiled training step."""
 
@@ -135,23 +161,14 @@ class Stepper:
           fit: the training settings.
           example: a batch of any length, which gives the shapes and dtypes.
         """
-        self._fit, self._init_fn, self._loss_fn = fit, init_fn, loss_fn
+        self._init_fn, self._loss_fn = init_fn, loss_fn
         self._mesh = placement.training_mesh()
         self._part = fit.batch_size // fit.accumulate
         self._rows = placement.local_rows(self._part, self._mesh)
         self._example = tuple(jax.ShapeDtypeStruct((self._part, *a.shape[1:]), a.dtype) for a in example)
-        self._optimizer = make_optimizer(fit)
+        self._optimizer, self._programs = make_optimizer(fit), _programs(loss_fn, fit)
 
-        def whole_step(state, ema, batch, key):
-            return update(self._optimizer, fit, state, ema, gradients(loss_fn, state, batch, key))
-
-        self._whole = jax.jit(whole_step, donate_argnums=(0, 1))
-        self._first = jax.jit(functools.partial(gradients, loss_fn))
-        self._more = jax.jit(functools.partial(accumulate, loss_fn), donate_argnums=0)
-        self._update = jax.jit(functools.partial(update, self._optimizer, fit), donate_argnums=(0, 1))
-
-    def _make(self) -> dict[str, Any]:
-        params = self._init_fn()
+    def _make(self, params: Params) -> dict[str, Any]:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self._part))
         key = jax.eval_shape(lambda: jax.random.key(0))
         metrics, _ = jax.eval_shape(self._loss_fn, params, self._example, keys, key)[1]
@@ -162,12 +179,13 @@ class Stepper:
 
     def initial(self) -> tuple[dict, Params]:
         """(state, ema) before the first step, on all devices."""
-        trees = placement.replicated(self._make, self._mesh)
+        params = placement.place(jax.device_get(self._init_fn()), self._mesh)
+        trees = placement.replicated(self._make, self._mesh, params)
         return trees["state"], trees["ema"]
 
     def abstract(self) -> dict[str, Any]:
         """The shapes, dtypes and shardings of {state, ema}."""
-        return placement.abstract(self._make, self._mesh)
+        return placement.abstract(lambda: self._make(self._init_fn()), self._mesh)
 
     def key(self, seed: int) -> jax.Array:
         """A typed key, replicated to all devices."""
@@ -185,11 +203,11 @@ class Stepper:
     def __call__(self, state: dict, ema: Params, parts: list[tuple], key: jax.Array) -> tuple[dict, Params]:
         """One optimiser step; donates the buffers of state and ema."""
         if len(parts) == 1:
-            return self._whole(state, ema, parts[0], key)
-        sums = self._first(state, parts[0], key)
+            return self._programs.whole(state, ema, parts[0], key)
+        sums = self._programs.first(state, parts[0], key)
         for part in parts[1:]:
-            sums = self._more(sums, state, part, key)
-        return self._update(state, ema, sums)
+            sums = self._programs.more(sums, state, part, key)
+        return self._programs.update(state, ema, sums)
 
 
 def run(

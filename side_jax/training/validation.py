@@ -5,7 +5,9 @@ loss on these images determines when to stop; afterwards calibration.py computes
 temperature for each level.
 """
 
+import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,22 @@ def noise_levels(num_timesteps: int) -> np.ndarray:
     return np.unique(np.linspace(0, num_timesteps - 1, NUM_LEVELS).round()).astype(np.int32)
 
 
+@functools.lru_cache(maxsize=4)  # classifiers that differ only in what they learned share one program
+def _predictor(module: Any, schedule: Schedule | None, batch_size: int) -> Callable[..., np.ndarray]:
+    """Maps ((parameters, typed key), images, global indices, timesteps), of any length, to log-probabilities."""
+
+    def predict(given: Any, images: jax.Array, index: jax.Array, t: jax.Array) -> jax.Array:
+        params, base = given
+        x = pixel_range.to_float(images)
+        if schedule is None:
+            return log_probs(module, params, x, t)
+        keys = jax.vmap(jax.random.fold_in)(sample_keys(base, index), t)
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+        return log_probs(module, params, q_sample(schedule, x, t, noise), t)
+
+    return placement.in_batches(predict, batch_size)
+
+
 class Predictions:
     """A classifier's log-probabilities of the same images, clean or at any noise level."""
 
@@ -46,22 +64,13 @@ class Predictions:
           base: the typed key of the noise.
           batch_size: divisible by the number of local devices.
         """
-        self._images = images
-
-        def predict(params, images, index, t):
-            x = pixel_range.to_float(images)
-            if schedule is None:
-                return log_probs(module, params, x, t)
-            keys = jax.vmap(jax.random.fold_in)(sample_keys(base, index), t)
-            noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
-            return log_probs(module, params, q_sample(schedule, x, t, noise), t)
-
-        self._predict = placement.in_batches(predict, batch_size)
+        self._images, self._base = images, base
+        self._predict = _predictor(module, schedule, batch_size)
 
     def __call__(self, params: Any, levels: np.ndarray) -> np.ndarray:
         """Log-probabilities float32 [L, n, C], given host parameters and timesteps int32 [L]."""
-        index = np.arange(len(self._images), dtype=np.uint32)
-        return np.stack([self._predict(params, self._images, index, np.full(len(index), t, np.int32)) for t in levels])
+        given, index = (params, self._base), np.arange(len(self._images), dtype=np.uint32)
+        return np.stack([self._predict(given, self._images, index, np.full(len(index), t, np.int32)) for t in levels])
 
 
 class EarlyStop:
