@@ -11,9 +11,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
-import absl.logging
 import jax
-import orbax.checkpoint as ocp
 import pytest
 import shared
 
@@ -23,11 +21,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 for name, value in shared.compilation_settings().items():
     jax.config.update(name.lower(), value)
-
-# Orbax would have each device write a slice of what all hold, by hundreds of tiny programs; child processes still do.
-absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of being told so
-whole_arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-ocp.type_handlers.register_type_handler(jax.Array, whole_arrays, override=True)
 
 # The files that take longest, longest first: a worker that began one of these last would keep the other waiting.
 FIRST = (
