@@ -57,7 +57,7 @@ def shard_batch(local: Any, rows: np.ndarray, batch_size: int, mesh: Mesh) -> An
 
 
 def replicated(make: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Any:
-    """The result of `make(*arguments)`, computed on every device of the mesh; the arguments lie there or on the host."""
+    """The result of `make(*arguments)`, computed on every device; the arguments lie on the mesh or on the host."""
     return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))(*arguments)
 
 

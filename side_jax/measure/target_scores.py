@@ -1,6 +1,7 @@
 """Per-image scores computed with the target model, on all devices; see diffusion/membership_scores.py."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,6 @@ class TargetScores:
         """Takes the target model's checkpoint, as `stage_inputs.load_target` restores it."""
         self._settings = settings
         self._params = {"dpm": restored.trees["ema"]}
-        self._programs: dict[Any, Callable] = {}
         self._step, self._digest = restored.step, restored.meta["sha256"]["ema"]
 
     def scores(self, kinds: tuple[str, ...], images: np.ndarray, stream: str) -> dict[str, np.ndarray]:
@@ -45,7 +45,7 @@ class TargetScores:
 
         An image's noise depends on the stream and its place among the images alone.
         """
-        program = self._program(kinds, lambda: _scorer(self._settings, kinds))
+        program = _program(_scorer, self._settings, kinds)
         index = np.arange(len(images), dtype=np.uint32)
         scores = program((self._params, self._base(stream)), images, index)
         return {kind: scores[:, i] for i, kind in enumerate(kinds)}
@@ -67,7 +67,7 @@ class TargetScores:
 
     def mean_loss(self, images: np.ndarray) -> float:
         """The mean denoising loss of images uint8 [n, h, w, c] over all timesteps: how far the model overfits."""
-        program, base = self._program("mean_loss", lambda: _mean_loss(self._settings)), self._base("probe")
+        program, base = _program(_mean_loss, self._settings), self._base("probe")
         index = np.arange(len(images), dtype=np.uint32)
         keys = (jax.random.fold_in(base, draw) for draw in range(REPEATS))
         return float(np.mean([program((self._params, key), images, index).mean() for key in keys]))
@@ -85,7 +85,7 @@ class TargetScores:
         Returns:
           float32 [n].
         """
-        program = self._program("log_prob", lambda: _log_prob(self._settings))
+        program = _program(_log_prob, self._settings)
         index = np.arange(len(x), dtype=np.uint32)
         labels = np.full(len(x), -1, np.int32) if labels is None else labels
         return program((self._params, self._base(stream)), x, index, labels)
@@ -115,11 +115,11 @@ class TargetScores:
     def _base(self, stream: str) -> jax.Array:
         return random_streams.stream_key(self._settings, stream)
 
-    def _program(self, name: Any, make: Callable[[], Callable]) -> Callable:
-        """The function that `make` returns, in batches over all devices; members and held-out images share it."""
-        if name not in self._programs:
-            self._programs[name] = placement.in_batches(make(), self._settings.sampler.batch_size)
-        return self._programs[name]
+
+@functools.lru_cache(maxsize=8)  # members and held-out images share a program, and so do audits of equal settings
+def _program(make: Callable[..., Callable], settings: Settings, *arguments: Any) -> Callable:
+    """The function that `make(settings, *arguments)` returns, in batches over all devices."""
+    return placement.in_batches(make(settings, *arguments), settings.sampler.batch_size)
 
 
 def _mean_loss(settings: Settings) -> Callable:

@@ -76,7 +76,7 @@ class Checkpoints:
 
     def save(self, step: int, *, meta: dict[str, Any], **trees: Any) -> None:
         """Saves the trees of a step by item name (`state`, `ema`); the write continues in the background."""
-        # Copies on the host: of arrays on several devices, orbax would have each write a slice, by hundreds of programs.
+        # Copies on the host: orbax would compile programs to have each of several devices write a slice.
         host = {name: jax.tree.map(np.array, jax.device_get(tree)) for name, tree in trees.items()}
         digests = {name: _digest(tree) for name, tree in host.items()}
         meta = meta | {"format": FORMAT_VERSION, "step": step, "sha256": digests}
