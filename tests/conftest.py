@@ -1,15 +1,12 @@
 """Strict numerics on 8 fake CPU devices, set before anything imports JAX; what many tests need."""
 
 import contextlib
+import importlib.util
 import logging
+import mmap
 import os
 import shutil
 from pathlib import Path
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time would go into compiling, here and in the commands that the tests start.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
 import jax
 import pytest
@@ -17,10 +14,27 @@ import shared
 
 from side_jax.diffusion.schedule import make_schedule
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+def xla_knows(option):
+    """Whether the installed XLA has an option; one that it does not have would end the process."""
+    (folder,) = importlib.util.find_spec("jaxlib").submodule_search_locations
+    for library in Path(folder).glob("*jax_common.*"):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(option.encode()) >= 0
+    return False
+
+
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+if xla_knows("xla_cpu_use_fusion_emitters"):
+    flags.append("--xla_cpu_use_fusion_emitters=false")  # most time goes into compiling; this halves it
+os.environ["XLA_FLAGS"] = " ".join(flags).strip()  # read at the first computation, here and in child processes
+for name, value in {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": True}.items():
+    os.environ[name] = str(value)  # for child processes
+    jax.config.update(name.lower(), value)
 for name, value in shared.compilation_settings().items():
     jax.config.update(name.lower(), value)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The files that take longest, longest first: a worker that began one of these last would keep the other waiting.
 FIRST = (

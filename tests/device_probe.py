@@ -1,6 +1,6 @@
-"""Run by test_device_counts.py in a process of its own: makes images 0..63 on however many devices XLA_FLAGS gives.
+"""Makes images 0..63 on however many devices there are; test_device_counts.py also runs it in a process of its own.
 
-python tests/device_probe.py OUT.npz
+python tests/device_probe.py OUT.npz LOOP:BATCH_SIZE...
 """
 
 import sys
@@ -22,14 +22,15 @@ def noisy(params):
     )
 
 
-def main():
+def made(*ways):
+    """{way: images}, for ways such as dispatch:16, a loop and a batch size; and the number of devices."""
     config = default_config()
     config.model.update(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     config.classifier.stage_sizes = (1,)
     config.classifier.width = 8
     config.sampler.num_steps = 6
     config.sampler.eta = 1.0
-    made = {"devices": np.asarray(jax.local_device_count())}
+    found = {"devices": np.asarray(jax.local_device_count())}
     base = jax.random.key(3)
     settings = from_config(config)
     classifier = builders.build_classifier(settings, 5, time_dependent=True)
@@ -39,15 +40,15 @@ def main():
         "temperature": np.linspace(0.5, 2, settings.diffusion.num_timesteps, dtype=np.float32),
     }
     labels = generation.target_labels(base, 64, 5)
-    for loop, batch_size in (("dispatch", 64), ("dispatch", 16), ("scan", 16)):
-        config.sampler.batch_size = batch_size
-        config.sampler.loop = loop
+    for way in ways:
+        config.sampler.loop, _, size = way.partition(":")
+        config.sampler.batch_size = batch_size = int(size)
         generator = builders.build_generator(from_config(config), classifier)
         parts = [np.arange(start, start + batch_size) for start in range(0, 64, batch_size)]
         images = [generator(params, base, index, labels[index], 2.0) for index in parts]
-        made[f"{loop}_{batch_size}"] = np.concatenate(images)
-    np.savez(sys.argv[1], **made)
+        found[way] = np.concatenate(images)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    np.savez(sys.argv[1], **made(*sys.argv[2:]))

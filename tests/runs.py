@@ -116,7 +116,8 @@ def wait_for(path, processes, timeout=240):
 def environment(devices, cache=None):
     """Of a process of its own on so many devices; `cache` is one of shared.compilation_settings."""
     cache = {name: str(value) for name, value in (cache or shared.compilation_settings()).items()}
-    return os.environ | cache | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    return os.environ | cache | {"XLA_FLAGS": flags}
 
 
 def start(argv, *, devices=1, cache=None, **options):

@@ -2,34 +2,30 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
+import device_probe
 import numpy as np
 import pytest
 import runs
 
-HERE = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """{(devices, loop, batch size): images 0..63}."""
-    found, folder, running = {}, tmp_path_factory.mktemp("devices"), {}
-    for devices in (1, 8):
-        environment = runs.environment(devices) | {"PYTHONPATH": str(HERE.parent)}
-        command = [sys.executable, str(HERE / "device_probe.py"), str(folder / f"{devices}.npz")]
-        running[devices] = subprocess.Popen(command, env=environment)
-    for devices, process in running.items():
-        assert process.wait() == 0
-        with np.load(folder / f"{devices}.npz") as archive:
-            assert archive["devices"] == devices
-            found |= {(devices, name): archive[name] for name in archive.files if name != "devices"}
-    return found
+    """{(devices, loop and batch size): images 0..63}."""
+    path = tmp_path_factory.mktemp("devices") / "1.npz"
+    command = [sys.executable, device_probe.__file__, str(path), "dispatch:64", "scan:16"]
+    process = subprocess.Popen(command, env=runs.environment(1) | {"PYTHONPATH": str(runs.ROOT)})
+    found = {8: device_probe.made("dispatch:16", "scan:64")}
+    assert process.wait() == 0
+    with np.load(path) as archive:
+        found[1] = dict(archive)
+    assert all(images.pop("devices") == devices for devices, images in found.items())
+    return {(devices, way): images[way] for devices, images in found.items() for way in images}
 
 
 def test_every_way_gives_the_same_images(made):
-    assert len(made) == 6
-    reference = made[1, "dispatch_64"].astype(int)
+    assert len(made) == 4
+    reference = made[1, "dispatch:64"].astype(int)
     assert reference.shape == (64, 8, 8, 1)
     assert len({image.tobytes() for image in reference}) == 64
     assert reference.std() > 30
