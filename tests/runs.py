@@ -74,8 +74,9 @@ CONDITIONAL = {
     "extract__attacks": "('unconditional','conditional_model')",
     "extract__guidance_scales": "(0.0,2.0)",
 }
-# The network of configs/smoke.py.
+# The network of configs/smoke.py, whose evidence is good enough to rank suspects by.
 TWO_LEVELS = {
+    "extract__attacks": "('unconditional','side')",
     "model__block_out_channels": "(8,16)",
     "model__down_block_types": "('DownBlock2D','DownBlock2D')",
     "model__up_block_types": "('UpBlock2D','UpBlock2D')",
@@ -87,7 +88,7 @@ FINISHED = {
     "everything": ("plain", EVERYTHING, ()),
     "conditional": ("", CONDITIONAL, ()),
     "ranked": ("plain", {}, ("suspects",)),
-    "two_levels": ("", TWO_LEVELS, ()),
+    "two_levels": ("", TWO_LEVELS, "train,synthesize,label,surrogate,extract".split(",")),
 }
 
 

@@ -159,7 +159,7 @@ def test_planted_duplicates_come_first_with_a_surrogate_and_without(tmp_path, at
     plant(workdir, "unconditional", images)
     for name in ("side_1", "side_10"):  # of the same starting noise, and here the same images
         plant(workdir, name, noise(2))
-    assert rank(workdir, extract__attacks=attacks, **runs.TWO_LEVELS) == 0
+    assert rank(workdir, **runs.TWO_LEVELS | {"extract__attacks": attacks}) == 0
     found = read(workdir)
     rows = [row for row in found.pop(("unconditional", 0)) if row["index"] != "5"]
     assert int(rows[0]["index"]) in places
