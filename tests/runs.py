@@ -88,7 +88,7 @@ FINISHED = {
     "everything": ("plain", EVERYTHING, ()),
     "conditional": ("", CONDITIONAL, ()),
     "ranked": ("plain", {}, ("suspects",)),
-    "two_levels": ("", TWO_LEVELS, "train,synthesize,label,surrogate,extract".split(",")),
+    "two_levels": ("", TWO_LEVELS, ["train", "synthesize", "label", "surrogate", "extract"]),
 }
 
 
