@@ -1,9 +1,11 @@
 """The training loop's parts against closed forms: schedules, batches, accumulation, devices, divergence."""
 
+import dataclasses
 import functools
 import json
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ from jax.sharding import Mesh
 from side_jax import builders, progress
 from side_jax.config import default_config, from_config
 from side_jax.devices import placement
+from side_jax.diffusion import pixel_range
+from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.settings import Fit
 from side_jax.training import trainer
@@ -38,7 +42,7 @@ def test_every_epoch_is_a_fresh_shuffle_without_its_ragged_end():
 
 
 def test_ema_warms_up_to_its_decay():
-    decays = [float(trainer.ema_decay(jnp.int32(step), 0.99)) for step in (0, 10, 10_000)]
+    decays = jax.jit(lambda steps: trainer.ema_decay(steps, 0.99))(np.asarray([0, 10, 10_000], np.int32))
     np.testing.assert_allclose(decays, [0.1, 11 / 20, 0.99], rtol=1e-6)
 
 
@@ -48,10 +52,12 @@ def test_ema_warms_up_to_its_decay():
 )
 def test_learning_rate_warms_up_and_decays(decay, expected):
     fit = Fit(num_steps=100, learning_rate=2.0, warmup_steps=20, decay=decay)
-    rates = [float(trainer.learning_rate(fit)(step)) for step in (0, 20, 60, 100)]
-    np.testing.assert_allclose(rates, 2 * np.asarray(expected), atol=1e-6)
-    assert float(trainer.learning_rate(fit)(10)) == pytest.approx(1.0)
-    assert float(trainer.learning_rate(Fit(num_steps=100, learning_rate=2.0, decay=decay))(0)) == pytest.approx(2.0)
+    at_once = Fit(num_steps=100, learning_rate=2.0, decay=decay)
+    both = jax.jit(jax.vmap(lambda step: (trainer.learning_rate(fit)(step), trainer.learning_rate(at_once)(step))))
+    rates, without = both(np.asarray([0, 10, 20, 60, 100]))
+    start, *rest = expected
+    np.testing.assert_allclose(rates, 2 * np.asarray([start, 0.5, *rest]), atol=1e-6)
+    assert without[0] == pytest.approx(2.0)
 
 
 def square_loss(params, batch, keys, key):
@@ -63,13 +69,18 @@ def square_loss(params, batch, keys, key):
 def test_one_step_of_gradient_descent_by_hand():
     """Loss (p - 3)^2 / 2 at p = 1 with rate 0.5: p becomes 2, and the EMA 0.1 * 1 + 0.9 * 2."""
     optimizer, fit = optax.sgd(0.5), Fit(ema_decay=0.99)
-    params = {"p": jnp.float32(1.0)}
-    zero = (jnp.float32(0), jnp.float32(0))
-    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
-    state["totals"] = {"loss": zero, "gradient_norm": zero}
-    batch = (jnp.full((4,), 3.0), jnp.arange(4, dtype=jnp.uint32))
-    sums = trainer.gradients(square_loss, state, batch, jax.random.key(0))
-    state, ema = trainer.update(optimizer, fit, state, params, sums)
+
+    @jax.jit
+    def step():
+        params = {"p": jnp.float32(1.0)}
+        zero = (jnp.float32(0), jnp.float32(0))
+        state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+        state["totals"] = {"loss": zero, "gradient_norm": zero}
+        batch = (jnp.full((4,), 3.0), jnp.arange(4, dtype=jnp.uint32))
+        sums = trainer.gradients(square_loss, state, batch, jax.random.key(0))
+        return trainer.update(optimizer, fit, state, params, sums)
+
+    state, ema = step()
     assert float(state["params"]["p"]) == 2.0
     assert int(state["step"]) == 1
     np.testing.assert_allclose(ema["p"], 1.9, rtol=1e-6)
@@ -111,13 +122,16 @@ def test_running_statistics_are_carried_and_not_trained(carry, expected):
     np.testing.assert_allclose(state["totals"]["gradient_norm"], [2.5, 1.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("warmup", [0, 100])
-def test_warm_up_starts_small(warmup):
+def test_warm_up_starts_small():
     """Adam's first step has the size of the learning rate; after one step of a warm-up that is (nearly) nothing."""
-    optimizer = trainer.make_optimizer(Fit(learning_rate=0.1, warmup_steps=warmup))
-    params = {"p": jnp.float32(1.0)}
-    updates, _ = optimizer.update({"p": jnp.float32(0.5)}, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["p"], 0.0 if warmup else -0.1, atol=1e-4)
+
+    @jax.jit
+    def first_updates():
+        params = {"p": jnp.float32(1.0)}
+        optimizers = [trainer.make_optimizer(Fit(learning_rate=0.1, warmup_steps=warmup)) for warmup in (0, 100)]
+        return [o.update({"p": jnp.float32(0.5)}, o.init(params), params)[0]["p"] for o in optimizers]
+
+    np.testing.assert_allclose(first_updates(), [-0.1, 0.0], atol=1e-4)
 
 
 def fit_line(tmp_path, examples, **changes):
@@ -191,34 +205,49 @@ def test_watch_stops_training_and_is_asked_again_after_a_restart(tmp_path):
     np.testing.assert_array_equal(again["p"], first["p"])
 
 
-def small_dpm(num_labels=0, **changes):
-    """(settings, loss, init) of a tiny U-Net on digits."""
-    config = default_config()
-    config.condition.update({"labels": "random", "num_labels": num_labels} if num_labels else {})
-    config.model.update(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
-    config.model.norm_num_groups = 4
-    config.train.batch_size = 32
-    config.train.log_every = 10
-    config.train.update(changes)
-    settings = from_config(config)
-    unet = builders.build_unet(settings)
-    loss = build_loss(settings, unet, builders.build_schedule(settings))
-    return settings, loss, builders.init_fn(unet, settings, 0)
-
-
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+LABELS = np.arange(64, dtype=np.int32) % 4
+STEPS = 15
 
 
-def train(steps, num_labels=0, **changes):
-    """{state, ema} on the host after some steps on random images, with labels 0, 1, ... where there are any."""
-    settings, loss, init = small_dpm(num_labels, **changes)
-    data = (IMAGES, np.arange(len(IMAGES), dtype=np.int32) % num_labels) if num_labels else (IMAGES,)
-    stepper = trainer.Stepper(loss, init, settings.train, tuple(array[:1] for array in data))
+class OneConvolution(nn.Module):
+    """Stands in for the U-Net, which takes much longer to compile."""
+
+    @nn.compact
+    def __call__(self, x, t, deterministic=True, labels=None):
+        row = jnp.full(len(x), 4) if labels is None else jnp.where(labels < 0, 4, labels)
+        h = nn.Conv(8, (3, 3), name="conv_in")(x) + nn.Dense(8)(t[:, None] / 1000)[:, None, None]
+        h = h + nn.Embed(5, 8, name="class_embedding")(row)[:, None, None]
+        return nn.Conv(x.shape[-1], (3, 3), name="conv_out")(nn.silu(h))
+
+
+@functools.cache
+def small_dpm(network):
+    """(settings, loss, initial parameters) of a tiny U-Net or its stand-in, on digits with labels."""
+    config = default_config()
+    config.condition.update(labels="random", num_labels=4)
+    config.model.update(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    config.model.update(norm_num_groups=4, layers_per_block=1)
+    config.train.update(batch_size=32, log_every=20, learning_rate=1e-4)
+    settings = from_config(config)
+    unet = network() if network else builders.build_unet(settings)
+    loss = build_loss(settings, unet, builders.build_schedule(settings))
+    return settings, loss, jax.device_get(builders.init_fn(unet, settings, 0)())
+
+
+@functools.cache
+def trained(devices, accumulate=1, network=None):
+    """(stepper, {state, ema}) after STEPS steps on random images and labels, on the first devices."""
+    settings, loss, initial = small_dpm(network)
+    fit = dataclasses.replace(settings.train, accumulate=accumulate)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placement, "training_mesh", lambda: Mesh(np.asarray(jax.devices()[:devices]), ("batch",)))
+        stepper = trainer.Stepper(loss, lambda: initial, fit, (IMAGES[:1], LABELS[:1]))
     state, ema = stepper.initial()
     key = stepper.key(0)
-    for step in range(steps):
+    for step in range(STEPS):
         chosen = trainer.batch_indices(0, step, len(IMAGES), 32)
-        state, ema = stepper(state, ema, stepper.load(lambda ids: tuple(array[ids] for array in data), chosen), key)
+        state, ema = stepper(state, ema, stepper.load(lambda ids: (IMAGES[ids], LABELS[ids]), chosen), key)
     return stepper, {"state": state, "ema": ema}
 
 
@@ -226,18 +255,13 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), jax.device_get(a), jax.device_get(b))
 
 
-def on_devices(monkeypatch, count):
-    monkeypatch.setattr(placement, "training_mesh", lambda: Mesh(np.asarray(jax.devices()[:count]), ("batch",)))
-
-
-def test_eight_devices_train_like_one_and_their_checkpoint_restores_on_one(monkeypatch, tmp_path):
-    """Over 50 steps, losses of every timestep included; Adam amplifies rounding, hence the tolerance of the weights."""
-    _, eight = train(50, learning_rate=1e-4)
+def test_eight_devices_train_like_one_and_their_checkpoint_restores_on_one(tmp_path):
+    """Losses of every timestep included; Adam amplifies rounding, hence the tolerance of the weights."""
+    _, eight = trained(8)
     with Checkpoints(tmp_path / "checkpoints") as store:
-        store.save(50, **eight, meta={"fingerprint": "f"})
+        store.save(STEPS, **eight, meta={"fingerprint": "f"})
     assert len(jax.tree.leaves(eight)[0].sharding.device_set) == 8
-    on_devices(monkeypatch, 1)
-    stepper, one = train(50, learning_rate=1e-4)
+    stepper, one = trained(1)
     close(one["ema"], eight["ema"], rtol=1e-3, atol=2e-5)
     close(one["state"]["totals"], eight["state"]["totals"], rtol=1e-3)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as store:
@@ -246,80 +270,79 @@ def test_eight_devices_train_like_one_and_their_checkpoint_restores_on_one(monke
     close(trees, eight, rtol=0)
 
 
-def test_labels_are_left_out_alike_on_any_number_of_devices(monkeypatch):
+def test_labels_are_left_out_alike_on_any_number_of_devices():
     """Which are depends on the images' keys alone: with others left out, the table of labels would be another one."""
-    _, eight = train(10, num_labels=4, learning_rate=1e-4)
-    on_devices(monkeypatch, 1)
-    _, one = train(10, num_labels=4, learning_rate=1e-4)
-    close(one["ema"], eight["ema"], rtol=1e-3, atol=2e-5)
+    (_, eight), (_, one) = trained(8), trained(1)
+    close(one["ema"]["class_embedding"], eight["ema"]["class_embedding"], rtol=1e-3, atol=2e-5)
     close(one["state"]["totals"]["loss"], eight["state"]["totals"]["loss"], rtol=1e-4)
-    moved = one["state"]["params"]["class_embedding"]["embedding"] - small_dpm(4)[2]()["class_embedding"]["embedding"]
-    assert (np.abs(moved).max(axis=1) > 1e-4).all()  # of every label, and of none
-
-
-def test_labels_are_left_out_for_their_share_of_images():
-    """Independently of what else an image's key draws: the flip, the noise and the timestep stay as they were."""
-    _, loss, _ = small_dpm()
-    schedule, seen = loss.args[1], []
-
-    def spy(variables, x, t, deterministic, labels, rngs):
-        seen.append((x, t, labels))
-        return jnp.zeros_like(x)
-
-    count = 4096
-    images, labels = jnp.zeros((count, 4, 4, 1), jnp.uint8), jnp.arange(count) % 7
-    keys = jax.random.split(jax.random.key(0), count)
-    unet = types.SimpleNamespace(apply=spy)
-    for batch, share in (((images,), 0.2), ((images, labels), 0.2), ((images, labels), 0.0)):
-        dpm_loss(unet, schedule, True, {}, batch, keys, jax.random.key(1), label_dropout=share)
-    plain, some, none = seen
-    assert plain[2] is None
-    np.testing.assert_array_equal(none[2], labels)
-    hidden = np.asarray(some[2]) == -1
-    np.testing.assert_array_equal(some[2][~hidden], labels[~hidden])
-    np.testing.assert_allclose(hidden.mean(), 0.2, atol=4 * np.sqrt(0.2 * 0.8 / count))
-    for i in (0, 1):
-        np.testing.assert_array_equal(some[i], plain[i])
-    t = np.asarray(some[1])
-    np.testing.assert_allclose(hidden[t < np.median(t)].mean(), 0.2, atol=4 * np.sqrt(0.2 * 0.8 / (count / 2)))
+    after, before = (tree["class_embedding"]["embedding"] for tree in (one["state"]["params"], small_dpm(None)[2]))
+    assert (np.abs(np.asarray(after) - before).max(axis=1) > 1e-4).all()  # of every label, and of none
 
 
 def test_accumulating_gradients_changes_nothing_but_rounding():
-    _, whole = train(10, learning_rate=1e-4)
-    _, parts = train(10, learning_rate=1e-4, accumulate=4)
+    (_, whole), (_, parts) = (trained(8, accumulate, OneConvolution) for accumulate in (1, 4))
     close(parts["ema"], whole["ema"], rtol=1e-3, atol=2e-5)
     close(parts["state"]["totals"]["loss"], whole["state"]["totals"]["loss"], rtol=1e-4)
     close(parts["state"]["totals"]["loss_by_timestep"], whole["state"]["totals"]["loss_by_timestep"], rtol=1e-3)
 
 
 def test_the_profile_adds_up_to_the_loss():
-    _, trees = train(5)
-    total, count = trees["state"]["totals"]["loss_by_timestep"]
+    totals = jax.device_get(trained(1)[1]["state"]["totals"])
+    total, count = totals["loss_by_timestep"]
     assert total.shape == count.shape == (10,)
-    np.testing.assert_allclose(total.sum(), trees["state"]["totals"]["loss"][0], rtol=1e-5)
-    assert count.sum() == 5 * 32
+    np.testing.assert_allclose(total.sum(), totals["loss"][0], rtol=1e-5)
+    assert count.sum() == totals["loss"][1] == STEPS * 32
+
+
+@functools.cache
+def shown(flip):
+    """A compiled function: what the network is shown, (x, t, labels), of equal images with the keys 0, 1, ... ."""
+
+    def show(image, labels, share):
+        seen = []
+
+        def spy(variables, x, t, deterministic, labels, rngs):
+            seen.append((x, t, labels))
+            return jnp.zeros_like(x)
+
+        batch = (jnp.broadcast_to(image, (COUNT, *image.shape)), *labels)
+        keys = jax.random.split(jax.random.key(0), COUNT)
+        unet = types.SimpleNamespace(apply=spy)
+        dpm_loss(unet, make_schedule("linear", 1000), flip, {}, batch, keys, jax.random.key(1), label_dropout=share)
+        return seen[0]
+
+    return jax.jit(show)
+
+
+COUNT = 4096
+
+
+def test_labels_are_left_out_for_their_share_of_images():
+    """Independently of what else an image's key draws: the flip, the noise and the timestep stay as they were."""
+    labels = np.arange(COUNT, dtype=np.int32) % 7
+    given = (((), 0.2), ((labels,), 0.2), ((labels,), 0.0))
+    plain, some, none = (jax.device_get(shown(True)(IMAGES[0], *rest)) for rest in given)
+    assert plain[2] is None
+    np.testing.assert_array_equal(none[2], labels)
+    hidden = some[2] == -1
+    np.testing.assert_array_equal(some[2][~hidden], labels[~hidden])
+    np.testing.assert_allclose(hidden.mean(), 0.2, atol=4 * np.sqrt(0.2 * 0.8 / COUNT))
+    for i in (0, 1):
+        np.testing.assert_array_equal(some[i], plain[i])
+    t = some[1]
+    np.testing.assert_allclose(hidden[t < np.median(t)].mean(), 0.2, atol=4 * np.sqrt(0.2 * 0.8 / (COUNT / 2)))
 
 
 def test_the_flip_mirrors_about_half_of_the_images_and_is_off_by_default():
-    """A network that returns its input sees which images came mirrored: x_t minus its noise is the image."""
-    settings, _, _ = small_dpm()
-    schedule = builders.build_schedule(settings)
-    seen = {}
-
-    def spy(variables, x, t, deterministic, labels, rngs):
-        seen["x"] = x
-        return jnp.zeros_like(x)
-
-    unet = types.SimpleNamespace(apply=spy)
-    batch = (jnp.asarray(np.tile(IMAGES[:1], (64, 1, 1, 1))),)
-    keys = jax.random.split(jax.random.key(0), 64)
-    inputs = {}
-    for flip in (False, True):
-        dpm_loss(unet, schedule, flip, {}, batch, keys, jax.random.key(1))
-        inputs[flip] = np.asarray(seen["x"])
-    mirrored = [bool(np.abs(a - b).max() > 1e-6) for a, b in zip(inputs[False], inputs[True], strict=True)]
-    assert 20 <= sum(mirrored) <= 44
-    assert settings.train.horizontal_flip is False
+    """The noise is the same, so x_t differs where its image came mirrored."""
+    plain, mirrored = (np.asarray(shown(flip)(IMAGES[0], (), 0.0)[0]) for flip in (False, True))
+    signal = make_schedule("linear", 1000).alpha_bar[np.asarray(shown(False)(IMAGES[0], (), 0.0)[1])] ** 0.5
+    image = pixel_range.to_float(IMAGES[0])
+    by_hand = signal[:, None, None, None] * (image[:, ::-1] - image)[None]
+    turned = np.abs(mirrored - plain).max(axis=(1, 2, 3)) > 1e-6
+    np.testing.assert_allclose(mirrored - plain, by_hand * turned[:, None, None, None], atol=1e-5)
+    np.testing.assert_allclose(turned.mean(), 0.5, atol=4 * np.sqrt(0.25 / COUNT))
+    assert default_config().train.horizontal_flip is False
 
 
 def test_progress_prints_a_clean_line_a_minute(monkeypatch):
