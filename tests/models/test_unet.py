@@ -11,13 +11,17 @@ from side_jax.models.layers import sinusoidal_embedding
 from side_jax.models.unet import UNet
 
 
-def randomised(params, seed=0):
-    """Every leaf replaced by noise, so that no layer that starts at zero hides the others."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(
-        tree, [0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    )
+def noise(module, *args):
+    """Parameters of noise, with scales about 1, so that no layer that starts at zero hides the others.
+
+    From NumPy: to compile the initial parameters takes as long as to compile the network.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        return np.asarray((path[-1].key == "scale") + 0.2 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(module.init, jax.random.key(0), *args)["params"])
 
 
 def initial(module, x, t):
@@ -40,7 +44,8 @@ def make_unet(**changes):
 
 
 def inputs(n, size=8, channels=1):
-    return jax.random.normal(jax.random.key(1), (n, size, size, channels)), jnp.arange(n) * 7
+    x = np.random.default_rng(1).normal(size=(n, size, size, channels))
+    return x.astype(np.float32), 7 * np.arange(n, dtype=np.int32)
 
 
 @pytest.mark.parametrize(("channels", "size", "levels"), [(1, 8, (8,)), (3, 16, (8, 16, 16))])
@@ -53,40 +58,39 @@ def test_unet_predicts_the_shape_it_is_given(channels, size, levels):
         up_block_types=("UpBlock2D",) * n,
     )
     x, t = inputs(2, size, channels)
-    params = initial(unet, x, t)
-    out = apply(unet, {"params": randomised(params)}, x, t)
+    out, _ = jax.eval_shape(unet.init_with_output, jax.random.key(0), x, t)
     assert out.shape == x.shape
     assert out.dtype == jnp.float32
 
 
 def test_unet_starts_at_zero_and_uses_the_timestep():
-    unet = make_unet()
-    x, t = inputs(3)
-    params = initial(unet, x, t)
-    np.testing.assert_array_equal(apply(unet, {"params": params}, x, t), 0)
-    noisy = randomised(params)
-    assert np.abs(apply(unet, {"params": noisy}, x, t) - apply(unet, {"params": noisy}, x, t + 100)).max() > 1e-3
+    unet, (x, t) = make_unet(), inputs(6)
+    np.testing.assert_array_equal(apply(unet, {"params": initial(unet, x, t)}, x, t), 0)
+    params = {"params": noise(unet, x, t)}
+    moved = np.abs(np.asarray(apply(unet, params, x, t)) - apply(unet, params, x, t + 100))
+    assert moved.max(axis=(1, 2, 3)).min() > 1e-3
 
 
 def test_unet_treats_each_image_alone():
-    unet = make_unet()
-    x, t = inputs(6)
-    params = randomised(initial(unet, x, t))
-    whole = np.asarray(apply(unet, {"params": params}, x, t))
-    part = np.asarray(apply(unet, {"params": params}, x[2:4], t[2:4]))
-    np.testing.assert_allclose(part, whole[2:4], rtol=1e-4, atol=1e-4)
+    """Other neighbours, at other timesteps, change nothing."""
+    unet, (x, t) = make_unet(), inputs(6)
+    params = {"params": noise(unet, x, t)}
+    whole = np.asarray(apply(unet, params, x, t))
+    others, later = x.copy(), t + 50
+    others[[0, 1, 4, 5]] = 3 * x[[5, 4, 1, 0]]
+    later[2:4] = t[2:4]
+    np.testing.assert_allclose(apply(unet, params, others, later)[2:4], whole[2:4], rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_acts_in_training_alone():
-    unet = make_unet(dropout=0.5)
-    x, t = inputs(2)
-    params = randomised(initial(unet, x, t))
+    unet, (x, t) = small_unet(dropout=0.5), inputs(2)
+    params = noise(unet, x, t)
 
     def out(deterministic, seed):
         return apply(unet, {"params": params}, x, t, deterministic, rngs={"dropout": jax.random.key(seed)})
 
     np.testing.assert_array_equal(out(True, 0), out(True, 1))
-    assert np.abs(out(False, 0) - out(False, 1)).max() > 1e-3
+    assert np.abs(np.asarray(out(False, 0)) - out(False, 1)).max() > 1e-3
 
 
 def small_unet(**changes):
@@ -94,8 +98,13 @@ def small_unet(**changes):
     return make_unet(**one, add_attention=False, **changes)
 
 
-def conditional(unet, params, x, t, labels):
-    return np.asarray(jax.jit(unet.apply)({"params": params}, x, t, labels=labels))
+@functools.partial(jax.jit, static_argnums=0)
+def with_labels(unet, params, x, t, labels):
+    return unet.apply({"params": params}, x, t, labels=labels)
+
+
+def conditional(*args):
+    return np.asarray(with_labels(*args))
 
 
 def test_labels_add_one_table_and_leave_the_rest_as_it_was():
@@ -105,60 +114,66 @@ def test_labels_add_one_table_and_leave_the_rest_as_it_was():
     (table,) = jax.tree.leaves(own.pop("class_embedding"))
     assert table.shape == (4, 32)
     jax.tree.map(np.testing.assert_array_equal, own, plain)
-    assert conditional(small_unet(), randomised(plain), x, t, jnp.asarray([0, 1])).tolist() == (
-        conditional(small_unet(), randomised(plain), x, t, None).tolist()
-    )
+    labelled, without = (with_labels.lower(small_unet(), plain, x, t, labels) for labels in (np.asarray([0, 1]), None))
+    assert labelled.as_text() == without.as_text()
 
 
 def test_a_label_is_a_shift_of_the_time_embedding():
     """The output depends on it, image by image; none at all, -1 and a table of zeros are the model without labels."""
     unet, (x, t) = small_unet(num_labels=3), inputs(4)
-    params = randomised(initial(unet, x, t))
-    labels = jnp.asarray([0, -1, 2, 0])
+    params = noise(unet, x, t)
+    labels = np.asarray([0, -1, 2, 0], np.int32)
     none, some = conditional(unet, params, x, t, None), conditional(unet, params, x, t, labels)
-    np.testing.assert_array_equal(conditional(unet, params, x, t, jnp.full(4, -1)), none)
-    np.testing.assert_array_equal(conditional(unet, params, x, t.astype(jnp.float32), labels), some)
+    np.testing.assert_array_equal(conditional(unet, params, x, t, np.full(4, -1, np.int32)), none)
+    np.testing.assert_array_equal(conditional(unet, params, x, t.astype(np.float32), labels), some)
     changed = np.abs(some - none).max(axis=(1, 2, 3))
     assert changed[1] < 1e-5
     assert changed[[0, 2, 3]].min() > 1e-3
-    assert np.abs(some - conditional(unet, params, x, t, jnp.asarray([1, -1, 1, 1])))[[0, 2, 3]].max() > 1e-3
+    assert np.abs(some - conditional(unet, params, x, t, np.asarray([1, -1, 1, 1], np.int32)))[[0, 2, 3]].max() > 1e-3
     table = params.pop("class_embedding")
-    zeros = conditional(unet, params | {"class_embedding": jax.tree.map(jnp.zeros_like, table)}, x, t, labels)
+    zeros = conditional(unet, params | {"class_embedding": jax.tree.map(np.zeros_like, table)}, x, t, labels)
     np.testing.assert_allclose(zeros, conditional(small_unet(), params, x, t, None), rtol=1e-4, atol=1e-5)
 
 
 def test_sinusoidal_embedding_by_hand():
-    t = jnp.asarray([0, 3])
-    got = np.asarray(sinusoidal_embedding(t, 4))
+    @jax.jit
+    def embeddings(t):
+        variants = ({}, {"flip_sin_to_cos": True}, {"freq_shift": 1.0})
+        return [sinusoidal_embedding(t, 4, **variant) for variant in variants]
+
+    got, flipped, shifted = map(np.asarray, embeddings(np.asarray([0, 3])))
     np.testing.assert_allclose(got[0], [0, 0, 1, 1])
     np.testing.assert_allclose(got[1], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)], rtol=1e-5)
-    np.testing.assert_array_equal(sinusoidal_embedding(t, 4, flip_sin_to_cos=True)[1], got[1, [2, 3, 0, 1]])
-    shifted = np.asarray(sinusoidal_embedding(t, 4, freq_shift=1.0))  # the original DDPM: the last is 1 / max_period
+    np.testing.assert_array_equal(flipped[1], got[1, [2, 3, 0, 1]])
+    # As in the original DDPM: the last is 1 / max_period.
     np.testing.assert_allclose(shifted[1], [np.sin(3), np.sin(3e-4), np.cos(3), np.cos(3e-4)], rtol=1e-5)
 
 
 def test_rematerialisation_changes_memory_alone():
-    x, t = inputs(2)
-    params = randomised(initial(make_unet(), x, t))
+    one_level = {"block_out_channels": (8,), "down_block_types": ("AttnDownBlock2D",), "add_attention": False}
+    one_level["up_block_types"] = ("AttnUpBlock2D",)
+    unets, (x, t) = [make_unet(**one_level, remat=remat) for remat in (False, True)], inputs(2)
+    params = noise(unets[0], x, t)
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradient(unet, params):
         return jax.grad(lambda p: jnp.square(unet.apply({"params": p}, x, t, False)).mean())(params)
 
-    plain, remat = (gradient(make_unet(remat=remat), params) for remat in (False, True))
+    plain, remat = (gradient(unet, params) for unet in unets)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, remat)
-    assert "remat" in str(jax.make_jaxpr(lambda p: gradient(make_unet(remat=True), p))(params))
-    assert "remat" not in str(jax.make_jaxpr(lambda p: gradient(make_unet(), p))(params))
+    programs = [str(jax.make_jaxpr(functools.partial(gradient, unet))(params)) for unet in unets]
+    assert ["remat" in program for program in programs] == [False, True]
 
 
 def test_bfloat16_computes_in_half_and_keeps_its_parameters():
     """Close to float32, but not it; parameters and output stay float32."""
-    x, t = inputs(4)
-    params = randomised(initial(make_unet(), x, t))
+    x, t = inputs(6)
+    unet, half_unet = make_unet(), make_unet(dtype=jnp.bfloat16)
+    params = noise(unet, x, t)
     with jax.numpy_dtype_promotion("standard"):  # flax's own norms rely on it
-        params_half = initial(make_unet(dtype=jnp.bfloat16), x, t)
-        half = apply(make_unet(dtype=jnp.bfloat16), {"params": params}, x, t)
-    full = np.asarray(apply(make_unet(), {"params": params}, x, t))
+        params_half = jax.eval_shape(half_unet.init, jax.random.key(0), x, t)["params"]
+        half = apply(half_unet, {"params": params}, x, t)
+    full = np.asarray(apply(unet, {"params": params}, x, t))
     assert {leaf.dtype for leaf in jax.tree.leaves(params_half)} == {jnp.dtype("float32")}
     assert half.dtype == jnp.float32
     error = np.abs(np.asarray(half) - full).max() / np.abs(full).max()
