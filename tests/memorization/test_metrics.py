@@ -100,8 +100,8 @@ def test_normalized_l2_around_a_member_with_copies():
 
 def test_normalized_l2_lies_in_zero_to_one_over_alpha():
     rng = np.random.default_rng(3)
-    images, among = (rng.uniform(-1, 1, (40, 3, 3, 1)).astype(np.float32) for _ in range(2))
-    metric = NormalizedL2(below=1.0, neighbors=10, alpha=0.5)
+    images, among = (rng.uniform(-1, 1, (size, 4, 4, 1)).astype(np.float32) for size in (16, 30))
+    metric = NormalizedL2(below=1.0, neighbors=4, alpha=0.5)
     value = scores(images, among, metric)[0].value
     assert value.min() >= 0
     assert value.max() <= 2
@@ -160,7 +160,7 @@ def features(images):
 def test_parts_joined_are_the_whole(around):
     rng = np.random.default_rng(5)
     members = rng.uniform(-1, 1, (30, 4, 4, 1)).astype(np.float32)
-    images = members[rng.integers(0, 30, 50)] + 0.2 * rng.normal(size=(50, 4, 4, 1)).astype(np.float32)
+    images = members[rng.integers(0, 30, 16)] + 0.2 * rng.normal(size=(16, 4, 4, 1)).astype(np.float32)
     metrics = [METRICS[0], NormalizedL2(below=0.8, factors=(1.5,), neighbors=4, around=around)]
     among = references(members, metrics)
     whole = match(images, among, metrics)
