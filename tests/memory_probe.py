@@ -1,6 +1,9 @@
 """Run by test_shards.py in a process of its own: makes and scores images of a trivial network; prints peak memory.
 
-python tests/memory_probe.py DIRECTORY NUM_IMAGES
+python tests/memory_probe.py DIRECTORY NUM_IMAGES ...
+
+Prints the peak after it wrote each of these numbers of images, then after it scored each, all in MiB; a later number
+includes what came before it, so the numbers ascend.
 """
 
 import resource
@@ -18,6 +21,7 @@ from side_jax.memorization.metrics import Rmse
 from side_jax.sampling import generation, shards
 
 SHAPE = (32, 32, 3)
+CHUNK = 2**20  # of elements, read at a time
 
 
 def peak():
@@ -27,21 +31,24 @@ def peak():
 
 def main():
     cpu.keep_memory()  # as the real command does, so that nothing goes back to the system
-    directory, num_images = Path(sys.argv[1]), int(sys.argv[2])
+    directory, counts = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]]
     table = step_table(make_schedule("linear", 10), 2)
     generator = generation.Generator(
         denoise=lambda params, x, t: params * x, table=table, shape=SHAPE, batch_size=200, loop="scan"
     )
-    parts = shards.layout(directory, num_images, 200)
-    labels = np.full(num_images, -1, np.int32)
-    options = {"params": np.float32(0.5), "base": jax.random.key(0), "labels": labels, "scale": 0.0}
-    shards.write(generator, parts, description="probe", **options)
-    after_writing = peak()
+    sets, peaks = [shards.layout(directory, count, 200) for count in counts], []
+    for count, parts in zip(counts, sets, strict=True):
+        labels = np.full(count, -1, np.int32)
+        options = {"params": np.float32(0.5), "base": jax.random.key(0), "labels": labels, "scale": 0.0}
+        shards.write(generator, parts, description="probe", **options)
+        peaks.append(peak())
     metric = [Rmse(below=0.1)]
     members = references(np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8), metric)
-    found = [match(made["images"], members, metric)[0] for made in shards.stream(parts)]
-    assert len(joined(found).value) == num_images
-    print(after_writing, peak())
+    for count, parts in zip(counts, sets, strict=True):
+        found = [match(made["images"], members, metric)[0] for made in shards.stream(parts, size=CHUNK)]
+        assert len(joined(found).value) == count
+        peaks.append(peak())
+    print(*peaks)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -43,26 +44,31 @@ def load(variant):
     return load_config(CONFIGS / variant)
 
 
+@functools.cache
+def traced(network, image_shape):
+    """(the shapes of its output for two images, and of its variables); configs of equal networks share the tracing."""
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
+    x, t = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms rely on it in bfloat16
+        return jax.eval_shape(network.init_with_output, key, x, t)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_config_builds_its_shapes(variant):
     config = load(variant)
     assert config.is_locked
     settings = from_config(config)
-    shape = (2, *builders.image_shape(settings))
-    unet = builders.build_unet(settings)
-    classifier = builders.build_classifier(settings, 10, time_dependent=True)
-
-    def everything(x, t):
-        predicted = unet.apply(unet.init(jax.random.key(0), x, t), x, t)
-        return predicted, classifier.apply(classifier.init(jax.random.key(0), x, t), x, t)
-
-    x, t = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    with jax.numpy_dtype_promotion("standard"):  # flax's norms rely on it in bfloat16
-        predicted, log_probs = jax.eval_shape(everything, x, t)
-        assert builders.parameter_count(settings) == PARAMETERS[variant.partition(":")[0]]
-    assert predicted.shape == shape
+    shape = builders.image_shape(settings)
+    predicted, variables = traced(builders.build_unet(settings), shape)
+    assert predicted.shape == (2, *shape)
+    assert builders.size(variables) == PARAMETERS[variant.partition(":")[0]]
+    log_probs, _ = traced(builders.build_classifier(settings, 10, time_dependent=True), shape)
     assert log_probs.shape == (2, 10)
     assert builders.build_step_table(settings, settings.guided_sampler).num_steps == settings.guided_sampler.num_steps
+
+
+def test_parameters_are_counted():
+    assert builders.parameter_count(from_config(load("smoke.py"))) == PARAMETERS["smoke.py"]
 
 
 def test_celeba_takes_its_resolution():

@@ -21,6 +21,7 @@ from side_jax.errors import InputError
 from side_jax.features import denoiser, pixels, preprocess, sscd_weights
 from side_jax.features.extractors import Extractor, extract
 from side_jax.features.onnx import OnnxModel
+from side_jax.models import sscd_encoder
 from side_jax.models.sscd_encoder import SSCD, FrozenBatchNorm, gem
 from side_jax.models.unet import UNet
 from side_jax.pipeline import resolve
@@ -155,11 +156,11 @@ def unet():
     """(a U-Net of two levels, its parameters, with none that starts at zero)."""
     net = UNet(
         out_channels=1,
-        block_out_channels=(8, 16),
+        block_out_channels=(4, 8),
         layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=2,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
         remat=True,  # as large targets have it; it must not hide the activations
     )
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,), jnp.int32))
@@ -170,26 +171,40 @@ def unet():
 @pytest.fixture(scope="module")
 def activations(unet):
     """All that the network makes of 8 images at t = 30, with the noise that seed 3 gives the indices 0..7."""
-    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), 0) for i in range(8)]
-    noise = np.stack([jax.random.normal(key, (8, 8, 1)) for key in keys])
-    t = jnp.full(8, 30, jnp.int32)
-    x = q_sample(make_schedule("linear", 1000), pixel_range.to_float(random_images(8, 8, 1)), t, noise)
     net, params = unet
-    apply = jax.jit(lambda p: net.clone(remat=False).apply({"params": p}, x, t, capture_intermediates=True))
-    return apply(params)[1]["intermediates"]
+    images = random_images(8, 8, 1)
+
+    @jax.jit
+    def apply(params, index):
+        key = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), 0))(index)
+        noise = jax.vmap(lambda one: jax.random.normal(one, (8, 8, 1)))(key)
+        t = jnp.full(8, 30, jnp.int32)
+        x = q_sample(make_schedule("linear", 1000), pixel_range.to_float(images), t, noise)
+        return net.clone(remat=False).apply({"params": params}, x, t, capture_intermediates=True)
+
+    return apply(params, np.arange(8))[1]["intermediates"]
 
 
-BLOCKS = {"mid_block": 16, "down_blocks_0": 8, "down_blocks_1": 16, "up_blocks_0": 16, "up_blocks_1": 8}
+# Of each kind one, that of the inner level: the first of its kind on the way up, the last on the way down.
+BLOCKS = {"mid_block": 8, "down_blocks_1": 8, "up_blocks_0": 8}
 
 
 def of_denoiser(unet, schedule, *, seed=3, batch_size=8, **label):
-    return denoiser.extractor(*unet, schedule, Label(features="denoiser", **label), seed=seed, batch_size=batch_size)
+    options = {"denoiser_timestep": 30} | label
+    return denoiser.extractor(*unet, schedule, Label(features="denoiser", **options), seed=seed, batch_size=batch_size)
+
+
+@pytest.fixture(scope="module")
+def extractors(unet):
+    """By block; tests share what each compiles."""
+    schedule = make_schedule("linear", 1000)
+    return {block: of_denoiser(unet, schedule, denoiser_block=block) for block in BLOCKS}
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_denoiser_features_are_the_means_of_its_activations(unet, activations, schedule, tmp_path, block):
+def test_denoiser_features_are_the_means_of_its_activations(extractors, activations, tmp_path, block):
     images = random_images(8, 8, 1)
-    got = extract(of_denoiser(unet, schedule, denoiser_block=block, denoiser_timestep=30), images, tmp_path)
+    got = extract(extractors[block], images, tmp_path)
     (out,) = activations[block]["__call__"]
     h = np.asarray(out[0] if block.startswith("down") else out, np.float64)
     h = h.mean(axis=(1, 2)) - h.mean(axis=(0, 1, 2))[None]
@@ -198,14 +213,15 @@ def test_denoiser_features_are_the_means_of_its_activations(unet, activations, s
     assert (got @ got.T).min() < 0  # centred: unlike images are unlike
 
 
-def test_denoiser_features_do_not_depend_on_the_batch(unet, schedule):
+def test_denoiser_features_do_not_depend_on_the_batch(unet, extractors, schedule):
     images, index = random_images(16, 8, 1), np.arange(16, dtype=np.uint32)
     whole = of_denoiser(unet, schedule, batch_size=16).embed(images, index)
     order = np.asarray([9, 2, 15, 0, 0, 1, 3, 7])
-    part = of_denoiser(unet, schedule, batch_size=8).embed(images[order], index[order])
+    embed = extractors["mid_block"].embed  # of batches of 8
+    part = embed(images[order], index[order])
     np.testing.assert_allclose(part, whole[order], rtol=1e-5, atol=1e-5)
     assert np.abs(whole[1] - whole[2]).max() > 1e-3
-    moved = of_denoiser(unet, schedule, batch_size=8).embed(images[order], index[order] + 1)
+    moved = embed(images[order], index[order] + 1)
     assert np.abs(moved - part).max() > 1e-3  # the noise is an index's own
 
 
@@ -235,11 +251,19 @@ def test_blocks_and_timesteps_that_the_target_has_not_are_refused():
 # Encoders' input.
 
 
+def resized(images, size):
+    return np.asarray(jax.jit(preprocess.resize, static_argnums=1)(images, size))
+
+
+def prepared(images, label, channels=3):
+    return np.asarray(jax.jit(lambda x: preprocess.prepare(x, label, channels))(images))
+
+
 def test_resizing_a_flat_image_or_to_its_own_size_changes_nothing():
     images = random_images(2, 12)
-    np.testing.assert_array_equal(preprocess.resize(jnp.asarray(images), 12), images)
+    np.testing.assert_array_equal(resized(images, 12), images)
     images[:] = 201
-    np.testing.assert_array_equal(preprocess.resize(jnp.asarray(images), 31), np.full((2, 31, 31, 3), 201))
+    np.testing.assert_array_equal(resized(images, 31), np.full((2, 31, 31, 3), 201))
 
 
 def test_resizing_by_hand():
@@ -247,7 +271,7 @@ def test_resizing_by_hand():
     row = np.asarray([0, 70, 140, 7, 0, 0], np.uint8)
     image = np.broadcast_to(row[None, None, :, None], (1, 6, 6, 1))
     expected = [(3 * 70 + 140) / 7, (70 + 3 * 140 + 3 * 7) / 8, 7 / 7]
-    got = np.asarray(preprocess.resize(jnp.asarray(image), 3))
+    got = resized(image, 3)
     np.testing.assert_array_equal(got[0, 1, :, 0], np.floor(np.asarray(expected) + 0.5))
 
 
@@ -257,8 +281,8 @@ def test_encoders_get_normalised_rgb():
     for channels in (1, 3):
         images = random_images(2, 4, channels)
         expected = (np.broadcast_to(images, (2, 4, 4, 3)) / 255 - mean[None, None, None]) / std[None, None, None]
-        np.testing.assert_allclose(preprocess.prepare(jnp.asarray(images), label), expected, atol=1e-6)
-    grey = preprocess.prepare(jnp.asarray(random_images(2, 4, 1)), label, channels=1)
+        np.testing.assert_allclose(prepared(images, label), expected, atol=1e-6)
+    grey = prepared(random_images(2, 4, 1), label, channels=1)
     np.testing.assert_allclose(grey, random_images(2, 4, 1) / 255 - 0.1, atol=1e-6)
 
 
@@ -267,23 +291,45 @@ def test_encoders_get_normalised_rgb():
 
 def test_gem_by_hand():
     x = np.random.default_rng(0).random((2, 3, 5, 4)).astype(np.float32)
-    np.testing.assert_allclose(gem(jnp.asarray(x), p=1.0), x.mean(axis=(1, 2)), rtol=1e-5)
-    cubes = (x.astype(np.float64) ** 3).mean(axis=(1, 2)) ** (1 / 3)
-    np.testing.assert_allclose(gem(jnp.asarray(x)), cubes, rtol=1e-5)
-    np.testing.assert_allclose(gem(jnp.asarray(-x)), 1e-6, rtol=1e-4)  # what is not positive counts as 1e-6
-    np.testing.assert_allclose(gem(jnp.full((1, 2, 2, 1), 7.0)), 7.0, rtol=1e-5)
+    mean, cubes, negative, flat = jax.jit(lambda x: (gem(x, p=1.0), gem(x), gem(-x), gem(jnp.full_like(x, 7))))(x)
+    np.testing.assert_allclose(mean, x.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(cubes, (x.astype(np.float64) ** 3).mean(axis=(1, 2)) ** (1 / 3), rtol=1e-5)
+    np.testing.assert_allclose(negative, 1e-6, rtol=1e-4)  # what is not positive counts as 1e-6
+    np.testing.assert_allclose(flat, 7.0, rtol=1e-5)
 
 
 def test_frozen_batch_norm_by_hand():
     values = {name: np.float32([value]) for name, value in {"mean": 2, "var": 4, "scale": 3, "bias": 1}.items()}
-    got = FrozenBatchNorm().apply({"params": values}, jnp.full((1, 1, 1, 1), 6.0))
+    got = jax.jit(FrozenBatchNorm().apply)({"params": values}, np.full((1, 1, 1, 1), 6, np.float32))
     np.testing.assert_allclose(got, (6 - 2) / (4 + 1e-5) ** 0.5 * 3 + 1, rtol=1e-6)
+
+
+def sscd_shapes():
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(SSCD().init, jax.random.key(0), x)["params"]
+
+
+def test_sscd_is_a_resnet_50():
+    """Torchvision counts 25,557,032 parameters, its 1000 classes among them; norms have two statistics by channel."""
+    expected = 25_557_032 - (2048 + 1) * 1000 + 2 * 26_560 + (2048 + 1) * 512
+    assert sum(leaf.size for leaf in jax.tree.leaves(sscd_shapes())) == expected
+
+
+FEW_BLOCKS = (1, 2, 1, 1)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """SSCD with fewer blocks, one of them with a plain shortcut; what reads and runs it does not count them."""
+    monkeypatch.setattr(sscd_encoder, "STAGES", FEW_BLOCKS)
 
 
 @pytest.fixture(scope="module")
 def sscd_state():
-    """Torchvision's names with random numbers in each tensor."""
-    shapes = jax.eval_shape(SSCD().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    """Of the shallow network, torchvision's names with random numbers in each tensor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sscd_encoder, "STAGES", FEW_BLOCKS)
+        shapes = sscd_shapes()
     rng = np.random.default_rng(0)
 
     def random(shape):
@@ -292,7 +338,7 @@ def sscd_state():
         values = size * rng.standard_normal(shape, np.float32)
         return values if len(shape) > 1 else np.abs(values) + 0.1
 
-    params = jax.tree.map(lambda leaf: random(leaf.shape), shapes["params"])
+    params = jax.tree.map(lambda leaf: random(leaf.shape), shapes)
     ours = {"conv_shortcut": "downsample.0", "norm_shortcut": "downsample.1", "norm": "bn"}
     return {
         f"backbone.{functools.reduce(lambda name, one: name.replace(*one), ours.items(), name)}": value
@@ -307,6 +353,7 @@ def sscd_path(sscd_state, tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("shallow")
 def test_sscd_runs_from_a_file_once_and_from_the_workdir_then(sscd_path, tmp_path):
     config = configured(label__features="sscd", label__weights=str(sscd_path), label__encoder_size=40)
     settings = resolve_features(config, tmp_path)
@@ -335,6 +382,7 @@ def test_sscd_runs_from_a_file_once_and_from_the_workdir_then(sscd_path, tmp_pat
     stage_inputs.build_extractor(settings, tmp_path)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_sscd_by_classy_visions_names_is_the_same(sscd_state, sscd_path, tmp_path):
     inside = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6"}
     state = {}
@@ -355,13 +403,14 @@ def test_sscd_by_classy_visions_names_is_the_same(sscd_state, sscd_path, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_other_weights_are_refused(sscd_state, tmp_path):
     path, what = tmp_path / "other.safetensors", "not those of SSCD's ResNet-50"
     for state, words in (
         ({name: v for name, v in sscd_state.items() if "fc" not in name}, ("lack 2 tensors", "fc.bias, fc.weight")),
         (
-            sscd_state | {"backbone.layer3.6.bn1.bias": np.zeros(3, np.float32)},
-            ("hold 1 tensors", "layer3.6.norm1.bias"),
+            sscd_state | {"backbone.layer3.1.bn1.bias": np.zeros(3, np.float32)},
+            ("hold 1 tensors", "layer3.1.norm1.bias"),
         ),
         (
             sscd_state | {"backbone.fc.weight": np.zeros((1024, 2048), np.float32)},
@@ -437,7 +486,7 @@ def test_onnx_features_are_those_of_the_prepared_images(tmp_path, channels, take
     assert extractor.identity["name"] == "onnx"
     assert extractor.identity["weights_sha256"] == settings.label.weights_sha256
     images = random_images(10, 6, channels)
-    x = np.asarray(preprocess.prepare(jnp.asarray(images), settings.label, takes))
+    x = prepared(images, settings.label, takes)
     expected = x.mean(axis=(1, 2)) @ WEIGHTS[:takes]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(extract(extractor, images, tmp_path / "run" / "features"), expected, atol=1e-5)
