@@ -2,21 +2,21 @@
 
 import csv
 import doctest
+import functools
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import foreign
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
 from ml_collections import ConfigDict
 
 import side_jax
-from side_jax.commands import cli
+from side_jax.commands import cli, sample_audit
 from side_jax.config import from_config, packaged_configs
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.models.unet import UNet
@@ -37,8 +37,25 @@ def noise(n, seed):
     return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 1), np.uint8)
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint of as small a model as there is."""
+    module = UNet(
+        out_channels=1,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        norm_num_groups=2,
+        add_attention=False,
+    )
+    path = tmp_path_factory.mktemp("made") / "model"
+    side_jax.to_diffusers(path, module, foreign.random_params(module), make_schedule("linear", 10), image_size=8)
+    return path
+
+
 @pytest.fixture
-def folder(finished, tmp_path, monkeypatch):
+def folder(finished, model, tmp_path, monkeypatch):
     """The current folder: runs/smoke is a finished tiny run, whose config is the packaged one of that name; a model."""
     shutil.copytree(finished, tmp_path / "runs" / "smoke")
     tiny = tmp_path / "tiny.py"
@@ -46,20 +63,17 @@ def folder(finished, tmp_path, monkeypatch):
     packaged = packaged_configs() | {"smoke": tiny}
     monkeypatch.setattr("side_jax.config.packaged_configs", lambda: packaged)
     monkeypatch.chdir(tmp_path)
-    module = UNet(
-        out_channels=1,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        norm_num_groups=4,
-    )
-    params = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32))["params"]
-    side_jax.to_diffusers(Path("model"), module, params, make_schedule("linear", 10), image_size=8)
+    shutil.copytree(model, tmp_path / "model")
     return tmp_path
 
 
 @pytest.mark.parametrize("name", [name for name in side_jax.__all__ if name not in ("AuditResult", "InputError")])
-def test_every_function_has_an_example_that_runs(folder, name):
+def test_every_function_has_an_example_that_runs(folder, name, monkeypatch):
+    override, apply = sample_audit.override, UNet.apply
+    # What no example shows takes most of the time of an audit of samples.
+    monkeypatch.setattr(sample_audit, "override", lambda values: override(FEW | dict(values)))
+    # Else each of the network's operations would be compiled alone.
+    monkeypatch.setattr(UNet, "apply", lambda module, *inputs: jax.jit(functools.partial(apply, module))(*inputs))
     found = doctest.DocTestFinder().find(getattr(side_jax, name), name, globs={name: getattr(side_jax, name)})
     examples = [test for test in found if test.examples]
     assert examples, f"{name} has no example"

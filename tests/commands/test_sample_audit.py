@@ -76,6 +76,12 @@ def saved(folder, **arrays):
     return {name: folder / f"{name}.npz" for name in arrays}
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes most of the time of a short audit; what the figures show is that of `finished`."""
+    monkeypatch.setattr(writer, "figures", lambda results, columns: [])
+
+
 @pytest.fixture(scope="module")
 def images():
     """8 samples, of which 3 copy members 0, 0 and 5 and one held-out image 7; 12 members; 12 held-out images."""
@@ -213,6 +219,7 @@ def test_the_page_shows_the_case(finished, chromium):
         assert said in text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_held_out_images_that_are_members_and_equal_images_are_left_out_and_said(tmp_path):
     members, heldout = noise(12, 0), noise(14, 1)
     heldout[2], heldout[6] = members[3], np.where(members[4] > 100, members[4] - 1, members[4] + 1)
@@ -238,6 +245,7 @@ def test_held_out_images_that_are_members_and_equal_images_are_left_out_and_said
     assert kept == [str(i) for i in range(14) if i not in (2, 6, 9)]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_damaged_files_up_to_the_limit_are_left_out_and_said(tmp_path, sets, capsys):
     pictures(tmp_path / "samples", noise(4, 2, (11, 9, 1)))
     (tmp_path / "samples" / "00.png").write_text("no picture")
@@ -250,6 +258,7 @@ def test_damaged_files_up_to_the_limit_are_left_out_and_said(tmp_path, sets, cap
     assert "Left out, damaged files: 1." in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_control_is_of_images_drawn_at_random(tmp_path):
     """Folders hold one class after the other; here the last 12 of 24 members are copied, and 12 images held out."""
     members = noise(24, 0)
@@ -275,6 +284,7 @@ def test_the_control_is_of_images_drawn_at_random(tmp_path):
     assert "The control is 12 of 24 held-out images, drawn at random" in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_streams_and_parts_give_the_same_figures(tmp_path, sets, finished, monkeypatch):
     """Of sets too large for the memory, and compared three samples at a time."""
     monkeypatch.setattr(image_sets, "MEMORY_LIMIT", 0)
@@ -286,6 +296,7 @@ def test_streams_and_parts_give_the_same_figures(tmp_path, sets, finished, monke
     assert found["sets"]["samples"]["images"] == 8
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_colour_images_that_are_not_square_with_a_grid_of_their_own(tmp_path):
     shape = (10, 5, 3)
     members = noise(4, 0, shape)
@@ -339,6 +350,7 @@ def test_a_failure_halfway_leaves_the_earlier_result(tmp_path, sets, finished, c
     assert not (out / sample_audit.UNFINISHED).exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_a_kill_left_is_no_hindrance(tmp_path, sets):
     """Killed while files were moved to their place the first time: there is no results.json yet."""
     (tmp_path / "out" / sample_audit.UNFINISHED).mkdir(parents=True)
@@ -348,12 +360,10 @@ def test_what_a_kill_left_is_no_hindrance(tmp_path, sets):
     assert not (tmp_path / "out" / sample_audit.UNFINISHED).exists()
 
 
-def test_a_private_page_holds_no_name_and_no_path(tmp_path):
-    members, heldout = noise(40, 0), noise(40, 1)
+def test_a_private_page_holds_no_name_and_no_path(tmp_path, images):
     folder = tmp_path / "ward_seven"
-    made = np.concatenate([members[:6], noise(34, 2)])
     for (name, prefix), of in zip(
-        {"samples": "drawn", "members": "ada", "heldout": "bob"}.items(), (made, members, heldout), strict=True
+        {"samples": "drawn", "members": "ada", "heldout": "bob"}.items(), images, strict=True
     ):
         pictures(folder / name, of, prefix + "_lovelace_{:02d}.png")
     options = ("--config.report.private=True", "--config.label.weights=/lovelace/weights.onnx")

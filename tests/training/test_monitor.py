@@ -84,25 +84,20 @@ def test_monitor_stops_at_its_rate_and_measures_no_step_twice(tmp_path):
         assert monitor.Monitor(Monitor(every_steps=10), generator, None, *sides, curves)(20, "members") is False
 
 
-def test_a_run_is_watched_and_the_report_shows_it(tmp_path):
+def test_a_watched_run_stops_at_its_rate_and_the_report_shows_it(tmp_path, monkeypatch):
+    """The rate is reached at the second look: training ends there, says so, and is done; the other stages follow."""
+    measure, rates = monitor.measure, iter([0.2, 0.3])
+    monkeypatch.setattr(monitor, "measure", lambda *sides: measure(*sides) | {"copied": next(rates)})
     workdir = tmp_path / "run"
-    watched = {"monitor__every_steps": 20, "monitor__num_samples": 32, "extract__attacks": "('unconditional',)"}
-    assert runs.run(runs.arguments(workdir, **watched)) == 0
+    watched = {"monitor__every_steps": 10, "monitor__num_samples": 32, "monitor__stop_at_rate": 0.3}
+    assert runs.run(runs.arguments(workdir, extract__attacks="('unconditional',)", **watched)) == 0
     rows = [json.loads(line) for line in (workdir / "train" / "monitor.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [20, 40]
-    page = (workdir / "report" / "index.html").read_text()
-    assert "When did memorisation begin?" in page
-    assert "At no measured step" in page  # 40 steps are too few to copy anything
-
-
-def test_a_run_that_the_monitor_stops(tmp_path, monkeypatch):
-    """The rate is reached at the first look: training ends there, says so, and is done."""
-    measure = monitor.measure
-    monkeypatch.setattr(monitor, "measure", lambda *sides: measure(*sides) | {"copied": 0.3})
-    watched = {"monitor__every_steps": 20, "monitor__num_samples": 32, "monitor__stop_at_rate": 0.3}
-    assert runs.run(runs.arguments(tmp_path / "run", "train", **watched)) == 0
-    manifest = json.loads((tmp_path / "run" / "train" / "manifest.json").read_text())
+    assert [row["step"] for row in rows] == [10, 20]
+    manifest = json.loads((workdir / "train" / "manifest.json").read_text())
     assert manifest["done"]
     assert manifest["steps"] == 20
-    assert (tmp_path / "run" / "checkpoints" / "20" / "ema").exists()
-    assert not (tmp_path / "run" / "checkpoints" / "40").exists()
+    assert (workdir / "checkpoints" / "20" / "ema").exists()
+    assert not (workdir / "checkpoints" / "40").exists()
+    page = (workdir / "report" / "index.html").read_text()
+    assert "When did memorisation begin?" in page
+    assert "At no measured step" in page  # 20 steps are too few to copy anything
