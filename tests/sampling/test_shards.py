@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from side_jax.devices import process_group
+from side_jax.diffusion.schedule import make_schedule
 from side_jax.diffusion.steps import step_table
 from side_jax.errors import InputError, StoppedError
 from side_jax.sampling import generation, shards
@@ -21,9 +22,9 @@ HERE = Path(__file__).parents[1]
 COUNT, BATCH = 72, 16  # the last shard is half full
 
 
-@pytest.fixture
-def generator(schedule):
-    table = step_table(schedule, 2)
+@pytest.fixture(scope="module")
+def generator():
+    table = step_table(make_schedule("linear", 1000), 2)
     return generation.Generator(
         denoise=lambda params, x, t: params * x, table=table, shape=(2, 2, 1), batch_size=BATCH, loop="scan"
     )
