@@ -185,8 +185,8 @@ def activations(unet):
     return apply(params, np.arange(8))[1]["intermediates"]
 
 
-# Of each kind one, that of the inner level: the first of its kind on the way up, the last on the way down.
-BLOCKS = {"mid_block": 8, "down_blocks_1": 8, "up_blocks_0": 8}
+# Of each kind one: the first on the way down, whose skips differ from its output, and the last on the way up.
+BLOCKS = {"mid_block": 8, "down_blocks_0": 4, "up_blocks_1": 4}
 
 
 def of_denoiser(unet, schedule, *, seed=3, batch_size=8, **label):
