@@ -39,7 +39,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The files that take longest, longest first: a worker that began one of these last would keep the other waiting.
 FIRST = (
     *("test_processes.py", "test_pipeline.py", "test_interruptions.py", "test_surrogate.py", "test_suspects.py"),
-    *("test_lost_files.py", "test_member_labels.py", "test_device_counts.py", "test_bad_input.py", "test_plan.py"),
+    *("test_lost_files.py", "test_member_labels.py", "test_device_counts.py", "test_bad_input.py", "test_audit.py"),
 )
 MAPPINGS = 20_000  # of memory; Linux allows a process 65,530
 

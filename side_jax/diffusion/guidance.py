@@ -139,7 +139,7 @@ def normalize(gradient_fn: GradientFn) -> GradientFn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Guidance:
-    """The guidance of a sampler's step. A scale of 0 changes nothing, bit for bit.
+    """The guidance of a sampler's step. A scale of 0 changes nothing but rounding.
 
     Attributes:
       gradient_fn: (x, t int32 [b]) -> the direction, with the shape of x; see classifier_gradient, implicit_gradient

@@ -29,7 +29,7 @@ def foreign(tmp_path_factory):
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     options = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 8}
-    unet = UNet2DModel(block_out_channels=(32, 64), **blocks, **options)
+    unet = UNet2DModel(block_out_channels=(16, 32), **blocks, **options)
     scheduler = DDPMScheduler()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
