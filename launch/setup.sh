@@ -19,14 +19,14 @@ fi
 side_jax=(.venv/bin/python3 -m side_jax.main "--config=$SIDE_CONFIG" "--workdir=$SIDE_WORKDIR")
 side_jax+=("--processes=${SIDE_PROCESSES:-1}")
 
-# The compilation cache saves recompiling the same shapes in a later run. With several processes only the first writes
-# to it, so it must lie on shared storage. Several CPU processes that read from it wait forever for each other (JAX
-# 0.10.2, see tests/devices/test_processes.py), so several processes use it only on GPUs and TPUs.
+# The compilation cache saves recompiling the same shapes in a later run. One process has it in ~/.cache/side_jax. With
+# several only the first writes to it, so it must lie on shared storage. Several CPU processes that read from it wait
+# forever for each other (JAX 0.10.2, see tests/devices/test_processes.py), so they use it only on GPUs and TPUs.
 accelerated() { compgen -G '/dev/nvidia[0-9]*' || compgen -G '/dev/accel[0-9]*' || compgen -G '/dev/vfio/[0-9]*'; }
-if ((${SIDE_PROCESSES:-1} == 1)); then
-  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/side_jax}"
-elif accelerated >/dev/null; then
-  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${SIDE_WORKDIR%/}/.compiled}"
-else
-  unset JAX_COMPILATION_CACHE_DIR
+if ((${SIDE_PROCESSES:-1} > 1)); then
+  if accelerated >/dev/null; then
+    export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${SIDE_WORKDIR%/}/.compiled}"
+  else
+    unset JAX_COMPILATION_CACHE_DIR
+  fi
 fi

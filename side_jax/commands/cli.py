@@ -228,9 +228,9 @@ def _run_audit(
         return
     audit.run(settings, workdir, stages)
     if "report" in stages and process_group.primary():
-        print(report.in_plain_words(settings, workdir))
+        print(report.summary_text(settings, workdir))
     if "suspects" in stages and process_group.primary():
-        print(suspects.in_plain_words(workdir))
+        print(suspects.summary_text(workdir))
 
 
 def _read_samples(values: flags.FlagValues, argv: Sequence[str], arguments: list[str]) -> tuple[Work, Path]:

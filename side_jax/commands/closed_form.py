@@ -51,7 +51,7 @@ def run(settings: Theory, workdir: Path) -> str:
         files.write_json(workdir / "theory" / "results.json", results)
         with files.atomic(workdir / "theory" / "theorem1.png") as file:
             file.write(plots.theorem(results))
-    return in_plain_words(results, workdir / "theory")
+    return summary_text(results, workdir / "theory")
 
 
 def measure(settings: Theory) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _rows(law: Law, limits: dict[float, list[float]], key: Key, values: np.ndarr
         }
 
 
-def in_plain_words(results: dict[str, Any], folder: Path) -> str:
+def summary_text(results: dict[str, Any], folder: Path) -> str:
     """Summarises the results at the largest size and the smallest epsilon."""
     s = results["settings"]
     last = {row["case"]: row for row in results["rows"] if row["label"] is None}  # rows ascend in size

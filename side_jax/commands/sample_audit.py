@@ -146,7 +146,7 @@ def run(request: Request) -> records.Results:
 
 def summary(results: records.Results, request: Request) -> str:
     """What the command prints at its end."""
-    return findings.in_plain_words(results, request.config.evaluate.confidence, request.out / PAGE)
+    return findings.summary_text(results, request.config.evaluate.confidence, request.out / PAGE)
 
 
 def _settings(request: Request) -> Settings:

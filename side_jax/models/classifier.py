@@ -50,6 +50,12 @@ def train_log_probs(module: Classifier, tree: dict, x: jax.Array, t: jax.Array) 
     return log_p
 
 
-def _variables(tree: dict) -> dict:
+def split_trainable(tree: dict) -> tuple[dict, dict]:
+    """Splits parameters into (trainable, {} or {"batch_stats": running statistics})."""
     statistics = {name: tree[name] for name in tree if name == "batch_stats"}
-    return {"params": {name: tree[name] for name in tree if name not in statistics}} | statistics
+    return {name: tree[name] for name in tree if name not in statistics}, statistics
+
+
+def _variables(tree: dict) -> dict:
+    params, statistics = split_trainable(tree)
+    return {"params": params} | statistics

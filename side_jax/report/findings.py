@@ -170,7 +170,7 @@ def _more(results: Results, run: Run) -> str:
     return f", and {ahead.factor:g} times as many images would extract about {ahead.fit:,.0f}"
 
 
-def in_plain_words(results: Results, confidence: float, page: object) -> str:
+def summary_text(results: Results, confidence: float, page: object) -> str:
     """What a command prints at its end: the verdict, the findings, and where the page is."""
     status, _, text = verdict(results, confidence)
     lines = [f"  {i}. {sentence}" for i, sentence in enumerate(sentences(results, confidence), start=1)]

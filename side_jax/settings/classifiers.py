@@ -139,7 +139,7 @@ class Surrogate(ClassifierFit):
         check(not trains or ok, "surrogate.teacher_steps", self.teacher_steps, need)
         self._check_is_validated(self.num_steps - (self.teacher_steps if trains else 0))
 
-    def part(self, num_steps: int) -> Fit:
+    def fit_with(self, num_steps: int) -> Fit:
         """The training settings of the teacher or the student, with its part of the steps."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Fit)}
         return Fit(**(values | {"num_steps": num_steps}))

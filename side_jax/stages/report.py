@@ -204,7 +204,7 @@ def _displayed_config(settings: Settings) -> dict[str, Any]:
     return shown
 
 
-def in_plain_words(settings: Settings, workdir: Path) -> str:
+def summary_text(settings: Settings, workdir: Path) -> str:
     """The summary that the command line prints at the end."""
     results = records.read(workdir / "evaluate" / "results.json")
-    return findings.in_plain_words(results, settings.evaluate.confidence, workdir / "report" / "index.html")
+    return findings.summary_text(results, settings.evaluate.confidence, workdir / "report" / "index.html")

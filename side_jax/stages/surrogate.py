@@ -111,7 +111,7 @@ def _fit(settings: Settings, work: Unit, kind: Classifier, examples: _Examples) 
     trained_by = fit
     if "temperature" in options and train.teacher is None:
         train = dataclasses.replace(train, teacher=_teach(settings, work, train, options["shuffle"]))
-        trained_by = s.part(s.num_steps - s.teacher_steps)
+        trained_by = s.fit_with(s.num_steps - s.teacher_steps)
         content["teacher_steps"] = s.teacher_steps
 
     predictions = Predictions(
@@ -219,7 +219,7 @@ def _teach(settings: Settings, work: Unit, train: _Examples, shuffle: bool) -> n
     """Trains TDKD's teacher, time-independent, on clean images; returns its log-probabilities of them, [n, C]."""
     module = builders.build_classifier(settings, train.classes, time_dependent=False)
     directory, seed = work.directory / "teacher", random_streams.stream_seed(settings, "teacher")
-    fit = settings.surrogate.part(settings.surrogate.teacher_steps)
+    fit = settings.surrogate.fit_with(settings.surrogate.teacher_steps)
     params, _ = trainer.run(
         loss_fn=_loss(module, shuffle=shuffle),
         init_fn=builders.init_fn(module, settings, seed),

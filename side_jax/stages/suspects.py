@@ -121,7 +121,7 @@ def _confidence(settings: Settings, workdir: Path) -> Callable[[np.ndarray], np.
     return lambda images: compute(params, images)
 
 
-def in_plain_words(workdir: Path) -> str:
+def summary_text(workdir: Path) -> str:
     """The summary that the command line prints at the end."""
     path = workdir / "suspects" / "suspects.csv"
     return f"Suspects, the most suspicious of each run first: {path}\nPictures: {path.with_suffix('.png')}"

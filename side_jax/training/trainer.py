@@ -21,6 +21,7 @@ import optax
 from side_jax.devices import placement, process_group
 from side_jax.devices.preemption import Preemption
 from side_jax.errors import InputError, StoppedError
+from side_jax.models.classifier import split_trainable
 from side_jax.progress import progress
 from side_jax.settings import Fit
 from side_jax.workdir.checkpoint import Checkpoints
@@ -72,12 +73,6 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
     """min(decay, (1 + step) / (10 + step)): the warm-up lets early averages forget the initial values."""
     step = step.astype(jnp.float32)
     return jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
-
-
-def split_trainable(params: Params) -> tuple[Params, NonTrainable]:
-    """Splits parameters into (trainable, non-trainable)."""
-    fixed = {name: params[name] for name in params if name == "batch_stats"}
-    return {name: params[name] for name in params if name not in fixed}, fixed
 
 
 def gradients(loss_fn: LossFn, state: dict, batch: tuple, key: jax.Array) -> tuple[Params, Metrics, NonTrainable]:

@@ -35,8 +35,8 @@ def prepared(monkeypatch):
     """(settings, workdir, stages) of every run that would have started."""
     calls = []
     monkeypatch.setattr(audit, "run", lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr("side_jax.stages.report.in_plain_words", lambda *_: "")
-    monkeypatch.setattr("side_jax.stages.suspects.in_plain_words", lambda *_: "")
+    monkeypatch.setattr("side_jax.stages.report.summary_text", lambda *_: "")
+    monkeypatch.setattr("side_jax.stages.suspects.summary_text", lambda *_: "")
     return calls
 
 

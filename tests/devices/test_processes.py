@@ -17,12 +17,11 @@ import pytest
 import runs
 import shared
 
-from side_jax import builders
 from side_jax.attacks.table import ATTACKS
 from side_jax.config import from_config
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import stage_inputs
 
 pytestmark = pytest.mark.processes
 
@@ -66,8 +65,7 @@ def finish(processes, code=0):
 def trained(workdir):
     """The averaged parameters and the logged curve of a finished workdir."""
     settings = from_config(saved_config(workdir))
-    unet = builders.build_unet(settings)
-    ema = stage_inputs.restore_ema(settings, stage_table.train_unit(settings, workdir), unet).trees["ema"]
+    ema = stage_inputs.load_target(settings, workdir).trees["ema"]
     return ema, [json.loads(line) for line in (workdir / "train" / "metrics.jsonl").read_text().splitlines()]
 
 

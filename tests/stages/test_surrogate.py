@@ -265,7 +265,7 @@ def test_guidance_is_by_the_scaled_log_probabilities(finished, attack, settings)
     t = jnp.full(8, 50)
     classifier, guide = stage_inputs.load_classifier(settings, finished, ATTACKS[attack].classifier)
     log_prob = builders.build_log_prob(settings, classifier, at_x0=ATTACKS[attack].at_x0)
-    dpm = stage_inputs.restore_ema(settings, stage_table.train_unit(settings, finished), builders.build_unet(settings))
+    dpm = stage_inputs.load_target(settings, finished)
 
     def log_probs(temperature):
         params = {"dpm": dpm.trees["ema"]} | guide | {"temperature": np.full(100, temperature, np.float32)}
@@ -274,3 +274,32 @@ def test_guidance_is_by_the_scaled_log_probabilities(finished, attack, settings)
     once, hot = log_probs(1.0), log_probs(4.0)
     np.testing.assert_allclose(jnp.exp(once).sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(hot, jax.nn.log_softmax(once / 4), rtol=1e-4, atol=1e-5)
+
+
+def test_a_control_compiles_no_program_of_its_own(workdir, monkeypatch):
+    """Its classifier is SIDE's, trained on other labels: to train, validate and sample it needs SIDE's alone."""
+    events = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append("compiled")
+
+    def named(function, name):
+        return lambda *args, **kwargs: events.append(name(*args, **kwargs)) or function(*args, **kwargs)
+
+    monkeypatch.setattr(surrogate, "_fit", named(surrogate._fit, lambda settings, work, *rest: work.name))
+    monkeypatch.setattr(shards, "write", named(shards.write, lambda *args, description, **kwargs: description))
+    for name in ("surrogate/side", "extract/side_10"):
+        shutil.rmtree(workdir / name)
+    options = {"extract__attacks": "('unconditional','side','side_random')", "extract__guidance_scales": "(10.0,)"}
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    assert runs.run(runs.arguments(workdir, "surrogate,extract", **options)) == 0
+    jax.monitoring.clear_event_listeners()
+    compiled, unit = {}, ""
+    for event in events:
+        unit = unit if event == "compiled" else event
+        compiled[unit] = compiled.get(unit, 0) + (event == "compiled")
+    assert compiled.pop("surrogate/side") > 2
+    assert compiled.pop("extract side_10") > 0
+    assert compiled == {"surrogate/side_random": 0, "extract side_random_10": 0}

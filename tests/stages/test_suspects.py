@@ -116,7 +116,7 @@ def test_evidence_is_of_the_image_of_its_row(ranked):
     """The norm of the predicted noise and the classifier's certainty, computed afresh."""
     settings = from_config(saved_config(ranked))
     unet = builders.build_unet(settings)
-    dpm = stage_inputs.restore_ema(settings, stage_table.train_unit(settings, ranked), unet).trees["ema"]
+    dpm = stage_inputs.load_target(settings, ranked).trees["ema"]
     classifier, guide = stage_inputs.load_classifier(settings, ranked, ATTACKS["side"].classifier)
     x, t = to_float(drawn(ranked, "side_10")["images"]), np.zeros(64, np.int32)
     epsilon = np.asarray(jax.jit(unet.apply)({"params": dpm}, x, t + 10))  # a tenth of the timesteps
@@ -198,7 +198,7 @@ def test_the_flag(ranked, tmp_path, monkeypatch, capsys, said):
 def test_a_foreign_model_whose_folder_and_data_are_gone(finished, tmp_path, monkeypatch):
     settings = from_config(saved_config(finished))
     unet = builders.build_unet(settings)
-    dpm = stage_inputs.restore_ema(settings, stage_table.train_unit(settings, finished), unet).trees["ema"]
+    dpm = stage_inputs.load_target(settings, finished).trees["ema"]
     theirs, workdir = tmp_path / "theirs", tmp_path / "run"
     to_diffusers(theirs / "model", unet, dpm, builders.build_schedule(settings), image_size=8)
     for seed, name in enumerate(("seen", "unseen")):
