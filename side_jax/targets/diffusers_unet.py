@@ -37,11 +37,11 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
       InputError: if a file is missing, damaged, pickled or does not belong to an unconditional UNet2DModel.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from side_jax import from_diffusers
       >>> module, params, schedule = from_diffusers("model")
       >>> x, t = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
-      >>> module.apply({"params": params}, x, t).shape
+      >>> jax.jit(module.apply)({"params": params}, x, t).shape
       (1, 8, 8, 1)
     """
     folder = unet_folder(Path(os.path.expanduser(directory)))

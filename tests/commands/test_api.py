@@ -2,14 +2,12 @@
 
 import csv
 import doctest
-import functools
 import json
 import shutil
 import subprocess
 import sys
 
 import foreign
-import jax
 import numpy as np
 import pytest
 import runs
@@ -69,11 +67,9 @@ def folder(finished, model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in side_jax.__all__ if name not in ("AuditResult", "InputError")])
 def test_every_function_has_an_example_that_runs(folder, name, monkeypatch):
-    override, apply = sample_audit.override, UNet.apply
+    override = sample_audit.override
     # What no example shows takes most of the time of an audit of samples.
     monkeypatch.setattr(sample_audit, "override", lambda values: override(FEW | dict(values)))
-    # Else each of the network's operations would be compiled alone.
-    monkeypatch.setattr(UNet, "apply", lambda module, *inputs: jax.jit(functools.partial(apply, module))(*inputs))
     found = doctest.DocTestFinder().find(getattr(side_jax, name), name, globs={name: getattr(side_jax, name)})
     examples = [test for test in found if test.examples]
     assert examples, f"{name} has no example"
