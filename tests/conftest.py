@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import logging
 import mmap
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 import shared
+from PIL import Image
 
 from side_jax.diffusion.schedule import make_schedule
 
@@ -82,6 +84,19 @@ def finished():
 def workdir(finished, tmp_path):
     """A private copy of a finished tiny run."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Every figure of the report is an empty picture: to draw those of one run takes a second or two."""
+    from side_jax.report import plots
+
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    drawing = [name for name, one in vars(plots).items() if getattr(one, "__annotations__", {}).get("return") is bytes]
+    assert len(drawing) > 8
+    for name in drawing:
+        monkeypatch.setattr(plots, name, lambda *args, **kwargs: buffer.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -76,12 +76,6 @@ def saved(folder, **arrays):
     return {name: folder / f"{name}.npz" for name in arrays}
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Drawing takes most of the time of a short audit; what the figures show is that of `finished`."""
-    monkeypatch.setattr(writer, "figures", lambda results, columns: [])
-
-
 @pytest.fixture(scope="module")
 def images():
     """8 samples, of which 3 copy members 0, 0 and 5 and one held-out image 7; 12 members; 12 held-out images."""

@@ -137,6 +137,7 @@ def test_sigterm_while_sampling_ends_all_and_keeps_what_is_made(calm, tmp_path):
     assert np.abs(images[0] - images[1]).max() <= 1
 
 
+@pytest.mark.slow
 def test_what_fails_in_the_first_process_ends_the_others(calm, tmp_path):
     """Only the first one clusters; the other waits for it, and must not for long."""
     workdir = tmp_path / "failed"
@@ -154,6 +155,7 @@ def assert_close(one, other):
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-3), one, other)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(calm, tmp_path):
     finish(start(tmp_path / "run", 1))
     (ema, rows), (expected, expected_rows) = trained(tmp_path / "run"), trained(calm)

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import io
 import json
 import os
 import random
@@ -14,9 +13,7 @@ import time
 import pytest
 import runs
 import shared
-from PIL import Image
 
-from side_jax.report import plots
 from side_jax.workdir import files, lock
 
 KILLS = int(os.environ.get("SIDE_JAX_KILLS", 0))
@@ -66,20 +63,7 @@ def ending_at_new_writes(seen):
     return atomic
 
 
-def blank(*args, **kwargs):
-    """In place of drawing a figure, which some thirty starts would do again: an empty picture."""
-    buffer = io.BytesIO()
-    Image.new("L", (1, 1)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_ending_at_each_write_changes_nothing(tmp_path, monkeypatch):
-    drawing = [
-        name for name, value in vars(plots).items() if getattr(value, "__annotations__", {}).get("return") is bytes
-    ]
-    assert len(drawing) > 8
-    for name in drawing:
-        monkeypatch.setattr(plots, name, blank)
+def test_ending_at_each_write_changes_nothing(tmp_path, monkeypatch, no_figures):
     workdir, seen, starts = tmp_path / "run", set(), 1
     while True:
         with monkeypatch.context() as patch, contextlib.suppress(Interruption):

@@ -159,7 +159,7 @@ def test_running_again_does_nothing_but_say_so(workdir, said):
         assert f"{unit}: up to date, nothing to do." in said.messages
 
 
-def test_new_scales_redo_only_what_depends_on_them(workdir, monkeypatch):
+def test_new_scales_redo_only_what_depends_on_them(workdir, monkeypatch, no_figures):
     monkeypatch.setattr(trainer, "run", None)
     before = snapshot(workdir)
     assert runs.run(runs.arguments(workdir, extract__guidance_scales="(10.0,4.0)")) == 0
@@ -174,7 +174,7 @@ def test_new_scales_redo_only_what_depends_on_them(workdir, monkeypatch):
     assert (workdir / "evaluate" / "results.json").read_text() == old.read_text()
 
 
-def test_the_model_as_it_is_keeps_its_sampler_when_the_attacks_get_their_own(workdir, monkeypatch):
+def test_the_model_as_it_is_keeps_its_sampler_when_the_attacks_get_their_own(workdir, monkeypatch, no_figures):
     monkeypatch.setattr(trainer, "run", None)
     before = snapshot(workdir)
     options = {"extract__num_steps": 4, "extract__solver": "dpmpp_2m", "extract__guidance_interval": "(10,90)"}
@@ -187,7 +187,7 @@ def test_the_model_as_it_is_keeps_its_sampler_when_the_attacks_get_their_own(wor
     assert "Unguided: ddim, 3 steps; guided: dpmpp_2m, 4 steps, with guidance at timesteps 10" in page
 
 
-def test_new_clusters_leave_the_target_and_the_baselines_alone(workdir):
+def test_new_clusters_leave_the_target_and_the_baselines_alone(workdir, no_figures):
     before = snapshot(workdir)
     assert runs.run(runs.arguments(workdir, label__num_clusters=3)) == 0
     after = snapshot(workdir)
@@ -199,7 +199,7 @@ def test_new_clusters_leave_the_target_and_the_baselines_alone(workdir):
     assert len(list((workdir / "stale").glob("label-*"))) == 1
 
 
-def test_binaries_share_the_workdir(finished, tmp_path):
+def test_binaries_share_the_workdir(finished, tmp_path, no_figures):
     """Train, extract and evaluate, one after the other, give what main gives; the last two need the workdir alone."""
     from side_jax import evaluate, extract, train
 
