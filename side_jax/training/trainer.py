@@ -144,6 +144,23 @@ def _programs(loss_fn: LossFn, fit: Fit) -> _Programs:
     )
 
 
+@functools.lru_cache(maxsize=4)
+def _beginning(loss_fn: LossFn, fit: Fit, example: tuple[jax.ShapeDtypeStruct, ...]) -> Callable[[Params], dict]:
+    """Maps initial parameters to {state, ema}, for batches like the example."""
+
+    def begin(params: Params) -> dict[str, Any]:
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(example[0])))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        metrics, _ = jax.eval_shape(loss_fn, params, example, keys, key)[1]
+        metrics["gradient_norm"] = (jnp.float32(0), jnp.float32(0))
+        opt_state = make_optimizer(fit).init(split_trainable(params)[0])
+        totals = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+        state = {"params": params, "opt_state": opt_state, "step": jnp.int32(0), "totals": totals}
+        return {"state": state, "ema": jax.tree.map(jnp.array, params)}
+
+    return begin
+
+
 class Stepper:
     """The compiled training step."""
 
@@ -156,35 +173,26 @@ class Stepper:
           fit: the training settings.
           example: a batch of any length, which gives the shapes and dtypes.
         """
-        self._init_fn, self._loss_fn = init_fn, loss_fn
+        self._init_fn = init_fn
         self._mesh = placement.training_mesh()
         self._part = fit.batch_size // fit.accumulate
         self._rows = placement.local_rows(self._part, self._mesh)
-        self._example = tuple(jax.ShapeDtypeStruct((self._part, *a.shape[1:]), a.dtype) for a in example)
-        self._optimizer, self._programs = make_optimizer(fit), _programs(loss_fn, fit)
-
-    def _make(self, params: Params) -> dict[str, Any]:
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self._part))
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        metrics, _ = jax.eval_shape(self._loss_fn, params, self._example, keys, key)[1]
-        metrics["gradient_norm"] = (jnp.float32(0), jnp.float32(0))
-        state = {"params": params, "opt_state": self._optimizer.init(split_trainable(params)[0]), "step": jnp.int32(0)}
-        state["totals"] = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
-        return {"state": state, "ema": jax.tree.map(jnp.array, params)}
+        shapes = tuple(jax.ShapeDtypeStruct((self._part, *a.shape[1:]), a.dtype) for a in example)
+        self._begin, self._programs = _beginning(loss_fn, fit, shapes), _programs(loss_fn, fit)
 
     def initial(self) -> tuple[dict, Params]:
         """(state, ema) before the first step, on all devices."""
         params = placement.place(jax.device_get(self._init_fn()), self._mesh)
-        trees = placement.replicated(self._make, self._mesh, params)
+        trees = placement.replicated(self._begin, self._mesh, params)
         return trees["state"], trees["ema"]
 
     def abstract(self) -> dict[str, Any]:
         """The shapes, dtypes and shardings of {state, ema}."""
-        return placement.abstract(lambda: self._make(self._init_fn()), self._mesh)
+        return placement.abstract(lambda: self._begin(self._init_fn()), self._mesh)
 
     def key(self, seed: int) -> jax.Array:
         """A typed key, replicated to all devices."""
-        return placement.replicated(lambda: jax.random.key(seed), self._mesh)
+        return placement.replicated(jax.random.key, self._mesh, np.uint32(seed))
 
     def load(self, fetch: Callable[[np.ndarray], tuple[np.ndarray, ...]], chosen: np.ndarray) -> list[tuple]:
         """Places the examples `chosen` on the devices, part by part; each process fetches only its own rows."""

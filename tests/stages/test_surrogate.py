@@ -19,7 +19,7 @@ from side_jax.config import from_config
 from side_jax.data import config_files
 from side_jax.errors import InputError
 from side_jax.pipeline.saved_config import saved_config
-from side_jax.sampling import shards
+from side_jax.sampling import generation, shards
 from side_jax.stages import stage_inputs, stage_table, surrogate
 from side_jax.training import validation
 from side_jax.training.validation import EarlyStop, Predictions, noise_levels
@@ -289,6 +289,7 @@ def test_a_control_compiles_no_program_of_its_own(workdir, monkeypatch):
 
     monkeypatch.setattr(surrogate, "_fit", named(surrogate._fit, lambda settings, work, *rest: work.name))
     monkeypatch.setattr(shards, "write", named(shards.write, lambda *args, description, **kwargs: description))
+    monkeypatch.setattr(generation, "target_labels", named(generation.target_labels, lambda *args: "labels"))
     for name in ("surrogate/side", "extract/side_10"):
         shutil.rmtree(workdir / name)
     options = {"extract__attacks": "('unconditional','side','side_random')", "extract__guidance_scales": "(10.0,)"}
@@ -302,4 +303,5 @@ def test_a_control_compiles_no_program_of_its_own(workdir, monkeypatch):
         compiled[unit] = compiled.get(unit, 0) + (event == "compiled")
     assert compiled.pop("surrogate/side") > 2
     assert compiled.pop("extract side_10") > 0
+    del compiled["labels"]
     assert compiled == {"surrogate/side_random": 0, "extract side_random_10": 0}
