@@ -1,4 +1,4 @@
-"""Strict numerics on 8 fake CPU devices, set before anything imports JAX; what many tests need."""
+"""Strict numerics on 8 fake CPU devices, set before anything is computed; what many tests need."""
 
 import contextlib
 import importlib.util
@@ -97,6 +97,20 @@ def no_figures(monkeypatch):
     assert len(drawing) > 8
     for name in drawing:
         monkeypatch.setattr(plots, name, lambda *args, **kwargs: buffer.getvalue())
+
+
+@pytest.fixture
+def compiled():
+    """What was handed to the compiler so far."""
+    events = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append("compiled")
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.clear_event_listeners()
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,6 @@ CONDITIONAL = {
 }
 # The network of configs/smoke.py, whose evidence is good enough to rank suspects by.
 TWO_LEVELS = {
-    "extract__attacks": "('unconditional','side')",
     "model__block_out_channels": "(8,16)",
     "model__down_block_types": "('DownBlock2D','DownBlock2D')",
     "model__up_block_types": "('UpBlock2D','UpBlock2D')",
@@ -88,7 +87,12 @@ FINISHED = {
     "everything": ("plain", EVERYTHING, ()),
     "conditional": ("", CONDITIONAL, ()),
     "ranked": ("plain", {}, ("suspects",)),
-    "two_levels": ("", TWO_LEVELS, ["train", "synthesize", "label", "surrogate", "extract"]),
+    # As far as suspects are ranked.
+    "two_levels": (
+        "",
+        TWO_LEVELS | {"extract__attacks": "('unconditional','side')"},
+        ("train", "synthesize", "label", "surrogate", "extract"),
+    ),
 }
 
 

@@ -1,7 +1,6 @@
 """Estimates the remaining cost of a unit of work: device-seconds from timed steps, and bytes on disk."""
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -113,7 +112,6 @@ def classifier_bytes(settings: Settings, work: Unit, classifier: Classifier) -> 
     return max(need - _size(work, work.directory), 0) + features
 
 
-@functools.lru_cache(maxsize=8)  # all classifiers but one have the same network, and tracing it takes a second
 def _classifier_parameters(settings: Settings, time_dependent: bool) -> int:
     # The number of the members' labels is unknown until they are read; the number of clusters stands in for it.
     module = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=time_dependent)

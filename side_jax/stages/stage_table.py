@@ -94,8 +94,8 @@ def unit_stage(unit: str) -> Stage:
 def fingerprint(settings: Settings, unit: str, **extra: Any) -> str:
     """The hash of everything that a kind of unit depends on; `extra` adds dependencies beyond whole sections."""
     sections, parents = unit_stage(unit).depends()[unit]
-    values = {name: getattr(settings, name) for name in sections}
-    chosen = {n: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for n, v in values.items()}
+    values = dataclasses.asdict(settings)
+    chosen = {name: values[name] for name in sections}
     for section, key in _IGNORED_SETTINGS:
         chosen.get(section, {}).pop(key, None)
     for section in _unused(settings) & chosen.keys():

@@ -10,7 +10,6 @@ members with their true labels.
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from etils import epath
 from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Classifier, known_classifiers
 from side_jax.devices import process_group
-from side_jax.diffusion.process import importance
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.features import choose, clustering, extractors
@@ -134,7 +132,7 @@ def _fit(settings: Settings, work: Unit, kind: Classifier, examples: _Examples) 
             meta,
         )
         params, steps = trainer.run(
-            loss_fn=_loss(classifier, **options),
+            loss_fn=losses.classifier_loss(classifier, **options),
             init_fn=builders.init_fn(classifier, settings, seed),
             fetch=_fetch(train),
             num_examples=len(train.labels),
@@ -175,22 +173,8 @@ def _held_back(settings: Settings, kind: Classifier, examples: _Examples) -> tup
     return kept_back, train
 
 
-@functools.lru_cache(maxsize=4)  # what is compiled for a function is found again only by that function
-def _loss(
-    module: Any,
-    schedule: Schedule | None = None,
-    *,
-    by_importance: bool = False,
-    shuffle: bool,
-    temperature: float | None = None,
-) -> trainer.LossFn:
-    """losses.classifier_loss, the same function for equal arguments."""
-    proposal = importance(schedule) if schedule and by_importance else None
-    return losses.classifier_loss(module, schedule, proposal=proposal, shuffle=shuffle, temperature=temperature)
-
-
 def _loss_options(settings: Settings, kind: Classifier, schedule: Schedule) -> dict[str, Any]:
-    """The options of _loss; with a temperature, it learns from a teacher (TDKD)."""
+    """The options of losses.classifier_loss; with a temperature, it learns from a teacher (TDKD)."""
     s = settings.surrogate
     options: dict[str, Any] = {"shuffle": kind.spoiled == "shuffled"}
     if kind.noised:
@@ -221,7 +205,7 @@ def _teach(settings: Settings, work: Unit, train: _Examples, shuffle: bool) -> n
     directory, seed = work.directory / "teacher", random_streams.stream_seed(settings, "teacher")
     fit = settings.surrogate.fit_with(settings.surrogate.teacher_steps)
     params, _ = trainer.run(
-        loss_fn=_loss(module, shuffle=shuffle),
+        loss_fn=losses.classifier_loss(module, shuffle=shuffle),
         init_fn=builders.init_fn(module, settings, seed),
         fetch=_fetch(train),
         num_examples=len(train.labels),

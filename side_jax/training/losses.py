@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from side_jax.diffusion import pixel_range
-from side_jax.diffusion.process import denoising_loss, diffuse
+from side_jax.diffusion.process import denoising_loss, diffuse, importance
 from side_jax.diffusion.schedule import Schedule
 from side_jax.models.classifier import train_log_probs
 from side_jax.settings import Settings
@@ -32,11 +31,12 @@ def distillation(log_probs: jax.Array, teacher: jax.Array, temperature: float) -
     return temperature**2 * (jnp.exp(teacher) * (teacher - student)).sum(axis=1)
 
 
+@functools.lru_cache(maxsize=4)  # what is compiled for a function is found again only by that function
 def classifier_loss(
     module: Any,
     schedule: Schedule | None = None,
     *,
-    proposal: np.ndarray | None = None,
+    by_importance: bool = False,
     shuffle: bool = False,
     temperature: float | None = None,
 ) -> trainer.LossFn:
@@ -45,11 +45,12 @@ def classifier_loss(
     Args:
       module: the classifier.
       schedule: the noise schedule for the images; None: clean images, at t = 0.
-      proposal: the distribution of timesteps, see process.diffuse; importance weights keep the expected loss that of
-        uniform timesteps.
+      by_importance: draws timesteps in proportion to process.importance instead of uniformly; importance weights keep
+        the expected loss that of uniform ones. Needs the schedule.
       shuffle: permutes the labels within each batch, differently at every step, so that nothing can be learned.
       temperature: tau of equation (1); None: cross-entropy.
     """
+    proposal = importance(schedule) if schedule and by_importance else None
 
     def loss_fn(params: Any, batch: tuple, keys: jax.Array, key: jax.Array) -> tuple:
         images, *targets = batch

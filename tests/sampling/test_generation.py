@@ -36,20 +36,6 @@ def made(loop, interval=(), guided=True):
     return make(make_schedule("linear", 1000), loop, [], interval, guided)
 
 
-@pytest.fixture
-def compiled():
-    """What was handed to the compiler so far."""
-    events = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.clear_event_listeners()
-
-
 PARAMS = {"dpm": {"a": np.float32(0.5)}, "classifier": {"b": np.float32(2.0)}}
 
 
