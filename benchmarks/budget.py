@@ -136,7 +136,7 @@ def main() -> None:
         results = records.read(workdir / "evaluate" / "results.json")
         for run in results.rarefaction:
             name, members = f"{workdir.name}: {matches.title(run)}", results.dataset.members
-            found += outcomes(name, matches.of_run(columns, run), options.num_images, members, options.factors)
+            found += outcomes(name, matches.select_run(columns, run), options.num_images, members, options.factors)
     print(f"{table(found)}\n\n{summary(found)}")
 
 

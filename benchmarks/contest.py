@@ -142,15 +142,15 @@ def text(result: dict[str, Any], not_compiled: str) -> list[str]:
 
 def parser(description: str, sizes: list[str]) -> argparse.ArgumentParser:
     """The options shared by the benchmarks."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes)
-    made.add_argument("--batch-size", type=int, default=0, help="instead of each size's own")
-    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast there")
-    made.add_argument("--rounds", type=int, default=7)
-    made.add_argument("--seconds", type=float, default=2.0, help="of one contestant in one round, about")
-    made.add_argument("--no-compile", action="store_true", help="leaves torch.compile out, which takes minutes")
-    made.add_argument("--json", type=Path, help="a file for all numbers")
-    return made
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes)
+    options.add_argument("--batch-size", type=int, default=0, help="instead of each size's own")
+    options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast there")
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--seconds", type=float, default=2.0, help="of one contestant in one round, about")
+    options.add_argument("--no-compile", action="store_true", help="leaves torch.compile out, which takes minutes")
+    options.add_argument("--json", type=Path, help="a file for all numbers")
+    return options
 
 
 def start(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:

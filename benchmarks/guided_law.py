@@ -64,11 +64,11 @@ def sampled(settings: Settings, folder: Path, targets: np.ndarray, scales: list[
     generator = builders.build_generator(settings, classifier, sampler=settings.guided_sampler)
     dpm = stage_inputs.load_target(settings, folder)
     params, base = {"dpm": dpm.trees["ema"]} | guide, random_streams.stream_key(settings, "extract")
-    index, size, made = np.arange(len(targets)), generator.batch_size, {}
+    index, size, by_scale = np.arange(len(targets)), generator.batch_size, {}
     for scale in progress(scales, total=len(scales), description="sample", unit="scale"):
         parts = [index[i : i + size] for i in range(0, len(index), size)]
-        made[scale] = np.concatenate([generator(params, base, part, targets[part], scale) for part in parts])
-    return made
+        by_scale[scale] = np.concatenate([generator(params, base, part, targets[part], scale) for part in parts])
+    return by_scale
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
     chosen = np.argsort(-sizes, kind="stable")[: options.clusters]
     print(f"clusters with {', '.join(map(str, sizes[chosen]))} of {len(members)} members\n")
     targets = np.repeat(chosen, options.images).astype(np.int32)
-    made = sampled(settings, options.workdir, targets, options.scales)
+    sampled_images = sampled(settings, options.workdir, targets, options.scales)
 
     metric = builders.build_metrics(settings.evaluate)[0]
     known = references(members.images, [metric])
@@ -103,18 +103,18 @@ def main() -> None:
     )
     for number, epsilon in enumerate(options.epsilons):
         rows = []
-        for scale, images in made.items():
+        for scale, images in sampled_images.items():
             matches = match(images, known, [metric])[0]
             hit = matches.value < metric.below
             on = hit & (own[matches.nearest] == targets)
             divergences = []
             for i, label in enumerate(chosen):
                 key = jax.random.fold_in(jax.random.key(settings.seed), i)  # the same draws at every scale
-                of = slice(i * options.images, (i + 1) * options.images)
+                part = slice(i * options.images, (i + 1) * options.images)
                 inside = project.transform(flat[own == label]).astype(np.float32)
                 x, _ = draw(inside, epsilon, key, DRAWS)
                 noise = np.random.default_rng([settings.seed, i]).normal(0, epsilon, (options.images, flat.shape[1]))
-                blurred = pixel_range.to_float(images[of]).reshape(options.images, -1) + noise
+                blurred = pixel_range.to_float(images[part]).reshape(options.images, -1) + noise
                 log_p = knn_log_prob(x, project.transform(blurred), options.neighbours)
                 divergences.append(float(np.mean(log_q(x, inside, epsilon) - log_p)))
             shares = [np.asarray(values).reshape(len(chosen), -1).mean(axis=1) for values in (hit, on)]

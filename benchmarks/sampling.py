@@ -133,8 +133,8 @@ class Bare:
 
         def step(params, labels, scale, keys, at, state):
             gradient = guidance.classifier_gradient(functools.partial(log_prob, params), labels)
-            by = guidance.Guidance(gradient_fn=gradient, scale=scale)
-            return sampler.sample_step(functools.partial(denoise, params), at, state, keys, by)
+            guide = guidance.Guidance(gradient_fn=gradient, scale=scale)
+            return sampler.sample_step(functools.partial(denoise, params), at, state, keys, guide)
 
         self._step = jax.jit(step, donate_argnums=5)
 

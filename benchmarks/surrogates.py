@@ -138,8 +138,8 @@ def rows_of_seed(config: ml_collections.ConfigDict, seed: int, points: list[Poin
     if ABLATIONS.value:
         for name, values in CHANGES.items():
             varied = changed(config, values)
-            made = ("synthesize",) if "synthesize.num_images" not in values else ()
-            rows[name] = run_in(root / key_of(varied), base, varied, (*target, *made))
+            again = ("synthesize",) if "synthesize.num_images" not in values else ()
+            rows[name] = run_in(root / key_of(varied), base, varied, (*target, *again))
         return rows
     images = shards.read(stage_table.synthetic_shards(from_config(config), base))["images"]
     for point in points:

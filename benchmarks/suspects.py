@@ -52,8 +52,8 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def _keys(columns: dict[str, np.ndarray]) -> list[tuple[str, float, int]]:
-    of = zip(*(columns[name].tolist() for name in ("attack", "guidance_scale", "index")), strict=True)
-    return [(attack, float(scale), int(index)) for attack, scale, index in of]
+    runs = zip(*(columns[name].tolist() for name in ("attack", "guidance_scale", "index")), strict=True)
+    return [(attack, float(scale), int(index)) for attack, scale, index in runs]
 
 
 def pooled(parts: Iterable[Run]) -> Run:

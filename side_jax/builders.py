@@ -88,11 +88,14 @@ def size(params: Any) -> int:
 
 def build_step_table(settings: Settings, sampler: Sampler) -> steps.StepTable:
     """A sampler's coefficients, and which of its steps are guided."""
-    options = dataclasses.asdict(sampler)
-    for name in ("batch_size", "loop"):
-        del options[name]
-    interval = settings.extract.guidance_interval
-    return steps.step_table(build_schedule(settings), options.pop("num_steps"), interval=interval, **options)
+    return steps.step_table(
+        build_schedule(settings),
+        sampler.num_steps,
+        solver=sampler.solver,
+        spacing=sampler.spacing,
+        interval=settings.extract.guidance_interval,
+        **sampler.solver_options,
+    )
 
 
 def build_denoise(settings: Settings) -> ApplyFn:

@@ -90,8 +90,8 @@ def test_what_suspects_need_is_in_the_table(finished):
 
 MODES = Attack(
     name="dummy",
-    says="a dummy of tests",
-    called="the dummy attack",
+    description="a dummy of tests",
+    phrase="the dummy attack",
     colour="k",
     classifier=Classifier(name="dummy", images="synthetic", stream=999),
     random_control="side_random",
@@ -109,8 +109,8 @@ def test_an_attack_is_one_entry(workdir, monkeypatch, capsys):
     assert {(row["attack"], row["guidance_scale"]) for row in rows} >= {("dummy", 1.0), ("dummy", 10.0)}
     assert "a dummy of tests" in (workdir / "report" / "index.html").read_text()
     settings = from_config(saved_config(workdir))
-    blind = [run.name for run, _ in stage_table.blind_units(settings, workdir)]
-    assert blind == ["unconditional", "dummy_1", "dummy_10"]
+    data_free = [run.name for run, _ in stage_table.data_free_units(settings, workdir)]
+    assert data_free == ["unconditional", "dummy_1", "dummy_10"]
     assert stage_table.attacker_classifier(settings).name == "dummy"
     assert runs.run([f"--workdir={workdir}"], ["suspects"]) == 0
     with np.load(workdir / "extract" / "dummy_1" / "shard_00000.npz") as found:

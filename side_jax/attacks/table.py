@@ -16,7 +16,7 @@ class Classifier:
       images: what it learns from: "synthetic", "heldout" or "members".
       stream: the number of its random stream, which no other stream may have; see settings/random_streams.py.
       noised: whether it is trained on noised images and depends on time; else it sees clean images alone.
-      spoiled: what a control does to the pseudo-labels: "random" draws them once, with the same sizes; "shuffled"
+      label_control: what a control does to the pseudo-labels: "random" draws them once, with the same sizes; "shuffled"
         shuffles them anew for every batch, so that nothing can be learned; "" leaves them as they are.
       section: the section of the settings that says how it is trained.
     """
@@ -25,7 +25,7 @@ class Classifier:
     images: str
     stream: int
     noised: bool = True
-    spoiled: str = ""
+    label_control: str = ""
     section: str = "surrogate"
 
     @property
@@ -45,9 +45,9 @@ class Attack:
 
     Attributes:
       name: of the attack, in configs, tables and folders.
-      says: what guides it, for the note below the report's table.
-      called: its name in sentences.
-      guided_by: what guides it, in sentences, where that is not its name.
+      description: what guides it, for the note below the report's table.
+      phrase: its name in sentences.
+      guide_phrase: what guides it, in sentences, where that is not its phrase.
       colour: of its curves, a matplotlib colour.
       classifier: what guides it, if a classifier does.
       own_labels: whether the labels that the model was trained with guide it, without a classifier.
@@ -59,10 +59,10 @@ class Attack:
     """
 
     name: str
-    says: str
-    called: str
+    description: str
+    phrase: str
     colour: str
-    guided_by: str = ""
+    guide_phrase: str = ""
     classifier: Classifier | None = None
     own_labels: bool = False
     at_x0: bool = False
@@ -79,10 +79,10 @@ class Attack:
     @property
     def guide(self) -> str:
         """What guides it, in sentences."""
-        return self.guided_by or self.called
+        return self.guide_phrase or self.phrase
 
     @property
-    def blind(self) -> bool:
+    def data_free(self) -> bool:
         """Whether it needs neither training nor held-out images; a model's own labels come with it."""
         return self.classifier is None or not self.classifier.owner_only
 
@@ -93,20 +93,20 @@ _ORACLE = Classifier(name="oracle", images="members", stream=12)
 
 PLAIN = Attack(
     name="unconditional",
-    says="no guidance",
-    called="plain sampling",
+    description="no guidance",
+    phrase="plain sampling",
     colour="0.45",
     default=True,
 )
 # Images from elsewhere, as the audit of images alone has them; no config can ask for it.
-GIVEN = Attack(name="samples", says="the samples given", called="the samples given", colour="C0")
+GIVEN = Attack(name="samples", description="the samples given", phrase="the samples given", colour="C0")
 
 _ENTRIES = (
     PLAIN,
     Attack(
         name="conditional",
-        says="a classifier of clean members by their true labels, shown x_t",
-        called="the conditional baseline",
+        description="a classifier of clean members by their true labels, shown x_t",
+        phrase="the conditional baseline",
         colour="tab:orange",
         classifier=_CONDITIONAL,
         baseline=True,
@@ -114,8 +114,8 @@ _ENTRIES = (
     ),
     Attack(
         name="conditional_x0",
-        says="the same classifier, shown the predicted clean image",
-        called="the conditional baseline (shown the predicted clean image)",
+        description="the same classifier, shown the predicted clean image",
+        phrase="the conditional baseline (shown the predicted clean image)",
         colour="tab:red",
         classifier=_CONDITIONAL,
         at_x0=True,
@@ -123,16 +123,16 @@ _ENTRIES = (
     ),
     Attack(
         name="conditional_model",
-        says="the conditional target itself: its own labels, by classifier-free guidance",
-        called="classifier-free guidance",
-        guided_by="its own labels",
+        description="the conditional target itself: its own labels, by classifier-free guidance",
+        phrase="classifier-free guidance",
+        guide_phrase="its own labels",
         colour="tab:pink",
         own_labels=True,
     ),
     Attack(
         name="side",
-        says="SIDE: pseudo-labels of synthetic images",
-        called="SIDE",
+        description="SIDE: pseudo-labels of synthetic images",
+        phrase="SIDE",
         colour="tab:blue",
         classifier=_SIDE,
         random_control="side_random",
@@ -140,32 +140,32 @@ _ENTRIES = (
     ),
     Attack(
         name="side_random",
-        says="control: SIDE with random pseudo-labels of the same sizes",
-        called="SIDE with random pseudo-labels",
+        description="control: SIDE with random pseudo-labels of the same sizes",
+        phrase="SIDE with random pseudo-labels",
         colour="tab:cyan",
-        classifier=Classifier(name="side_random", images="synthetic", stream=9, spoiled="random"),
+        classifier=Classifier(name="side_random", images="synthetic", stream=9, label_control="random"),
         control=True,
     ),
     Attack(
         name="side_shuffled",
-        says="control: SIDE with its pseudo-labels shuffled anew for every batch",
-        called="SIDE with shuffled pseudo-labels",
+        description="control: SIDE with its pseudo-labels shuffled anew for every batch",
+        phrase="SIDE with shuffled pseudo-labels",
         colour="tab:olive",
-        classifier=Classifier(name="side_shuffled", images="synthetic", stream=10, spoiled="shuffled"),
+        classifier=Classifier(name="side_shuffled", images="synthetic", stream=10, label_control="shuffled"),
         control=True,
     ),
     Attack(
         name="side_heldout",
-        says="control: SIDE with held-out images in place of synthetic ones",
-        called="SIDE with held-out images",
+        description="control: SIDE with held-out images in place of synthetic ones",
+        phrase="SIDE with held-out images",
         colour="tab:purple",
         classifier=Classifier(name="side_heldout", images="heldout", stream=11),
         control=True,
     ),
     Attack(
         name="oracle",
-        says="an oracle: a time-dependent classifier of members and their true labels",
-        called="the oracle",
+        description="an oracle: a time-dependent classifier of members and their true labels",
+        phrase="the oracle",
         colour="tab:green",
         classifier=_ORACLE,
         control=True,
@@ -174,7 +174,7 @@ _ENTRIES = (
 ATTACKS = {attack.name: attack for attack in _ENTRIES}
 
 
-def attack_of(name: str) -> Attack:
+def get_attack(name: str) -> Attack:
     """The entry of an attack that a row of results names, images from elsewhere included.
 
     Raises:

@@ -80,12 +80,12 @@ class Request:
         return self.samples, self.members, self.heldout
 
 
-def check_override(key: str, called: str) -> None:
+def check_override(key: str, label: str) -> None:
     """Checks that a setting exists and applies to a samples-only audit.
 
     Args:
       key: of the setting, such as "evaluate.rmse_below".
-      called: what messages call it, such as "--config.evaluate.rmse_below".
+      label: what messages call it, such as "--config.evaluate.rmse_below".
 
     Raises:
       InputError: if it does not.
@@ -94,9 +94,9 @@ def check_override(key: str, called: str) -> None:
     section, _, field = key.partition("[")[0].partition(".")
     if section not in SECTIONS and key not in SINGLE:
         listed = ", ".join(f"config.{one}" for one in (*SECTIONS, *SINGLE))
-        raise InputError(f"{called} has no effect on a samples-only audit, to which {listed} apply.")
+        raise InputError(f"{label} has no effect on a samples-only audit, to which {listed} apply.")
     if section in SECTIONS and field not in known[section]:
-        raise InputError(f"{called} is not a setting; config.{section} has {', '.join(known[section])}.")
+        raise InputError(f"{label} is not a setting; config.{section} has {', '.join(known[section])}.")
 
 
 def override(overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:

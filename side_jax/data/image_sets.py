@@ -95,7 +95,6 @@ def read_sets(
     Pictures are decoded as in training: upright, 8 bits, no transparency, the first frame of an animation. As in the
     split of a run, held-out images are dropped if they equal a member or if their RMSE to one is below
     near_duplicate_rmse (pixels in [-1, 1]; 0: only equal images are dropped). The sets may differ in length.
-    ones only), are dropped, as the split of a run does. The sets may be of different lengths.
 
     Args:
       samples: the generated images: a folder, an NPZ, an NPY or an array, see listed.find.

@@ -26,6 +26,7 @@ and c = 0 in the first step and in the last, which ends at an infinite log-SNR.
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -118,25 +119,13 @@ class DPMSolverPP2M:
     """Equation (5), deterministic.
 
     Attributes:
-      eta: must be 0, since the solver draws no noise.
-      variance: ignored.
       clip: whether x0_hat is clipped to the data's range [-1, 1].
-      recompute: must be true, since the solver uses x0_hat alone.
     """
 
-    eta: float = 0.0
-    variance: str = "small"
     clip: bool = True
-    recompute: bool = True
 
-    def __post_init__(self) -> None:
-        if self.eta or not self.recompute:
-            raise ValueError("dpmpp_2m draws no noise and uses x0 alone: eta must be 0 and recompute true")
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the solver draws noise."""
-        return False
+    recompute: ClassVar[bool] = True  # the solver uses x0_hat alone
+    stochastic: ClassVar[bool] = False
 
     def coefficients(self, schedule: Schedule, t: np.ndarray) -> Mapping[str, np.ndarray]:
         """Returns the same as DDIM's, with the weights of equation (5)."""

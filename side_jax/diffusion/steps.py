@@ -69,10 +69,14 @@ def step_table(
       **options: the solver's attributes.
 
     Raises:
-      ValueError: if a name is unknown, an option out of range, the grid impossible, or the interval empty.
+      ValueError: if a name or an option is unknown, an option is out of range, the grid is impossible, or the
+        interval is empty.
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
+    known = [field.name for field in dataclasses.fields(SOLVERS[solver])]
+    if unknown := options.keys() - set(known):
+        raise ValueError(f"{solver} has no option {', '.join(sorted(unknown))}: it has {', '.join(known)}")
     if interval and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
         raise ValueError(f"interval must be (t_low, t_high) with 0 <= t_low <= t_high, got {interval}")
     instance = SOLVERS[solver](**options)

@@ -18,7 +18,7 @@ from side_jax.memorization.distribution import summary
 from side_jax.settings import Evaluate
 from side_jax.workdir import files
 
-FEATURES = 2**27  # numbers that the features of one run may hold; of more images, the first are used
+FEATURES = 2**27  # limit of numbers in the features of one run; of more images, only the first are used
 
 
 Name = tuple[str, float]  # attack and guidance scale
@@ -44,13 +44,13 @@ def measure(
     Args:
       directory: of the tables.
       runs: plain sampling before those that are tested against it.
-      members: what the model was trained on.
-      heldout: what it never saw; of more than members, the first are the control, and members.csv has all.
-      scorer: of the same members and held-out images.
-      settings: what to compute.
+      members: the images that the model was trained on.
+      heldout: images that it never saw. The first ones, as many as members, are the control; members.csv lists all.
+      scorer: made from the same members and held-out images.
+      settings: of the evaluation.
       embed: features for AuthPct, C_T, the FLD gap and Frechet distances; None: these are not computed.
       evidence: {"members" or "heldout": {name: float [m]}}, for members.csv.
-      seed: of what is drawn at random.
+      seed: of all random draws.
     """
     rows: list[Row] = []
     rarefactions: list[Rarefaction] = []
@@ -63,13 +63,13 @@ def measure(
         table.writerow(_header(scorer.metrics))
         for name, parts in runs:
             run, matches, features = Run(attack=name[0], guidance_scale=name[1]), [], []
-            for made in parts:
+            for part in parts:
                 embedded = None
                 if embed and sum(map(np.size, features)) < FEATURES:
-                    embedded = embed(made["images"])
+                    embedded = embed(part["images"])
                     features.append(embedded)
-                matches.append(scorer.match(made["images"], embedded))
-                table.writerows(_match_rows(name, made, matches[-1], members, heldout, scorer))
+                matches.append(scorer.match(part["images"], embedded))
+                table.writerows(_match_rows(name, part, matches[-1], members, heldout, scorer))
             whole = scoring.join(matches)
             rows += scorer.rows(run, whole, plain)
             rarefactions.append(scorer.rarefied(run, whole))
@@ -115,7 +115,7 @@ def _header(metrics: list[str]) -> list[str]:
 
 def _match_rows(
     name: Name,
-    made: dict[str, np.ndarray],
+    part: dict[str, np.ndarray],
     matches: RunMatches,
     members: Side,
     heldout: Side,
@@ -126,8 +126,8 @@ def _match_rows(
         side: [one.score(band).matched for one, band in zip(by_metric, scorer.bands, strict=True)]
         for side, by_metric in matches.items()
     }
-    for i in range(len(made["index"])):
-        row: list[object] = [*name, made["index"][i], made["label"][i]]
+    for i in range(len(part["index"])):
+        row: list[object] = [*name, part["index"][i], part["label"][i]]
         for j in range(len(scorer.metrics)):
             for side, images in (("members", members), ("heldout", heldout)):
                 one = matches[side][j]

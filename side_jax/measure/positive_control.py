@@ -1,4 +1,4 @@
-"""The positive control: does each metric find distorted copies of members? And, as a negative one, held-out images."""
+"""Controls of the metrics: do they find distorted copies of members (positive), and held-out images (negative)?"""
 
 import io
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from side_jax.memorization.statistics.intervals import wilson_interval
 
 
 def noised(images: np.ndarray, strength: float) -> np.ndarray:
-    """Gaussian noise of the standard deviation `strength`, of pixels in [-1, 1]; the same noise every time."""
+    """Gaussian noise of the standard deviation `strength`, of pixels in [-1, 1]; the same noise in every call."""
     noise = np.random.default_rng(0).normal(size=images.shape)
     return np.clip(np.round(images + 127.5 * strength * noise), 0, 255).astype(np.uint8)
 
@@ -44,7 +44,7 @@ def recompressed(images: np.ndarray, strength: float) -> np.ndarray:
     return _each(images, recompress)
 
 
-# What is done to the copies, how strongly, and the unit of that.
+# Each distortion's function, strengths, and unit of the strength.
 DISTORTIONS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], tuple[float, ...], str]] = {
     "noise": (noised, (0.0, 0.02, 0.05, 0.1, 0.2, 0.4), "standard deviation, pixels in [-1, 1]"),
     "crop": (cropped, (0.0, 0.02, 0.05, 0.1, 0.2, 0.4), "share of each side cut off"),
@@ -55,16 +55,16 @@ DISTORTIONS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], tuple[fl
 
 def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     grey = images.shape[-1] == 1
-    made = [np.asarray(change(Image.fromarray(image.squeeze(-1) if grey else image))) for image in images]
-    return np.stack(made).reshape(images.shape)
+    changed = [np.asarray(change(Image.fromarray(image.squeeze(-1) if grey else image))) for image in images]
+    return np.stack(changed).reshape(images.shape)
 
 
 def sensitivity(scorer: Scorer, members: np.ndarray, heldout: np.ndarray, confidence: float) -> list[Control]:
-    """How many distorted copies are matched with their own original, and how many held-out images with anything.
+    """The share of distorted copies matched with their original, and of held-out images matched with any member.
 
     Args:
-      scorer: whose first members `members` are.
-      members: uint8 [n, h, w, c], those that are copied.
+      scorer: its first members must be `members`.
+      members: uint8 [n, h, w, c], the images to copy.
       heldout: uint8 [k, h, w, c].
       confidence: of Wilson's intervals.
 
@@ -74,7 +74,7 @@ def sensitivity(scorer: Scorer, members: np.ndarray, heldout: np.ndarray, confid
     """
     controls = _compare(scorer, heldout, [("held-out images", None, "")], confidence)
     for name, (change, strengths, unit) in DISTORTIONS.items():
-        # All strengths at once: the members are gone through once for them, and not six times.
+        # All strengths at once, so that the members are searched once.
         images = np.concatenate([change(members, strength) for strength in strengths])
         controls += _compare(scorer, images, [(name, strength, unit) for strength in strengths], confidence)
     return controls

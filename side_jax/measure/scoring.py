@@ -56,8 +56,8 @@ class Scorer:
 
         Args:
           members: uint8 [m, h, w, c].
-          heldout: uint8 [k, h, w, c]; of more than m, the first m are the control, and all calibrate.
-          metrics: what to compute.
+          heldout: uint8 [k, h, w, c]; the first m, or all of fewer, are the control, and all calibrate.
+          metrics: the metrics to compute.
           settings: confidence and false-match rate.
           seed: of the halves.
           embed: features, for metrics that need them.
@@ -92,7 +92,7 @@ class Scorer:
         return thresholds
 
     def match(self, images: np.ndarray, features: np.ndarray | None = None) -> RunMatches:
-        """The matches of images uint8 [n, h, w, c] on every side; their features, if known, are not computed again."""
+        """The matches of images uint8 [n, h, w, c] on every side; features that are given are not computed again."""
         features = self._features(images) if features is None else features
         options = {"metrics": self._metrics, "features": features, "limits": self._limits}
         matches = {name: match(images, self._sides[name], **options) for name in ("members", "heldout")}

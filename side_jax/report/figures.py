@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from side_jax.attacks.table import attack_of
+from side_jax.attacks.table import get_attack
 from side_jax.measure.records import Control, Results, Row
 from side_jax.report import findings, matches, plots
 from side_jax.report.matches import Columns
@@ -20,8 +20,8 @@ class Drawn:
       name: the name of its file, without ".png".
       heading: its heading on the page.
       png: the PNG's bytes.
-      alt: a text for people who can't see it.
-      note: below it.
+      alt: a text for readers who can't see it.
+      note: the text below it.
       reveals: whether it shows images.
     """
 
@@ -51,7 +51,7 @@ def figures(results: Results, columns: Columns) -> list[Drawn]:
 def _guidance(rows: list[Row]) -> Drawn:
     return Drawn(
         name="guidance",
-        heading="How much does guidance bring?",
+        heading="How much does guidance add?",
         png=plots.guidance(rows),
         alt="Matched images and extracted members against the guidance scale, for each attack",
         note="Solid: members, with intervals. Dashed: the same score against held-out images.",
@@ -80,13 +80,13 @@ def _similarity(results: Results, columns: Columns, best: list[Row]) -> Drawn:
     metric = best[0].metric
     values = {}
     for row in best[:3]:
-        images = matches.of_run(columns, row)
+        images = matches.select_run(columns, row)
         values[matches.title(row)] = images[f"{metric}_member"], images[f"{metric}_heldout"]
     marks = {"match": best[0].band[1], "calibrated": results.thresholds[metric].below}
-    note = "Where the two colours part at the left, images are closer to what the model saw than chance brings them."
+    note = "Where the colours separate at the left, images are closer to training images than chance explains."
     if results.dataset.heldout_used < results.dataset.members:
         note += (
-            " Members are more than held-out images here, so that the nearest one is a little closer by chance, too."
+            " There are more members than held-out images, so by chance alone the nearest member is a little closer."
         )
     return Drawn(
         name="similarity",
@@ -98,29 +98,29 @@ def _similarity(results: Results, columns: Columns, best: list[Row]) -> Drawn:
 
 
 def yields(columns: Columns, row: Row) -> list[ClusterYield]:
-    """What each cluster that guided brought; empty where none did."""
-    images = matches.of_run(columns, row)
-    brought = []
+    """The matches of each cluster that guided images of a run; empty without guidance by clusters."""
+    images = matches.select_run(columns, row)
+    found = []
     for cluster in np.unique(images["label"][images["label"] >= 0]).astype(int).tolist():
         inside = images["label"] == cluster
         hit = inside & (images[f"{row.metric}_member_match"] > 0)
         members = len(np.unique(images[f"{row.metric}_member_id"][hit]))
         counts = {"images": int(inside.sum()), "matched": int(hit.sum()), "members": members}
-        brought.append(ClusterYield(cluster=cluster, **counts))
-    return brought
+        found.append(ClusterYield(cluster=cluster, **counts))
+    return found
 
 
 def _yields(columns: Columns, best: list[Row]) -> Drawn | None:
-    guided = [row for row in best if row.guidance_scale and not attack_of(row.attack).control]
-    blind = [row for row in guided if attack_of(row.attack).blind]
-    shown = next(iter(blind or guided), None)
-    brought = yields(columns, shown) if shown else []
-    if shown is None or not brought:
+    guided = [row for row in best if row.guidance_scale and not get_attack(row.attack).control]
+    data_free = [row for row in guided if get_attack(row.attack).data_free]
+    row = next(iter(data_free or guided), None)
+    clusters = yields(columns, row) if row else []
+    if row is None or not clusters:
         return None
     return Drawn(
         name="yields",
-        heading="Which clusters give images away?",
-        png=plots.yields(brought, matches.title(shown)),
+        heading="Which clusters extract members?",
+        png=plots.yields(clusters, matches.title(row)),
         alt="Share of matched images of each cluster, and how many different members they are",
     )
 
@@ -136,6 +136,6 @@ def _sensitivity(controls: Sequence[Control]) -> Drawn:
         heading="Would a copy be seen?",
         png=plots.sensitivity(controls),
         alt="Share of distorted copies of members that each measure matches with their original, by strength",
-        note="Positive control: copies of members, distorted more and more; a measure that sees no distorted copy "
-        f"can't exclude that such copies came out. Negative control, held-out images that match a member: {false}.",
+        note="Positive control: copies of members with growing distortion. A measure that misses distorted copies "
+        f"can't exclude that the model produced some. Negative control, held-out images that match a member: {false}.",
     )

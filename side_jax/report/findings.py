@@ -1,8 +1,8 @@
-"""The results of an audit in sentences: the verdict for people who read nothing else, and the findings."""
+"""The results of an audit in sentences: the verdict and the findings."""
 
 from collections.abc import Sequence
 
-from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, attack_of
+from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, get_attack
 from side_jax.measure.records import Results, Row, Run, SideScore
 from side_jax.memorization.statistics.intervals import difference_interval, mcnemar
 from side_jax.report import divergence_text
@@ -39,24 +39,24 @@ def best(rows: Sequence[Row], attack: str) -> Row | None:
 
 def attack_rows(rows: list[Row]) -> list[Row]:
     """The rows of attacks; those of controls only where there is nothing else."""
-    return [row for row in rows if not attack_of(row.attack).control] or rows
+    return [row for row in rows if not get_attack(row.attack).control] or rows
 
 
-def called(run: Run) -> str:
+def run_phrase(run: Run) -> str:
     """The attack, for people."""
-    name = attack_of(run.attack).called
+    name = get_attack(run.attack).phrase
     return name + (f" at guidance scale {run.guidance_scale:g}" if run.guidance_scale else "")
 
 
-def _given(run: Run) -> bool:
+def _from_elsewhere(run: Run) -> bool:
     """Whether the images came from elsewhere, and no attack of ours made them."""
     return run.attack == GIVEN.name
 
 
-def images_of(row: Row) -> str:
+def image_phrase(row: Row) -> str:
     """The images of a run, for people."""
     n = f"{row.n_generated:,}"
-    return f"the {n} samples given" if _given(row) else f"{n} images by {called(row)}"
+    return f"the {n} samples given" if _from_elsewhere(row) else f"{n} images by {run_phrase(row)}"
 
 
 def _match(count: int) -> str:
@@ -88,13 +88,13 @@ def _leak(results: Results, rows: list[Row], top: Row, confidence: float) -> tup
     hits, held = (round(rate * top.n_generated) for rate in (top.ams, top.heldout_ams))
     equal = "against as many training images " if unseen < members else ""
     first = (
-        f"The model leaks images that it was trained on: of {images_of(top)}, {hits:,} ({percent(top.ams)}) "
+        f"The model leaks images that it was trained on: of {image_phrase(top)}, {hits:,} ({percent(top.ams)}) "
         f"{'matches' if hits == 1 else 'match'} a training image, and {_match(held)} one of {unseen:,} comparable "
         f"images that it never saw; {equal}the excess is {100 * top.excess:.2f} percentage points "
         f"({100 * confidence:g}% interval {points(*top.excess_ci)})."
     )
     strongest = max(rows, key=lambda row: row.unique)
-    attack = "" if _given(strongest) else f" by {called(strongest)}"
+    attack = "" if _from_elsewhere(strongest) else f" by {run_phrase(strongest)}"
     more = _more(results, strongest)
     return first, f"{strongest.unique:,} of its {members:,} training images were extracted{attack}{more}."
 
@@ -103,10 +103,10 @@ def _nothing_found(rows: list[Row], top: Row, confidence: float) -> tuple[str, s
     """Two sentences where no image of any attack matches: the upper bound, and what it holds for."""
     bound = percent(top.ams_at_most or 0.0)
     first = (
-        f"No training image was found: none of {images_of(top)} matches one, so that with {100 * confidence:g}% "
+        f"No training image was found: none of {image_phrase(top)} matches one, so that with {100 * confidence:g}% "
         f"confidence at most {bound} of such images do."
     )
-    if _given(top):
+    if _from_elsewhere(top):
         return first, (
             "This holds for images made as these were, for this number of them and this measure of likeness; more "
             "images, or an attack on the model itself, may find some."
@@ -122,14 +122,14 @@ def _undecided(results: Results, top: Row, hits: int, held: int) -> tuple[str, s
     members, unseen = results.dataset.members, results.dataset.heldout_used
     among = "as many" if unseen == members else f"{unseen:,}"
     first = (
-        f"Whether the model leaks training images is not decided: of {images_of(top)}, {_match(hits)} a training "
+        f"Whether the model leaks training images is not decided: of {image_phrase(top)}, {_match(hits)} a training "
         f"image, but {_match(held)} one of {among} images that it never saw, and chance explains the difference."
     )
     if not held:
         return first, "So few matches allow no conclusion; draw more images."
     return first, (
-        "Matches of images that the model never saw show that this measure mistakes likeness for copying here; draw "
-        "more images, or choose a stricter threshold before looking again."
+        "Matches of images that the model never saw show that this measure takes mere similarity for copying here. "
+        "Draw more images, or choose a stricter threshold and audit again."
     )
 
 
@@ -145,23 +145,23 @@ def _wrong_sets(rows: list[Row], unseen: int, confidence: float) -> tuple[str, s
         return None
     few = f"only {_match(hits)}" if hits else "none matches"
     first = (
-        f"Something is wrong with the sets: of {images_of(row)}, {_match(held)} one of {unseen:,} images that the "
-        f"model is said never to have seen, but {few} a training image; chance does not explain that."
+        f"Something is wrong with the sets: of {image_phrase(row)}, {_match(held)} one of {unseen:,} images that the "
+        f"model should never have seen, but {few} a training image; chance does not explain that."
     )
     second = (
-        "Before anything is concluded, check that members and held-out images are not swapped, and that the model was "
+        "Before you conclude anything, check that members and held-out images are not swapped, and that the model was "
         "not trained on the held-out images, or on near copies of them."
     )
     return first, second
 
 
 def _listed(rows: list[Row]) -> str:
-    names = list(dict.fromkeys(called(row).partition(" at ")[0] for row in rows))
+    names = list(dict.fromkeys(run_phrase(row).partition(" at ")[0] for row in rows))
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
 def _more(results: Results, run: Run) -> str:
-    """What ten times the images would find, by the fit of the rarefaction curve."""
+    """How many members ten times the images would extract, by the fit of the rarefaction curve."""
     same = (one for one in results.rarefaction if one.attack == run.attack and one.guidance_scale == run.guidance_scale)
     rarefaction = next(same, None)
     if rarefaction is None:
@@ -171,7 +171,7 @@ def _more(results: Results, run: Run) -> str:
 
 
 def summary_text(results: Results, confidence: float, page: object) -> str:
-    """What a command prints at its end: the verdict, the findings, and where the page is."""
+    """The text that a command prints at its end: the verdict, the findings and the path of the page."""
     status, _, text = verdict(results, confidence)
     lines = [f"  {i}. {sentence}" for i, sentence in enumerate(sentences(results, confidence), start=1)]
     return "\n".join(["", f"{status}. {' '.join(text)}", *lines, f"Report: {page}"])
@@ -188,7 +188,7 @@ def sentences(results: Results, confidence: float) -> list[str]:
     text = [_plain(plain, data.members)] if plain else []
     text += [_guided(row, plain) for row in attacks or ([baseline] if baseline else [])]
     if attacks and baseline:
-        name = attack_of(baseline.attack).called
+        name = get_attack(baseline.attack).phrase
         text[-1] += f" {name[0].upper()}{name[1:]} reaches {percent(baseline.ams)} at its best."
     for row in attacks:
         if plain and (control := ATTACKS[row.attack].random_control):
@@ -198,22 +198,22 @@ def sentences(results: Results, confidence: float) -> list[str]:
     text.append(_heldout_control(strongest, data.heldout_used, confidence))
     if results.divergence:
         text.append(divergence_text.sentence(results.divergence))
-    if plain and _given(plain):
+    if plain and _from_elsewhere(plain):
         text += _other_measures(results.rows, plain)
     return text
 
 
 def _plain(row: Row, members: int) -> str:
-    """What sampling without guidance, or a set of images from elsewhere, extracts."""
-    images = images_of(row) if _given(row) else f"{row.n_generated:,} images"
+    """The extraction by plain sampling, or by images from elsewhere."""
+    images = image_phrase(row) if _from_elsewhere(row) else f"{row.n_generated:,} images"
     return (
-        f"{'' if _given(row) else 'Without guidance, '}{percent(row.ams)} of {images} match a training image: "
+        f"{'' if _from_elsewhere(row) else 'Without guidance, '}{percent(row.ams)} of {images} match a training image: "
         f"{row.unique:,} of the {members:,} members were extracted."
     )
 
 
 def _guided(row: Row, plain: Row | None) -> str:
-    """What a guided attack finds at its best scale, compared with plain sampling."""
+    """The extraction by a guided attack at its best scale, compared with plain sampling."""
     compared = fewer = ""
     if plain and plain.ams > 0:
         times = row.ams / plain.ams
@@ -221,13 +221,13 @@ def _guided(row: Row, plain: Row | None) -> str:
     if plain and row.unique < plain.unique:
         fewer = ", fewer than without it"
     return (
-        f"Guided by {attack_of(row.attack).guide} at its best scale ({row.guidance_scale:g}), "
+        f"Guided by {get_attack(row.attack).guide} at its best scale ({row.guidance_scale:g}), "
         f"{percent(row.ams)} match{compared}: {row.unique} members were extracted{fewer}."
     )
 
 
 def _other_measures(rows: Sequence[Row], first: Row) -> list[str]:
-    """One sentence, of the same images by the other measures and the calibrated threshold; none where there is none."""
+    """A sentence on the other measures and the calibrated threshold; none if there are no others."""
     calibrated = [row for row in rows if row.metric == first.metric and row.level == "calibrated"]
     others = [row for row in rows if row.metric != first.metric and row.level == "high"]
     listed = [
@@ -239,11 +239,11 @@ def _other_measures(rows: Sequence[Row], first: Row) -> list[str]:
 
 
 def account(results: Results, near: float) -> str:
-    """Of an audit of images alone, what was compared and what was left out.
+    """What an audit of images alone compared and left out.
 
     Args:
       results: of an audit of images alone.
-      near: RMSE below which held-out images were left out.
+      near: RMSE to a member below which held-out images were left out.
     """
     data, sets = results.dataset, results.sets or {}
     counts = {
@@ -276,7 +276,7 @@ def _heldout_control(row: Row, heldout: int, confidence: float) -> str:
 
 def _random_control(attacked: Row, plain: Row, control: Row | None, confidence: float) -> str:
     """Whether an attack's gain survives the control of random labels, in words; each row is of its best scale."""
-    attack = attack_of(attacked.attack)
+    attack = get_attack(attacked.attack)
     if control is None:
         return (
             "Not controlled: whether random labels would do as well is not known; add "
@@ -292,12 +292,12 @@ def _random_control(attacked: Row, plain: Row, control: Row | None, confidence: 
     at = f"Control: with random pseudo-labels of the same sizes, at most {percent(control.ams)} match"
     if lead(plain)[0] <= 0:
         return (
-            f"{at}; {attack.called} itself gains nothing significant over no guidance that a control would have to "
+            f"{at}; {attack.phrase} itself gains nothing significant over no guidance that a control would have to "
             "explain."
         )
     low, high = (100 * end for end in lead(control))
     holds = "survives" if low > 0 else "does not survive"
     return (
-        f"{at}: the gain of {attack.called} {holds} this control ({100 * confidence:g}% interval of the difference "
+        f"{at}: the gain of {attack.phrase} {holds} this control ({100 * confidence:g}% interval of the difference "
         f"{low:+.2f} to {high:+.2f} points)."
     )

@@ -28,7 +28,7 @@ def gallery(
     pairs: int,
     private: bool,
 ) -> model.Gallery:
-    """Up to `pairs` pairs in all, the closest of each run.
+    """The closest pairs of each run, at most `pairs` in all.
 
     Args:
       rows: of results.json, the headline's.
@@ -37,8 +37,8 @@ def gallery(
       heldout: what it never saw.
       fetch: the generated images.
       directory: that holds members.csv.
-      pairs: at most so many.
-      private: whether to blur, and to leave names out.
+      pairs: the largest number of pairs.
+      private: whether to blur pictures and leave names out.
     """
     headline = rows[0].metric
     metrics = [name.removesuffix("_member") for name in columns if name.endswith("_member")]
@@ -49,7 +49,7 @@ def gallery(
     unknown = [None] * len(kinds)
     shown: list[model.Pair] = []
     for row in rows:
-        closest = _closest(matches.of_run(columns, row), f"{headline}_member", pairs // len(rows))
+        closest = _closest(matches.select_run(columns, row), f"{headline}_member", pairs // len(rows))
         distances = [closest[f"{name}_member"] for name in metrics] + [closest[f"{headline}_heldout"]]
         drawn = _pictures(row, closest, members, heldout, fetch, private=private)
         for i, (picture, name) in enumerate(drawn):
@@ -74,7 +74,7 @@ def gallery(
 
 
 def _closest(images: Columns, name: str, count: int) -> Columns:
-    """The images with the smallest values of a column, at most so many, in order."""
+    """The `count` images with the smallest values of a column, in order."""
     order = np.argsort(images[name], kind="stable")[:count]
     return {key: column[order] for key, column in images.items()}
 
@@ -82,7 +82,7 @@ def _closest(images: Columns, name: str, count: int) -> Columns:
 def _pictures(
     row: Row, closest: Columns, members: Side, heldout: Side, fetch: Fetch, *, private: bool
 ) -> Iterator[tuple[model.Picture, str]]:
-    """Of each image: it, its nearest member and held-out image and the difference in a row; and the member's name."""
+    """Yields (generated | nearest member | nearest held-out | difference, the member's name) for each image."""
     index = closest["index"].astype(np.int64)
     generated = fetch(row.attack, row.guidance_scale, index) if len(index) else []
     near = [_places(side, closest[f"{row.metric}_{name}_id"]) for side, name in _sides(members, heldout)]
@@ -93,12 +93,12 @@ def _pictures(
 
 
 def _sides(members: Side, heldout: Side) -> tuple[tuple[Side, str], ...]:
-    """Both sides, and what columns call them."""
+    """Both sides, with their names in the columns."""
     return (members, "member"), (heldout, "heldout")
 
 
 def _places(side: Side, ids: np.ndarray) -> list[int]:
-    """Where the images with some ids stand."""
+    """The positions of the images with these ids."""
     places = dict(zip(side.ids.tolist(), range(len(side)), strict=True))
     return [places[int(i)] for i in ids]
 
@@ -122,7 +122,7 @@ def sheet(row: Row, columns: Columns, members: Side, heldout: Side, fetch: Fetch
       heldout: what it never saw.
       fetch: the generated images.
     """
-    images, metric = matches.of_run(columns, row), row.metric
+    images, metric = matches.select_run(columns, row), row.metric
     order = np.argsort(images[f"{metric}_member"], kind="stable")
     order = order[images[f"{metric}_member_match"][order] > 0]
     # The closest of each member, as the order is stable.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from side_jax.attacks.table import attack_of
+from side_jax.attacks.table import get_attack
 from side_jax.measure.records import Row, Run
 from side_jax.report import findings
 
@@ -27,7 +27,7 @@ def read(path: Path) -> Columns:
     return {name: np.asarray(v, str if name == "attack" else np.float64) for name, v in columns.items()}
 
 
-def of_run(matches: Columns, run: Run) -> Columns:
+def select_run(matches: Columns, run: Run) -> Columns:
     """The images of a run."""
     chosen = (matches["attack"] == run.attack) & (matches["guidance_scale"] == run.guidance_scale)
     return {name: column[chosen] for name, column in matches.items()}
@@ -46,4 +46,4 @@ def slug(run: Run) -> str:
 def shown(rows: Sequence[Row]) -> list[Row]:
     """Of each attack the best scale, the strongest attacks first and controls last."""
     bests = [findings.best(rows, attack) for attack in dict.fromkeys(row.attack for row in rows)]
-    return sorted((row for row in bests if row), key=lambda row: (attack_of(row.attack).control, -row.ams))[:SHOWN]
+    return sorted((row for row in bests if row), key=lambda row: (get_attack(row.attack).control, -row.ams))[:SHOWN]

@@ -20,13 +20,13 @@ _COLOURS = {name: attack.colour for name, attack in ATTACKS.items()}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterYield:
-    """What one cluster that guided brought.
+    """The images that one cluster guided, and their matches.
 
     Attributes:
       cluster: its number.
-      images: that it guided.
-      matched: how many of these match a member.
-      members: how many different members these matches are.
+      images: number of images that it guided.
+      matched: how many of them match a member.
+      members: how many different members they match.
     """
 
     cluster: int
@@ -124,7 +124,7 @@ def clusters(images: np.ndarray, features: np.ndarray, result: dict[str, Any], *
     ratio = images.shape[1] / images.shape[2]
     size = (8, len(shown) * (0.8 * ratio + 0.3) + 0.4)
     figure, axes = plt.subplots(len(shown), 1, figsize=size, layout="constrained", squeeze=False)
-    figure.suptitle("Clusters from most to least cohesive: the images nearest the centroid", fontsize=10)
+    figure.suptitle("Clusters from most to least cohesive: the images nearest to the centroid", fontsize=10)
     for axis, k in zip(axes[:, 0], shown, strict=True):
         members = np.flatnonzero(result["cluster"] == k)
         nearest = members[np.argsort(-(features[members] @ result["centroids"][k]), kind="stable")]
@@ -183,7 +183,7 @@ def rarefaction(curves: Mapping[str, Rarefaction], members: int) -> bytes:
         axes.plot([last], [total], "o", color=colour)
         if total:
             axes.plot([last * curve.ahead.factor], [curve.ahead.chao], "x", color=colour)
-    if members > 4 * highest > 0:  # the line would press all else to the ground
+    if members > 4 * highest > 0:  # the line would flatten all curves
         axes.plot([], [], " ", label=f"all members: {members:,}, far above")
     else:
         axes.axhline(members, color="0.6", linestyle=":", label=f"all members: {members:,}")
@@ -253,7 +253,7 @@ def yields(clusters: Sequence[ClusterYield], name: str) -> bytes:
     """Matched images and different members of each cluster that guided, most first: a PNG.
 
     Args:
-      clusters: what each of them brought.
+      clusters: one entry for each cluster.
       name: of the run.
     """
     figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
@@ -261,7 +261,7 @@ def yields(clusters: Sequence[ClusterYield], name: str) -> bytes:
     at = np.arange(len(ordered))
     heights = [100 * one.matched / one.images for one in ordered]
     axis.bar(at, heights, color="tab:blue")
-    axis.set(ylabel="matched images, %", xlabel="cluster (above: different members)", title=name, xticks=at)
+    axis.set(ylabel="matched images, %", xlabel="cluster (above its bar: different members)", title=name, xticks=at)
     axis.set_xticklabels([str(one.cluster) for one in ordered], fontsize=6, rotation=90)
     for i, (one, height) in enumerate(zip(ordered, heights, strict=True)):
         if one.members:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import UnsetType
 
-from side_jax.attacks.table import ATTACKS, attack_of
+from side_jax.attacks.table import ATTACKS, get_attack
 from side_jax.measure.records import (
     Distribution,
     Interval,
@@ -70,7 +70,7 @@ def _cell(text: str, sort: float | None = None, emphasis: str = "") -> model.Cel
 
 def _run_cells(run: Run, scaled: bool) -> list[model.Cell]:
     scale = run.guidance_scale
-    faint = "faint" if attack_of(run.attack).control else ""
+    faint = "faint" if get_attack(run.attack).control else ""
     scales = [_cell(f"{scale:g}" if scale else "none", scale)] if scaled else []
     return [_cell(run.attack, emphasis=faint), *scales]
 
@@ -134,7 +134,7 @@ def _attacks(metric: str, rows: list[Row], explained: bool) -> model.Table:
     several = len({row.guidance_scale for row in rows if row.guidance_scale}) > 1
     note = "Taking the best of several scales favours the guided attacks a little: read the whole table. " * several
     note += "; ".join(
-        f"{name}: {ATTACKS[name].says}" for name in dict.fromkeys(row.attack for row in rows) if name in ATTACKS
+        f"{name}: {ATTACKS[name].description}" for name in dict.fromkeys(row.attack for row in rows) if name in ATTACKS
     )
     return model.Table(
         caption=f"{'Attacks' if scaled else 'Matches'} by {metric} below {rows[0].band[1]:.3g}",

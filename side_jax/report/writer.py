@@ -1,4 +1,4 @@
-"""From what an audit found to the page that shows it, for any source of images."""
+"""Writes the report of an audit, of a model or of images alone."""
 
 import dataclasses
 from pathlib import Path
@@ -16,21 +16,21 @@ from side_jax.workdir import files
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Audit:
-    """All that a page is made from.
+    """The content of a report.
 
     Attributes:
       title: of the page.
-      results: what it measured.
-      directory: that holds matches.csv and members.csv.
-      members: what the model was trained on.
-      heldout: what it never saw.
-      fetch: the generated images.
-      confidence: of intervals.
-      report: how to show them.
-      figures: more of them than every audit has.
-      notes: how the images were made.
-      provenance: (label, value).
-      config: as text.
+      results: the content of results.json.
+      directory: the folder of matches.csv and members.csv.
+      members: the images that the model was trained on.
+      heldout: images that it never saw.
+      fetch: returns generated images.
+      confidence: level of all intervals.
+      report: the settings of the report.
+      figures: figures beyond those that every audit has.
+      notes: sentences about how the images were generated.
+      provenance: (label, value) pairs.
+      config: the whole config as text.
     """
 
     title: str
@@ -72,8 +72,8 @@ def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.P
     notes = [*audit.notes, explanation(results, audit.confidence)]
     if private:
         notes.append(
-            "Pictures are blurred beyond recognition, and images are called by their numbers alone. The tables beside "
-            "this page hold names: pass on the page without them."
+            "Pictures are blurred beyond recognition, and images are identified by number. The CSV tables beside this "
+            "page hold file names: do not pass them on with it."
         )
     return model.Page(
         title=audit.title,

@@ -1,6 +1,7 @@
 """Settings of the attacks and of the sampler."""
 
 import dataclasses
+from typing import Any
 
 from side_jax.attacks.table import ATTACKS, Run, known_classifiers
 from side_jax.diffusion.guidance import FORMS
@@ -33,6 +34,12 @@ class Sampler:
         one_of("sampler.spacing", self.spacing, SPACINGS)
         check(self.batch_size >= 1, "sampler.batch_size", self.batch_size, "at least 1")
         one_of("sampler.loop", self.loop, ("auto", "scan", "dispatch"))
+
+    @property
+    def solver_options(self) -> dict[str, Any]:
+        """The settings here that the solver has as attributes."""
+        shared = {field.name for field in dataclasses.fields(SOLVERS[self.solver])}.intersection(vars(self))
+        return {name: getattr(self, name) for name in sorted(shared)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

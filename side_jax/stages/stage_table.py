@@ -148,9 +148,9 @@ def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]
     return units
 
 
-def blind_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
+def data_free_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
     """The extraction units that need neither training nor held-out images."""
-    return [(run, work) for run, work in extraction_units(settings, workdir) if ATTACKS[run.attack].blind]
+    return [(run, work) for run, work in extraction_units(settings, workdir) if ATTACKS[run.attack].data_free]
 
 
 def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
@@ -174,7 +174,7 @@ def report_unit(settings: Settings, workdir: Path) -> Unit:
 
 def suspects_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that ranks generated images without the training data."""
-    parents = [work.fingerprint for _, work in blind_units(settings, workdir)]
+    parents = [work.fingerprint for _, work in data_free_units(settings, workdir)]
     options = {"rmse_below": settings.evaluate.rmse_below, "timestep": settings.evaluate.membership_timestep}
     return _unit_with(workdir, "suspects", {"own": options, "parents": parents, "format": FORMAT_VERSION})
 
@@ -278,7 +278,7 @@ def _sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Ru
 
 def _missing_for_suspects(settings: Settings, workdir: Path) -> list[str]:
     """Suspects need no data, no split file and no classifier that only the owner can train."""
-    runs = [work for _, work in blind_units(settings, workdir)]
+    runs = [work for _, work in data_free_units(settings, workdir)]
     if not runs:
         raise InputError(
             f"config.extract.attacks holds only {' and '.join(settings.extract.attacks)}, but suspects are ranked only "
@@ -297,7 +297,7 @@ def _missing_for_suspects(settings: Settings, workdir: Path) -> list[str]:
 def attacker_classifier(settings: Settings) -> Classifier | None:
     """The configured classifier that an attacker can train without the data (SIDE's surrogate), or None."""
     candidates = (known_classifiers()[name] for name in settings.extract.classifiers)
-    return next((one for one in candidates if not one.owner_only and not one.spoiled), None)
+    return next((one for one in candidates if not one.owner_only and not one.label_control), None)
 
 
 def _classifier_outputs(manifest: dict[str, Any]) -> list[str]:

@@ -89,7 +89,7 @@ def _examples(settings: Settings, workdir: Path, classifier: Classifier) -> _Exa
         examples = _Examples(images=images, labels=labels, classes=teacher.shape[1], teacher=teacher)
     else:
         examples = _Examples(images=images, labels=labels, classes=int(labels.max()) + 1)[labels >= 0]
-    if classifier.spoiled == "random":
+    if classifier.label_control == "random":
         order = np.random.default_rng(random_streams.stream_seed(settings, "random labels")).permutation(
             len(examples.labels)
         )
@@ -148,7 +148,7 @@ def _fit(settings: Settings, work: Unit, kind: Classifier, examples: _Examples) 
     if fit.patience:
         best = stage_inputs.restore_ema(settings, work, classifier, work.directory / "best")
         params, content["best_step"] = best.trees["ema"], best.step
-    rows = calibration.by_level(predictions(params, levels), kept_back.labels, levels)
+    rows = calibration.level_metrics(predictions(params, levels), kept_back.labels, levels)
     if process_group.primary():
         files.write_json(work.directory / "levels.json", rows)
     work.finish(
@@ -176,10 +176,10 @@ def _held_back(settings: Settings, kind: Classifier, examples: _Examples) -> tup
 def _loss_options(settings: Settings, kind: Classifier, schedule: Schedule) -> dict[str, Any]:
     """The options of losses.classifier_loss; with a temperature, it learns from a teacher (TDKD)."""
     s = settings.surrogate
-    options: dict[str, Any] = {"shuffle": kind.spoiled == "shuffled"}
+    options: dict[str, Any] = {"shuffle": kind.label_control == "shuffled"}
     if kind.noised:
         options["schedule"] = schedule
-        options["by_importance"] = s.timesteps == "importance"
+        options["importance_sampling"] = s.timesteps == "importance"
     if s.objective == "tdkd" and not kind.true_labels:
         options["temperature"] = s.distillation_temperature
     return options

@@ -58,7 +58,7 @@ def run(settings: Settings, workdir: Path) -> None:
 
 def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     target, classify = stage_inputs.load_target_scores(settings, workdir), _confidence(settings, workdir)
-    runs, sheet, count = stage_table.blind_units(settings, workdir), [], 0
+    runs, sheet, count = stage_table.data_free_units(settings, workdir), [], 0
     with files.atomic(work.directory / "suspects.csv", "w") as file:
         table = csv.writer(file)
         table.writerow([*COLUMNS, *KINDS])

@@ -51,7 +51,7 @@ def fit_temperature(log_probs: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(result.x))
 
 
-def by_level(
+def level_metrics(
     log_probs: np.ndarray, labels: np.ndarray, levels: np.ndarray, confidence: float = 0.95
 ) -> list[dict[str, Any]]:
     """Accuracy and calibration at each noise level.

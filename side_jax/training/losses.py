@@ -36,7 +36,7 @@ def classifier_loss(
     module: Any,
     schedule: Schedule | None = None,
     *,
-    by_importance: bool = False,
+    importance_sampling: bool = False,
     shuffle: bool = False,
     temperature: float | None = None,
 ) -> trainer.LossFn:
@@ -45,12 +45,12 @@ def classifier_loss(
     Args:
       module: the classifier.
       schedule: the noise schedule for the images; None: clean images, at t = 0.
-      by_importance: draws timesteps in proportion to process.importance instead of uniformly; importance weights keep
-        the expected loss that of uniform ones. Needs the schedule.
+      importance_sampling: draws timesteps in proportion to process.importance instead of uniformly; weights keep the
+        expected loss that of uniform ones. Needs the schedule.
       shuffle: permutes the labels within each batch, differently at every step, so that nothing can be learned.
       temperature: tau of equation (1); None: cross-entropy.
     """
-    proposal = importance(schedule) if schedule and by_importance else None
+    proposal = importance(schedule) if schedule and importance_sampling else None
 
     def loss_fn(params: Any, batch: tuple, keys: jax.Array, key: jax.Array) -> tuple:
         images, *targets = batch

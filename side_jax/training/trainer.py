@@ -229,25 +229,25 @@ def run(
     watch_every: int = 0,
     loader: Callable[[Callable[[int], Any], range], Any] = map,
 ) -> tuple[Params, int]:
-    """Trains, or goes on training, until fit.num_steps or until `watch` says stop.
+    """Trains until fit.num_steps or until `watch` returns True; continues from the latest checkpoint.
 
     Args:
-      loss_fn: see LossFn; its batch is a tuple of what fetch returns.
-      init_fn: makes the initial parameters.
-      fetch: gives the examples of some indices, int64 [k], as a tuple of arrays [k, ...].
-      num_examples: how many there are to choose from.
-      fit: how to train.
+      loss_fn: see LossFn; its batch is the tuple that fetch returns.
+      init_fn: returns the initial parameters.
+      fetch: maps indices int64 [k] to a tuple of arrays [k, ...], the examples.
+      num_examples: the number of examples.
+      fit: the training settings.
       seed: of the shuffles and of each step's key.
-      directory: for metrics.jsonl and the TensorBoard file.
-      checkpoints: where to keep them.
-      meta: for each checkpoint; holds `fingerprint`.
+      directory: the folder of metrics.jsonl and the TensorBoard file.
+      checkpoints: the folder of the checkpoints.
+      meta: recorded with each checkpoint; has the key `fingerprint`.
       description: for the progress bar.
       watch: called every watch_every steps, before a checkpoint of that step.
-      watch_every: 0 for never.
-      loader: maps a function over the steps, in order, as `map` does; may run ahead in threads of its own.
+      watch_every: steps between calls of watch; 0: never.
+      loader: maps a function over the steps in order, as `map` does; may prefetch in threads.
 
     Returns:
-      (the averaged parameters, on the host; the last step).
+      (the averaged parameters on the host, the last step).
 
     Raises:
       InputError: if the loss stops being finite, or a checkpoint can't be used.
@@ -258,16 +258,16 @@ def run(
     with Checkpoints(checkpoints) as store, Preemption() as preemption:
         state, ema = _begin(stepper, store, meta["fingerprint"])
         first = done = int(state["step"])
-        # JAX agrees on a step after the last that `reached` was given: a signal before this one counts at the barrier.
+        # JAX's processes agree on a step after the last one passed to `reached`; an earlier signal stops the barrier.
         preemption.reached(first)
         process_group.barrier(f"{description} begins")
         if first:
-            logger.info("%s: going on from the checkpoint of step %d of %d.", description, first, fit.num_steps)
+            logger.info("%s: continuing from the checkpoint of step %d of %d.", description, first, fit.num_steps)
 
         def load(step: int) -> list[tuple]:
             return stepper.load(fetch, batch_indices(seed, step, num_examples, fit.batch_size))
 
-        # What watch said at the restored step, before it was killed, it says again.
+        # Asks watch again at the restored step: the killed run may not have acted on its answer.
         stop = bool(first and watch and first % watch_every == 0 and watch(first, jax.device_get(ema)))
         todo = range(first, first if stop else fit.num_steps)
         with _curves(directory, first) as curves:
@@ -291,13 +291,13 @@ def run(
         if preemption.happened and done < fit.num_steps and not stop:
             raise StoppedError(
                 f"{description}: stopped by SIGTERM after step {done} of {fit.num_steps}, which is saved; run the same "
-                "command again to go on."
+                "command again to continue."
             )
     return jax.device_get(ema), done
 
 
 def _begin(stepper: Stepper, store: Checkpoints, fingerprint: str) -> tuple[dict, Params]:
-    """(state, ema) of the latest checkpoint; without one, those before the first step."""
+    """(state, ema) of the latest checkpoint; without one, the initial ones."""
     if store.latest_step() is None:
         return stepper.initial()
     trees = store.restore(fingerprint=fingerprint, **stepper.abstract()).trees
@@ -305,23 +305,23 @@ def _begin(stepper: Stepper, store: Checkpoints, fingerprint: str) -> tuple[dict
 
 
 def _curves(directory: Path, first: int) -> Curves:
-    """The file and the TensorBoard folder of the metrics, which one process writes."""
+    """The curves in metrics.jsonl and the TensorBoard folder, which the first process writes."""
     board, write = directory / "tensorboard", process_group.primary()
     return Curves(directory / "metrics.jsonl", first_step=first, board=board, write=write)
 
 
 class _Log:
-    """Checks the metrics before they are saved or forgotten, and writes their means to the curves."""
+    """Checks the metrics before a checkpoint is saved, and writes their means to the curves."""
 
     def __init__(self, curves: Curves, fit: Fit, num_examples: int, first: int):
-        """`first` is the step at which this run begins."""
+        """Starts at step `first`."""
         self._curves, self._fit, self._num_examples, self._checked = curves, fit, num_examples, first
 
     def __call__(self, step: int, totals: dict[str, Any], last: bool) -> None:
-        """Takes the totals after a step; writes a row at every multiple of fit.log_every and after the last step.
+        """Checks the totals of a step; writes a row at every multiple of fit.log_every and after the last step.
 
         Raises:
-          InputError: if the loss of any step since the call before was not finite.
+          InputError: if the loss of any step since the last call was not finite.
         """
         row = _means(totals, self._checked, step)
         self._checked = step

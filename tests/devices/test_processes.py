@@ -108,7 +108,7 @@ def test_two_processes_killed_then_told_to_stop_end_like_undisturbed_ones(calm, 
     assert not json.loads((workdir / "train" / "manifest.json").read_text())["done"]
     told_to_stop(workdir, 2)
     errors = finish(start(workdir, 2))
-    assert "going on from the checkpoint of step" in errors[0]
+    assert "continuing from the checkpoint of step" in errors[0]
     assert_equal(workdir, calm)
 
 

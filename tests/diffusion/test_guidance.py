@@ -40,13 +40,14 @@ def sampled(scale, labels, steps, form, eta, solver):
     """Compiled once for all scales and labels; without guidance if form is None."""
     schedule = make_schedule("linear", 400, 2.5e-4, 0.05)
     denoise, log_prob = mixture(schedule)
-    table = step_table(schedule, steps, clip=False, eta=eta, solver=solver)
+    own = {"eta": eta} if solver == "ddim" else {}
+    table = step_table(schedule, steps, clip=False, solver=solver, **own)
     keys = sampler.sample_keys(jax.random.key(0), jnp.arange(len(labels), dtype=jnp.uint32))
-    by = None
+    guide = None
     if form:
         gradient = guidance.classifier_gradient(log_prob, labels)
-        by = guidance.Guidance(gradient_fn=gradient, scale=scale, form=form)
-    return sampler.sample(denoise, table, keys, SHAPE, by)
+        guide = guidance.Guidance(gradient_fn=gradient, scale=scale, form=form)
+    return sampler.sample(denoise, table, keys, SHAPE, guide)
 
 
 def draw(scale, label, form="score", steps=200, eta=0.0, solver="ddim"):
@@ -140,10 +141,10 @@ def test_a_conditional_model_at_scale_zero_is_the_one_without_labels(prediction_
         return np.tanh(np.asarray(x) + shift)
 
     gradient = guidance.implicit_gradient(conditional, np.arange(16) % 2, schedule)
-    by = guidance.Guidance(gradient_fn=gradient, scale=np.float32(0), form=form)
+    guide = guidance.Guidance(gradient_fn=gradient, scale=np.float32(0), form=form)
     plain = state
     for i in range(4):
-        state = sampler.sample_step(lambda x, t: conditional(x, t, -np.ones(16)), table[i], state, keys, by)
+        state = sampler.sample_step(lambda x, t: conditional(x, t, -np.ones(16)), table[i], state, keys, guide)
         plain = sampler.sample_step(lambda x, t: conditional(x, t, -np.ones(16)), table[i], plain, keys)
         np.testing.assert_array_equal(state.x, plain.x)
 
@@ -159,8 +160,8 @@ def test_a_conditional_model_at_scale_one_draws_what_it_draws_with_the_label(pre
     def draws(labels, scale):
         keys = sampler.sample_keys(jax.random.key(0), jnp.arange(256, dtype=jnp.uint32))
         gradient = guidance.implicit_gradient(conditional, labels, schedule)
-        by = guidance.Guidance(gradient_fn=gradient, scale=scale)
-        got = sampler.sample(denoise, table, keys, SHAPE, by)
+        guide = guidance.Guidance(gradient_fn=gradient, scale=scale)
+        got = sampler.sample(denoise, table, keys, SHAPE, guide)
         direct = sampler.sample(lambda x, t: conditional(x, t, labels), table, keys, SHAPE)
         return got, direct, sampler.sample(denoise, table, keys, SHAPE)
 
@@ -194,8 +195,8 @@ def test_the_power_prior(form):
     @jax.jit
     def draws(scale):
         keys = sampler.sample_keys(jax.random.key(1), jnp.arange(8192, dtype=jnp.uint32))
-        by = guidance.Guidance(gradient_fn=gradient, scale=scale, form=form)
-        return sampler.sample(denoise, table, keys, SHAPE, by)
+        guide = guidance.Guidance(gradient_fn=gradient, scale=scale, form=form)
+        return sampler.sample(denoise, table, keys, SHAPE, guide)
 
     # The mean forms take longest; test_scale_one_draws_from_the_class has them at another scale.
     for scale in (0.5, 4.0) if form == "score" else (4.0,):
@@ -214,11 +215,11 @@ def test_the_two_mean_forms_by_hand():
     x, mean, std = np.full((2, 1), 0.5, np.float32), np.full((2, 1), 0.25, np.float32), np.float32(0.4)
     t, next_t = np.asarray([3, 3]), np.asarray([1, 1])
     for form, at in (("mean", 3 * 0.5), ("mean_at_mean", 1 * 0.25)):
-        by = guidance.Guidance(gradient_fn=gradient, scale=np.float32(2.0), form=form)
-        np.testing.assert_allclose(by.guide_mean(mean, std, x, t, next_t), 0.25 - 2 * 0.16 * at, rtol=1e-6)
-        np.testing.assert_array_equal(by.guide_prediction("epsilon", x, x, t, std, std), x)
-    by = guidance.Guidance(gradient_fn=lambda x, t: -3.0 * x, scale=np.float32(2.0))
-    np.testing.assert_array_equal(by.guide_mean(mean, std, x, t, next_t), mean)
+        guide = guidance.Guidance(gradient_fn=gradient, scale=np.float32(2.0), form=form)
+        np.testing.assert_allclose(guide.guide_mean(mean, std, x, t, next_t), 0.25 - 2 * 0.16 * at, rtol=1e-6)
+        np.testing.assert_array_equal(guide.guide_prediction("epsilon", x, x, t, std, std), x)
+    guide = guidance.Guidance(gradient_fn=lambda x, t: -3.0 * x, scale=np.float32(2.0))
+    np.testing.assert_array_equal(guide.guide_mean(mean, std, x, t, next_t), mean)
 
 
 def test_the_sampler_tells_the_mean_forms_where_to_look():
@@ -235,10 +236,10 @@ def test_the_sampler_tells_the_mean_forms_where_to_look():
             asked.append((x, t[0]))
             return x
 
-        by = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(1.0), form=form)
+        guide = guidance.Guidance(gradient_fn=gradient, scale=jnp.float32(1.0), form=form)
         for i in range(3):
             before.append(state.x)
-            state = sampler.sample_step(lambda x, t: 0.1 * x, table[i], state, keys, by)
+            state = sampler.sample_step(lambda x, t: 0.1 * x, table[i], state, keys, guide)
         return asked, before
 
     for form, timesteps in (("mean", [666, 333, 0]), ("mean_at_mean", [333, 0, 0])):
@@ -290,8 +291,8 @@ def test_guide_is_the_score_form():
     x0 = (x - sigma * epsilon) / signal
     outputs = {"epsilon": epsilon, "x0": x0, "v": signal * epsilon - sigma * x0}
     for name, output in outputs.items():
-        by = guidance.Guidance(gradient_fn=lambda x, t: gradient, scale=scale)
-        guided = by.guide_prediction(name, output, x, np.zeros(1, np.int32), signal, sigma)
+        guide = guidance.Guidance(gradient_fn=lambda x, t: gradient, scale=scale)
+        guided = guide.guide_prediction(name, output, x, np.zeros(1, np.int32), signal, sigma)
         got, clean = epsilon_and_x0(name, guided, x, signal, sigma)
         np.testing.assert_allclose(got, 0.5 - 3.0 * 0.6 * 1.5, rtol=1e-5)
         np.testing.assert_allclose(clean, (0.7 - 0.6 * (0.5 - 2.7)) / 0.8, rtol=1e-5)

@@ -213,8 +213,8 @@ def test_clipping_keeps_images_in_range():
     [
         ({"eta": 1.5}, "eta must be between 0"),
         ({"solver": "heun"}, "unknown solver 'heun'"),
-        ({"solver": "dpmpp_2m", "eta": 0.5}, "dpmpp_2m draws no noise"),
-        ({"solver": "dpmpp_2m", "recompute": False}, "recompute true"),
+        ({"solver": "dpmpp_2m", "eta": 0.5}, "dpmpp_2m has no option eta: it has clip"),
+        ({"solver": "dpmpp_2m", "recompute": False}, "dpmpp_2m has no option recompute"),
         ({"variance": "learned_range"}, "unknown variance 'learned_range'"),
         ({"interval": (5, 2)}, r"got \(5, 2\)"),
         ({"interval": (5,)}, r"got \(5,\)"),

@@ -95,7 +95,7 @@ def test_it_runs_and_shows_the_pairs(notebook, workdir, tmp_path, monkeypatch):
     monkeypatch.setenv("SIDE_CONFIG", str(tmp_path / "tiny.py"))
     monkeypatch.setenv("SIDE_WORKDIR", str(workdir))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(runs.ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    monkeypatch.setenv("XLA_FLAGS", runs.environment(devices=1)["XLA_FLAGS"])
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(runs.ROOT)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]

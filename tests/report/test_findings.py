@@ -108,7 +108,7 @@ def test_as_many_matches_with_images_never_seen_decide_nothing():
     status, tone, (first, second) = verdict(row("unconditional", 40, 0.0, held=38))
     assert (status, tone) == ("Not decided", "unsure")
     assert "40 match a training image, but 38 match one of as many images that it never saw" in first
-    assert "mistakes likeness for copying" in second
+    assert "takes mere similarity for copying" in second
 
 
 def test_a_leak_must_stand_out_of_all_attacks_that_were_tried():

@@ -291,6 +291,6 @@ def test_without_scripts_the_first_pairs_are_there(chromium, files):
     roles = {node["role"]["value"] for node in snapshot if not node["ignored"]}
     assert sum(name.startswith("Image ") and "generated" in name for name in names) == 24
     assert "24 of 60 pairs" in names
-    assert any("need scripts" in name for name in names)
+    assert any("need JavaScript" in name for name in names)
     assert "status" in roles  # what announces the count
     assert not {"combobox", "searchbox", "checkbox", "button"} & roles

@@ -364,10 +364,10 @@ def fetch(attack, scale, index):
 def test_matches_are_read_by_column_and_by_run(found):
     assert found["attack"].tolist() == ["unconditional"] * 3 + ["side"] * 4
     assert found["rmse_member"].dtype == np.float64
-    own = matches.of_run(found, ROWS[1])
+    own = matches.select_run(found, ROWS[1])
     assert own["label"].tolist() == [4, 4, 7, 4]
     assert own["rmse_member_id"].tolist() == [13, 12, 12, 12]
-    assert len(matches.of_run(found, Run(attack="side", guidance_scale=1.0))["index"]) == 0
+    assert len(matches.select_run(found, Run(attack="side", guidance_scale=1.0))["index"]) == 0
 
 
 def test_runs_have_titles_file_names_and_an_order():
@@ -423,7 +423,7 @@ def test_figures_are_pictures_and_say_what_they_show(results):
     false = [r for r in results.controls if r.strength is None and r.level == "high"]
     listed = ", ".join(f"{r.metric} {100 * r.found:.2f}%" for r in false)
     assert found["sensitivity"].note.endswith(f"held-out images that match a member: {listed}.")
-    assert found["similarity"].note.endswith("than chance brings them.")
+    assert found["similarity"].note.endswith("than chance explains.")
     assert found["rarefaction"].note.startswith("Solid: the mean")
 
 
@@ -435,7 +435,7 @@ def test_figures_without_guidance_controls_or_hits(results):
     found = drawn(results)
     assert list(found) == ["rarefaction", "similarity"]
     assert found["rarefaction"].note.startswith("No member was found")
-    assert "Members are more than held-out images here" in found["similarity"].note
+    assert "There are more members than held-out images" in found["similarity"].note
 
 
 @pytest.fixture
@@ -515,7 +515,7 @@ def test_a_sheet_without_a_match_is_blank(found):
 
 def test_a_sheet_is_no_longer_than_24(found):
     many = 40
-    columns = {name: np.resize(column, many) for name, column in matches.of_run(found, ROWS[1]).items()}
+    columns = {name: np.resize(column, many) for name, column in matches.select_run(found, ROWS[1]).items()}
     columns |= {"rmse_member_id": np.arange(many), "rmse_member_match": np.ones(many), "index": np.arange(many)}
     columns["rmse_member"] = np.arange(many)[::-1] / many
     members = dataclasses.replace(MEMBERS, ids=np.arange(many), images=np.full((many, 8, 8, 1), 30, np.uint8))
@@ -602,7 +602,7 @@ def test_held_out_images_that_come_out_more_than_members_are_a_warning():
     """Of 5 that tell the sides apart all 5 are held-out: p = 1/32; of 4 p = 1/16, which is chance at 95%."""
     status, tone, (first, second) = verdict(0, 5, 1.0)
     assert (status, tone) == ("Not decided", "unsure")
-    assert "5 match one of 90 images that the model is said never to have seen, but none matches a training" in first
+    assert "5 match one of 90 images that the model should never have seen, but none matches a training" in first
     assert "check that members and held-out images are not swapped" in second
     assert "but only 3 match a training image; chance does not explain that" in verdict(3, 20, 1.0)[2][0]
     assert "chance explains the difference" in verdict(0, 4, 1.0)[2][0]

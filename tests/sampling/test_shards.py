@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import runs
 
 from side_jax.devices import process_group
 from side_jax.diffusion.schedule import make_schedule
@@ -203,10 +204,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     The probe's chunks are small, so that few images are many chunks; the default ones are a little larger.
     """
     assert shards.CHUNK * np.dtype(np.float32).itemsize <= 2**25
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "PYTHONPATH": str(HERE.parent),
-    }
+    environment = runs.environment(devices=1) | {"PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, str(HERE / "memory_probe.py"), str(tmp_path), "2000", "10000"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     peaks = [int(word) for word in done.stdout.split()]

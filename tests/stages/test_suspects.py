@@ -257,10 +257,10 @@ def test_blind_runs_and_what_their_suspects_depend_on(finished):
         return dataclasses.replace(settings, **{section: one})
 
     every = changed("extract", attacks=tuple(name for name, attack in ATTACKS.items() if not attack.own_labels))
-    assert {run.attack for run, _ in stage_table.blind_units(every, finished)} == BLIND
+    assert {run.attack for run, _ in stage_table.data_free_units(every, finished)} == BLIND
     conditional = changed("condition", labels="true", num_labels=10)
     own = dataclasses.replace(conditional, extract=dataclasses.replace(conditional.extract, attacks=tuple(ATTACKS)))
-    assert {run.attack for run, _ in stage_table.blind_units(own, finished)} == BLIND | {"conditional_model"}
+    assert {run.attack for run, _ in stage_table.data_free_units(own, finished)} == BLIND | {"conditional_model"}
 
     def fingerprint(of):
         return stage_table.suspects_unit(of, finished).fingerprint

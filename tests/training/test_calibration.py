@@ -46,7 +46,7 @@ def test_a_calibrated_classifier_has_no_error_and_temperature_one():
 def test_the_temperature_of_a_wrongly_confident_classifier_is_recovered(factor):
     log_probs, labels = classifier()
     wrong = calibration.scale(log_probs, 1 / factor)
-    (row,) = calibration.by_level(wrong[None].astype(np.float32), labels, [40])
+    (row,) = calibration.level_metrics(wrong[None].astype(np.float32), labels, [40])
     assert row["temperature"] == pytest.approx(factor, rel=0.04)
     assert row["ece"] > 0.1
     assert row["ece_scaled"] < 0.015
@@ -64,7 +64,7 @@ def test_all_right_and_all_wrong_reach_the_ends_of_the_range():
 def test_rows_of_levels():
     """Chance at the second level; the accuracy and the loss of it are ln 2 and one half."""
     sure = np.log(np.asarray([[0.99, 0.01], [0.01, 0.99]] * 20))
-    rows = calibration.by_level(np.stack([sure, np.log(np.full((40, 2), 0.5))]), np.asarray([0, 1] * 20), [3, 90])
+    rows = calibration.level_metrics(np.stack([sure, np.log(np.full((40, 2), 0.5))]), np.asarray([0, 1] * 20), [3, 90])
     assert [row["timestep"] for row in rows] == [3, 90]
     assert [row["accuracy"] for row in rows] == [1, 0.5]
     assert rows[1]["accuracy_ci"] == list(wilson_interval(20, 40, 0.95))
@@ -80,13 +80,13 @@ def test_a_half_is_scaled_by_the_temperature_of_the_other():
     (confidence near 0.5, accuracy 1) and the wrong ones the coldest (confidence 1, accuracy 0).
     """
     log_probs = np.log(np.tile([[0.9, 0.1]], (40, 1)))
-    (row,) = calibration.by_level(log_probs[None], np.asarray([0, 1] * 20), [0])
+    (row,) = calibration.level_metrics(log_probs[None], np.asarray([0, 1] * 20), [0])
     hot = 0.5 + 0.5 * np.tanh(np.log(9) / (2 * calibration.TEMPERATURES[1]))
     assert row["ece_scaled"] == pytest.approx(0.5 * (1 - hot) + 0.5, abs=0.01)
 
 
 def test_one_image_cannot_be_cross_fitted():
-    (row,) = calibration.by_level(np.log([[[0.7, 0.3]]]), np.asarray([0]), [5])
+    (row,) = calibration.level_metrics(np.log([[[0.7, 0.3]]]), np.asarray([0]), [5])
     assert row["ece_scaled"] is None
     assert plots.noise_levels({"side": [NoiseLevel(**row)]}, {"side": 0.5})
 
@@ -102,7 +102,7 @@ def test_interpolation_between_levels_and_outside():
 def test_the_picture_of_noise_levels():
     log_probs, labels = classifier(n=300)
     rows = {
-        name: calibration.by_level(factor * np.stack([log_probs, 0.5 * log_probs]), labels, [0, 500])
+        name: calibration.level_metrics(factor * np.stack([log_probs, 0.5 * log_probs]), labels, [0, 500])
         for name, factor in (("side", 1.0), ("conditional", 3.0))
     }
     rows = {name: [NoiseLevel(**row) for row in levels] for name, levels in rows.items()}

@@ -85,7 +85,7 @@ def test_clean_images_are_shown_as_they_are_at_time_zero(fixed):
 def test_importance_sampling_leaves_the_loss_as_it_is_on_average(fixed, schedule):
     """By hand, over each timestep as often as over any other; without weights it would be a tenth more."""
     logits, given = LOGITS[0], batch(20_000)
-    (loss, _), (_, t) = fixed(logits, given, schedule, by_importance=True)
+    (loss, _), (_, t) = fixed(logits, given, schedule, importance_sampling=True)
     by_hand = -log_softmax(logits * (1 + np.arange(1000)[:, None] / 50)) @ np.bincount(given[1]) / 20_000
     np.testing.assert_allclose(loss, by_hand.mean(), rtol=0.02)
     assert (np.asarray(t) >= 500).mean() > 0.55  # uniform would be half

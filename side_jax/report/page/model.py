@@ -1,7 +1,7 @@
 """The content of an audit's page: sentences, tables, figures, the gallery of pairs and the provenance.
 
-Frozen dataclasses that check themselves, so that every page that can be made can be drawn. Strings are shown as they
-are: none is markup, and none is trusted.
+Frozen dataclasses that validate themselves, so that every page that can be built can be rendered. Strings are shown
+literally: none is markup, and none is trusted.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import math
 import re
 
 TONES = ("alarm", "calm", "unsure")  # of the verdict's status
-KINDS = ("text", "number", "rate")  # of a column; numbers and rates stand at the right
+KINDS = ("text", "number", "rate")  # of a column; numbers and rates are right-aligned
 EMPHASES = ("", "strong", "faint", *TONES)  # of a cell
 CLOSER = ("smaller", "larger")  # which values of a score mean closer
 
@@ -31,7 +31,7 @@ class Picture:
 
     Attributes:
       uri: a data: URI of a PNG, WebP or JPEG.
-      reveals: whether it shows data in detail, as none on a private page may; False for charts and blurred images.
+      reveals: whether it shows images in detail, which no private page may; False for charts and blurred images.
     """
 
     uri: str
@@ -61,8 +61,8 @@ class Cell:
     """A cell.
 
     Attributes:
-      text: what it shows.
-      sort: the number it is sorted by; without one it stands last, but a text column sorts by its texts.
+      text: the text shown.
+      sort: the number it is sorted by. Cells without one come last; a text column is sorted by its texts.
       emphasis: one of EMPHASES.
     """
 
@@ -77,7 +77,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table, sortable by each column; a first column of kind text heads its rows."""
+    """A table, sortable by each column; a first column of kind text holds the row headers."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -93,7 +93,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart or a sheet of images, with its heading, a text for those who can't see it, and a note."""
+    """A chart or a sheet of images, with its heading, a text for readers who can't see it, and a note."""
 
     heading: str
     picture: Picture
@@ -109,7 +109,7 @@ class Figure:
 class Score:
     """A score of every pair: its label, which values are closer (one of CLOSER), decimals shown, and what it means.
 
-    A membership score has one too: there `closer` says which values speak for a member.
+    For a membership score, `closer` tells which values indicate a member.
     """
 
     label: str
@@ -129,13 +129,13 @@ class Pair:
 
     Attributes:
       index: of the generated image in its attack's run.
-      attack: which attack made it.
+      attack: the attack that generated it.
       scale: its guidance scale; None without guidance.
       cluster: the pseudo-label that guided it; None without one.
       member: id of the nearest member.
-      name: the member's name, a private page leaves it out.
+      name: the member's name; a private page leaves it out.
       heldout: id of the nearest held-out image; None where there is none.
-      values: one for each of the gallery's scores; None where not measured.
+      values: one for each of the gallery's scores; None for a score that was not computed.
       matched: whether it counts as a match.
       picture: the tiles side by side, from page.pictures.strip.
     """
@@ -159,7 +159,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A part of every pair's picture: its label, and what it shows where that needs saying."""
+    """A part of every pair's picture: its label, and an explanation if it needs one."""
 
     label: str
     help: str = ""
@@ -182,7 +182,7 @@ TILES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The pairs, in the order that the page opens with, their scores, and the labels of their pictures' tiles."""
+    """The pairs in their initial order, their scores, and the labels of their pictures' tiles."""
 
     scores: tuple[Score, ...]
     pairs: tuple[Pair, ...]
@@ -205,7 +205,7 @@ class Page:
       tone: one of TONES, the status's colour.
       verdict: two sentences for people who read nothing else.
       findings: further sentences, numbered.
-      notes: what to know before relying on them.
+      notes: sentences to know before relying on the results.
       provenance: (label, value), such as hashes, versions and the command.
       config: the whole config as text.
       private: blurred pictures and bare ids only. Names in `gallery` are left out and pictures that reveal refused; the

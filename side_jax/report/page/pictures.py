@@ -1,4 +1,4 @@
-"""The gallery's pictures: blurred where private, side by side, small enough that a thousand fit into one page.
+"""Makes the gallery's pictures: tiles side by side, blurred if private, and small enough for a thousand on one page.
 
 Difference of two images a, b over their channels c, each level in 0..255:
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from side_jax.report.page.model import Picture
 
-BLOCKS = 4  # a side, of what blurring keeps
+BLOCKS = 4  # per side, kept by blurring
 GAIN = 4  # of equation (1)
 PICTURE_BYTES = 6_500  # a thousand of them, in base64, are 8.7 MB
 GAP = 2  # white pixels between tiles
@@ -44,7 +44,7 @@ def difference(first: np.ndarray, second: np.ndarray, gain: int = GAIN) -> np.nd
       uint8 [n, h, w, c], the same in every channel.
 
     Raises:
-      ValueError: if the images are no such arrays or their shapes differ.
+      ValueError: if the images have another dtype, or their shapes differ.
     """
     first, second = _checked(first, "first"), _checked(second, "second")
     if first.shape != second.shape or gain < 1:
@@ -54,10 +54,10 @@ def difference(first: np.ndarray, second: np.ndarray, gain: int = GAIN) -> np.nd
 
 
 def block_means(images: np.ndarray) -> np.ndarray:
-    """All that blurring keeps: uint8 [n, h, w, c] -> uint8 [n, up to 4, up to 4, c], means rounded to whole levels."""
+    """What blurring keeps: uint8 [n, h, w, c] -> uint8 [n, up to 4, up to 4, c], means rounded to whole levels."""
     images = _checked(images, "images")
     rows, columns = (np.linspace(0, side, min(BLOCKS, side) + 1).astype(int) for side in images.shape[1:3])
-    # Whole numbers: a mean must not remember, in its last bits, in which order the pixels were added up.
+    # In integers: the rounding of a floating-point mean would depend on the order of the pixels.
     sums = np.add.reduceat(images.astype(np.int64), rows[:-1], axis=1)
     sums = np.add.reduceat(sums, columns[:-1], axis=2)
     counts = np.outer(np.diff(rows), np.diff(columns))[None, :, :, None]
@@ -65,7 +65,7 @@ def block_means(images: np.ndarray) -> np.ndarray:
 
 
 def blurred(images: np.ndarray) -> np.ndarray:
-    """Images of which no detail is left: drawn from `block_means` alone.
+    """Images without detail, drawn from `block_means` alone.
 
     Args:
       images: uint8 [n, h, w, c], c 1 or 3.
@@ -74,7 +74,7 @@ def blurred(images: np.ndarray) -> np.ndarray:
       uint8 [n, h, w, c].
 
     Raises:
-      ValueError: if they are no such arrays.
+      ValueError: if they have another dtype or shape.
     """
     size = images.shape[2], images.shape[1]
     smooth = [
@@ -108,15 +108,15 @@ def _encoded(picture: Image.Image, limit: int) -> bytes:
 
 
 def strip(tiles: np.ndarray, *, private: bool, limit: int = PICTURE_BYTES) -> Picture:
-    """Images side by side as one picture, blurred first where private.
+    """Puts images side by side in one picture, blurred first if private.
 
     Args:
       tiles: uint8 [n, h, w, c], c 1 or 3, such as generated, nearest member, nearest held-out and their difference.
       private: whether to blur every tile.
-      limit: bytes that the picture may take; its base64 in the page takes a third more.
+      limit: largest size of the picture in bytes; its base64 in the page is a third larger.
 
     Raises:
-      ValueError: if the tiles are no such arrays, or nothing fits the limit.
+      ValueError: if the tiles have another dtype or shape, or no quality fits the limit.
     """
     tiles = _checked(tiles, "tiles")
     if private:

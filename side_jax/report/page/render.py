@@ -1,4 +1,4 @@
-"""The page of an audit: a page model in, one HTML file out that needs nothing else and asks the network for nothing."""
+"""Renders a page model as one HTML file, which needs no other file and no network."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ import jinja2
 
 from side_jax.report.page.model import Gallery, Page, Pair
 
-# Control characters, those that turn text round (as in "photo_gpj.exe"), and what is left of names that are no UTF-8.
+# Control characters, marks that reverse text (as in "photo_gpj.exe"), and undecodable bytes of file names.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 PAIRS_A_PAGE = 24  # also those that stand in the page itself, for browsers without scripts
 
@@ -18,7 +18,7 @@ PAIRS_A_PAGE = 24  # also those that stand in the page itself, for browsers with
 def render(page: Page) -> str:
     """The page as HTML.
 
-    Every string is escaped, and characters that hide or turn text round are shown by their codes. A content security
+    Every string is escaped, and characters that hide or reverse text are shown by their codes. A content security
     policy lets the browser run the page's own script, use its own style and show data: pictures, nothing else. Write it
     as UTF-8. A thousand pairs with pictures of pictures.PICTURE_BYTES make less than 10 MB.
     """
@@ -53,18 +53,18 @@ def _seen(text: str) -> str:
 
 
 def _clusters(gallery: Gallery | None) -> list[int]:
-    """The clusters to choose from, ascending."""
+    """The clusters that the gallery offers as a filter, ascending."""
     return sorted({pair.cluster for pair in gallery.pairs} - {None}) if gallery else []
 
 
 def _entries(page: Page) -> list[dict[str, Any]]:
-    """Each pair as the gallery shows, filters and sorts it; nothing else of it reaches the page."""
+    """The data of each pair that the page holds."""
     return [_entry(pair, page) for pair in page.gallery.pairs] if page.gallery else []
 
 
 def _entry(pair: Pair, page: Page) -> dict[str, Any]:
     attack = _seen(pair.attack)
-    name = "" if page.private else _seen(pair.name)  # here, so that no part of a private page ever holds one
+    name = "" if page.private else _seen(pair.name)  # removed here, so that it can't reach a private page
     facts = [
         ("Member", str(pair.member)),
         ("Held-out", "none" if pair.heldout is None else str(pair.heldout)),
