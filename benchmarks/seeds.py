@@ -1,4 +1,4 @@
-"""Runs one config with several seeds and prints the table of docs/results.md: means over seeds for every scale.
+"""Runs one config with several seeds and prints the table of docs/results.md: means over seeds for every run.
 
 python benchmarks/seeds.py --config=configs/digits.py --workdir=runs/digits_seeds --seeds 0 1 2
 
@@ -6,7 +6,6 @@ Each seed has its own split, model and samples, in <workdir>/seed_<n>. Run again
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections import defaultdict
@@ -14,33 +13,47 @@ from pathlib import Path
 
 import numpy as np
 
+from side_jax.attacks.table import PLAIN
+from side_jax.measure import records
+from side_jax.measure.records import Results
+from side_jax.report import equal_calls
+from side_jax.report.matches import title
+
 
 def times(value: float, base: float) -> str:
     """The ratio of a value to the base, as text; "-" if the base is zero."""
     return f"{value / base:.2f}x" if base else "-"
 
 
-def table(results: list[dict], metric: str) -> str:
-    """A Markdown table of one metric: for each attack and scale, the values of the seeds and their mean."""
-    cells = defaultdict(list)
+def table(results: list[Results], metric: str) -> str:
+    """A Markdown table of one metric: for each run, the values of the seeds and their mean."""
+    cells, equal = defaultdict(list), defaultdict(list)
     for result in results:
-        for row in result["rows"]:
-            if (row["metric"], row["level"]) == (metric, "high"):
-                cells[row["attack"], row["guidance_scale"]].append(row)
-    plain = cells["unconditional", 0.0]
-    base, base_unique = (np.mean([row[key] for row in plain]) for key in ("ams", "unique"))
-    lines = [
-        "| attack | scale | AMS of each seed, % | mean AMS, % | against unconditional | extracted members | mean | "
-        "against unconditional | held-out AMS, mean (largest), % |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (attack, scale), rows in cells.items():
-        ams, unique, heldout = ([row[key] for row in rows] for key in ("ams", "unique", "heldout_ams"))
-        lines.append(
-            f"| {attack} | {scale:g} | {', '.join(f'{100 * a:.2f}' for a in ams)} | {100 * np.mean(ams):.2f} | "
-            f"{times(np.mean(ams), base)} | {', '.join(map(str, unique))} | {np.mean(unique):.1f} | "
-            f"{times(np.mean(unique), base_unique)} | {100 * np.mean(heldout):.2f} ({100 * max(heldout):.2f}) |"
-        )
+        for row in result.rows:
+            if (row.metric, row.level) == (metric, "high"):
+                cells[title(row)].append(row)
+        if metric == result.rows[0].metric and (calls := equal_calls.budget(result.rarefaction)):
+            for one in result.rarefaction:
+                equal[title(one)].append(equal_calls.found(one, calls))
+    plain = cells[PLAIN.name]
+    base, base_unique = np.mean([row.ams for row in plain]), np.mean([row.unique for row in plain])
+    heads = ["run", "AMS of each seed, %", "mean AMS, %", "against unconditional", "extracted members", "mean"]
+    heads += ["against unconditional", "held-out AMS, mean (largest), %", "calls"]
+    heads += ["members at equal calls", "against unconditional"] if equal else []
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, rows in cells.items():
+        ams, unique, heldout = ([getattr(row, key) for row in rows] for key in ("ams", "unique", "heldout_ams"))
+        values = [
+            name,
+            ", ".join(f"{100 * a:.2f}" for a in ams),
+            f"{100 * np.mean(ams):.2f}",
+            times(np.mean(ams), base),
+        ]
+        values += [", ".join(map(str, unique)), f"{np.mean(unique):.1f}", times(np.mean(unique), base_unique)]
+        values += [f"{100 * np.mean(heldout):.2f} ({100 * max(heldout):.2f})", str(rows[0].network_calls)]
+        if equal:
+            values += [f"{np.mean(equal[name]):.1f}", times(np.mean(equal[name]), np.mean(equal[PLAIN.name]))]
+        lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -56,9 +69,9 @@ def main() -> None:
         workdir = options.workdir / f"seed_{seed}"
         command = [sys.executable, "-m", "side_jax.main", f"--config={options.config}", f"--workdir={workdir}"]
         subprocess.run([*command, f"--config.seed={seed}", *overrides], check=True, stdout=subprocess.DEVNULL)
-        results.append(json.loads((workdir / "evaluate" / "results.json").read_text()))
-    for metric in dict.fromkeys(row["metric"] for row in results[0]["rows"]):
-        band = next(row["band"] for row in results[0]["rows"] if row["metric"] == metric)
+        results.append(records.read(workdir / "evaluate" / "results.json"))
+    for metric in dict.fromkeys(row.metric for row in results[0].rows):
+        band = next(row.band for row in results[0].rows if row.metric == metric)
         print(f"\n### {metric} in [{band[0]:.3g}, {band[1]:.3g})\n\n{table(results, metric)}")
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from side_jax.diffusion import guidance, steps
+from side_jax.attacks.table import Run
+from side_jax.diffusion import guidance, mode_seeking, steps
 from side_jax.diffusion.schedule import Schedule
 from side_jax.memorization.metrics import Metric
 from side_jax.models.classifier import Classifier, log_probs
@@ -17,6 +18,7 @@ from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
+from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
 from side_jax.settings import Diffusion, Evaluate, Sampler, Settings
 
 
@@ -166,6 +168,32 @@ def build_generator(
         shape=image_shape(settings),
         batch_size=sampler.batch_size,
         loop=sampler.loop,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
+    """The rounds of mode seeking, from given images or from noise; the parameters are those of build_denoise."""
+    modes = settings.modes
+    return ModeProgram(
+        denoise=build_denoise(settings),
+        schedule=build_schedule(settings),
+        shape=image_shape(settings),
+        batch_size=settings.sampler.batch_size,
+        from_noise=from_noise,
+        random=modes.random,
+        relaxation=modes.relaxation,
+        anderson=modes.anderson,
+    )
+
+
+def build_mode_generator(settings: Settings, run: Run, starts: Starts | None) -> ModeGenerator:
+    """The generator of a run of mode seeking, from the images that `starts` returns; None: from noise."""
+    last = run.noise * settings.modes.last_noise
+    return ModeGenerator(
+        program=build_mode_program(settings, from_noise=starts is None),
+        noise_levels=mode_seeking.noise_levels(run.noise, run.rounds, last),
+        starts=starts,
     )
 
 

@@ -12,6 +12,7 @@ import allocation
 import extraction_cost
 import guided_law
 import knn_bias
+import made_results
 import membership
 import seeds
 import theorem
@@ -85,14 +86,31 @@ def test_evidence_draws_more_from_the_cluster_with_near_duplicates(adaptive):
 
 def test_seeds_are_tabled_by_what_counts_as_a_match():
     """Farther bands of the same metric have rows of their own, which are not meant."""
-    high = {"metric": "rmse", "level": "high", "ams": 0.01, "unique": 2, "heldout_ams": 0.0}
-    low = high | {"level": "low", "ams": 0.9, "unique": 50}
-    rows = [row | {"attack": "unconditional", "guidance_scale": 0.0} for row in (high, low)]
-    rows += [row | {"attack": "side", "guidance_scale": 10.0, "ams": 3 * row["ams"]} for row in (high, low)]
-    lines = seeds.table([{"rows": rows}] * 2, "rmse").splitlines()
+    rows = []
+    for attack, scale, ams in (("unconditional", 0.0, 0.01), ("side", 10.0, 0.03)):
+        rows.append(made_results.row(attack, scale, ams=ams, unique=2))
+        rows.append(made_results.row(attack, scale, ams=0.9, unique=50, level="low"))
+    lines = seeds.table([made_results.results(rows)] * 2, "rmse").splitlines()
     assert len(lines) == 4
-    assert lines[2].startswith("| unconditional | 0 | 1.00, 1.00 | 1.00 |")
-    assert "| 3.00, 3.00 | 3.00 | 3.00x | 2, 2 |" in lines[3]
+    assert lines[2].startswith("| unconditional | 1.00, 1.00 | 1.00 |")
+    assert "| side, scale 10 | 3.00, 3.00 | 3.00 | 3.00x | 2, 2 |" in lines[3]
+
+
+def test_seeds_are_compared_at_equal_calls():
+    """Mode seeking took 40 calls an image, plain sampling 20: its 50 first images cost what all 100 of the other do."""
+    seeking = {"start": "unconditional", "noise_level": 0.1, "rounds": 20, "network_calls": 40}
+    plain = {"network_calls": 20}
+    rows = [made_results.row("unconditional", **plain), made_results.row("modes", **seeking, unique=30)]
+    curves = [
+        made_results.rarefaction("unconditional", **plain, expected=(0.5, 10.0)),
+        made_results.rarefaction("modes", **seeking, sizes=(1, 50, 100), expected=(1.0, 22.0, 30.0)),
+    ]
+    result = made_results.results(rows, rarefaction=tuple(curves))
+    head, _, first, second = seeds.table([result] * 2, "rmse").splitlines()
+    assert "| calls | members at equal calls | against unconditional |" in head
+    assert first.endswith("| 20 | 10.0 | 1.00x |")
+    assert second.startswith("| modes from unconditional, noise 0.1, 20 rounds |")
+    assert second.endswith("| 40 | 22.0 | 2.20x |")
 
 
 @pytest.mark.parametrize("law", knn_bias.LAWS)

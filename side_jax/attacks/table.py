@@ -56,6 +56,8 @@ class Attack:
       baseline: whether it is what other attacks are compared with, apart from plain sampling.
       random_control: the control that shows whether this attack's gain comes from its labels; "" if there is none.
       default: whether the default config runs it.
+      seeks_modes: whether it starts from images of another attack, or from noise, and iterates the denoiser on them
+        (diffusion/mode_seeking.py). It runs from each of modes.starts, at each of modes.noise_levels and modes.rounds.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Attack:
     baseline: bool = False
     random_control: str = ""
     default: bool = False
+    seeks_modes: bool = False
 
     @property
     def guided(self) -> bool:
@@ -163,6 +166,13 @@ _ENTRIES = (
         control=True,
     ),
     Attack(
+        name="modes",
+        description="mode seeking: the denoiser iterated at low noise, from images of another attack",
+        phrase="mode seeking",
+        colour="tab:brown",
+        seeks_modes=True,
+    ),
+    Attack(
         name="oracle",
         description="an oracle: a time-dependent classifier of members and their true labels",
         phrase="the oracle",
@@ -189,19 +199,41 @@ def known_classifiers() -> dict[str, Classifier]:
     return {classifier.name: classifier for classifier in found}
 
 
+NOISE = "noise"  # among modes.starts: Gaussian noise in place of an attack's images
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One attack at one guidance scale; 0 without guidance."""
+    """One attack with one choice of its parameters.
+
+    Attributes:
+      attack: its name.
+      scale: the guidance scale; 0 without guidance. Of mode seeking, that of the run that it starts from.
+      start: of mode seeking, the attack that it starts from, or NOISE; else "".
+      noise: of mode seeking, sigma of the first round; else 0.
+      rounds: of mode seeking; else 0.
+    """
 
     attack: str
-    scale: float
+    scale: float = 0.0
+    start: str = ""
+    noise: float = 0.0
+    rounds: int = 0
 
     @property
     def guided(self) -> bool:
         """Whether a classifier, or the model's own labels, guide it."""
-        return ATTACKS[self.attack].guided
+        return get_attack(self.attack).guided
+
+    @property
+    def start_run(self) -> "Run | None":
+        """The run whose images mode seeking starts from; None from noise, and for other attacks."""
+        return Run(attack=self.start, scale=self.scale) if self.start not in ("", NOISE) else None
 
     @property
     def name(self) -> str:
-        """For folders, tables and people."""
+        """For folders and tables: side_10, or modes_0.1x20_from_side_10."""
+        if self.start:
+            origin = self.start_run.name if self.start_run else self.start
+            return f"{self.attack}_{self.noise:g}x{self.rounds}_from_{origin}"
         return f"{self.attack}_{self.scale:g}" if self.guided else self.attack

@@ -35,7 +35,7 @@ from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
 
-NAME = (GIVEN.name, 0.0)  # of the only run
+RUN = records.Run(attack=GIVEN.name, guidance_scale=0.0)  # the only one
 CHUNK = 2**24  # bytes of samples that are compared at a time
 SECTIONS = ("evaluate", "label", "report")  # config sections that apply here, plus these keys:
 SINGLE = ("seed", "data.near_duplicate_rmse", "sampler.batch_size")
@@ -265,7 +265,7 @@ def _write(
     scorer = Scorer(members.images, heldout.images, metrics, e, seed=settings.seed, embed=embed)
     laws, most = embed if e.distribution else None, len(members)
     heldout = heldout.first(most)
-    runs = [(NAME, _parts(sets.samples))]
+    runs = [(RUN, _parts(sets.samples))]
     measured = measure(work, runs, members, heldout, scorer, e, embed=laws, evidence={}, seed=settings.seed)
     results = records.Results(
         **structs.asdict(measured),
@@ -337,7 +337,7 @@ def _audit(
         directory=directory,
         members=sides[0],
         heldout=sides[1],
-        fetch=lambda _attack, _scale, index: samples.images[index],
+        fetch=lambda _, index: samples.images[index],
         confidence=settings.evaluate.confidence,
         report=settings.report,
         notes=(findings.account(results, settings.data.near_duplicate_rmse), NUMBERS),

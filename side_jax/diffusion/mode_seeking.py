@@ -14,16 +14,18 @@ Meer 2002, equation 17) with a Gaussian kernel,
 
     x' = sum_i w_i x_i / sum_i w_i,   w_i = exp( -|x - x_i|^2 / (2 sigma^2) )                      (3)
 
-p_sigma never falls from x to x' (Comaniciu and Meer 2002, theorem 1, for (3), and so for every p as a limit of points),
-and the fixed points are the stationary points of p_sigma. A network that has memorised approximates (3) with its training
-images as the points: for sigma well below their distances, each is a mode. Autoencoders store their training images as
-attractors in the same way (Radhakrishnan, Belkin and Uhler 2020); Pham et al. 2025 describe the basins of diffusion
-models. For N(mu, s^2 I), the distance to mu shrinks in each round by the factor
+p_sigma never falls from x to x' (Comaniciu and Meer 2002, theorem 1, for (3), and so for every p as a limit of
+points), and the fixed points are the stationary points of p_sigma. A network that has memorised approximates (3) with
+its training images as the points: for sigma well below their distances, each is a mode. Autoencoders store their
+training images as attractors in the same way (Radhakrishnan, Belkin and Uhler 2020); Pham et al. 2025 describe the
+basins of diffusion models. For N(mu, s^2 I), the distance to mu shrinks in each round by the factor
 
     s^2 / (s^2 + sigma^2)                                                                          (4)
 
-With noise, x' = D(x + sigma z; sigma), the rounds are a Markov chain of posterior means (Bengio et al. 2013, "Generalized
-Denoising Auto-Encoders", without their last draw).                                                (5)
+With noise, the rounds are a Markov chain of posterior means (Bengio et al. 2013, "Generalized Denoising
+Auto-Encoders", without their last draw),
+
+    x' = D(x + sigma z; sigma)                                                                     (5)
 
 Two accelerations keep the fixed points. Over-relaxation by a factor w in (0, 2) (Peters and Walker 1978, for EM)
 
@@ -42,6 +44,7 @@ and between two timesteps, t is interpolated linearly in log sigma and given to 
 likelihood.py.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -186,10 +189,12 @@ def seek(
     tolerance: float = 0.0,
 ) -> Seekers:
     """Takes a round at each noise of `sigmas`, float32 [rounds], from images x, float32 [b, ...]; see seek_round."""
+    take = functools.partial(
+        seek_round, denoiser, keys=keys, relaxation=relaxation, anderson=anderson, tolerance=tolerance
+    )
 
     def body(state: Seekers, sigma: jax.Array) -> tuple[Seekers, None]:
-        options = {"relaxation": relaxation, "anderson": anderson, "tolerance": tolerance}
-        return seek_round(denoiser, sigma, state, keys, **options), None
+        return take(sigma, state), None
 
     state, _ = jax.lax.scan(body, start(x), jnp.asarray(sigmas, jnp.float32))
     return state

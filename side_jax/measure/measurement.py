@@ -20,11 +20,8 @@ from side_jax.workdir import files
 
 FEATURES = 2**27  # limit of numbers in the features of one run; of more images, only the first are used
 
-
-Name = tuple[str, float]  # attack and guidance scale
-
 # Of each run, its images in parts: images uint8 [n, h, w, c], index int64 [n], label int32 [n].
-Runs = Iterable[tuple[Name, Iterable[dict[str, np.ndarray]]]]
+Runs = Iterable[tuple[Run, Iterable[dict[str, np.ndarray]]]]
 
 
 def measure(
@@ -55,28 +52,28 @@ def measure(
     rows: list[Row] = []
     rarefactions: list[Rarefaction] = []
     distributions: list[Distribution] = []
-    extracted: dict[Name, np.ndarray] = {}
+    extracted: dict[str, np.ndarray] = {}
     sides = [embed(side.images[: len(members)]) for side in (members, heldout)] if embed else []
     plain: RunMatches | None = None
     with files.atomic(directory / "matches.csv", "w") as file:
         table = csv.writer(file)
         table.writerow(_header(scorer.metrics))
-        for name, parts in runs:
-            run, matches, features = Run(attack=name[0], guidance_scale=name[1]), [], []
+        for run, parts in runs:
+            matches, features = [], []
             for part in parts:
                 embedded = None
                 if embed and sum(map(np.size, features)) < FEATURES:
                     embedded = embed(part["images"])
                     features.append(embedded)
                 matches.append(scorer.match(part["images"], embedded))
-                table.writerows(_match_rows(name, part, matches[-1], members, heldout, scorer))
+                table.writerows(_match_rows(run, part, matches[-1], members, heldout, scorer))
             whole = scoring.join(matches)
             rows += scorer.rows(run, whole, plain)
             rarefactions.append(scorer.rarefied(run, whole))
-            extracted[name] = scorer.headline(whole).extracted
+            extracted[_column(run)] = scorer.headline(whole).extracted
             if embed:
                 distributions.append(_distribution(run, features, sides, seed))
-            plain = whole if name[0] == PLAIN.name else plain
+            plain = whole if run.attack == PLAIN.name else plain
     _write_members(directory / "members.csv", members, heldout, evidence, extracted)
     controls = []
     if settings.controls:
@@ -97,8 +94,7 @@ def _distribution(run: Run, features: Sequence[np.ndarray], sides: Sequence[np.n
     c_t = values.pop("c_t")
     cells = tuple(Cell(**cell) for cell in c_t["cells"])
     return Distribution(
-        attack=run.attack,
-        guidance_scale=run.guidance_scale,
+        **run.fields_of_run(),
         c_t=CellTest(value=c_t["value"], used=c_t["used"], cells=cells),
         n=SetSizes(**values.pop("n")),
         **values,
@@ -106,7 +102,7 @@ def _distribution(run: Run, features: Sequence[np.ndarray], sides: Sequence[np.n
 
 
 def _header(metrics: list[str]) -> list[str]:
-    columns = ["attack", "guidance_scale", "index", "label"]
+    columns = ["run", "attack", "guidance_scale", "index", "label"]
     for name in metrics:
         columns += [f"{name}_member", f"{name}_member_id", f"{name}_member_match"]
         columns += [f"{name}_heldout", f"{name}_heldout_id", f"{name}_heldout_match"]
@@ -114,7 +110,7 @@ def _header(metrics: list[str]) -> list[str]:
 
 
 def _match_rows(
-    name: Name,
+    run: Run,
     part: dict[str, np.ndarray],
     matches: RunMatches,
     members: Side,
@@ -127,7 +123,7 @@ def _match_rows(
         for side, by_metric in matches.items()
     }
     for i in range(len(part["index"])):
-        row: list[object] = [*name, part["index"][i], part["label"][i]]
+        row: list[object] = [run.key.name, run.attack, run.guidance_scale, part["index"][i], part["label"][i]]
         for j in range(len(scorer.metrics)):
             for side, images in (("members", members), ("heldout", heldout)):
                 one = matches[side][j]
@@ -135,21 +131,27 @@ def _match_rows(
         yield row
 
 
+def _column(run: Run) -> str:
+    """The column of members.csv that counts how many images of a run extract each member."""
+    return f"extracted_{run.key.name if run.key.start else f'{run.attack}_{run.guidance_scale:g}'}"
+
+
 def _write_members(
     path: Path,
     members: Side,
     heldout: Side,
     evidence: dict[str, dict[str, np.ndarray]],
-    extracted: dict[Name, np.ndarray],
+    extracted: dict[str, np.ndarray],
 ) -> None:
     """A row for each image: its membership scores and, for members, how many images of each run extract it."""
     kinds = list(evidence.get("members", {}))
     with files.atomic(path, "w") as file:
         table = csv.writer(file)
-        runs = [f"extracted_{attack}_{scale:g}" for attack, scale in extracted]
-        table.writerow(["side", "id", "name", "sha256", *kinds, *runs])
+        table.writerow(["side", "id", "name", "sha256", *kinds, *extracted])
         for title, side in (("members", members), ("heldout", heldout)):
             for i in np.argsort(side.ids, kind="stable"):
                 scores = [f"{evidence[title][kind][i]:.6g}" for kind in kinds]
-                counts = [int(count[i]) for count in extracted.values()] if title == "members" else [""] * len(runs)
+                counts = (
+                    [int(count[i]) for count in extracted.values()] if title == "members" else [""] * len(extracted)
+                )
                 table.writerow([title, side.ids[i], side.names[i], side.digests[i], *scores, *counts])

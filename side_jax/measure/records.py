@@ -17,6 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from side_jax import __version__
+from side_jax.attacks.table import Run as AttackRun
 from side_jax.errors import InputError
 from side_jax.memorization.metrics import METRICS, recorded_settings
 from side_jax.workdir import files
@@ -75,7 +76,36 @@ class Run(Record, frozen=True, kw_only=True):
     """The run that a record is about."""
 
     attack: Annotated[str, Meta(description="extract.attacks' name, or samples")]
-    guidance_scale: Annotated[Amount, Meta(description="lambda; 0 without guidance")]
+    guidance_scale: Annotated[Amount, Meta(description="lambda; 0 without guidance; of mode seeking, of its start")]
+    start: Annotated[str, Meta(description="of mode seeking: the attack that it starts from, or noise")] | UnsetType = (
+        UNSET
+    )
+    noise_level: (
+        Annotated[Amount, Meta(description="of mode seeking: sigma in the first round, for pixels in [-1, 1]")]
+        | UnsetType
+    ) = UNSET
+    rounds: Annotated[Count, Meta(description="of mode seeking")] | UnsetType = UNSET
+    network_calls: (
+        Annotated[
+            AtLeastOne,
+            Meta(
+                description="evaluations of the target's network for one image; a gradient through it counts as two "
+                "more, and a guiding classifier is not counted; absent for images alone"
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+    @property
+    def key(self) -> AttackRun:
+        """The same run as the attacks' table has it; its name is that of the run's folder."""
+        values = {"start": self.start, "noise": self.noise_level, "rounds": self.rounds}
+        chosen = {name: value for name, value in values.items() if value is not UNSET}
+        return AttackRun(attack=self.attack, scale=self.guidance_scale, **chosen)
+
+    def fields_of_run(self) -> dict[str, Any]:
+        """The fields that identify the run, for another record of it."""
+        return {name: getattr(self, name) for name in Run.__struct_fields__}
 
 
 class SideScore(Record, frozen=True, kw_only=True):

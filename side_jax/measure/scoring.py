@@ -153,8 +153,7 @@ class Scorer:
                 "false_match_measured_ci": intervals.wilson_interval(threshold.matched, trials, confidence),
             }
         return Row(
-            attack=run.attack,
-            guidance_scale=run.guidance_scale,
+            **run.fields_of_run(),
             metric=metric,
             level=level,
             band=band,
@@ -239,8 +238,7 @@ def rarefied(run: Run, counts: np.ndarray, num_images: int, confidence: float) -
     ahead = np.unique(np.geomspace(1, MANY * num_images, 60).round().astype(np.int64))
     fit = rarefaction.fit(counts, num_images)
     return Rarefaction(
-        attack=run.attack,
-        guidance_scale=run.guidance_scale,
+        **run.fields_of_run(),
         sizes=tuple(sizes.tolist()),
         expected=tuple(rarefaction.curve(counts, num_images, sizes)),
         fit=Fit(a=fit.a, b=fit.b, sizes=tuple(ahead.tolist()), expected=tuple(fit.expected(ahead))),

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from side_jax.config import from_config, to_config
+from side_jax.config import default_config, from_config, to_config
 from side_jax.errors import InputError
 from side_jax.settings import Settings
 from side_jax.stages import stage_table
@@ -26,12 +26,21 @@ def saved_config(workdir: Path) -> ml_collections.ConfigDict:
 
 
 def _read(workdir: Path) -> Settings:
-    """The settings in config.json."""
+    """The settings in config.json; those that the version which wrote it did not have take their defaults."""
     saved = files.read_json(workdir / "config.json")
     try:
-        return from_config(ml_collections.ConfigDict(saved))
+        return from_config(ml_collections.ConfigDict(_filled(saved, default_config().to_dict())))
     except InputError as error:
         raise InputError(f"--workdir={workdir} was made by another version of side_jax: {error}") from None
+
+
+def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The values, with the defaults of all keys that are missing."""
+    filled = defaults | values
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(filled[name], dict):
+            filled[name] = _filled(filled[name], value)
+    return filled
 
 
 def adopt(settings: Settings, workdir: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from msgspec import UNSET
 
 from side_jax.attacks.table import get_attack
 from side_jax.measure.records import Control, Results, Row
@@ -43,7 +44,9 @@ def figures(results: Results, columns: Columns) -> list[Drawn]:
     rows = findings.headline(results)
     best = matches.shown(rows)
     drawn = [_guidance(rows)] if any(row.guidance_scale for row in rows) else []
-    drawn += [_rarefaction(results, best), _similarity(results, columns, best)]
+    drawn += [_rarefaction(results, best)]
+    drawn += [figure for figure in [_network_calls(results, best)] if figure]
+    drawn += [_similarity(results, columns, best)]
     drawn += [figure for figure in [_yields(columns, best)] if figure]
     return drawn + ([_sensitivity(results.controls)] if results.controls else [])
 
@@ -73,6 +76,23 @@ def _rarefaction(results: Results, best: list[Row]) -> Drawn:
         png=plots.rarefaction(curves, results.dataset.members),
         alt="Different members found against the number of generated images, and what more images would find",
         note=note,
+    )
+
+
+def _network_calls(results: Results, best: list[Row]) -> Drawn | None:
+    """Members against calls of the network; None where calls are unknown or no run differs from the others."""
+    names = [matches.title(row) for row in best]
+    curves = {title: one for one in results.rarefaction if (title := matches.title(one)) in names}
+    calls = {one.network_calls for one in curves.values()}
+    if UNSET in calls or len(calls) < 2:
+        return None
+    return Drawn(
+        name="network_calls",
+        heading="What do members cost?",
+        png=plots.network_calls(curves, results.dataset.members),
+        alt="Different members found against the calls of the model's network, for each attack",
+        note="Calls for all images, with those of the images that mode seeking starts from. Training a classifier, and "
+        "its own calls, are not counted.",
     )
 
 

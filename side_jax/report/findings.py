@@ -32,7 +32,7 @@ def headline(results: Results) -> list[Row]:
 
 
 def best(rows: Sequence[Row], attack: str) -> Row | None:
-    """The row of an attack's guidance scale with the highest AMS, the smaller scale on ties."""
+    """The row of an attack's run with the highest AMS; on ties the smaller scale, then the earlier run."""
     candidates = [row for row in rows if row.attack == attack]
     return max(candidates, key=lambda row: (row.ams, -row.guidance_scale), default=None)
 
@@ -44,7 +44,10 @@ def attack_rows(rows: list[Row]) -> list[Row]:
 
 def run_phrase(run: Run) -> str:
     """The attack, for people."""
-    name = get_attack(run.attack).phrase
+    name, key = get_attack(run.attack).phrase, run.key
+    if key.start:
+        origin = run_phrase(Run(attack=key.start, guidance_scale=key.scale)) if key.start_run else "Gaussian noise"
+        return f"{name} from {origin} ({key.rounds} rounds at noise {key.noise:g})"
     return name + (f" at guidance scale {run.guidance_scale:g}" if run.guidance_scale else "")
 
 
@@ -156,7 +159,7 @@ def _wrong_sets(rows: list[Row], unseen: int, confidence: float) -> tuple[str, s
 
 
 def _listed(rows: list[Row]) -> str:
-    names = list(dict.fromkeys(run_phrase(row).partition(" at ")[0] for row in rows))
+    names = list(dict.fromkeys(get_attack(row.attack).phrase for row in rows))
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
@@ -181,15 +184,16 @@ def sentences(results: Results, confidence: float) -> list[str]:
     """The most important figures in plain words: what leaks unguided, what guidance adds, and the controls."""
     rows, data = headline(results), results.dataset
     plain = best(rows, PLAIN.name) or best(rows, GIVEN.name)
-    bests = {name: row for name, attack in ATTACKS.items() if attack.guided and (row := best(rows, name))}
+    sampled = (name for name, attack in ATTACKS.items() if attack.guided or attack.seeks_modes)
+    bests = {name: row for name in sampled if (row := best(rows, name))}
     attacks = [row for name, row in bests.items() if not (ATTACKS[name].control or ATTACKS[name].baseline)]
     baselines = [row for name, row in bests.items() if ATTACKS[name].baseline]
     baseline = max(baselines, key=lambda row: row.ams, default=None)
     text = [_plain(plain, data.members)] if plain else []
-    text += [_guided(row, plain) for row in attacks or ([baseline] if baseline else [])]
+    text += [_attacked(row, plain) for row in attacks or ([baseline] if baseline else [])]
     if attacks and baseline:
         name = get_attack(baseline.attack).phrase
-        text[-1] += f" {name[0].upper()}{name[1:]} reaches {percent(baseline.ams)} at its best."
+        text.append(f"{name[0].upper()}{name[1:]} reaches {percent(baseline.ams)} at its best.")
     for row in attacks:
         if plain and (control := ATTACKS[row.attack].random_control):
             text.append(_random_control(row, plain, best(rows, control), confidence))
@@ -212,18 +216,19 @@ def _plain(row: Row, members: int) -> str:
     )
 
 
-def _guided(row: Row, plain: Row | None) -> str:
-    """The extraction by a guided attack at its best scale, compared with plain sampling."""
+def _attacked(row: Row, plain: Row | None) -> str:
+    """The extraction by the best run of an attack, compared with plain sampling."""
     compared = fewer = ""
     if plain and plain.ams > 0:
         times = row.ams / plain.ams
         compared = f", {times:.1f} times the rate" if times > 1 else f", no more than without it ({times:.2f} times)"
     if plain and row.unique < plain.unique:
         fewer = ", fewer than without it"
-    return (
-        f"Guided by {get_attack(row.attack).guide} at its best scale ({row.guidance_scale:g}), "
-        f"{percent(row.ams)} match{compared}: {row.unique} members were extracted{fewer}."
-    )
+    result = f"{percent(row.ams)} match{compared}: {row.unique} members were extracted{fewer}."
+    if get_attack(row.attack).seeks_modes:
+        phrase = run_phrase(row)
+        return f"By {phrase}, at {row.network_calls} calls of the network for each image, {result}"
+    return f"Guided by {get_attack(row.attack).guide} at its best scale ({row.guidance_scale:g}), {result}"
 
 
 def _other_measures(rows: Sequence[Row], first: Row) -> list[str]:

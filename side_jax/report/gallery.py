@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from side_jax.attacks.table import Run
 from side_jax.data.sides import Side
 from side_jax.measure.records import Row
 from side_jax.report import contact_sheet, matches
 from side_jax.report.matches import Columns
 from side_jax.report.page import model, pictures
 
-# (attack, guidance scale, global indices [k]) -> images uint8 [k, h, w, c].
-Fetch = Callable[[str, float, np.ndarray], np.ndarray]
+Fetch = Callable[[Run, np.ndarray], np.ndarray]  # (run, global indices [k]) -> images uint8 [k, h, w, c]
 TRIPLES = 24  # on a sheet
 ORDER = "Closest first; sort by any score. A run shows its closest pairs, whether they match or not."
 
@@ -84,7 +84,7 @@ def _pictures(
 ) -> Iterator[tuple[model.Picture, str]]:
     """Yields (generated | nearest member | nearest held-out | difference, the member's name) for each image."""
     index = closest["index"].astype(np.int64)
-    generated = fetch(row.attack, row.guidance_scale, index) if len(index) else []
+    generated = fetch(row.key, index) if len(index) else []
     near = [_places(side, closest[f"{row.metric}_{name}_id"]) for side, name in _sides(members, heldout)]
     for image, member, other in zip(generated, *near, strict=True):
         tiles = np.stack([image, members.images[member], heldout.images[other]])
@@ -131,7 +131,7 @@ def sheet(row: Row, columns: Columns, members: Side, heldout: Side, fetch: Fetch
     shape = members.images.shape[1:]
     triples = np.full((1, 3, *shape), 255, np.uint8)
     if len(chosen):
-        generated = fetch(row.attack, row.guidance_scale, images["index"][chosen].astype(np.int64))
+        generated = fetch(row.key, images["index"][chosen].astype(np.int64))
         near = [
             side.images[_places(side, images[f"{metric}_{name}_id"][chosen])] for side, name in _sides(members, heldout)
         ]

@@ -21,26 +21,30 @@ def table(path: Path) -> list[list[str]]:
 
 
 def read(path: Path) -> Columns:
-    """matches.csv: attack as text, all others as float64; [rows] each."""
+    """matches.csv: run and attack as text, all others as float64; [rows] each."""
     header, *rows = table(path)
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-    return {name: np.asarray(v, str if name == "attack" else np.float64) for name, v in columns.items()}
+    return {name: np.asarray(v, str if name in ("run", "attack") else np.float64) for name, v in columns.items()}
 
 
 def select_run(matches: Columns, run: Run) -> Columns:
     """The images of a run."""
-    chosen = (matches["attack"] == run.attack) & (matches["guidance_scale"] == run.guidance_scale)
+    chosen = matches["run"] == run.key.name
     return {name: column[chosen] for name, column in matches.items()}
 
 
 def title(run: Run) -> str:
     """A run, for people."""
+    key = run.key
+    if key.start:
+        origin = title(Run(attack=key.start, guidance_scale=key.scale)) if key.start_run else key.start
+        return f"{key.attack} from {origin}, noise {key.noise:g}, {key.rounds} rounds"
     return run.attack + (f", scale {run.guidance_scale:g}" if run.guidance_scale else "")
 
 
 def slug(run: Run) -> str:
     """A run, for the name of a file."""
-    return run.attack + (f"_{run.guidance_scale:g}" if run.guidance_scale else "")
+    return run.key.name
 
 
 def shown(rows: Sequence[Row]) -> list[Row]:

@@ -16,6 +16,7 @@ from side_jax.attacks.table import ATTACKS, PLAIN
 from side_jax.measure.records import Control, NoiseLevel, Rarefaction, Row
 
 _COLOURS = {name: attack.colour for name, attack in ATTACKS.items()}
+_BY_SCALE = {name: attack.colour for name, attack in ATTACKS.items() if attack.guided or name == PLAIN.name}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def guidance(rows: Sequence[Row]) -> bytes:
       rows: all of one metric and band.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for attack, colour in _COLOURS.items():
+    for attack, colour in _BY_SCALE.items():
         runs = sorted((row for row in rows if row.attack == attack), key=lambda row: row.guidance_scale)
         if not runs:
             continue
@@ -190,6 +191,24 @@ def rarefaction(curves: Mapping[str, Rarefaction], members: int) -> bytes:
     axes.set(
         xscale="log", xlabel="generated images (dashed: the fitted law; crosses: Chao's bound)", ylabel="members found"
     )
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def network_calls(curves: Mapping[str, Rarefaction], members: int) -> bytes:
+    """Different members found against the calls of the model's network that the images took: a PNG.
+
+    Args:
+      curves: of the runs to show, by their titles; each with its calls.
+      members: how many there are.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    for i, (title, curve) in enumerate(curves.items()):
+        colour, calls = _COLOURS.get(curve.attack, f"C{i}"), np.asarray(curve.sizes) * curve.network_calls
+        axes.plot(calls, curve.expected, color=colour, label=title, linewidth=2.2)
+        axes.plot(calls[-1:], curve.expected[-1:], "o", color=colour)
+    axes.set(xscale="log", xlabel="calls of the model's network, in all", ylabel=f"members found, of {members:,}")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     return _png(figure)

@@ -17,7 +17,9 @@ from side_jax.measure.records import (
     Run,
 )
 from side_jax.memorization.metrics import METRICS
+from side_jax.report import equal_calls
 from side_jax.report.findings import percent, points, share
+from side_jax.report.matches import title
 from side_jax.report.page import model
 
 
@@ -72,7 +74,7 @@ def _run_cells(run: Run, scaled: bool) -> list[model.Cell]:
     scale = run.guidance_scale
     faint = "faint" if get_attack(run.attack).control else ""
     scales = [_cell(f"{scale:g}" if scale else "none", scale)] if scaled else []
-    return [_cell(run.attack, emphasis=faint), *scales]
+    return [_cell(title(run) if run.key.start else run.attack, emphasis=faint), *scales]
 
 
 def _scaled(runs: Sequence[Run]) -> bool:
@@ -107,6 +109,7 @@ ATTACK_COLUMNS = (  # label, kind, what it means
     ("UMS, all pairs", "rate", "members in the band of any image, over images"),
     ("UMS, nearest", "rate", "members that are the nearest of a match, over images"),
 )
+CALLS = "calls of the model's network for one image, with those for the image that mode seeking starts from"
 TESTED_COLUMNS = (  # the same, where runs are tested against the unguided one
     ("p, more images", "number", "p-value that more images match than without guidance (McNemar, by image)"),
     ("p, more members", "number", "the same by member"),
@@ -116,7 +119,8 @@ TESTED_COLUMNS = (  # the same, where runs are tested against the unguided one
 def _attacks(metric: str, rows: list[Row], explained: bool) -> model.Table:
     """The attacks by one metric's nearest band; `explained`: with the meaning of the columns, once on a page."""
     scaled, tested = _scaled(rows), any(not isinstance(row.p_more_images, UnsetType) for row in rows)
-    columns = (*ATTACK_COLUMNS, *(TESTED_COLUMNS if tested else ()))
+    known = [row for row in rows if not isinstance(row.network_calls, UnsetType)]
+    columns = (*ATTACK_COLUMNS, *(TESTED_COLUMNS if tested else ()), *([("Calls", "number", CALLS)] if known else []))
     cells = [
         (
             *_run_cells(row, scaled),
@@ -128,6 +132,7 @@ def _attacks(metric: str, rows: list[Row], explained: bool) -> model.Table:
             _cell(_with_interval(row.ums, row.ums_ci), row.ums),
             _cell(_with_interval(row.ums_nearest, row.ums_nearest_ci), row.ums_nearest),
             *([_p(row.p_more_images), _p(row.p_more_members)] if tested else []),
+            *([_cell(f"{row.network_calls:,}", row.network_calls)] if known else []),
         )
         for row in rows
     ]
@@ -208,8 +213,16 @@ def _calibrated(rows: list[Row], results: Results) -> model.Table:
 
 
 def _unseen(rarefactions: Sequence[Rarefaction]) -> model.Table:
-    factor, scaled = rarefactions[0].ahead.factor, _scaled(rarefactions)
-    labels = ("Images", "Found", f"Fitted law at {factor} times", f"Chao at {factor} times", "Chao's total, at least")
+    factor, scaled, budget = rarefactions[0].ahead.factor, _scaled(rarefactions), equal_calls.budget(rarefactions)
+    equal = (f"Found at {budget:,} calls",) if budget else ()
+    labels = (
+        "Images",
+        "Found",
+        *equal,
+        f"Fitted law at {factor} times",
+        f"Chao at {factor} times",
+        "Chao's total, at least",
+    )
     columns = (
         *_run_columns(scaled),
         *(model.Column(label=label, kind="number") for label in labels),
@@ -224,6 +237,7 @@ def _unseen(rarefactions: Sequence[Rarefaction]) -> model.Table:
                 *_run_cells(one, scaled),
                 _cell(f"{one.sizes[-1]:,}", one.sizes[-1]),
                 _cell(f"{one.expected[-1]:.0f}", one.expected[-1], "strong"),
+                *([_cell(f"{(found := equal_calls.found(one, budget)):.1f}", found)] if budget else []),
                 _cell(f"{ahead.fit:.1f}", ahead.fit),
                 _cell(f"{ahead.chao:.1f}", ahead.chao),
                 _cell(f"{chao.estimate:.1f}{interval}", chao.estimate),

@@ -21,6 +21,7 @@ from side_jax.devices.preemption import Preemption
 from side_jax.errors import InputError, StoppedError
 from side_jax.progress import progress
 from side_jax.sampling.generation import Generator
+from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def complete(shards: list[Shard]) -> bool:
 
 
 def write(
-    generator: Generator,
+    generator: Generator | ModeGenerator,
     shards: list[Shard],
     *,
     params: Any,

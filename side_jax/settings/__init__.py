@@ -9,13 +9,14 @@ into the ConfigDict that the files in configs/ override, and back. Defaults suit
 import dataclasses
 from typing import Any
 
-from side_jax.attacks.table import ATTACKS, known_classifiers
+from side_jax.attacks.table import ATTACKS, NOISE, Run, known_classifiers
+from side_jax.diffusion.mode_seeking import noise_range
 from side_jax.diffusion.schedule import time_grid
 from side_jax.memorization.metrics import METRICS
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
-from side_jax.settings.extraction import Extract, Sampler
+from side_jax.settings.extraction import Extract, Modes, Sampler
 from side_jax.settings.target import Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Fit",
     "Label",
     "Model",
+    "Modes",
     "Monitor",
     "Network",
     "Report",
@@ -61,6 +63,7 @@ class Settings:
     surrogate: Surrogate = Surrogate()
     conditional: ClassifierFit = ClassifierFit()
     extract: Extract = Extract()
+    modes: Modes = Modes()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
 
@@ -95,6 +98,7 @@ class Settings:
             value = getattr(self, section).num_steps
             check(value <= steps, f"{section}.num_steps", value, need)
         self._check_guidance()
+        self._check_modes()
         need = f"at most data.num_members ({data.num_members})"
         ok = self.train.batch_size <= data.num_members or bool(self.target.path)
         check(ok, "train.batch_size", self.train.batch_size, need)
@@ -116,6 +120,10 @@ class Settings:
         """The sampler of guided attacks: `sampler`, overridden by extract.solver and extract.num_steps where set."""
         options: dict[str, Any] = {"solver": self.extract.solver, "num_steps": self.extract.num_steps}
         return dataclasses.replace(self.sampler, **{name: value for name, value in options.items() if value})
+
+    def runs(self) -> list[Run]:
+        """Every run of every attack."""
+        return self.extract.runs(self.modes)
 
     @property
     def uses_features(self) -> bool:
@@ -149,6 +157,18 @@ class Settings:
             need = f"an interval that contains a timestep of the sampler: {', '.join(map(str, grid))}"
             ok = bool(((low <= grid) & (grid <= high)).any())
             check(ok, "extract.guidance_interval", e.guidance_interval, need)
+
+    def _check_modes(self) -> None:
+        attacks, modes = self.extract.attacks, self.modes
+        if not any(ATTACKS[attack].seeks_modes for attack in attacks):
+            return
+        missing = [start for start in modes.starts if start not in (NOISE, *attacks)]
+        need = f"among extract.attacks ({', '.join(attacks)}) or {NOISE}: mode seeking starts from their images"
+        check(not missing, "modes.starts", modes.starts, need)
+        low, high = noise_range(self.diffusion.make())
+        ends = [factor * noise for noise in modes.noise_levels for factor in (1.0, modes.last_noise)]
+        need = f"between {low:.3g} and {high:.3g}, the noise levels of the model, also in the last round"
+        check(low <= min(ends) and max(ends) <= high, "modes.noise_levels", modes.noise_levels, need)
 
     def _check_measure(self) -> None:
         e, data = self.evaluate, self.data

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from side_jax.attacks.table import ATTACKS, Run, known_classifiers
+from side_jax.attacks.table import ATTACKS, NOISE, PLAIN, Run, known_classifiers
 from side_jax.diffusion.guidance import FORMS
 from side_jax.diffusion.schedule import SPACINGS
 from side_jax.diffusion.solvers import SOLVERS, VARIANCES
@@ -81,7 +81,7 @@ class Extract:
     @property
     def classifiers(self) -> list[str]:
         """The classifiers that guide the attacks."""
-        guides = (ATTACKS[run.attack].classifier for run in self.runs())
+        guides = (attack.classifier for name, attack in ATTACKS.items() if name in self.attacks)
         return list(dict.fromkeys(guide.name for guide in guides if guide))
 
     @property
@@ -104,11 +104,52 @@ class Extract:
         """Whether a classifier learns from the members' own labels."""
         return "members" in self.sources
 
-    def runs(self) -> list["Run"]:
-        """One run for every attack and guidance scale; unguided sampling is a single run."""
-        runs: list[Run] = []
-        for attack in ATTACKS:
-            if attack in self.attacks:
-                scales = self.guidance_scales if ATTACKS[attack].guided else (0.0,)
-                runs.extend(Run(attack=attack, scale=scale) for scale in scales)
-        return runs
+    def runs(self, modes: "Modes") -> list[Run]:
+        """One run for every attack and guidance scale; unguided sampling is a single run.
+
+        Mode seeking has one for every run that it starts from, noise level and number of rounds; these come last.
+        """
+        sampled: list[Run] = []
+        for attack in ATTACKS.values():
+            if attack.name in self.attacks and not attack.seeks_modes:
+                scales = self.guidance_scales if attack.guided else (0.0,)
+                sampled.extend(Run(attack=attack.name, scale=scale) for scale in scales)
+        starts = [(run.attack, run.scale) for run in sampled if run.attack in modes.starts]
+        starts += [(NOISE, 0.0)] if NOISE in modes.starts else []
+        return sampled + [
+            Run(attack=name, scale=scale, start=start, noise=noise, rounds=rounds)
+            for name, attack in ATTACKS.items()
+            if name in self.attacks and attack.seeks_modes
+            for start, scale in starts
+            for noise in modes.noise_levels
+            for rounds in modes.rounds
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modes:
+    """Mode seeking (the attack `modes`): where it starts, and its rounds. Noise is that of pixels in [-1, 1]."""
+
+    # Where it starts: attacks of extract.attacks, from whose images it starts, at each scale; or "noise".
+    starts: tuple[str, ...] = (PLAIN.name,)
+    noise_levels: tuple[float, ...] = (0.15,)  # sigma, the noise level of the denoiser in the first round
+    rounds: tuple[int, ...] = (20,)  # numbers of rounds, with one call of the network each
+    last_noise: float = 1.0  # noise of the last round over that of the first; below 1, it falls geometrically
+    random: bool = False  # whether each round adds noise to the image first
+    relaxation: float = 1.0  # factor of each round's change
+    anderson: bool = False  # whether rounds are accelerated by Anderson's method
+
+    def __post_init__(self) -> None:
+        choices = (NOISE, *(name for name, attack in ATTACKS.items() if not attack.seeks_modes))
+        for name in ("starts", "noise_levels", "rounds"):
+            values = getattr(self, name)
+            ok = len(values) >= 1 and len(set(values)) == len(values)
+            check(ok, f"modes.{name}", values, "one or more different values")
+        for start in self.starts:
+            one_of("modes.starts", start, choices)
+        check(min(self.noise_levels) > 0, "modes.noise_levels", self.noise_levels, "above 0")
+        check(min(self.rounds) >= 1, "modes.rounds", self.rounds, "at least 1")
+        check(0 < self.last_noise <= 1, "modes.last_noise", self.last_noise, "above 0 and at most 1")
+        check(0 < self.relaxation < 2, "modes.relaxation", self.relaxation, "above 0 and below 2")
+        ok = self.relaxation == 1 or not self.anderson
+        check(ok, "modes.relaxation", self.relaxation, "1 with modes.anderson, which chooses its own factor")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from side_jax import builders
-from side_jax.attacks.table import Attack, Classifier
+from side_jax.attacks.table import ATTACKS, Attack, Classifier, Run
 from side_jax.sampling import shards
 from side_jax.settings import Fit, Settings
 from side_jax.workdir import checkpoint
@@ -66,22 +66,49 @@ def training(work: Unit, fit: Fit, step: Callable[[Clock], float], clock: Clock,
     return Cost(left=f"{left:,} of {fit.num_steps:,} steps", seconds=left * step(clock))
 
 
-def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], attack: Attack | None, clock: Clock) -> Cost:
-    """The cost of sampling the missing or damaged shards; unguided if the attack is None or unguided."""
+def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None, clock: Clock) -> Cost:
+    """The cost of generating the missing or damaged shards of a run; None: of plain sampling.
+
+    A round of mode seeking costs a step of plain sampling.
+    """
     usable = work.begun()  # files of other settings do not count
     todo = [part for part in parts if not (usable and part.intact(thorough=False))]
     images = sum(len(part.index) for part in todo)
     if not todo:
         return Cost(left="done", seconds=0.0)
-    guided = attack is not None and attack.guided
-    sampler = settings.guided_sampler if guided else settings.sampler
-    segments = builders.build_step_table(settings, sampler).segments(guided)
-    batch = sum((stop - start) * clock.sampling_step(attack if flag else None) for start, stop, flag in segments)
+    if run and run.rounds:
+        batch = run.rounds * clock.sampling_step(None)
+    else:
+        attack = ATTACKS[run.attack] if run else None
+        segments = _segments(settings, attack)
+        batch = sum((stop - start) * clock.sampling_step(attack if flag else None) for start, stop, flag in segments)
     return Cost(
         left=f"{len(todo):,} of {len(parts):,} shards, {images:,} images",
         seconds=len(todo) * batch,
         size=images * math.prod(builders.image_shape(settings)),
     )
+
+
+def _segments(settings: Settings, attack: Attack | None) -> list[tuple[int, int, bool]]:
+    """(start, stop, guided) of the sampler's steps that an attack takes; None: plain sampling."""
+    guided = attack is not None and attack.guided
+    sampler = settings.guided_sampler if guided else settings.sampler
+    return list(builders.build_step_table(settings, sampler).segments(guided))
+
+
+def network_calls(settings: Settings, run: Run) -> int:
+    """How often a run evaluates the target's network for one image, the image that it starts from included.
+
+    A gradient through the network counts as two further evaluations; equal evaluations in one step are one, as they are
+    when compiled. Those of a guiding classifier are not counted.
+    """
+    if run.rounds:
+        return run.rounds + (network_calls(settings, run.start_run) if run.start_run else 0)
+    attack, calls = ATTACKS[run.attack], 0
+    for start, stop, guided in _segments(settings, attack):
+        each = 1 + guided * (2 * attack.at_x0 + attack.own_labels)
+        calls += (stop - start) * each
+    return calls
 
 
 def image_bytes(settings: Settings, work: Unit, parts: list[shards.Shard]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from msgspec import structs
 
 from side_jax import builders
+from side_jax.attacks.table import Run
 from side_jax.devices import process_group
 from side_jax.features import extractors
 from side_jax.measure import records, target_scores
@@ -14,7 +15,7 @@ from side_jax.measure.scoring import Scorer
 from side_jax.progress import progress
 from side_jax.sampling import shards
 from side_jax.settings import Settings, random_streams
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import estimates, stage_inputs, stage_table
 from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
             scores[name] = target.scores(target_scores.MEMBERSHIP, side.images, f"membership/{name}")
     units = stage_table.extraction_units(settings, workdir)
     runs = (
-        ((attack_run.attack, attack_run.scale), shards.stream(stage_table.extracted_shards(settings, unit)))
+        (_record(settings, attack_run), shards.stream(stage_table.extracted_shards(settings, unit)))
         for attack_run, unit in progress(units, total=len(units), description="evaluate", unit="run")
     )
     distribution_embed = embed if e.distribution else None
@@ -70,6 +71,13 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     )
     records.write(work.directory / "results.json", results)
     logger.info("evaluate: %d rows in %s.", len(results.rows), work.directory / "results.json")
+
+
+def _record(settings: Settings, run: Run) -> records.Run:
+    """A run as results.json has it."""
+    seeking = {"start": run.start, "noise_level": run.noise, "rounds": run.rounds} if run.start else {}
+    calls = estimates.network_calls(settings, run)
+    return records.Run(attack=run.attack, guidance_scale=run.scale, network_calls=calls, **seeking)
 
 
 def _classifiers(settings: Settings, workdir: Path) -> dict[str, records.Classifier]:

@@ -1,48 +1,34 @@
-"""Stage extract: generates N_G images by every attack at every guidance scale, from the same initial noise."""
+"""Stage extract: generates N_G images in every run of every attack; all runs share the initial noise."""
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from side_jax import builders
-from side_jax.attacks.table import ATTACKS
+from side_jax.attacks.table import ATTACKS, Run
 from side_jax.sampling import generation, shards
+from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.workdir import work_units
+from side_jax.workdir.work_units import Unit
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes extract/<attack>[_<scale>]/shard_*.npz."""
+    """Writes extract/<run>/shard_*.npz."""
     works = stage_table.extraction_units(settings, workdir)
-    base = random_streams.stream_key(settings, "extract")
-    loaded: dict[
-        str, tuple[generation.Generator, dict, int]
-    ] = {}  # by attack, so that a sweep over scales compiles once
-    dpm = None
+    base, count = random_streams.stream_key(settings, "extract"), settings.extract.num_images
+    load = functools.cache(functools.partial(_load, settings, workdir))  # so that a sweep over scales compiles once
     for attack_run, work in works:
         parts = stage_table.extracted_shards(settings, work)
         if not work.begin(functools.partial(shards.complete, parts)):
             continue
-        if attack_run.attack not in loaded:
-            if dpm is None:
-                dpm = stage_inputs.load_target(settings, workdir).trees["ema"]
-            attack, classifier, guide, classes = ATTACKS[attack_run.attack], None, {}, 0
-            if attack.classifier:
-                classifier, guide = stage_inputs.load_classifier(settings, workdir, attack.classifier)
-                classes = classifier.num_classes
-            elif attack.own_labels:
-                classes = settings.condition.num_labels
-            options = {"at_x0": attack.at_x0, "own_labels": attack.own_labels}
-            sampler = settings.guided_sampler if attack_run.guided else settings.sampler
-            generator = builders.build_generator(settings, classifier, sampler=sampler, **options)
-            loaded[attack_run.attack] = generator, {"dpm": dpm} | guide, classes
-        generator, params, classes = loaded[attack_run.attack]
-        count = settings.extract.num_images
+        sampler, params, classes = load(attack_run.attack)
         labels = generation.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
         shards.write(
-            generator,
+            sampler or _mode_generator(settings, attack_run, dict(works)),
             parts,
             params=params,
             base=base,
@@ -50,7 +36,27 @@ def run(settings: Settings, workdir: Path) -> None:
             scale=attack_run.scale,
             description=f"extract {attack_run.name}",
         )
-        work.finish(
-            attack=attack_run.attack, guidance_scale=attack_run.scale, index_range=[0, settings.extract.num_images]
-        )
+        work.finish(attack=attack_run.attack, guidance_scale=attack_run.scale, index_range=[0, count])
     work_units.finish_stage(workdir, "extract", [work for _, work in works])
+
+
+def _load(settings: Settings, workdir: Path, name: str) -> tuple[generation.Generator | None, dict[str, Any], int]:
+    """(the generator of an attack that samples, else None; its parameters; the number of its target labels, or 0)."""
+    attack, params = ATTACKS[name], {"dpm": stage_inputs.load_target(settings, workdir).trees["ema"]}
+    if attack.seeks_modes:
+        return None, params, 0
+    classifier, classes = None, settings.condition.num_labels if attack.own_labels else 0
+    if attack.classifier:
+        classifier, guide = stage_inputs.load_classifier(settings, workdir, attack.classifier)
+        params, classes = params | guide, classifier.num_classes
+    sampler = settings.guided_sampler if attack.guided else settings.sampler
+    options = {"at_x0": attack.at_x0, "own_labels": attack.own_labels}
+    return builders.build_generator(settings, classifier, sampler=sampler, **options), params, classes
+
+
+def _mode_generator(settings: Settings, attack_run: Run, units: dict[Run, Unit]) -> ModeGenerator:
+    """The generator of a run of mode seeking, from the images of the run that it starts from."""
+    starts = None
+    if attack_run.start_run:
+        starts = functools.partial(shards.pick, stage_table.extracted_shards(settings, units[attack_run.start_run]))
+    return builders.build_mode_generator(settings, attack_run, starts)

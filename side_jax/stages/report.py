@@ -37,8 +37,8 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str
     members, heldout = stage_inputs.load_sides(settings, workdir)
     units = dict(stage_table.extraction_units(settings, workdir))
 
-    def fetch(attack: str, scale: float, index: np.ndarray) -> np.ndarray:
-        return shards.pick(stage_table.extracted_shards(settings, units[Run(attack=attack, scale=scale)]), index)
+    def fetch(run: Run, index: np.ndarray) -> np.ndarray:
+        return shards.pick(stage_table.extracted_shards(settings, units[run]), index)
 
     audit = Audit(
         title=f"{settings.name}: how much training data comes out",

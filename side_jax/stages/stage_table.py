@@ -37,6 +37,8 @@ _IGNORED_SETTINGS = [
     ("target", "path"),
     ("condition", "path"),  # identified by sha256
 ]
+# The settings of `modes` that every run of mode seeking depends on; the others are in the run.
+_ROUNDS = ("last_noise", "random", "relaxation", "anderson")
 # The settings of `extract` that affect guided runs only.
 _GUIDANCE = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
 # The sections that determine the target model; a workdir holds a single one.
@@ -135,9 +137,15 @@ def classifier_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
 
 def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
     """Every attack at every guidance scale, with its unit."""
-    units = []
-    for run in settings.extract.runs():
+    units: list[tuple[Run, Unit]] = []
+    for run in settings.runs():
         extra = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
+        if run.start:
+            start = dict(units).get(run.start_run)
+            extra |= {"noise": run.noise, "rounds": run.rounds, "start": start.fingerprint if start else run.start}
+            extra |= {key: getattr(settings.modes, key) for key in _ROUNDS}
+            units.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **extra)))
+            continue
         sampler = settings.guided_sampler if run.guided else settings.sampler
         extra |= {key: getattr(sampler, key) for key in ("solver", "num_steps")}
         if run.guided:
@@ -271,8 +279,7 @@ def _plan_extract(settings: Settings, workdir: Path) -> list[Work]:
 
 
 def _sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None) -> Work:
-    attack = ATTACKS[run.attack] if run else None
-    cost = functools.partial(estimates.sampling, settings, work, parts, attack)
+    cost = functools.partial(estimates.sampling, settings, work, parts, run)
     return Work(unit=work, cost=cost, disk=functools.partial(estimates.image_bytes, settings, work, parts), run=run)
 
 

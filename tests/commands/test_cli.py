@@ -17,7 +17,7 @@ from side_jax.commands import cli, options
 from side_jax.commands.options import UsageError
 from side_jax.config import default_config
 from side_jax.errors import InputError
-from side_jax.pipeline import audit
+from side_jax.pipeline import audit, saved_config
 
 BINARIES = [main, train, extract, evaluate, theory]
 
@@ -169,9 +169,14 @@ def test_another_file_in_a_saved_config_is_hashed_anew(finished, tmp_path, monke
 
 
 def test_a_workdir_of_another_version(tmp_path, monkeypatch, capsys):
-    (tmp_path / "config.json").write_text('{"name": "old"}')
+    """A setting that it lacks takes its default; one that is not known here is an error."""
+    (tmp_path / "config.json").write_text('{"name": "old", "train": {"num_steps": 7}}')
+    config = saved_config.saved_config(tmp_path)
+    assert (config.name, config.train.num_steps) == ("old", 7)
+    assert config.modes.to_dict() == default_config().modes.to_dict()
+    (tmp_path / "config.json").write_text('{"name": "old", "train": {"speed": 7}}')
     assert start(main, monkeypatch, f"--workdir={tmp_path}", "--config.seed=1") == 1
-    assert "was made by another version of side_jax: config.seed is missing" in capsys.readouterr().err
+    assert "was made by another version of side_jax: config.train.speed is not a setting" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{")
     assert start(main, monkeypatch, f"--workdir={tmp_path}") == 1
     assert "config.json is damaged" in capsys.readouterr().err

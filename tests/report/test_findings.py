@@ -9,7 +9,7 @@ from side_jax.memorization.statistics import intervals
 from side_jax.report import findings
 
 
-def row(attack, hits, scale=10.0, held=0, n=1000):
+def row(attack, hits, scale=10.0, held=0, n=1000, **changes):
     """Images that match members and held-out ones: different images, as far as there are enough."""
     sides = {}
     for prefix, count in (("", hits), ("heldout_", held)):
@@ -18,7 +18,7 @@ def row(attack, hits, scale=10.0, held=0, n=1000):
         sides |= {f"{prefix}ams": count / n, f"{prefix}ams_ci": interval, f"{prefix}ams_at_most": bound}
     interval = intervals.paired_difference_interval(0, hits, held, n - hits - held, 0.95)
     excess = {"excess": (hits - held) / n, "excess_ci": interval, "p_excess": intervals.mcnemar(hits, held)}
-    return made_results.row(attack, scale, n_generated=n, unique=min(hits, 50), **sides, **excess)
+    return made_results.row(attack, scale, n_generated=n, unique=min(hits, 50), **sides, **excess, **changes)
 
 
 def results(*rows, **changes):
@@ -76,7 +76,18 @@ def test_the_control_is_compared_at_its_own_best_scale():
     ("on_x", "on_x0", "words"), [(50, 20, "baseline reaches 5.00%"), (20, 50, "clean image) reaches 5")]
 )
 def test_side_is_set_against_the_better_baseline(on_x, on_x0, words):
-    assert words in said(PLAIN, row("conditional", on_x), row("conditional_x0", on_x0), SIDE)[1]
+    assert words in said(PLAIN, row("conditional", on_x), row("conditional_x0", on_x0), SIDE)[2]
+
+
+def test_mode_seeking_has_its_start_its_rounds_and_its_calls():
+    seeking = {"start": "side", "noise_level": 0.1, "rounds": 20, "network_calls": 30}
+    sentence = said(PLAIN, SIDE, row("modes", 200, 3.0, **seeking))[2]
+    phrase = (
+        "By mode seeking from SIDE at guidance scale 3 (20 rounds at noise 0.1), at 30 calls of the network for each"
+    )
+    assert sentence.startswith(f"{phrase} image, 20.00% match, 6.7 times the rate")
+    noise = said(PLAIN, row("modes", 200, 0.0, **seeking | {"start": "noise"}))[1]
+    assert "By mode seeking from Gaussian noise (20 rounds at noise 0.1)" in noise
 
 
 def test_a_control_alone_has_its_held_out_rate():

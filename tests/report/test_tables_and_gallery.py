@@ -208,6 +208,21 @@ def test_every_number_of_the_attacks(results, metric):
     assert explained == [False] * 2 + [metric == METRICS[0]] * 9  # once on a page
 
 
+def test_mode_seeking_has_its_start_its_rounds_and_its_calls():
+    seeking = {"start": "side", "noise_level": 0.1, "rounds": 20, "network_calls": 30}
+    rows = [made_results.row("unconditional", network_calls=20), made_results.row("modes", 10.0, **seeking)]
+    curves = (
+        made_results.rarefaction("unconditional", network_calls=20, expected=(0.5, 10.0)),
+        made_results.rarefaction("modes", 10.0, **seeking, expected=(1.0, 31.0)),
+    )
+    results = made_results.results(rows, rarefaction=curves)
+    found = table(results, "Attacks by rmse below 0.8")
+    assert texts(found, "Attack") == ["unconditional", "modes from side, scale 10, noise 0.1, 20 rounds"]
+    assert texts(found, "Calls") == ["20", "30"]
+    left = table(results, "How much is left to find?")
+    assert texts(left, "Found at 2,000 calls") == ["10.0", f"{1 + 30 * (2000 / 30 - 1) / 99:.1f}"]
+
+
 def test_zero_hits_are_a_bound_and_small_p_values_are_small(results):
     first = structs.replace(results.rows[0], ams=0.0, ams_at_most=0.0123, heldout_ams_at_most=0.0456, p_excess=0.00009)
     found = table(structs.replace(results, rows=(first, *results.rows[1:])), "Attacks by normalized_l2 below 0.8")
@@ -320,15 +335,15 @@ def test_the_explanation_is_of_these_measures_and_sets(results):
     assert "15 held-out images are too few to calibrate a threshold" in text
 
 
-CSV = """attack,guidance_scale,index,label,rmse_member,rmse_member_id,rmse_member_match,rmse_heldout,rmse_heldout_id,\
-rmse_heldout_match
-unconditional,0.0,0,-1,0.5,12,0,0.6,21,0
-unconditional,0.0,1,-1,0.1,11,1,0.7,22,0
-unconditional,0.0,2,-1,0.05,11,1,0.8,21,0
-side,10.0,0,4,0.3,13,1,0.9,22,0
-side,10.0,1,4,0.2,12,1,0.15,22,1
-side,10.0,2,7,0.9,12,0,0.95,21,0
-side,10.0,3,4,0.25,12,1,0.65,21,0
+CSV = """run,attack,guidance_scale,index,label,rmse_member,rmse_member_id,rmse_member_match,rmse_heldout,\
+rmse_heldout_id,rmse_heldout_match
+unconditional,unconditional,0.0,0,-1,0.5,12,0,0.6,21,0
+unconditional,unconditional,0.0,1,-1,0.1,11,1,0.7,22,0
+unconditional,unconditional,0.0,2,-1,0.05,11,1,0.8,21,0
+side_10,side,10.0,0,4,0.3,13,1,0.9,22,0
+side_10,side,10.0,1,4,0.2,12,1,0.15,22,1
+side_10,side,10.0,2,7,0.9,12,0,0.95,21,0
+side_10,side,10.0,3,4,0.25,12,1,0.65,21,0
 """
 GREYS = {"members": (40, 50, 60), "heldout": (70, 80)}
 
@@ -354,10 +369,10 @@ MEMBERS, HELDOUT = side("members", 11, ("ada", "bea", "cle")), side("heldout", 2
 ROWS = [made_results.row("unconditional", ams=0.5), made_results.row("side", 10.0, ams=0.6)]
 
 
-def fetch(attack, scale, index):
+def fetch(run, index):
     """Image i of plain sampling has the grey 100 + i, of SIDE 200 + i."""
-    assert (attack, scale) in (("unconditional", 0.0), ("side", 10.0))
-    grey = np.asarray(index, np.uint8) + (100 if attack == "unconditional" else 200)
+    assert run.name in ("unconditional", "side_10")
+    grey = np.asarray(index, np.uint8) + (100 if run.attack == "unconditional" else 200)
     return np.broadcast_to(grey[:, None, None, None].astype(np.uint8), (len(grey), 8, 8, 1))
 
 
@@ -399,8 +414,10 @@ def test_yields_of_clusters_by_hand(found):
 def drawn(results, **changes):
     """The figures, for matches of each run."""
     runs = list(dict.fromkeys((r.attack, r.guidance_scale) for r in results.rows))
+    names = list(dict.fromkeys(r.key.name for r in results.rows))
     rng, n = np.random.default_rng(0), 20
     columns = {
+        "run": np.repeat(names, n),
         "attack": np.repeat([attack for attack, _ in runs], n),
         "guidance_scale": np.repeat([scale for _, scale in runs], n),
         "label": np.where(np.repeat([scale for _, scale in runs], n) > 0, np.tile(np.arange(n) % 3, len(runs)), -1),
@@ -520,7 +537,7 @@ def test_a_sheet_is_no_longer_than_24(found):
     columns["rmse_member"] = np.arange(many)[::-1] / many
     members = dataclasses.replace(MEMBERS, ids=np.arange(many), images=np.full((many, 8, 8, 1), 30, np.uint8))
     asked = []
-    sheet(ROWS[1], columns, members, HELDOUT, lambda *run: asked.append(run[2].tolist()) or fetch(*run))
+    sheet(ROWS[1], columns, members, HELDOUT, lambda *asks: asked.append(asks[1].tolist()) or fetch(*asks))
     assert asked == [list(range(39, 15, -1))]
 
 

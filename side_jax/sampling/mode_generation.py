@@ -1,0 +1,91 @@
+"""Generates images by mode seeking: from noise, or from stored images, in batches by a pmapped, jit-compiled loop."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from side_jax.devices import placement
+from side_jax.diffusion import mode_seeking, sampler
+from side_jax.diffusion.pixel_range import to_float, to_uint8
+from side_jax.diffusion.schedule import Schedule
+from side_jax.sampling.generation import ApplyFn
+
+Starts = Callable[[np.ndarray], np.ndarray]  # global indices int64 [n] -> images uint8 [n, h, w, c]
+
+
+class ModeProgram:
+    """The compiled rounds. Noise levels are traced, so that only another number of rounds is compiled anew.
+
+    Attributes:
+      batch_size: images per batch.
+      shape: of one image, (height, width, channels).
+    """
+
+    def __init__(
+        self,
+        *,
+        denoise: ApplyFn,
+        schedule: Schedule,
+        shape: tuple[int, int, int],
+        batch_size: int,
+        from_noise: bool = False,
+        random: bool = False,
+        relaxation: float = 1.0,
+        anderson: bool = False,
+    ):
+        """Prepares the compiled function.
+
+        Args:
+          denoise: the DPM, (params, x_t, t float32) -> its prediction, of the schedule's prediction type.
+          schedule: of the DPM.
+          shape: of one image, (height, width, channels).
+          batch_size: images per batch; divisible by the number of local devices.
+          from_noise: whether to start from x_T, clipped to [-1, 1], instead of given images.
+          random: whether each round adds noise first, from an image's own key.
+          relaxation: see mode_seeking.seek_round.
+          anderson: see there.
+        """
+        self.batch_size, self.shape = batch_size, shape
+
+        def seek(params: Any, base: jax.Array, levels: jax.Array, index: jax.Array, images: jax.Array) -> jax.Array:
+            keys = sampler.sample_keys(base, index)
+            x = jnp.clip(sampler.initial_noise(keys, shape), -1.0, 1.0) if from_noise else to_float(images)
+            denoiser = mode_seeking.from_network(lambda x, t: denoise(params, x, t), schedule)
+            options = {"relaxation": relaxation, "anderson": anderson}
+            return to_uint8(mode_seeking.seek(denoiser, levels, x, keys if random else None, **options).x)
+
+        self.call = placement.pmap_batch(seek, batched=(False, False, False, True, True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ModeGenerator:
+    """Generates the images of given global indices, as generation.Generator does; an index always gives the same image.
+
+    Attributes:
+      program: the compiled rounds.
+      noise_levels: float32 [rounds], sigma of each round.
+      starts: the images to start from; None: the program starts from noise.
+    """
+
+    program: ModeProgram
+    noise_levels: np.ndarray
+    starts: Starts | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch."""
+        return self.program.batch_size
+
+    def dispatch(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> jax.Array:
+        """As generation.Generator.dispatch; labels and scale have acted on the starting images, and are ignored."""
+        given = self.starts(index) if self.starts else np.zeros((len(index), *self.program.shape), np.uint8)
+        parts = placement.split(self.batch_size, np.asarray(index, np.uint32), given)
+        return self.program.call(params, base, self.noise_levels, *parts)
+
+    def __call__(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
+        """Images uint8 [n, h, w, c] of the global indices [n], n at most batch_size."""
+        return placement.merge(self.dispatch(params, base, index, labels, scale))[: len(index)]

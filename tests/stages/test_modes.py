@@ -1,0 +1,114 @@
+"""The attack `modes`: its runs, what they depend on, their images and their rows."""
+
+import csv
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from side_jax import builders
+from side_jax.attacks.table import Run
+from side_jax.config import from_config
+from side_jax.diffusion import mode_seeking, pixel_range
+from side_jax.measure import records
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.sampling import shards
+from side_jax.settings import Extract, Modes, Settings
+from side_jax.stages import estimates, stage_inputs, stage_table
+
+EXTRACT = Extract(
+    attacks=("unconditional", "conditional_x0", "side", "modes"), guidance_scales=(3.0, 10.0), num_steps=6
+)
+
+
+def settings(extract=EXTRACT, **modes):
+    options = {"starts": ("unconditional", "side", "noise"), "noise_levels": (0.1, 0.2), "rounds": (4, 9)}
+    return dataclasses.replace(Settings(), extract=extract, modes=Modes(**options | modes))
+
+
+def test_it_runs_from_every_start_at_every_noise_and_number_of_rounds():
+    names = [run.name for run in settings().runs() if run.rounds]
+    origins = ("unconditional", "side_3", "side_10", "noise")
+    assert names == [f"modes_{noise}x{n}_from_{start}" for start in origins for noise in (0.1, 0.2) for n in (4, 9)]
+    assert len({run.name for run in settings().runs()}) == len(settings().runs()) == 5 + 16
+
+
+def test_calls_of_the_network_are_those_of_the_start_and_the_rounds():
+    """20 plain steps; 6 guided ones, of x_t or through the network, whose gradient is two more calls."""
+    calls = {run.name: estimates.network_calls(settings(), run) for run in settings().runs()}
+    assert (calls["unconditional"], calls["side_3"], calls["conditional_x0_3"]) == (20, 6, 6 * 3)
+    assert calls["modes_0.1x9_from_unconditional"] == 29
+    assert calls["modes_0.1x4_from_side_10"] == 10
+    assert calls["modes_0.2x9_from_noise"] == 9
+    some = settings(dataclasses.replace(EXTRACT, guidance_interval=(500, 999)))
+    assert estimates.network_calls(some, Run(attack="conditional_x0", scale=3.0)) == 6 + 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"modes": Modes(starts=("unconditional", "side", "noise"), noise_levels=(0.1,), rounds=(4,), random=True)},
+            "all",
+        ),
+        ({"extract": dataclasses.replace(EXTRACT, normalize_gradient=True)}, "side"),
+        ({"surrogate": dataclasses.replace(Settings().surrogate, learning_rate=1e-5)}, "side"),
+        ({"sampler": dataclasses.replace(Settings().sampler, num_steps=7)}, "unconditional"),
+    ],
+)
+def test_a_run_depends_on_its_rounds_and_on_its_start(changes, expected, tmp_path):
+    before = settings(noise_levels=(0.1,), rounds=(4,))
+    fingerprints = [
+        {run.name: work.fingerprint for run, work in stage_table.extraction_units(one, tmp_path) if run.rounds}
+        for one in (before, dataclasses.replace(before, **changes))
+    ]
+    changed = {name for name, value in fingerprints[0].items() if fingerprints[1][name] != value}
+    # The section `sampler`, its batch size among the rest, is one that every run depends on.
+    everything = expected in ("all", "unconditional")
+    assert changed == {name for name in fingerprints[0] if everything or "from_side" in name}
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """A finished run with mode seeking from plain sampling, and its settings."""
+    workdir = runs.finished("everything")
+    return from_config(saved_config(workdir)), workdir
+
+
+def test_images_are_the_rounds_from_those_of_the_start(finished):
+    own, workdir = finished
+    units = dict(stage_table.extraction_units(own, workdir))
+    (run,) = (run for run in units if run.rounds)
+    start, found = (
+        shards.read(stage_table.extracted_shards(own, units[one])) for one in (Run(attack="unconditional"), run)
+    )
+    assert run.start == "unconditional"
+    np.testing.assert_array_equal(start["index"], found["index"])
+    assert (found["label"] == -1).all()
+    params, unet = {"params": stage_inputs.load_target(own, workdir).trees["ema"]}, builders.build_unet(own)
+    denoiser = mode_seeking.from_network(lambda x, t: unet.apply(params, x, t), builders.build_schedule(own))
+    levels = mode_seeking.noise_levels(run.noise, run.rounds)
+    with jax.numpy_dtype_promotion("standard"):
+        state = jax.jit(lambda x: mode_seeking.seek(denoiser, levels, x))(pixel_range.to_float(start["images"]))
+    difference = np.abs(np.asarray(pixel_range.to_uint8(state.x)).astype(int) - found["images"].astype(int))
+    assert difference.max() <= 1
+    assert np.abs(found["images"].astype(int) - start["images"]).mean() > 2
+
+
+def test_rows_and_tables_name_the_run(finished):
+    own, workdir = finished
+    results = records.read(workdir / "evaluate" / "results.json")
+    (row,) = (row for row in results.rows if (row.attack, row.metric, row.level) == ("modes", "rmse", "high"))
+    (run,) = (run for run in own.runs() if run.rounds)
+    assert row.key == run
+    assert (row.start, row.noise_level, row.rounds) == ("unconditional", run.noise, run.rounds)
+    assert row.network_calls == own.sampler.num_steps + run.rounds
+    with (workdir / "evaluate" / "matches.csv").open() as file:
+        assert sum(line["run"] == run.name for line in csv.DictReader(file)) == row.n_generated
+    header = (workdir / "evaluate" / "members.csv").read_text().splitlines()[0]
+    assert f"extracted_{run.name}" in header.split(",")
+    page = (workdir / "report" / "index.html").read_text()
+    assert f"modes from unconditional, noise {run.noise:g}, {run.rounds} rounds" in page
+    assert f"By mode seeking from plain sampling ({run.rounds} rounds" in page
