@@ -13,7 +13,7 @@ from side_jax.report.matches import Columns
 from side_jax.report.page import model, pictures
 
 Fetch = Callable[[Run, np.ndarray], np.ndarray]  # (run, global indices [k]) -> images uint8 [k, h, w, c]
-TRIPLES = 24  # on a sheet
+GROUPS = 24  # on a sheet
 ORDER = "Closest first; sort by any score. A run shows its closest pairs, whether they match or not."
 
 
@@ -58,8 +58,8 @@ def gallery(
             shown.append(
                 model.Pair(
                     index=int(closest["index"][i]),
-                    attack=row.attack,
-                    scale=row.guidance_scale or None,
+                    attack=matches.title(row) if row.key.start else row.attack,
+                    scale=None if row.key.start else row.guidance_scale or None,
                     cluster=label if label >= 0 else None,
                     member=member,
                     name=name,
@@ -67,6 +67,7 @@ def gallery(
                     values=(*(float(column[i]) for column in distances), *evidence.get(member, unknown)),
                     matched=bool(closest[f"{headline}_member_match"][i]),
                     picture=picture,
+                    has_start=row.key.start_run is not None,
                 )
             )
     shown.sort(key=lambda pair: pair.values[metrics.index(headline)])
@@ -82,13 +83,16 @@ def _closest(images: Columns, name: str, count: int) -> Columns:
 def _pictures(
     row: Row, closest: Columns, members: Side, heldout: Side, fetch: Fetch, *, private: bool
 ) -> Iterator[tuple[model.Picture, str]]:
-    """Yields (generated | nearest member | nearest held-out | difference, the member's name) for each image."""
+    """Yields (start, if any | generated | nearest member | nearest held-out | difference, the member's name)."""
     index = closest["index"].astype(np.int64)
     generated = fetch(row.key, index) if len(index) else []
+    start_run = row.key.start_run
+    starts = fetch(start_run, index) if start_run and len(index) else generated
     near = [_places(side, closest[f"{row.metric}_{name}_id"]) for side, name in _sides(members, heldout)]
-    for image, member, other in zip(generated, *near, strict=True):
+    for image, start, member, other in zip(generated, starts, *near, strict=True):
         tiles = np.stack([image, members.images[member], heldout.images[other]])
         tiles = np.concatenate([tiles, pictures.difference(tiles[:1], tiles[1:2])])
+        tiles = np.concatenate([start[None], tiles]) if start_run else tiles
         yield pictures.strip(tiles, private=private), "" if private else members.names[member]
 
 
@@ -113,7 +117,7 @@ def _evidence(path: Path) -> tuple[list[str], dict[int, list[float]]]:
 
 
 def sheet(row: Row, columns: Columns, members: Side, heldout: Side, fetch: Fetch) -> bytes:
-    """A PNG for people: generated | nearest member | nearest held-out, the closest match of each extracted member.
+    """A PNG: start, if any | generated | nearest member | nearest held-out, the closest match of each extracted member.
 
     Args:
       row: the run, by the headline metric.
@@ -127,15 +131,17 @@ def sheet(row: Row, columns: Columns, members: Side, heldout: Side, fetch: Fetch
     order = order[images[f"{metric}_member_match"][order] > 0]
     # The closest of each member, as the order is stable.
     _, first = np.unique(images[f"{metric}_member_id"][order], return_index=True)
-    chosen = order[np.sort(first)][:TRIPLES]
-    shape = members.images.shape[1:]
-    triples = np.full((1, 3, *shape), 255, np.uint8)
+    chosen = order[np.sort(first)][:GROUPS]
+    shape, sources = members.images.shape[1:], [run for run in (row.key.start_run, row.key) if run]
+    width = len(sources) + 2
+    groups = np.full((1, width, *shape), 255, np.uint8)
     if len(chosen):
-        generated = fetch(row.key, images["index"][chosen].astype(np.int64))
+        index = images["index"][chosen].astype(np.int64)
+        generated = [fetch(run, index) for run in sources]
         near = [
             side.images[_places(side, images[f"{metric}_{name}_id"][chosen])] for side, name in _sides(members, heldout)
         ]
-        triples = np.stack([generated, *near], axis=1)
-    strips = np.stack([np.asarray(contact_sheet.grid(triple, columns=3)) for triple in triples])
+        groups = np.stack([*generated, *near], axis=1)
+    strips = np.stack([np.asarray(contact_sheet.grid(group, columns=width)) for group in groups])
     strips = strips.reshape((*strips.shape[:3], shape[-1]))
     return contact_sheet.png(contact_sheet.grid(strips, 4, side=1, gap=10))

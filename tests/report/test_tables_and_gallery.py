@@ -471,13 +471,13 @@ def test_the_best_guided_attack_has_its_clusters_shown(results, quick):
     assert "yields" not in drawn(keep(results, lambda one: one.attack != "side"))  # controls have none
 
 
-def strip(pair):
+def strip(pair, count=4):
     """The tiles of a pair's picture: the grey in the middle of each."""
     _, _, data = pair.picture.uri.partition("base64,")
     with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
         pixels = np.asarray(picture.convert("L"))
-    assert pixels.shape == (8, 4 * 8 + 3 * 2)
-    return [int(pixels[4, 4 + 10 * i]) for i in range(4)]
+    assert pixels.shape == (8, count * 8 + (count - 1) * 2)
+    return [int(pixels[4, 4 + 10 * i]) for i in range(count)]
 
 
 def test_the_gallery_shows_the_closest_of_each_run(found, tmp_path):
@@ -498,6 +498,37 @@ def test_the_gallery_shows_the_closest_of_each_run(found, tmp_path):
     tiles = [[102, 40, 70, 248], [101, 40, 80, 244], [201, 50, 80, 255], [203, 50, 70, 255]]
     np.testing.assert_allclose([strip(p) for p in shown.pairs], tiles, atol=2)
     assert all(p.picture.reveals for p in shown.pairs)
+
+
+SEEKING = made_results.row("modes", start="unconditional", noise_level=0.1, rounds=20, ams=0.5)
+
+
+@pytest.fixture
+def sought(found):
+    """The matches of plain sampling, those of mode seeking from it, and a fetch of either's images."""
+    own = {name: column.copy() for name, column in matches.select_run(found, ROWS[0]).items()}
+    own["run"] = np.full(3, SEEKING.key.name)
+    columns = {name: np.concatenate([found[name], own[name]]) for name in found}
+
+    def fetch_any(run, index):
+        return fetch(run.start_run, index) + 20 if run.rounds else fetch(run, index)
+
+    return columns, fetch_any
+
+
+def test_a_mode_stands_beside_the_image_that_it_started_from(sought, tmp_path, found):
+    columns, fetch_any = sought
+    shown = gallery([SEEKING], columns, MEMBERS, HELDOUT, fetch_any, tmp_path, pairs=1, private=False)
+    (pair,) = shown.pairs
+    assert pair.attack == "modes from unconditional, noise 0.1, 20 rounds"
+    assert (pair.scale, pair.has_start) == (None, True)
+    # Start 102, mode 122, member 40, held-out 70, and the difference at most white.
+    np.testing.assert_allclose(strip(pair, 5), [102, 122, 40, 70, 255], atol=2)
+    assert [tile.label for tile in shown.all_tiles][:2] == ["Start", "Generated"]
+    with Image.open(io.BytesIO(sheet(SEEKING, columns, MEMBERS, HELDOUT, fetch_any))) as picture:
+        pixels = np.asarray(picture)
+    across = np.flatnonzero(np.diff((pixels < 255)[len(pixels) // 2].astype(int)) == 1) + 1
+    assert [int(pixels[len(pixels) // 2, x + 20]) for x in across] == [102, 122, 40, 70]
 
 
 def test_the_gallery_shows_pairs_that_do_not_match_too(found, tmp_path):

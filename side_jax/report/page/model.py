@@ -138,6 +138,7 @@ class Pair:
       values: one for each of the gallery's scores; None for a score that was not computed.
       matched: whether it counts as a match.
       picture: the tiles side by side, from page.pictures.strip.
+      has_start: whether the picture begins with the tile START.
     """
 
     index: int
@@ -150,6 +151,7 @@ class Pair:
     values: tuple[float | None, ...]
     matched: bool
     picture: Picture
+    has_start: bool = False
 
     def __post_init__(self):
         _filled("pair.attack", self.attack)
@@ -168,6 +170,7 @@ class Tile:
         _filled("tile.label", self.label)
 
 
+START = Tile(label="Start", help="the image from which mode seeking came to the generated one")
 TILES = (
     Tile(label="Generated"),
     Tile(label="Nearest member"),
@@ -188,6 +191,11 @@ class Gallery:
     pairs: tuple[Pair, ...]
     tiles: tuple[Tile, ...] = TILES
     note: str = ""
+
+    @property
+    def all_tiles(self) -> tuple[Tile, ...]:
+        """The tiles of the page, with START if a pair has it."""
+        return (START, *self.tiles) if any(pair.has_start for pair in self.pairs) else self.tiles
 
     def __post_init__(self):
         _check(bool(self.tiles), "gallery.tiles", self.tiles, "at least one")

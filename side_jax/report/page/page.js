@@ -63,6 +63,11 @@
       Object.assign(item.querySelector("img"), { src: entry.picture, alt: entry.alt });
       slot("title").textContent = entry.title;
       slot("match").textContent = entry.matched ? "Match" : "";
+      for (const label of entry.tiles) {
+        const tile = document.createElement("span");
+        tile.textContent = label;
+        slot("tiles").append(tile);
+      }
       for (const name of ["facts", "scores"]) {
         for (const [label, text] of entry[name]) {
           const row = document.createElement("div");

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from side_jax.report.page.model import Gallery, Page, Pair
+from side_jax.report.page.model import START, Gallery, Page, Pair
 
 # Control characters, marks that reverse text (as in "photo_gpj.exe"), and undecodable bytes of file names.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -76,9 +76,11 @@ def _entry(pair: Pair, page: Page) -> dict[str, Any]:
         (_seen(score.label), "none" if value is None else f"{value:.{score.decimals}f}")
         for score, value in zip(page.gallery.scores, pair.values, strict=True)
     ]
+    tiles = [_seen(tile.label) for tile in (*([START] if pair.has_start else []), *page.gallery.tiles)]
     return {
         "title": f"Image {pair.index}",
-        "alt": f"Image {pair.index}: " + ", ".join(_seen(tile.label).lower() for tile in page.gallery.tiles),
+        "alt": f"Image {pair.index}: {', '.join(tiles).lower()}",
+        "tiles": tiles,
         "matched": bool(pair.matched),
         "attack": attack,
         "cluster": None if pair.cluster is None else int(pair.cluster),
