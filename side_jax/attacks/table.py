@@ -56,8 +56,11 @@ class Attack:
       baseline: whether it is what other attacks are compared with, apart from plain sampling.
       random_control: the control that shows whether this attack's gain comes from its labels; "" if there is none.
       default: whether the default config runs it.
+      twin: whether it draws from the twin: a model trained like the target, on held-out images in place of members. It
+        has never seen a member, so that its matches with members are those of chance.
       seeks_modes: whether it starts from images of another attack, or from noise, and iterates the denoiser on them
-        (diffusion/mode_seeking.py). It runs from each of modes.starts, at each of modes.noise_levels and modes.rounds.
+        (diffusion/mode_seeking.py). It runs from each of modes.starts, at each of modes.noise_levels and modes.rounds;
+        that of the twin, from the twin's plain samples.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Attack:
     baseline: bool = False
     random_control: str = ""
     default: bool = False
+    twin: bool = False
     seeks_modes: bool = False
 
     @property
@@ -87,7 +91,7 @@ class Attack:
     @property
     def data_free(self) -> bool:
         """Whether it needs neither training nor held-out images; a model's own labels come with it."""
-        return self.classifier is None or not self.classifier.owner_only
+        return not self.twin and (self.classifier is None or not self.classifier.owner_only)
 
 
 _CONDITIONAL = Classifier(name="conditional", images="members", stream=5, noised=False, section="conditional")
@@ -173,6 +177,23 @@ _ENTRIES = (
         seeks_modes=True,
     ),
     Attack(
+        name="twin",
+        description="control: plain sampling of a model trained alike on held-out images",
+        phrase="plain sampling of the twin model",
+        colour="0.7",
+        control=True,
+        twin=True,
+    ),
+    Attack(
+        name="modes_twin",
+        description="control: mode seeking in a model trained alike on held-out images",
+        phrase="mode seeking in the twin model",
+        colour="tan",
+        control=True,
+        twin=True,
+        seeks_modes=True,
+    ),
+    Attack(
         name="oracle",
         description="an oracle: a time-dependent classifier of members and their true labels",
         phrase="the oracle",
@@ -199,6 +220,7 @@ def known_classifiers() -> dict[str, Classifier]:
     return {classifier.name: classifier for classifier in found}
 
 
+TWIN = ATTACKS["twin"]  # the start of mode seeking in the twin
 NOISE = "noise"  # among modes.starts: Gaussian noise in place of an attack's images
 
 

@@ -9,7 +9,7 @@ into the ConfigDict that the files in configs/ override, and back. Defaults suit
 import dataclasses
 from typing import Any
 
-from side_jax.attacks.table import ATTACKS, NOISE, Run, known_classifiers
+from side_jax.attacks.table import ATTACKS, NOISE, TWIN, Run, known_classifiers
 from side_jax.diffusion.mode_seeking import noise_range
 from side_jax.diffusion.schedule import time_grid
 from side_jax.memorization.metrics import METRICS
@@ -160,6 +160,14 @@ class Settings:
 
     def _check_modes(self) -> None:
         attacks, modes = self.extract.attacks, self.modes
+        need = "without those of the twin while target.path is set: an imported model's training can't be repeated"
+        check(not (self.extract.needs_twin and self.target.path), "extract.attacks", attacks, need)
+        labels = self.condition.labels
+        need = f"'', random or single with the attack {TWIN.name}, whose images are not those that the labels are of"
+        check(not self.extract.needs_twin or labels in ("", "random", "single"), "condition.labels", labels, need)
+        lonely = any(ATTACKS[name].twin for name in attacks) and TWIN.name not in attacks
+        need = f"with {TWIN.name}, from whose images mode seeking in the twin starts"
+        check(not lonely, "extract.attacks", attacks, need)
         if not any(ATTACKS[attack].seeks_modes for attack in attacks):
             return
         missing = [start for start in modes.starts if start not in (NOISE, *attacks)]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from side_jax.attacks.table import ATTACKS, NOISE, PLAIN, Run, known_classifiers
+from side_jax.attacks.table import ATTACKS, NOISE, PLAIN, TWIN, Run, known_classifiers
 from side_jax.diffusion.guidance import FORMS
 from side_jax.diffusion.schedule import SPACINGS
 from side_jax.diffusion.solvers import SOLVERS, VARIANCES
@@ -90,6 +90,11 @@ class Extract:
         return {known_classifiers()[name].images for name in self.classifiers}
 
     @property
+    def needs_twin(self) -> bool:
+        """Whether an attack draws from the twin model."""
+        return any(ATTACKS[name].twin for name in self.attacks)
+
+    @property
     def needs_pseudo_labels(self) -> bool:
         """Whether a classifier learns from synthetic images."""
         return "synthetic" in self.sources
@@ -114,13 +119,13 @@ class Extract:
             if attack.name in self.attacks and not attack.seeks_modes:
                 scales = self.guidance_scales if attack.guided else (0.0,)
                 sampled.extend(Run(attack=attack.name, scale=scale) for scale in scales)
-        starts = [(run.attack, run.scale) for run in sampled if run.attack in modes.starts]
-        starts += [(NOISE, 0.0)] if NOISE in modes.starts else []
+        own = [(run.attack, run.scale) for run in sampled if run.attack in modes.starts]
+        own += [(NOISE, 0.0)] if NOISE in modes.starts else []
         return sampled + [
             Run(attack=name, scale=scale, start=start, noise=noise, rounds=rounds)
             for name, attack in ATTACKS.items()
             if name in self.attacks and attack.seeks_modes
-            for start, scale in starts
+            for start, scale in ([(TWIN.name, 0.0)] if attack.twin else own)
             for noise in modes.noise_levels
             for rounds in modes.rounds
         ]
@@ -140,7 +145,7 @@ class Modes:
     anderson: bool = False  # whether rounds are accelerated by Anderson's method
 
     def __post_init__(self) -> None:
-        choices = (NOISE, *(name for name, attack in ATTACKS.items() if not attack.seeks_modes))
+        choices = (NOISE, *(name for name, attack in ATTACKS.items() if not (attack.seeks_modes or attack.twin)))
         for name in ("starts", "noise_levels", "rounds"):
             values = getattr(self, name)
             ok = len(values) >= 1 and len(set(values)) == len(values)

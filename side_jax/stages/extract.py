@@ -42,7 +42,9 @@ def run(settings: Settings, workdir: Path) -> None:
 
 def _load(settings: Settings, workdir: Path, name: str) -> tuple[generation.Generator | None, dict[str, Any], int]:
     """(the generator of an attack that samples, else None; its parameters; the number of its target labels, or 0)."""
-    attack, params = ATTACKS[name], {"dpm": stage_inputs.load_target(settings, workdir).trees["ema"]}
+    attack = ATTACKS[name]
+    load = stage_inputs.load_twin if attack.twin else stage_inputs.load_target
+    params = {"dpm": load(settings, workdir).trees["ema"]}
     if attack.seeks_modes:
         return None, params, 0
     classifier, classes = None, settings.condition.num_labels if attack.own_labels else 0

@@ -18,7 +18,7 @@ from side_jax.features.extractors import Extractor
 from side_jax.measure.target_scores import TargetScores
 from side_jax.settings import Settings
 from side_jax.settings.random_streams import stream_seed
-from side_jax.stages.stage_table import train_unit, unit
+from side_jax.stages.stage_table import train_unit, twin_unit, unit
 from side_jax.training import calibration
 from side_jax.workdir import files
 from side_jax.workdir.checkpoint import Checkpoints, Restored, checkpoint_directory
@@ -107,6 +107,11 @@ def load_classifier(settings: Settings, workdir: Path, classifier: Classifier) -
 def load_target(settings: Settings, workdir: Path) -> Restored:
     """The target model's averaged parameters, and its checkpoint's meta."""
     return restore_ema(settings, train_unit(settings, workdir), build_unet(settings))
+
+
+def load_twin(settings: Settings, workdir: Path) -> Restored:
+    """The twin model's averaged parameters, and its checkpoint's meta."""
+    return restore_ema(settings, twin_unit(settings, workdir), build_unet(settings))
 
 
 def load_target_scores(settings: Settings, workdir: Path) -> TargetScores:

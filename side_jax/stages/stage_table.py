@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from side_jax import __version__
-from side_jax.attacks.table import ATTACKS, Classifier, Run, known_classifiers
+from side_jax.attacks.table import ATTACKS, Attack, Classifier, Run, known_classifiers
 from side_jax.errors import InputError
 from side_jax.sampling import shards
 from side_jax.settings import Settings
@@ -130,6 +130,11 @@ def train_unit(settings: Settings, workdir: Path) -> Unit:
     return unit(settings, workdir, "train")
 
 
+def twin_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that trains the twin: a model like the target, trained on held-out images."""
+    return unit(settings, workdir, "train/twin")
+
+
 def classifier_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
     """The units that train the configured attacks' classifiers, by classifier name."""
     return {name: unit(settings, workdir, f"surrogate/{name}") for name in settings.extract.classifiers}
@@ -234,10 +239,14 @@ def _surrogate_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
 
 
 def _extract_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    return {
-        f"extract/{name}": (("sampler",), (f"surrogate/{attack.classifier.name}" if attack.classifier else "train",))
-        for name, attack in ATTACKS.items()
-    }
+    return {f"extract/{name}": (("sampler",), (_model(attack),)) for name, attack in ATTACKS.items()}
+
+
+def _model(attack: Attack) -> str:
+    """The unit that trains what an attack draws from or is guided by."""
+    if attack.classifier:
+        return f"surrogate/{attack.classifier.name}"
+    return "train/twin" if attack.twin else "train"
 
 
 def _plan_train(settings: Settings, workdir: Path) -> list[Work]:
@@ -245,7 +254,12 @@ def _plan_train(settings: Settings, workdir: Path) -> list[Work]:
     cost = functools.partial(
         estimates.training, work, settings.train, lambda clock: clock.train_step(), imported=bool(settings.target.path)
     )
-    return [Work(unit=work, cost=cost, disk=functools.partial(estimates.target_bytes, settings, work))]
+    works = [Work(unit=work, cost=cost, disk=functools.partial(estimates.target_bytes, settings, work))]
+    if settings.extract.needs_twin:
+        twin = twin_unit(settings, workdir)
+        cost = functools.partial(estimates.training, twin, settings.train, lambda clock: clock.train_step())
+        works.append(Work(unit=twin, cost=cost, disk=functools.partial(estimates.target_bytes, settings, twin)))
+    return works
 
 
 def _plan_synthesize(settings: Settings, workdir: Path) -> list[Work]:
@@ -313,15 +327,21 @@ def _classifier_outputs(manifest: dict[str, Any]) -> list[str]:
     return [f"{manifest['unit']}/{name}" for name in names]
 
 
+def _train_outputs(manifest: dict[str, Any]) -> list[str]:
+    if manifest.get("unit") == "train/twin":
+        return [f"train/twin/checkpoints/{manifest.get('steps')}"]
+    return ["train/split.json", f"checkpoints/{manifest.get('steps')}"]
+
+
 STAGES = {
     stage.name: stage
     for stage in (
         Stage(
             name="train",
-            depends=lambda: {"train": (TARGET_SECTIONS, ())},
+            depends=lambda: dict.fromkeys(("train", "train/twin"), (TARGET_SECTIONS, ())),
             plan=_plan_train,
             # Without the curves: nothing is computed from them, and restoring them would need training from scratch.
-            outputs=lambda manifest: ("train/split.json", f"checkpoints/{manifest.get('steps')}"),
+            outputs=_train_outputs,
         ),
         Stage(
             name="synthesize",

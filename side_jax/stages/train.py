@@ -1,4 +1,4 @@
-"""Stage train: splits the data, then trains the DPM on the members or imports a checkpoint."""
+"""Stage train: splits the data, then trains the DPM on the members or imports a checkpoint; trains its twin."""
 
 import contextlib
 import logging
@@ -26,7 +26,29 @@ logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes train/split.json, train/metrics.jsonl, train/monitor.jsonl and checkpoints/<step>/{state,ema,meta}."""
+    """Writes train/split.json, train/metrics.jsonl, train/monitor.jsonl and checkpoints/<step>/{state,ema,meta}.
+
+    For the attacks of the twin, also train/twin/metrics.jsonl and its checkpoints.
+    """
+    _run_target(settings, workdir)
+    if settings.extract.needs_twin:
+        _run_twin(settings, workdir)
+
+
+def _run_twin(settings: Settings, workdir: Path) -> None:
+    """Trains the twin for as many steps as the target, on as many held-out images as there are members."""
+    unit, target = stage_table.twin_unit(settings, workdir), stage_table.train_unit(settings, workdir)
+    if not unit.begin():
+        return
+    members, heldout, _, ids = stage_inputs.load_split(settings, workdir, stream=True)
+    count, last = len(members), target.content()["steps"]
+    images = heldout.take(np.arange(count))
+    labels = member_labels.member_labels(settings, images, ids[:count])
+    content = _train(settings, unit, images, labels, "twin", lambda step, _: step >= last, last)
+    unit.finish(**content)
+
+
+def _run_target(settings: Settings, workdir: Path) -> None:
     unit = stage_table.train_unit(settings, workdir)
     path = unit.directory / "split.json"
     if not unit.begin():
@@ -79,10 +101,7 @@ def _fit(
     settings: Settings, unit: Unit, members: Dataset, heldout: Dataset, labels: np.ndarray | None
 ) -> dict[str, Any]:
     """Trains the DPM on the members, with labels int32 [n], or unconditionally if None."""
-    unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
-    seed = random_streams.stream_seed(settings, "train")
-    directory = checkpoint.checkpoint_directory(unit.workdir, "train")
-    watch = None
+    directory, watch = checkpoint.checkpoint_directory(unit.workdir, unit.name), None
     with contextlib.ExitStack() as stack:
         if settings.monitor.every_steps:
             curves = Curves(
@@ -98,21 +117,36 @@ def _fit(
                 heldout.images[: len(members)],  # as many as members, so that chance is 50%
                 stack.enter_context(curves),
             )
-        streamed = not isinstance(members.images, np.ndarray)
-        targets = () if labels is None else (labels,)
-        params, steps = trainer.run(
-            loss_fn=build_loss(settings, unet, schedule),
-            init_fn=builders.init_fn(unet, settings, seed),
-            fetch=lambda chosen: (members.images[chosen], *(array[chosen] for array in targets)),
-            num_examples=len(members),
-            fit=settings.train,
-            seed=seed,
-            directory=unit.directory,
-            checkpoints=directory,
-            meta=checkpoint.settings_meta(settings, unit.fingerprint),
-            description="train the DPM",
-            watch=watch,
-            watch_every=settings.monitor.every_steps,
-            loader=batches.prefetch if streamed else map,
-        )
+        return _train(settings, unit, members, labels, "train", watch, settings.monitor.every_steps)
+
+
+def _train(
+    settings: Settings,
+    unit: Unit,
+    images: Dataset,
+    labels: np.ndarray | None,
+    stream: str,
+    watch: trainer.WatchFn | None,
+    watch_every: int,
+) -> dict[str, Any]:
+    """Trains a DPM on images, by the random stream of this name; returns the content of the unit's manifest."""
+    unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
+    seed = random_streams.stream_seed(settings, stream)
+    streamed = not isinstance(images.images, np.ndarray)
+    targets = () if labels is None else (labels,)
+    params, steps = trainer.run(
+        loss_fn=build_loss(settings, unet, schedule),
+        init_fn=builders.init_fn(unet, settings, seed),
+        fetch=lambda chosen: (images.images[chosen], *(array[chosen] for array in targets)),
+        num_examples=len(images),
+        fit=settings.train,
+        seed=seed,
+        directory=unit.directory,
+        checkpoints=checkpoint.checkpoint_directory(unit.workdir, unit.name),
+        meta=checkpoint.settings_meta(settings, unit.fingerprint),
+        description="train the DPM" if stream == "train" else f"train the {stream}",
+        watch=watch,
+        watch_every=watch_every,
+        loader=batches.prefetch if streamed else map,
+    )
     return {"steps": steps, "parameters": builders.size(params)}

@@ -164,6 +164,16 @@ VALUES = [
         "extract.attacks is 'magic'",
         "unconditional, conditional, conditional_x0, conditional_model, side",
     ),
+    (
+        {"extract.attacks": "('unconditional','modes','modes_twin')"},
+        "extract.attacks is ('unconditional', 'modes', 'modes_twin')",
+        "with twin, from whose images",
+    ),
+    (
+        {"extract.attacks": "('twin',)", "condition.labels": "true", "condition.num_labels": 10},
+        "condition.labels is 'true'",
+        "with the attack twin",
+    ),
     ({"modes.noise_levels": (0.0,)}, "modes.noise_levels is (0.0,)", "above 0"),
     ({"modes.rounds": "(5,5)"}, "modes.rounds is (5, 5)", "different"),
     ({"modes.rounds": "(0,)"}, "modes.rounds is (0,)", "at least 1"),

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -15,8 +16,10 @@ from side_jax.diffusion import mode_seeking, pixel_range
 from side_jax.measure import records
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
-from side_jax.settings import Extract, Modes, Settings
-from side_jax.stages import estimates, stage_inputs, stage_table
+from side_jax.settings import Settings, random_streams
+from side_jax.settings.extraction import Extract, Modes
+from side_jax.stages import estimates, stage_inputs, stage_table, train
+from side_jax.training import trainer
 
 EXTRACT = Extract(
     attacks=("unconditional", "conditional_x0", "side", "modes"), guidance_scales=(3.0, 10.0), num_steps=6
@@ -44,6 +47,13 @@ def test_calls_of_the_network_are_those_of_the_start_and_the_rounds():
     assert calls["modes_0.2x9_from_noise"] == 9
     some = settings(dataclasses.replace(EXTRACT, guidance_interval=(500, 999)))
     assert estimates.network_calls(some, Run(attack="conditional_x0", scale=3.0)) == 6 + 3 * 2
+
+
+def test_in_the_twin_it_runs_from_the_twins_images_alone():
+    attacks = ("unconditional", "modes", "twin", "modes_twin")
+    own = settings(dataclasses.replace(EXTRACT, attacks=attacks), starts=("noise",), noise_levels=(0.1,), rounds=(4,))
+    names = [run.name for run in own.runs()]
+    assert names == ["unconditional", "twin", "modes_0.1x4_from_noise", "modes_twin_0.1x4_from_twin"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +90,7 @@ def finished():
 def test_images_are_the_rounds_from_those_of_the_start(finished):
     own, workdir = finished
     units = dict(stage_table.extraction_units(own, workdir))
-    (run,) = (run for run in units if run.rounds)
+    (run,) = (run for run in units if run.attack == "modes")
     start, found = (
         shards.read(stage_table.extracted_shards(own, units[one])) for one in (Run(attack="unconditional"), run)
     )
@@ -101,7 +111,7 @@ def test_rows_and_tables_name_the_run(finished):
     own, workdir = finished
     results = records.read(workdir / "evaluate" / "results.json")
     (row,) = (row for row in results.rows if (row.attack, row.metric, row.level) == ("modes", "rmse", "high"))
-    (run,) = (run for run in own.runs() if run.rounds)
+    (run,) = (run for run in own.runs() if run.attack == "modes")
     assert row.key == run
     assert (row.start, row.noise_level, row.rounds) == ("unconditional", run.noise, run.rounds)
     assert row.network_calls == own.sampler.num_steps + run.rounds
@@ -112,3 +122,34 @@ def test_rows_and_tables_name_the_run(finished):
     page = (workdir / "report" / "index.html").read_text()
     assert f"modes from unconditional, noise {run.noise:g}, {run.rounds} rounds" in page
     assert f"By mode seeking from plain sampling ({run.rounds} rounds" in page
+
+
+def test_the_twin_is_trained_like_the_target_on_held_out_images(finished, monkeypatch, tmp_path):
+    """As many steps, as many images, another start; and what is drawn from it are its own images."""
+    own, workdir = finished
+    target, twin = (unit(own, workdir) for unit in (stage_table.train_unit, stage_table.twin_unit))
+    assert twin.done()
+    assert twin.content()["steps"] == target.content()["steps"]
+    asked = {}
+
+    def run(**options):
+        asked.update(options)
+        return {"a": np.zeros(3)}, 7
+
+    monkeypatch.setattr(trainer, "run", run)
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir / "train", copy / "train", ignore=lambda *_: ["twin"])
+    train.run(own, copy)
+    members, heldout, *_ = stage_inputs.load_split(own, workdir)
+    assert asked["num_examples"] == len(members)
+    images = asked["fetch"](np.arange(len(members)))[0]
+    np.testing.assert_array_equal(images, heldout.images[: len(members)])
+    assert asked["fit"] == own.train
+    assert asked["seed"] != random_streams.stream_seed(own, "train")
+    assert [asked["watch"](step, None) for step in (1, own.train.num_steps)] == [False, True]
+    units = dict(stage_table.extraction_units(own, workdir))
+    plain, other = (
+        shards.read(stage_table.extracted_shards(own, units[Run(attack=name)]))["images"].astype(int)
+        for name in ("unconditional", "twin")
+    )
+    assert np.abs(plain - other).mean() > 5
