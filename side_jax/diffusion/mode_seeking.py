@@ -35,6 +35,11 @@ and Anderson's of depth 1 (Walker and Ni 2011, section 2), for each image, with 
 
     x_{k+1} = D(x_k) - b (D(x_k) - D(x_{k-1})),   b = r_k.(r_k - r_{k-1}) / |r_k - r_{k-1}|^2      (7)
 
+The Jacobian of D is the posterior covariance, by the second-order form of (1) (Efron 2011): where a network has
+memorised an image, little else can have become x, and its mean over the d values of an image is nearly 0,
+
+    (1 / d) tr Cov[ x | x + sigma z = y ] = sigma^2 (1 / d) tr dD/dy                               (9)
+
 Annealed noise falls geometrically from the first round to the last. A network for x_t = a x + sqrt(1 - a^2) epsilon
 (process.py) is a denoiser of its noise levels,
 
@@ -198,3 +203,38 @@ def seek(
 
     state, _ = jax.lax.scan(body, start(x), jnp.asarray(sigmas, jnp.float32))
     return state
+
+
+def movement(denoiser: Denoiser, sigma: jax.Array, x: jax.Array) -> jax.Array:
+    """Root mean square of what one more round would change, float32 [b]; 0 at a mode.
+
+    Args:
+      denoiser: see Denoiser.
+      sigma: float32 scalar, above 0.
+      x: float32 [b, ...].
+    """
+    change = denoiser(x, jnp.full(x.shape[:1], sigma)) - x
+    return jnp.sqrt(jnp.square(change).mean(axis=tuple(range(1, x.ndim))))
+
+
+def posterior_variance(
+    denoiser: Denoiser, sigma: jax.Array, x: jax.Array, keys: jax.Array, probes: int = 8
+) -> jax.Array:
+    """Estimates (9) by Hutchinson's trace with Rademacher probes, float32 [b].
+
+    Args:
+      denoiser: see Denoiser; differentiable in forward mode.
+      sigma: float32 scalar, above 0.
+      x: float32 [b, ...].
+      keys: typed PRNG keys [b]; an image's probes depend on its own key alone.
+      probes: number of probes, 1 or more.
+    """
+
+    def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        draws = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+        z = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], jnp.float32))(draws)
+        _, push = jax.jvp(lambda y: denoiser(y, jnp.full(x.shape[:1], sigma)), (x,), (z,))
+        return total + (push * z).mean(axis=tuple(range(1, x.ndim))), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros(x.shape[:1], jnp.float32), jnp.arange(probes))
+    return sigma * sigma * total / probes

@@ -12,7 +12,7 @@ import numpy as np
 
 from side_jax import builders
 from side_jax.devices import placement
-from side_jax.diffusion import likelihood, membership_scores, pixel_range
+from side_jax.diffusion import likelihood, membership_scores, mode_seeking, pixel_range
 from side_jax.diffusion.process import denoising_loss
 from side_jax.diffusion.sampler import sample_keys
 from side_jax.measure.records import Divergence, Estimate, Membership, Operating, Quality, Target
@@ -29,6 +29,8 @@ MEMBERSHIP = ("loss", "secmi", "pia")
 TOLERANCE = 1e-3
 # Scores of suspects that need the model: one-step consistency, and the norm of the score (Rao et al. 2025).
 SUSPICION = ("variance", "score_norm")
+# Scores of modes, at the first of modes.noise_levels: what one more round would change, and the posterior variance.
+MODES = ("movement", "posterior_variance")
 
 
 class TargetScores:
@@ -164,11 +166,14 @@ def _scorer(settings: Settings, kinds: tuple[str, ...]) -> Callable:
         params, base = whole
         x0, keys = pixel_range.to_float(images), sample_keys(base, index)
         common = (lambda x, t: denoise(params, x, t)), schedule, x0
+        denoiser, sigma = mode_seeking.from_network(*common[:2]), jnp.float32(settings.modes.noise_levels[0])
         known = {
             "loss": lambda: membership_scores.denoising_loss_at(*common, keys, t, REPEATS),
             "secmi": lambda: membership_scores.secmi_t_error(*common, t // stride * stride, stride),
             "pia": lambda: membership_scores.pia(*common, t),
             "score_norm": lambda: membership_scores.score_norm(*common, t),
+            "movement": lambda: mode_seeking.movement(denoiser, sigma, x0),
+            "posterior_variance": lambda: mode_seeking.posterior_variance(denoiser, sigma, x0, keys, REPEATS),
             "variance": lambda: membership_scores.one_step_consistency(*common, keys, t, REPEATS)[0],
         }
         return jnp.stack([known[kind]() for kind in kinds], axis=1)

@@ -187,8 +187,10 @@ def report_unit(settings: Settings, workdir: Path) -> Unit:
 
 def suspects_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that ranks generated images without the training data."""
-    parents = [work.fingerprint for _, work in data_free_units(settings, workdir)]
+    units = data_free_units(settings, workdir)
+    parents = [work.fingerprint for _, work in units]
     options = {"rmse_below": settings.evaluate.rmse_below, "timestep": settings.evaluate.membership_timestep}
+    options |= {"noise": settings.modes.noise_levels[0]} if any(run.rounds for run, _ in units) else {}
     return _unit_with(workdir, "suspects", {"own": options, "parents": parents, "format": FORMAT_VERSION})
 
 
@@ -327,6 +329,11 @@ def _classifier_outputs(manifest: dict[str, Any]) -> list[str]:
     return [f"{manifest['unit']}/{name}" for name in names]
 
 
+def _suspects_outputs(manifest: dict[str, Any]) -> list[str]:
+    names = ["suspects", *(["modes"] if manifest.get("modes") else [])]
+    return [f"suspects/{name}.{kind}" for name in names for kind in ("csv", "png")]
+
+
 def _train_outputs(manifest: dict[str, Any]) -> list[str]:
     if manifest.get("unit") == "train/twin":
         return [f"train/twin/checkpoints/{manifest.get('steps')}"]
@@ -381,7 +388,7 @@ STAGES = {
             name="suspects",
             reads=("train", "surrogate", "extract"),
             plan=lambda settings, workdir: [Work(unit=suspects_unit(settings, workdir))],
-            outputs=lambda _: ("suspects/suspects.csv", "suspects/suspects.png"),
+            outputs=_suspects_outputs,
             audit=False,
             missing=_missing_for_suspects,
         ),

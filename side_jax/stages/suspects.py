@@ -12,6 +12,13 @@ that need no training data are ranked, each separately, since images of several 
 of memorisation. Neither the data nor the split file is read. The owner of the data can join evaluate/matches.csv by
 attack, scale and index.
 
+A run of mode seeking is also listed by its distinct modes, in modes.csv: groups of near duplicates among its images,
+largest first, since modes that many starts reach are those of memorised images; their centres, with the number and
+share of the images that came there and, at the first of modes.noise_levels, two scores:
+
+    movement             root mean square of what one more round would change; near 0 at a mode
+    posterior_variance   mean over pixels of the variance of the clean image given the noisy one; near 0 if memorised
+
 One run is in memory at a time: its uint8 images and its pairs of near duplicates.
 """
 
@@ -26,10 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
+from side_jax.attacks.table import Run
 from side_jax.devices import placement, process_group
 from side_jax.diffusion import pixel_range
 from side_jax.measure import target_scores
-from side_jax.memorization import cliques
+from side_jax.memorization import basins, cliques
 from side_jax.memorization.neighbors import exact_search
 from side_jax.models.classifier import log_probs
 from side_jax.progress import progress
@@ -38,22 +46,30 @@ from side_jax.sampling import shards
 from side_jax.settings import Settings
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.workdir import files, work_units
+from side_jax.workdir.work_units import Unit
 
 logger = logging.getLogger(__name__)
 
 SHOWN, ACROSS = 48, 24  # images per run on the contact sheet, and images per row
-COLUMNS = ("rank", "attack", "guidance_scale", "index", "label")
+COLUMNS = ("rank", "run", "attack", "guidance_scale", "index", "label")
+MODE_COLUMNS = ("rank", "run", "index", "images", "share", *target_scores.MODES)
 # Whether high values of a score are suspicious; otherwise low values are.
 KINDS = {"clique": True, "variance": False, "score_norm": False, "confidence": True}
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes suspects/suspects.csv, one row per image, and suspects/suspects.png, the top images of each run."""
+    """Writes suspects/suspects.csv, one row per image, and suspects/suspects.png, the top images of each run.
+
+    With runs of mode seeking, also suspects/modes.csv, one row per distinct mode, and suspects/modes.png.
+    """
     work = stage_table.suspects_unit(settings, workdir)
     if work.begin():
+        sought = [(run, unit) for run, unit in stage_table.data_free_units(settings, workdir) if run.rounds]
         if process_group.primary():
             _write(settings, workdir, work)
-        work.finish()
+            if sought:
+                _write_modes(settings, workdir, work, sought)
+        work.finish(modes=bool(sought))
 
 
 def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
@@ -75,6 +91,7 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
                 table.writerow(
                     [
                         rank[i],
+                        attack_run.name,
                         attack_run.attack,
                         attack_run.scale,
                         generated["index"][i],
@@ -82,13 +99,38 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
                         *values,
                     ]
                 )
-            first = generated["images"][order[:SHOWN]]
-            blank = [(0, -len(first) % ACROSS), (0, 0), (0, 0), (0, 0)]  # every run begins a new row
-            sheet.append(np.pad(first, blank, constant_values=255))
+            sheet.append(generated["images"][order[:SHOWN]])
             count += len(order)
-    with files.atomic(work.directory / "suspects.png") as file:
-        file.write(contact_sheet.png(contact_sheet.grid(np.concatenate(sheet), ACROSS)))
+    _write_sheet(work.directory / "suspects.png", sheet)
     logger.info("suspects: %d images of %d runs in %s.", count, len(runs), work.directory / "suspects.csv")
+
+
+def _write_modes(settings: Settings, workdir: Path, work: work_units.Unit, runs: list[tuple[Run, Unit]]) -> None:
+    target, sheet = stage_inputs.load_target_scores(settings, workdir), []
+    with files.atomic(work.directory / "modes.csv", "w") as file:
+        table = csv.writer(file)
+        table.writerow(MODE_COLUMNS)
+        for run, unit in progress(runs, total=len(runs), description="modes", unit="run"):
+            generated = shards.read(stage_table.extracted_shards(settings, unit))
+            images = generated["images"]
+            pairs, _ = exact_search.pairs_below(images, images, settings.evaluate.rmse_below)
+            modes = basins.basins(len(images), pairs)
+            scores = target.scores(target_scores.MODES, images[modes.centre], "suspects")
+            for i, (centre, size) in enumerate(zip(modes.centre, modes.size, strict=True)):
+                values = [f"{scores[kind][i]:.9g}" for kind in target_scores.MODES]
+                share = f"{size / len(images):.6g}"
+                table.writerow([i + 1, run.name, generated["index"][centre], size, share, *values])
+            sheet.append(images[modes.centre[:SHOWN]])
+            logger.info("suspects: %s came to %d distinct modes.", run.name, len(modes.size))
+    _write_sheet(work.directory / "modes.png", sheet)
+
+
+def _write_sheet(path: Path, parts: list[np.ndarray]) -> None:
+    """Writes images uint8 [n, h, w, c] of several runs as a picture, where every run begins a new row."""
+    blank = ((0, 0), (0, 0), (0, 0))
+    padded = [np.pad(part, ((0, -len(part) % ACROSS), *blank), constant_values=255) for part in parts]
+    with files.atomic(path) as file:
+        file.write(contact_sheet.png(contact_sheet.grid(np.concatenate(padded), ACROSS)))
 
 
 def clique_sizes(images: np.ndarray, below: float) -> np.ndarray:
@@ -124,4 +166,8 @@ def _confidence(settings: Settings, workdir: Path) -> Callable[[np.ndarray], np.
 def summary_text(workdir: Path) -> str:
     """The summary that the command line prints at the end."""
     path = workdir / "suspects" / "suspects.csv"
-    return f"Suspects, the most suspicious of each run first: {path}\nPictures: {path.with_suffix('.png')}"
+    text = f"Suspects, the most suspicious of each run first: {path}\nPictures: {path.with_suffix('.png')}"
+    modes = path.with_name("modes.csv")
+    if modes.exists():
+        text += f"\nDistinct modes, the most frequent first: {modes}\nPictures: {modes.with_suffix('.png')}"
+    return text

@@ -191,3 +191,33 @@ def test_noise_levels():
     for first, rounds, last in ((0.0, 3, None), (0.1, 0, None), (0.1, 3, 0.2), (0.1, 3, 0.0)):
         with pytest.raises(ValueError, match="noise must fall"):
             mode_seeking.noise_levels(first, rounds, last)
+
+
+def test_movement_is_what_a_round_changes():
+    x = images(9)
+    state = mode_seeking.seek_round(mixture, np.float32(0.3), mode_seeking.start(x))
+    np.testing.assert_allclose(mode_seeking.movement(mixture, np.float32(0.3), x), state.moved, rtol=1e-5)
+
+
+def test_posterior_variance_of_a_gaussian_and_of_points():
+    """s^2 sigma^2 / (s^2 + sigma^2) everywhere; of points far apart, nothing where one is alone in its basin."""
+    keys = sampler.sample_keys(jax.random.key(0), jnp.arange(10, dtype=jnp.uint32))
+    flat = mode_seeking.posterior_variance(
+        gaussian(np.float32(0.1), np.float32(0.5)), np.float32(0.3), images(10), keys
+    )
+    np.testing.assert_allclose(flat, 0.25 * 0.09 / (0.25 + 0.09), rtol=1e-4)
+    points = images(10, 3)
+    alone = mode_seeking.posterior_variance(points_denoiser(points), np.float32(0.05), points, keys)
+    assert float(alone.max()) < 1e-6
+
+
+def test_posterior_variance_is_the_spread_of_what_may_have_become_an_image():
+    """Of points, the variance of the posterior over them, by its weights."""
+    points, y, sigma = images(12, 1), images(1, 2), 0.7
+    weights = np.exp(-((y - points) ** 2).sum(axis=(1, 2, 3)) / (2 * sigma**2)).astype(np.float64)
+    weights /= weights.sum()
+    mean = np.einsum("m,mhwc->hwc", weights, points)
+    expected = np.einsum("m,mhwc->hwc", weights, (points - mean) ** 2).mean()
+    keys = sampler.sample_keys(jax.random.key(0), jnp.arange(1, dtype=jnp.uint32))
+    got = mode_seeking.posterior_variance(points_denoiser(points), np.float32(sigma), y, keys, probes=4000)
+    assert float(got[0]) == pytest.approx(expected, rel=0.05)

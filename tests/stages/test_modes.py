@@ -18,8 +18,9 @@ from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
 from side_jax.settings import Settings, random_streams
 from side_jax.settings.extraction import Extract, Modes
-from side_jax.stages import estimates, stage_inputs, stage_table, train
+from side_jax.stages import estimates, stage_inputs, stage_table, suspects, train
 from side_jax.training import trainer
+from side_jax.workdir import files
 
 EXTRACT = Extract(
     attacks=("unconditional", "conditional_x0", "side", "modes"), guidance_scales=(3.0, 10.0), num_steps=6
@@ -153,3 +154,35 @@ def test_the_twin_is_trained_like_the_target_on_held_out_images(finished, monkey
         for name in ("unconditional", "twin")
     )
     assert np.abs(plain - other).mean() > 5
+
+
+def test_suspects_list_the_distinct_modes(finished, tmp_path):
+    """Of planted images: 20 near copies of one, 9 of another, and three alone; the twin is the owner's."""
+    own, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    units = dict(stage_table.extraction_units(own, copy))
+    (run,) = (run for run in units if run.attack == "modes")
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
+    which = rng.permutation(np.repeat(np.arange(5), (20, 9, 1, 1, 1)))
+    shift = rng.integers(-2, 3, (32, 8, 8, 1))
+    planted = np.clip(kinds[which].astype(int) + shift, 0, 255).astype(np.uint8)
+    for part in stage_table.extracted_shards(own, units[run]):
+        index = np.asarray(part.index)
+        files.write_npz(part.path, images=planted[index], index=index, label=np.full(len(index), -1, np.int32))
+    with jax.numpy_dtype_promotion("standard"):
+        suspects.run(own, copy)
+    with (copy / "suspects" / "modes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["run"] for row in rows} == {run.name}
+    assert [int(row["images"]) for row in rows] == [20, 9, 1, 1, 1]
+    assert [int(row["rank"]) for row in rows] == [1, 2, 3, 4, 5]
+    assert [which[int(row["index"])] for row in rows[:2]] == [0, 1]
+    assert [float(row["share"]) for row in rows[:2]] == [20 / 32, pytest.approx(9 / 32)]
+    assert all(np.isfinite(float(row[name])) for row in rows for name in ("movement", "posterior_variance"))
+    assert (copy / "suspects" / "modes.png").exists()
+    assert "Distinct modes" in suspects.summary_text(copy)
+    assert stage_table.suspects_unit(own, copy).done()
+    (copy / "suspects" / "modes.csv").unlink()
+    assert not stage_table.suspects_unit(own, copy).done()

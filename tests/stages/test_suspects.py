@@ -31,7 +31,7 @@ import budget
 import suspects as benchmark
 
 KINDS = ["clique", "variance", "score_norm", "confidence"]
-BLIND = {"unconditional", "side", "side_random", "side_shuffled"}
+BLIND = {"unconditional", "side", "side_random", "side_shuffled", "modes"}
 
 
 def rank(workdir, **overrides):
@@ -81,7 +81,7 @@ def test_every_image_of_a_blind_run_has_a_row(ranked):
     found = read(ranked)
     assert list(found) == [("unconditional", 0), ("side", 1), ("side", 10)]
     for (attack, scale), rows in found.items():
-        assert list(rows[0]) == ["rank", "attack", "guidance_scale", "index", "label", *KINDS]
+        assert list(rows[0]) == ["rank", "run", "attack", "guidance_scale", "index", "label", *KINDS]
         assert [int(row["rank"]) for row in rows] == list(range(1, 65))
         assert sorted(int(row["index"]) for row in rows) == list(range(64))
         made = drawn(ranked, attack + (f"_{scale:g}" if scale else ""))
@@ -258,7 +258,7 @@ def test_blind_runs_and_what_their_suspects_depend_on(finished):
 
     every = changed("extract", attacks=tuple(name for name, attack in ATTACKS.items() if not attack.own_labels))
     assert {run.attack for run, _ in stage_table.data_free_units(every, finished)} == BLIND
-    conditional = changed("condition", labels="true", num_labels=10)
+    conditional = changed("condition", labels="random", num_labels=10)
     own = dataclasses.replace(conditional, extract=dataclasses.replace(conditional.extract, attacks=tuple(ATTACKS)))
     assert {run.attack for run, _ in stage_table.data_free_units(own, finished)} == BLIND | {"conditional_model"}
 
