@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.surrogate.learning_rate = 2e-4
     config.conditional.num_steps = 5_000
     config.conditional.learning_rate = 2e-4
-    config.extract.attacks = ("unconditional", "side", "side_random")  # attacks without labels
+    config.extract.attacks = ("unconditional", "side", "side_random", "modes")  # attacks without labels
     config.extract.num_images = 10_000
     config.evaluate.normalized_l2_neighbors = 50  # Carlini et al. 2023
     return config

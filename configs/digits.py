@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.classifier.width = 24
     config.surrogate.num_steps = 800
     config.surrogate.learning_rate = 3e-3
-    config.extract.attacks = ("unconditional", "side", "side_random")
+    config.extract.attacks = ("unconditional", "side", "side_random", "modes")
     config.extract.guidance_scales = (3.0, 10.0)
     config.extract.num_steps = 10  # with guidance_interval: a fifth of the cost per member, see docs/results.md
     config.extract.guidance_interval = (100, 899)

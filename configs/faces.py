@@ -30,5 +30,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.surrogate.num_steps = 4000
     config.conditional.num_steps = 100
     config.conditional.batch_size = 32
-    config.extract.attacks = ("unconditional", "side")
+    config.extract.attacks = ("unconditional", "side", "modes")
     return config

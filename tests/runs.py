@@ -28,6 +28,7 @@ TINY = {
     "sampler.num_steps": 3,
     "synthesize.num_images": 128,
     "extract.num_images": 64,
+    "extract.attacks": "('unconditional','conditional','side')",
     "extract.guidance_scales": "(1.0,10.0)",
     "evaluate.membership": False,
     "evaluate.distribution": False,

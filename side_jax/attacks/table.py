@@ -174,6 +174,7 @@ _ENTRIES = (
         description="mode seeking: the denoiser iterated at low noise, from images of another attack",
         phrase="mode seeking",
         colour="tab:brown",
+        default=True,
         seeks_modes=True,
     ),
     Attack(
