@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import shutil
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +23,9 @@ from side_jax.settings.extraction import Extract, Modes
 from side_jax.stages import estimates, stage_inputs, stage_table, suspects, train
 from side_jax.training import trainer
 from side_jax.workdir import files
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import mode_recipes
 
 EXTRACT = Extract(
     attacks=("unconditional", "conditional_x0", "side", "modes"), guidance_scales=(3.0, 10.0), num_steps=6
@@ -187,3 +192,23 @@ def test_suspects_list_the_distinct_modes(finished, tmp_path):
     assert stage_table.suspects_unit(own, copy).done()
     (copy / "suspects" / "modes.csv").unlink()
     assert not stage_table.suspects_unit(own, copy).done()
+
+
+def test_recipes_are_scored_as_runs_are(finished):
+    """The benchmark's row of a run's own recipe has the figures of results.json; the start is the unguided run."""
+    own, workdir = finished
+    (run,) = (run for run in own.runs() if run.attack == "modes")
+    bench = mode_recipes.Bench(workdir, 0)
+    (start,) = bench.runs(["unconditional"])
+    options = {name: getattr(own.modes, name) for name in ("last_noise", "random", "relaxation", "anderson")}
+    recipe = mode_recipes.Recipe(start=start, noise=run.noise, rounds=run.rounds, **options)
+    results = records.read(workdir / "evaluate" / "results.json")
+    high = [row for row in results.rows if row.level == "high"]
+    for attack, values in (("modes", bench.row(recipe)), ("unconditional", bench.start(start))):
+        rows = {row.metric: row for row in high if row.attack == attack}
+        first = rows[own.evaluate.metrics[0]]
+        assert values[0] == pytest.approx(100 * first.ams)
+        assert values[1] == first.unique
+        assert values[3] == pytest.approx(100 * first.heldout_ams)
+        assert values[4:] == [rows["rmse"].unique, rows["distance_ratio"].unique, first.network_calls]
+    assert "from unconditional" in recipe.name
