@@ -92,9 +92,10 @@ def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> by
         curves = (
             (axes[2], "copied", "tab:red", "members"),
             (axes[2], "copied_heldout", "tab:red", "held-out"),
+            (axes[2], "modes_copied", "tab:brown", "members, at modes"),
             (axes[3], "closer", "tab:blue", "samples"),
         )
-        for axis, key, colour, label in curves:
+        for axis, key, colour, label in (one for one in curves if one[1] in watched[-1]):
             style = "--" if label == "held-out" else "-"
             axis.plot(step, [100 * row[key] for row in watched], style, color=colour, marker=".", label=label)
             low, high = ([100 * row[f"{key}_ci"][i] for row in watched] for i in (0, 1))

@@ -244,18 +244,26 @@ class Monitor:
     every_steps: int = 0  # steps between comparisons; 0: never
     num_samples: int = 256  # images sampled for each comparison, always from the same noise
     stop_at_rate: float = 0.0  # stop training when this share of samples has d1 / d2 < 1/3; 0: never
+    # Whether the samples are also taken to modes of the model, by the default recipe of mode seeking, and compared:
+    # they show memorised images before plain samples do.
+    modes: bool = True
+    stop_at_modes_rate: float = 0.0  # stop training when this share of the modes has d1 / d2 < 1/3; 0: never
 
     def __post_init__(self) -> None:
         check(self.every_steps >= 0, "monitor.every_steps", self.every_steps, "at least 0 (0: no monitor)")
         check(self.num_samples >= 1, "monitor.num_samples", self.num_samples, "at least 1")
-        check(0 <= self.stop_at_rate <= 1, "monitor.stop_at_rate", self.stop_at_rate, "between 0 (never) and 1")
-        ok = self.every_steps > 0 or self.stop_at_rate == 0
-        check(
-            ok,
-            "monitor.stop_at_rate",
-            self.stop_at_rate,
-            "0 while monitor.every_steps is 0, which disables the monitor",
-        )
+        for name in ("stop_at_rate", "stop_at_modes_rate"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"monitor.{name}", value, "between 0 (never) and 1")
+            need = "0 while monitor.every_steps is 0, which disables the monitor"
+            check(self.every_steps > 0 or value == 0, f"monitor.{name}", value, need)
+        need = "True with monitor.stop_at_modes_rate, which needs the modes"
+        check(self.modes or self.stop_at_modes_rate == 0, "monitor.modes", self.modes, need)
+
+    @property
+    def stops(self) -> bool:
+        """Whether it may end the training."""
+        return self.stop_at_rate > 0 or self.stop_at_modes_rate > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -99,16 +99,22 @@ def _training_figure(settings: Settings, workdir: Path) -> Drawn | None:
 def _monitor_note(watched: list[dict[str, Any]], settings: Settings) -> str:
     """When memorisation began, and the last measurement."""
     onset, last = monitor.onset(watched), watched[-1]
-    copied, closer = (
-        f"From step {step:,} on" if (step := onset[key]) is not None else "At no measured step"
-        for key in ("copied", "closer")
-    )
+    begins = {
+        key: f"From step {step:,} on" if step is not None else "At no measured step" for key, step in onset.items()
+    }
+    copied, closer = begins["copied"], begins["closer"]
     note = (
         f"{copied}, significantly more samples copied a member (d1 / d2 < 1/3) than copied a held-out image. {closer}, "
         "significantly more than half of the samples were closer to a member than to every held-out image. At the last "
         f"measurement, {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, "
         f"and {percent(last['closer'])} were closer to a member."
     )
+    if "modes_copied" in last:
+        note += (
+            f" {begins['modes_copied']}, significantly more of the modes that these samples lead to copied a member "
+            f"than a held-out image; at the last measurement {percent(last['modes_copied'])} and "
+            f"{percent(last['modes_copied_heldout'])} did."
+        )
     if settings.data.split_by == "identity":
         note += (
             " The split is by identity: a model that has learned the members' identities without copying a photograph "

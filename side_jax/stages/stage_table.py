@@ -100,6 +100,9 @@ def fingerprint(settings: Settings, unit: str, **extra: Any) -> str:
     chosen = {name: values[name] for name in sections}
     for section, key in _IGNORED_SETTINGS:
         chosen.get(section, {}).pop(key, None)
+    if not settings.monitor.stop_at_modes_rate:  # the curve of the modes affects nothing
+        for key in ("modes", "stop_at_modes_rate"):
+            chosen.get("monitor", {}).pop(key, None)
     for section in _unused(settings) & chosen.keys():
         del chosen[section]
     hashes = [_plain_fingerprint(settings, parent) for parent in parents]
@@ -114,7 +117,7 @@ def _unused(settings: Settings) -> set[str]:
     unused = {
         "train": bool(settings.target.path),  # an imported model is not trained
         "condition": not settings.condition.labels,  # without labels there is no label dropout
-        "monitor": not settings.monitor.stop_at_rate,  # the monitor affects training only by stopping it
+        "monitor": not settings.monitor.stops,  # the monitor affects training only by stopping it
     }
     return {section for section, is_unused in unused.items() if is_unused}
 

@@ -1,6 +1,7 @@
 """Stage train: splits the data, then trains the DPM on the members or imports a checkpoint; trains its twin."""
 
 import contextlib
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from side_jax.data import batches, datasets, member_labels, split
 from side_jax.data.datasets import Dataset
 from side_jax.devices import placement, process_group
 from side_jax.errors import InputError
-from side_jax.settings import Settings, random_streams
+from side_jax.sampling.mode_generation import ModeProgram
+from side_jax.settings import Modes, Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.targets import diffusers_unet
 from side_jax.training import trainer
@@ -116,8 +118,14 @@ def _fit(
                 members.images,
                 heldout.images[: len(members)],  # as many as members, so that chance is 50%
                 stack.enter_context(curves),
+                _default_modes(settings) if settings.monitor.modes else None,
             )
         return _train(settings, unit, members, labels, "train", watch, settings.monitor.every_steps)
+
+
+def _default_modes(settings: Settings) -> ModeProgram:
+    """Mode seeking by its default recipe, whatever the attack's is: the monitor may decide when training ends."""
+    return builders.build_mode_program(dataclasses.replace(settings, modes=Modes()), from_noise=False)
 
 
 def _train(

@@ -7,6 +7,9 @@ held-out images. Two rates are recorded, each with a Wilson interval:
              2023; Gu et al. 2023); its control is the same fraction computed with held-out images
     closer   fraction of samples closer to some member than to every held-out image; chance is 50%
 
+The same samples are then taken to modes of the model (diffusion/mode_seeking.py), for which the same rates are recorded
+as modes_copied and modes_closer.
+
 Memorisation has begun when an interval first excludes chance: that of `copied` lies above that of its control, or that
 of `closer` lies above 50%.
 """
@@ -19,11 +22,13 @@ import jax
 import numpy as np
 
 from side_jax.devices import process_group
-from side_jax.diffusion import pixel_range
+from side_jax.diffusion import mode_seeking, pixel_range
 from side_jax.memorization.metrics import RATIO_BELOW, distance_ratio
 from side_jax.memorization.neighbors import exact_search
 from side_jax.memorization.statistics.intervals import wilson_interval
 from side_jax.sampling import generation
+from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram
+from side_jax.settings import Modes
 from side_jax.settings import Monitor as MonitorSettings
 from side_jax.workdir.curves import Curves
 
@@ -58,15 +63,24 @@ def measure(samples: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> di
 
 
 def onset(rows: list[dict[str, Any]]) -> dict[str, int | None]:
-    """The first step at which each rate shows memorisation, or None: {"copied": step, "closer": step}."""
+    """The first step at which each rate shows memorisation, or None: {"copied": step, "closer": step}.
+
+    If modes were recorded, also "modes_copied" and "modes_closer".
+    """
 
     def first(shows: Any) -> int | None:
         return next((row["step"] for row in rows if shows(row)), None)
 
-    return {
+    found = {
         "copied": first(lambda row: row["copied_ci"][0] > row["copied_heldout_ci"][1]),
         "closer": first(lambda row: row["closer_ci"][0] > 0.5),
     }
+    if any("modes_copied_ci" in row for row in rows):
+        found |= {
+            "modes_copied": first(lambda row: row["modes_copied_ci"][0] > row["modes_copied_heldout_ci"][1]),
+            "modes_closer": first(lambda row: row["modes_closer_ci"][0] > 0.5),
+        }
+    return found
 
 
 class Monitor:
@@ -80,6 +94,7 @@ class Monitor:
         members: np.ndarray,
         heldout: np.ndarray,
         curves: Curves,
+        modes: ModeProgram | None = None,
     ):
         """Prepares the monitor.
 
@@ -90,7 +105,9 @@ class Monitor:
           members: uint8 [m, h, w, c].
           heldout: uint8 [m, h, w, c].
           curves: the curve in train/monitor.jsonl.
+          modes: takes samples to modes; None: modes are not recorded.
         """
+        self._modes = modes
         self._settings, self._generator, self._base, self._curves = settings, generator, base, curves
         self._sides = pixel_range.to_float(np.asarray(members)), pixel_range.to_float(np.asarray(heldout))
 
@@ -98,22 +115,43 @@ class Monitor:
         """Measures the host parameters of a step, unless recorded; returns whether to stop training."""
         row = next((row for row in self._curves.rows if row["step"] == step), None)
         if row is None:
-            index = np.arange(self._settings.num_samples)
-            parts = [index[i : i + self._generator.batch_size] for i in index[:: self._generator.batch_size]]
-            label = np.full(len(index), -1, np.int32)
-            batches = [self._generator({"dpm": params}, self._base, part, label[part], 0.0) for part in parts]
-            row = {"step": step} | measure(pixel_range.to_float(np.concatenate(batches)), *self._sides)
+            samples = self._draw(self._generator, params)
+            row = {"step": step} | measure(pixel_range.to_float(samples), *self._sides)
+            if self._modes:
+                modes = self._draw(_seeker(self._modes, samples), params)
+                found = measure(pixel_range.to_float(modes), *self._sides)
+                row |= {f"modes_{name}": value for name, value in found.items()}
             self._curves.write(row)
-        limit = self._settings.stop_at_rate
-        stop = bool(limit) and row["copied"] >= limit
+        limits = {"copied": self._settings.stop_at_rate, "modes_copied": self._settings.stop_at_modes_rate}
+        stop = any(limit and row[name] >= limit for name, limit in limits.items())
         if process_group.primary():
-            logger.info(
-                "step %d: %.1f%% of the samples copy a member (held-out %.1f%%), %.1f%% are closer to a member (chance "
-                "50%%)%s",
-                step,
-                100 * row["copied"],
-                100 * row["copied_heldout"],
-                100 * row["closer"],
-                f"; this reaches monitor.stop_at_rate = {limit:g}, so training stops." if stop else ".",
-            )
+            logger.info("%s", _line(row, stop))
         return stop
+
+    def _draw(self, generator: generation.Generator | ModeGenerator, params: Any) -> np.ndarray:
+        """The samples of a generator, uint8 [n, h, w, c]."""
+        index = np.arange(self._settings.num_samples)
+        parts = [index[i : i + generator.batch_size] for i in index[:: generator.batch_size]]
+        label = np.full(len(index), -1, np.int32)
+        return np.concatenate([generator({"dpm": params}, self._base, part, label[part], 0.0) for part in parts])
+
+
+def _seeker(program: ModeProgram, samples: np.ndarray) -> ModeGenerator:
+    """The default recipe of mode seeking, from samples uint8 [n, h, w, c]."""
+    recipe = Modes()
+    levels = mode_seeking.noise_levels(recipe.noise_levels[0], recipe.rounds[0])
+    return ModeGenerator(program=program, noise_levels=levels, starts=lambda index: samples[index])
+
+
+def _line(row: dict[str, Any], stop: bool) -> str:
+    """The log line of a measurement."""
+    text = (
+        f"step {row['step']}: {100 * row['copied']:.1f}% of the samples copy a member (held-out "
+        f"{100 * row['copied_heldout']:.1f}%), {100 * row['closer']:.1f}% are closer to a member (chance 50%)"
+    )
+    if "modes_copied" in row:
+        text += (
+            f"; of their modes, {100 * row['modes_copied']:.1f}% copy a member (held-out "
+            f"{100 * row['modes_copied_heldout']:.1f}%)"
+        )
+    return text + ("; this reaches the monitor's limit, so training stops." if stop else ".")

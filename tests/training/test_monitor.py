@@ -52,6 +52,45 @@ def test_memorisation_begins_where_an_interval_leaves_chance():
     assert monitor.onset([*rows, row(3, [0.11, 0.3], [0, 0.1], [0.6, 0.7])]) == {"copied": 3, "closer": 2}
 
 
+def test_modes_may_show_it_first():
+    def row(step, modes, heldout):
+        plain = {"copied_ci": [0, 0.1], "copied_heldout_ci": [0, 0.1], "closer_ci": [0.4, 0.6]}
+        modes = {"modes_copied_ci": modes, "modes_copied_heldout_ci": heldout, "modes_closer_ci": [0, 1]}
+        return plain | modes | {"step": step}
+
+    rows = [row(1, [0, 0.1], [0, 0.2]), row(2, [0.3, 0.4], [0, 0.2])]
+    assert monitor.onset(rows) == {"copied": None, "closer": None, "modes_copied": 2, "modes_closer": None}
+
+
+class Seeker:
+    """A program of mode seeking that takes every image to the member of its index, and notes from where."""
+
+    batch_size, shape = 16, (4, 4, 1)
+
+    def __init__(self):
+        self.starts = []
+
+    def call(self, params, base, levels, index, images):
+        index = np.asarray(index).ravel()
+        self.starts.append(np.asarray(images).reshape(16, 4, 4, 1))
+        return np.round((MEMBERS[index % 40] + 1) * 127.5).astype(np.uint8).reshape(np.shape(images))
+
+
+def test_the_monitor_seeks_modes_from_its_samples_and_stops_by_them(tmp_path):
+    sides = [np.round((side + 1) * 127.5).astype(np.uint8) for side in (MEMBERS, HELDOUT)]
+    settings = Monitor(every_steps=10, num_samples=40, stop_at_rate=0.5, stop_at_modes_rate=0.9)
+    generator, seeker = Copier(), Seeker()
+    with Curves(tmp_path / "monitor.jsonl", first_step=0) as curves:
+        watch = monitor.Monitor(settings, generator, None, *sides, curves, seeker)
+        assert watch(10, "noise") is True
+        (row,) = curves.rows
+    assert (row["copied"], row["modes_copied"], row["modes_copied_heldout"]) == (0, 1, 0)
+    assert generator.calls == len(seeker.starts) == 3
+    with Curves(tmp_path / "other.jsonl", first_step=0) as curves:
+        watch = monitor.Monitor(Monitor(every_steps=10, num_samples=40), generator, None, *sides, curves, seeker)
+        assert watch(10, "noise") is False
+
+
 class Copier:
     """A generator that draws the members, or noise, as its parameters say."""
 
@@ -86,7 +125,7 @@ def test_monitor_stops_at_its_rate_and_measures_no_step_twice(tmp_path):
 
 def test_a_watched_run_stops_at_its_rate_and_the_report_shows_it(tmp_path, monkeypatch):
     """The rate is reached at the second look: training ends there, says so, and is done; the other stages follow."""
-    measure, rates = monitor.measure, iter([0.2, 0.3])
+    measure, rates = monitor.measure, iter([0.2, 0.0, 0.3, 0.0])  # of the samples, then of their modes
     monkeypatch.setattr(monitor, "measure", lambda *sides: measure(*sides) | {"copied": next(rates)})
     workdir = tmp_path / "run"
     watched = {"monitor__every_steps": 10, "monitor__num_samples": 32, "monitor__stop_at_rate": 0.3}
@@ -101,3 +140,5 @@ def test_a_watched_run_stops_at_its_rate_and_the_report_shows_it(tmp_path, monke
     page = (workdir / "report" / "index.html").read_text()
     assert "When did memorisation begin?" in page
     assert "At no measured step" in page  # 20 steps are too few to copy anything
+    assert "of the modes that these samples lead to copied a member" in page
+    assert all(0 <= row["modes_copied"] <= 1 for row in rows)
