@@ -170,8 +170,8 @@ class Settings:
         check(not lonely, "extract.attacks", attacks, need)
         low, high = noise_range(self.diffusion.make())
         noise, need = Modes().noise_levels[0], f"False: the model's noise levels end at {low:.3g} and {high:.3g}"
-        watched = self.monitor.every_steps > 0 and self.monitor.modes and not self.target.path
-        check(not watched or low <= noise <= high, "monitor.modes", self.monitor.modes, need)
+        watched = self.monitor.every_steps > 0 and self.monitor.seeks_modes and not self.target.path
+        check(not watched or low <= noise <= high, "monitor.seeks_modes", self.monitor.seeks_modes, need)
         if not any(ATTACKS[attack].seeks_modes for attack in attacks):
             return
         missing = [start for start in modes.starts if start not in (NOISE, *attacks)]

@@ -28,7 +28,7 @@ STREAMS = {
     "member labels": 21,
     "divergence/members": 22,
     "divergence/heldout": 23,
-    "twin": 24,
+    "train/twin": 24,
 }
 
 

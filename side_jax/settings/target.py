@@ -246,7 +246,7 @@ class Monitor:
     stop_at_rate: float = 0.0  # stop training when this share of samples has d1 / d2 < 1/3; 0: never
     # Whether the samples are also taken to modes of the model, by the default recipe of mode seeking, and compared:
     # they show memorised images before plain samples do.
-    modes: bool = True
+    seeks_modes: bool = True
     stop_at_modes_rate: float = 0.0  # stop training when this share of the modes has d1 / d2 < 1/3; 0: never
 
     def __post_init__(self) -> None:
@@ -258,7 +258,7 @@ class Monitor:
             need = "0 while monitor.every_steps is 0, which disables the monitor"
             check(self.every_steps > 0 or value == 0, f"monitor.{name}", value, need)
         need = "True with monitor.stop_at_modes_rate, which needs the modes"
-        check(self.modes or self.stop_at_modes_rate == 0, "monitor.modes", self.modes, need)
+        check(self.seeks_modes or self.stop_at_modes_rate == 0, "monitor.seeks_modes", self.seeks_modes, need)
 
     @property
     def stops(self) -> bool:

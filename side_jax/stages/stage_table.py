@@ -101,7 +101,7 @@ def fingerprint(settings: Settings, unit: str, **extra: Any) -> str:
     for section, key in _IGNORED_SETTINGS:
         chosen.get(section, {}).pop(key, None)
     if not settings.monitor.stop_at_modes_rate:  # the curve of the modes affects nothing
-        for key in ("modes", "stop_at_modes_rate"):
+        for key in ("seeks_modes", "stop_at_modes_rate"):
             chosen.get("monitor", {}).pop(key, None)
     for section in _unused(settings) & chosen.keys():
         del chosen[section]
@@ -333,8 +333,8 @@ def _classifier_outputs(manifest: dict[str, Any]) -> list[str]:
 
 
 def _suspects_outputs(manifest: dict[str, Any]) -> list[str]:
-    names = ["suspects", *(["modes"] if manifest.get("modes") else [])]
-    return [f"suspects/{name}.{kind}" for name in names for kind in ("csv", "png")]
+    modes = ["suspects/modes.csv", "suspects/modes.png"] if manifest.get("has_modes") else []
+    return ["suspects/suspects.csv", "suspects/suspects.png", *modes]
 
 
 def _train_outputs(manifest: dict[str, Any]) -> list[str]:

@@ -69,7 +69,7 @@ def run(settings: Settings, workdir: Path) -> None:
             _write(settings, workdir, work)
             if sought:
                 _write_modes(settings, workdir, work, sought)
-        work.finish(modes=bool(sought))
+        work.finish(has_modes=bool(sought))
 
 
 def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
@@ -110,7 +110,7 @@ def _write_modes(settings: Settings, workdir: Path, work: work_units.Unit, runs:
     with files.atomic(work.directory / "modes.csv", "w") as file:
         table = csv.writer(file)
         table.writerow(MODE_COLUMNS)
-        for run, unit in progress(runs, total=len(runs), description="modes", unit="run"):
+        for run, unit in progress(runs, total=len(runs), description="distinct modes", unit="run"):
             generated = shards.read(stage_table.extracted_shards(settings, unit))
             images = generated["images"]
             pairs, _ = exact_search.pairs_below(images, images, settings.evaluate.rmse_below)

@@ -46,7 +46,7 @@ def _run_twin(settings: Settings, workdir: Path) -> None:
     count, last = len(members), target.content()["steps"]
     images = heldout.take(np.arange(count))
     labels = member_labels.member_labels(settings, images, ids[:count])
-    content = _train(settings, unit, images, labels, "twin", lambda step, _: step >= last, last)
+    content = _train(settings, unit, images, labels, "train/twin", lambda step, _: step >= last, last)
     unit.finish(**content)
 
 
@@ -118,7 +118,7 @@ def _fit(
                 members.images,
                 heldout.images[: len(members)],  # as many as members, so that chance is 50%
                 stack.enter_context(curves),
-                _default_modes(settings) if settings.monitor.modes else None,
+                _default_modes(settings) if settings.monitor.seeks_modes else None,
             )
         return _train(settings, unit, members, labels, "train", watch, settings.monitor.every_steps)
 
@@ -152,7 +152,7 @@ def _train(
         directory=unit.directory,
         checkpoints=checkpoint.checkpoint_directory(unit.workdir, unit.name),
         meta=checkpoint.settings_meta(settings, unit.fingerprint),
-        description="train the DPM" if stream == "train" else f"train the {stream}",
+        description="train the DPM" if stream == "train" else "train the twin",
         watch=watch,
         watch_every=watch_every,
         loader=batches.prefetch if streamed else map,

@@ -52,7 +52,7 @@ def fingerprints(settings, workdir):
         ("model", "remat", True, set()),
         ("data", "storage", "stream", set()),
         ("monitor", "every_steps", 7, set()),
-        ("monitor", "modes", False, set()),
+        ("monitor", "seeks_modes", False, set()),
     ],
 )
 def test_a_setting_reaches_what_depends_on_it(settings, tmp_path, section, key, value, expected):
@@ -74,6 +74,6 @@ def test_the_monitor_reaches_everything_where_it_may_end_the_training(settings, 
         return fingerprints(dataclasses.replace(settings, monitor=monitor), tmp_path)["train"]
 
     plain, stops = target(), target(stop_at_rate=0.1)
-    assert target(stop_at_rate=0.1, modes=False) == stops != plain
+    assert target(stop_at_rate=0.1, seeks_modes=False) == stops != plain
     assert target(num_samples=7) == plain
     assert len({plain, stops, target(stop_at_modes_rate=0.1), target(stop_at_modes_rate=0.1, num_samples=7)}) == 4
