@@ -5,7 +5,8 @@ python benchmarks/extraction_cost.py --config=configs/digits_128.py --workdir=ru
 
 The pipeline first trains each seed's target and surrogate in <workdir>/seed_<n>. Then every recipe generates images
 from the same noise and target clusters, which are scored against members and held-out images. The baseline is the
-recipe of Chen et al. 2024: DDIM, 50 steps, all guided. The interval "none" is the unguided recipe. Seconds are those of
+recipe of Chen et al. 2024: DDIM, 50 steps, all guided. The interval "none" is the unguided recipe. A recipe may end in
+mode seeking from its images: ddim-20-trailing-none+modes-0.15x5, with 5 rounds at noise 0.15. Seconds are those of
 sampling without compilation, the median batch times the number of devices, so the machine must be idle. Each row is
 compared with the baseline at the scale of its highest AMS over all seeds: by members per second for equally many
 images, and by the seconds until as many members are extracted as the baseline extracts in all. To avoid selection
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,11 @@ from side_jax import builders
 from side_jax.attacks.table import ATTACKS
 from side_jax.config import from_config
 from side_jax.devices import cpu
+from side_jax.diffusion import mode_seeking
 from side_jax.memorization.matching import match, references
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import generation
+from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs
 from side_jax.stages.stage_table import unit
@@ -45,18 +49,29 @@ STAGES = "train,synthesize,label,surrogate"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A sampling recipe; its name is <solver>-<steps>-<spacing>-<interval>."""
+    """A recipe; its name is <solver>-<steps>-<spacing>-<interval>, and +modes-<noise>x<rounds> with mode seeking."""
 
     name: str
 
     @property
+    def sampling(self) -> str:
+        """The name without mode seeking."""
+        return self.name.partition("+")[0]
+
+    @property
     def unguided(self) -> bool:
         """Whether no step is guided."""
-        return self.name.endswith("-none")
+        return self.sampling.endswith("-none")
+
+    @property
+    def rounds(self) -> tuple[float, int] | None:
+        """(noise, number of rounds) of mode seeking; None without it."""
+        noise, _, rounds = self.name.partition("+")[2].removeprefix("modes-").partition("x")
+        return (float(noise), int(rounds)) if rounds else None
 
     def apply(self, settings: Settings) -> Settings:
         """The settings of a run with this recipe."""
-        solver, num_steps, spacing, interval = self.name.split("-", 3)
+        solver, num_steps, spacing, interval = self.sampling.split("-", 3)
         between = () if interval in ("all", "none") else tuple(int(end) for end in interval.split("-"))
         options = {"solver": solver, "num_steps": int(num_steps), "guidance_interval": between}
         return dataclasses.replace(
@@ -96,7 +111,8 @@ class Bench:
         """
         settings = recipe.apply(self.settings)
         classifier = None if recipe.unguided else self._classifier
-        generator = builders.build_generator(settings, classifier, sampler=settings.guided_sampler)
+        sampled = builders.build_generator(settings, classifier, sampler=settings.guided_sampler)
+        generator = _seeking(settings, sampled, *recipe.rounds) if recipe.rounds else sampled
         size = settings.sampler.batch_size
         classes = self._classifier.num_classes
         labels = generation.target_labels(self._base, num_images, classes)
@@ -125,6 +141,20 @@ class Bench:
                     "seconds_per_image": np.float64(per_image),
                 },
             )
+
+
+def _seeking(settings: Settings, sampled: generation.Generator, noise: float, rounds: int) -> Callable[..., np.ndarray]:
+    """A generator that takes the images of another one to modes."""
+    program = builders.build_mode_program(settings, from_noise=False)
+    levels = mode_seeking.noise_levels(noise, rounds)
+
+    def generate(params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
+        images = sampled(params, base, index, labels, scale)
+        return ModeGenerator(program=program, noise_levels=levels, starts=lambda _: images)(
+            params, base, index, labels, scale
+        )
+
+    return generate
 
 
 def unique(found: dict[str, np.ndarray], first: int | None = None) -> int:

@@ -18,6 +18,7 @@ import seeds
 import theorem
 
 from side_jax.memorization.membership import attack_quality
+from side_jax.settings import Settings
 
 
 def found(matched, nearest, seconds=2.0):
@@ -82,6 +83,19 @@ def test_evidence_draws_more_from_the_cluster_with_near_duplicates(adaptive):
     assert len(np.unique(drawn)) == 400
     share = (labels[drawn] == 0).mean()
     assert share > 0.7 if adaptive else 0.4 < share < 0.6
+
+
+def test_a_recipe_may_end_in_mode_seeking():
+    plain, sought = (extraction_cost.Recipe(name=f"ddim-20-trailing-none{end}") for end in ("", "+modes-0.15x5"))
+    assert (plain.rounds, sought.rounds) == (None, (0.15, 5))
+    assert plain.unguided
+    assert sought.unguided
+    settings = sought.apply(Settings())
+    assert settings == plain.apply(Settings())
+    assert settings.guided_sampler.num_steps == 20
+    guided = extraction_cost.Recipe(name="ddim-10-trailing-100-899+modes-0.1x3")
+    assert not guided.unguided
+    assert guided.apply(Settings()).extract.guidance_interval == (100, 899)
 
 
 def test_seeds_are_tabled_by_what_counts_as_a_match():

@@ -148,7 +148,13 @@ def test_the_end_names_the_report_and_the_figures(workdir, capsys):
     assert runs.run(runs.arguments(workdir)) == 0
     printed = capsys.readouterr().out
     assert f"Report: {workdir}/report/index.html" in printed
-    assert [line.strip()[:2] for line in printed.splitlines() if line.startswith("  ")] == ["1.", "2.", "3.", "4.", "5."]
+    assert [line.strip()[:2] for line in printed.splitlines() if line.startswith("  ")] == [
+        "1.",
+        "2.",
+        "3.",
+        "4.",
+        "5.",
+    ]
 
 
 def test_running_again_does_nothing_but_say_so(workdir, said):
