@@ -140,6 +140,31 @@ def clusters(images: np.ndarray, features: np.ndarray, result: dict[str, Any], *
     return _png(figure)
 
 
+def modes(images: np.ndarray, counts: Sequence[int], matched: Sequence[bool]) -> bytes:
+    """Distinct modes in order, each with how many images came to it; a red frame where it matches a member: a PNG.
+
+    Args:
+      images: uint8 [k, h, w, c], grey or RGB, k at least 1.
+      counts: of each mode.
+      matched: whether each matches a member.
+    """
+    across = min(12, len(images))
+    down = -(-len(images) // across)
+    figure, axes = plt.subplots(down, across, figsize=(0.85 * across + 0.2, 1.1 * down + 0.1), squeeze=False)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.2 / (down + 0.2), hspace=0.35, wspace=0.12)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, count, hit in zip(axes.flat, images, counts, matched, strict=False):
+        image = image.squeeze(-1) if image.shape[-1] == 1 else image
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(f"{count:,}", fontsize=8, pad=2)
+        axis.axis("on")
+        axis.set(xticks=[], yticks=[])
+        for spine in axis.spines.values():
+            spine.set(color="tab:red" if hit else "0.8", linewidth=2 if hit else 0.8)
+    return _png(figure)
+
+
 def noise_levels(levels: Mapping[str, Sequence[NoiseLevel]], chance: Mapping[str, float]) -> bytes:
     """Accuracy and calibration of classifiers against the timestep of the noise on their input: a PNG.
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
-from side_jax.attacks.table import Run
+from side_jax.attacks.table import Run, get_attack
 from side_jax.devices import process_group
 from side_jax.measure import records
 from side_jax.measure.records import Classifier, Results, Surrogate
-from side_jax.report import findings, plots, writer
+from side_jax.memorization import basins
+from side_jax.memorization.neighbors import exact_search
+from side_jax.report import findings, matches, plots, writer
 from side_jax.report.figures import Drawn
 from side_jax.report.findings import percent
 from side_jax.report.writer import Audit
@@ -21,6 +24,8 @@ from side_jax.settings.paths import path_fields
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.training import monitor
 from side_jax.workdir import curves, files, work_units
+
+MODES = 48  # distinct images in the figure of mode seeking
 
 
 def run(settings: Settings, workdir: Path) -> None:
@@ -61,6 +66,7 @@ def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]
     """The figures of a model's audit: training, classifiers, samples and clusters."""
     figures = _training_figure(settings, workdir), _classifier_figure(results.classifiers or {})
     drawn = [figure for figure in figures if figure]
+    drawn += [figure for figure in [_modes_figure(results, settings, workdir)] if figure]
     sheets = (
         ("samples", "synthesize/samples.png", "Samples of the model, unguided", "Unguided samples of the model"),
         (
@@ -76,6 +82,34 @@ def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]
             png = (workdir / path).read_bytes()
             drawn.append(Drawn(name=name, heading=heading, png=png, alt=alt, note=note, reveals=True))
     return drawn
+
+
+def _modes_figure(results: Results, settings: Settings, workdir: Path) -> Drawn | None:
+    """The distinct images of the best run of mode seeking, the most frequent first; None without such a run."""
+    rows = [row for row in findings.headline(results) if row.rounds is not UNSET and get_attack(row.attack).data_free]
+    if not rows:
+        return None
+    row = max(rows, key=lambda row: row.ams)
+    unit = dict(stage_table.extraction_units(settings, workdir))[row.key]
+    images = shards.read(stage_table.extracted_shards(settings, unit))["images"]
+    pairs, _ = exact_search.pairs_below(images, images, settings.evaluate.rmse_below)
+    found = basins.basins(len(images), pairs)
+    columns = matches.select_run(matches.read(workdir / "evaluate" / "matches.csv"), row)
+    matched, shown = columns[f"{row.metric}_member_match"] > 0, found.centre[:MODES]
+    several = int((found.size > 1).sum())
+    return Drawn(
+        name="distinct_modes",
+        heading="What does the model give away?",
+        png=plots.modes(images[shown], found.size[:MODES].tolist(), matched[shown].tolist()),
+        alt="The distinct images that mode seeking leads to, the most frequent first",
+        note=(
+            f"Distinct images of {matches.title(row)}: groups with an RMSE below {settings.evaluate.rmse_below:g}. "
+            f"Above each: how many of the {len(images):,} images came to it. There are {len(found.size):,}, of which "
+            f"{several:,} were reached more than once. Red: it matches a training image. Without the data an attacker "
+            "sees the same images."
+        ),
+        reveals=True,
+    )
 
 
 def _training_figure(settings: Settings, workdir: Path) -> Drawn | None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from PIL import Image
 
 from side_jax import builders
 from side_jax.attacks.table import Run
@@ -17,10 +18,11 @@ from side_jax.config import from_config
 from side_jax.diffusion import mode_seeking, pixel_range
 from side_jax.measure import records
 from side_jax.pipeline.saved_config import saved_config
+from side_jax.report import plots
 from side_jax.sampling import shards
 from side_jax.settings import Settings, random_streams
 from side_jax.settings.extraction import Extract, Modes
-from side_jax.stages import estimates, stage_inputs, stage_table, suspects, train
+from side_jax.stages import estimates, report, stage_inputs, stage_table, suspects, train
 from side_jax.training import trainer
 from side_jax.workdir import files
 
@@ -212,3 +214,33 @@ def test_recipes_are_scored_as_runs_are(finished):
         assert values[3] == pytest.approx(100 * first.heldout_ams)
         assert values[4:] == [rows["rmse"].unique, rows["distance_ratio"].unique, first.network_calls]
     assert "from unconditional" in recipe.name
+
+
+def test_the_report_shows_the_distinct_modes_most_frequent_first(finished, tmp_path, monkeypatch):
+    """Of planted images: each of five kinds as often as planted, framed where its row says that it matches."""
+    own, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    (run,) = (run for run in own.runs() if run.attack == "modes")
+    unit = dict(stage_table.extraction_units(own, copy))[run]
+    kinds = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
+    which = np.random.default_rng(1).permutation(np.repeat(np.arange(5), (3, 20, 1, 7, 1)))
+    for part in stage_table.extracted_shards(own, unit):
+        index = np.asarray(part.index)
+        files.write_npz(part.path, images=kinds[which[index]], index=index, label=np.full(len(index), -1, np.int32))
+    shown, draw = {}, plots.modes
+
+    def drawn(images, counts, matched):
+        shown.update(images=images, counts=counts, matched=matched)
+        return draw(images, counts, matched)
+
+    monkeypatch.setattr(plots, "modes", drawn)
+    (copy / "report" / "manifest.json").unlink()
+    with jax.numpy_dtype_promotion("standard"):
+        report.run(own, copy)
+    assert shown["counts"] == [20, 7, 3, 1, 1]
+    np.testing.assert_array_equal(shown["images"][:3], kinds[[1, 3, 0]])
+    with Image.open(copy / "report" / "distinct_modes.png") as picture:
+        assert picture.width > 300
+    page = (copy / "report" / "index.html").read_text()
+    assert "There are 5, of which 3 were reached more than once." in page
