@@ -27,15 +27,14 @@ COMBINED = "all together"
 Run = dict[str, np.ndarray]  # "right" bool [n]; for each score, the suspicion float64 [n] in (0, 1]
 
 
-def runs(workdir: Path) -> dict[tuple[str, float], Run]:
-    """Maps each ranked run's (attack, guidance scale) to the ground truth and the scores of its images."""
+def runs(workdir: Path) -> dict[tuple[str, str], Run]:
+    """Maps each ranked run's (name, attack) to the ground truth and the scores of its images."""
     truth, suspected = (_columns(workdir / name) for name in ("evaluate/matches.csv", "suspects/suspects.csv"))
     headline = next(name for name in truth if name.endswith("_member_match"))
     right = dict(zip(_keys(truth), truth[headline] == "1", strict=True))
-    names = np.asarray([key[:2] for key in _keys(suspected)], object)
     found = {}
-    for name in dict.fromkeys(map(tuple, names)):
-        own = (names == np.asarray(name, object)).all(axis=1)
+    for name in dict.fromkeys(zip(suspected["run"].tolist(), suspected["attack"].tolist(), strict=True)):
+        own = suspected["run"] == name[0]
         part = {column: values[own] for column, values in suspected.items()}
         one = {"right": np.asarray([right[key] for key in _keys(part)])}
         for kind, much in KINDS.items():
@@ -51,9 +50,8 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(header, map(np.asarray, zip(*rows, strict=True)), strict=True))
 
 
-def _keys(columns: dict[str, np.ndarray]) -> list[tuple[str, float, int]]:
-    runs = zip(*(columns[name].tolist() for name in ("attack", "guidance_scale", "index")), strict=True)
-    return [(attack, float(scale), int(index)) for attack, scale, index in runs]
+def _keys(columns: dict[str, np.ndarray]) -> list[tuple[str, int]]:
+    return [(run, int(index)) for run, index in zip(columns["run"].tolist(), columns["index"].tolist(), strict=True)]
 
 
 def pooled(parts: Iterable[Run]) -> Run:
@@ -145,9 +143,8 @@ def main() -> None:
     options = parser.parse_args()
     single, attacks = {}, {}
     for workdir in options.workdir:
-        for (attack, scale), one in runs(workdir).items():
-            name = f"{workdir.name}: {matches.title({'attack': attack, 'guidance_scale': scale})}"
-            single[name] = one
+        for (run, attack), one in runs(workdir).items():
+            single[f"{workdir.name}: {run}"] = one
             attacks.setdefault(attack, []).append(one)
         print(f"{workdir} is read", file=sys.stderr, flush=True)
     whole = {

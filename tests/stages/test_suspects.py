@@ -293,7 +293,7 @@ def test_perfect_and_useless_evidence_in_the_table():
     assert low < 10 < high
 
 
-def test_suspects_are_joined_with_the_truth(ranked, tmp_path):
+def test_suspects_are_joined_with_the_truth(ranked, tmp_path, monkeypatch, capsys):
     """Matches planted in matches.csv: of each run, the images with an index that 3 divides."""
     for name in ("evaluate", "suspects"):
         shutil.copytree(ranked / name, tmp_path / name)
@@ -306,8 +306,10 @@ def test_suspects_are_joined_with_the_truth(ranked, tmp_path):
         writer.writeheader()
         writer.writerows(table[::-1])
     found, rows = benchmark.runs(tmp_path), read(ranked)
-    assert list(found) == list(rows)
-    for name, one in found.items():
+    named = {(attack + (f"_{scale:g}" if scale else ""), attack): (attack, scale) for attack, scale in rows}
+    assert list(found) == list(named)
+    for key, one in found.items():
+        name = named[key]
         assert one["right"].tolist() == [int(row["index"]) % 3 == 0 for row in rows[name]]
         assert (np.diff(one["all together"]) < 0).all()  # the file is in the order of the rank
         for kind, sign in zip(KINDS, (1, -1, -1, 1), strict=True):
@@ -315,9 +317,12 @@ def test_suspects_are_joined_with_the_truth(ranked, tmp_path):
             assert np.array_equal(
                 np.unique(value, return_inverse=True)[1], np.unique(one[kind], return_inverse=True)[1]
             )
-    whole = benchmark.pooled([found["side", 1.0], found["side", 10.0]])
+    whole = benchmark.pooled([found["side_1", "side"], found["side_10", "side"]])
     assert len(whole["right"]) == 128
     assert len(benchmark.table({"whole": whole}, 20).splitlines()) == 2 + 5
+    monkeypatch.setattr(sys, "argv", ["suspects", "--workdir", str(tmp_path), "--resamples", "20"])
+    benchmark.main()
+    assert f"{tmp_path.name}: side_10" in capsys.readouterr().out
     benchmark.figure({"whole": whole}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").exists()
 
