@@ -171,7 +171,7 @@ def build_generator(
     )
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # so that runs that differ in their start or noise level compile once
 def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
     """The rounds of mode seeking, from given images or from noise; the parameters are those of build_denoise."""
     modes = settings.modes

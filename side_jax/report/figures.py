@@ -7,7 +7,7 @@ import numpy as np
 from msgspec import UNSET
 
 from side_jax.attacks.table import get_attack
-from side_jax.measure.records import Control, Results, Row
+from side_jax.measure.records import Control, Rarefaction, Results, Row
 from side_jax.report import findings, matches, plots
 from side_jax.report.matches import Columns
 from side_jax.report.plots import ClusterYield
@@ -43,12 +43,17 @@ def figures(results: Results, columns: Columns) -> list[Drawn]:
     """
     rows = findings.headline(results)
     best = matches.shown(rows)
-    drawn = [_guidance(rows)] if any(row.guidance_scale for row in rows) else []
-    drawn += [_rarefaction(results, best)]
-    drawn += [figure for figure in [_network_calls(results, best)] if figure]
-    drawn += [_similarity(results, columns, best)]
-    drawn += [figure for figure in [_yields(columns, best)] if figure]
-    return drawn + ([_sensitivity(results.controls)] if results.controls else [])
+    titles = {matches.title(row) for row in best}
+    curves = {title: one for one in results.rarefaction if (title := matches.title(one)) in titles}
+    drawn = (
+        _guidance(rows) if any(row.guidance_scale for row in rows) else None,
+        _rarefaction(results, curves),
+        _network_calls(results, curves),
+        _similarity(results, columns, best),
+        _yields(columns, best),
+        _sensitivity(results.controls) if results.controls else None,
+    )
+    return [figure for figure in drawn if figure]
 
 
 def _guidance(rows: list[Row]) -> Drawn:
@@ -61,9 +66,7 @@ def _guidance(rows: list[Row]) -> Drawn:
     )
 
 
-def _rarefaction(results: Results, best: list[Row]) -> Drawn:
-    names = [matches.title(row) for row in best]
-    curves = {title: one for one in results.rarefaction if (title := matches.title(one)) in names}
+def _rarefaction(results: Results, curves: dict[str, Rarefaction]) -> Drawn:
     note = (
         "Solid: the mean over all subsets of the images. Dashed: the fitted law, continued to ten times as many. "
         "Crosses: Chao's estimate there, a lower bound."
@@ -79,10 +82,8 @@ def _rarefaction(results: Results, best: list[Row]) -> Drawn:
     )
 
 
-def _network_calls(results: Results, best: list[Row]) -> Drawn | None:
+def _network_calls(results: Results, curves: dict[str, Rarefaction]) -> Drawn | None:
     """Members against calls of the network; None where calls are unknown or no run differs from the others."""
-    names = [matches.title(row) for row in best]
-    curves = {title: one for one in results.rarefaction if (title := matches.title(one)) in names}
     calls = {one.network_calls for one in curves.values()}
     if UNSET in calls or len(calls) < 2:
         return None

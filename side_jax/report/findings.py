@@ -165,8 +165,7 @@ def _listed(rows: list[Row]) -> str:
 
 def _more(results: Results, run: Run) -> str:
     """How many members ten times the images would extract, by the fit of the rarefaction curve."""
-    same = (one for one in results.rarefaction if one.attack == run.attack and one.guidance_scale == run.guidance_scale)
-    rarefaction = next(same, None)
+    rarefaction = next((one for one in results.rarefaction if one.key == run.key), None)
     if rarefaction is None:
         return ""
     ahead = rarefaction.ahead

@@ -165,7 +165,7 @@ class Settings:
         labels = self.condition.labels
         need = f"'', random or single with the attack {TWIN.name}, whose images are not those that the labels are of"
         check(not self.extract.needs_twin or labels in ("", "random", "single"), "condition.labels", labels, need)
-        lonely = any(ATTACKS[name].twin for name in attacks) and TWIN.name not in attacks
+        lonely = self.extract.needs_twin and TWIN.name not in attacks
         need = f"with {TWIN.name}, from whose images mode seeking in the twin starts"
         check(not lonely, "extract.attacks", attacks, need)
         low, high = noise_range(self.diffusion.make())

@@ -1,6 +1,7 @@
 """Stage extract: generates N_G images in every run of every attack; all runs share the initial noise."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def run(settings: Settings, workdir: Path) -> None:
     """Writes extract/<run>/shard_*.npz."""
     works = stage_table.extraction_units(settings, workdir)
     base, count = random_streams.stream_key(settings, "extract"), settings.extract.num_images
-    load = functools.cache(functools.partial(_load, settings, workdir))  # so that a sweep over scales compiles once
+    # Each model is loaded once, and a sweep over scales compiles once.
+    model = functools.cache(functools.partial(_load_model, settings, workdir))
+    load = functools.cache(functools.partial(_load, settings, workdir, model))
     for attack_run, work in works:
         parts = stage_table.extracted_shards(settings, work)
         if not work.begin(functools.partial(shards.complete, parts)):
@@ -40,11 +43,18 @@ def run(settings: Settings, workdir: Path) -> None:
     work_units.finish_stage(workdir, "extract", [work for _, work in works])
 
 
-def _load(settings: Settings, workdir: Path, name: str) -> tuple[generation.Generator | None, dict[str, Any], int]:
+def _load_model(settings: Settings, workdir: Path, twin: bool) -> Any:
+    """The averaged parameters of the twin or of the target."""
+    load = stage_inputs.load_twin if twin else stage_inputs.load_target
+    return load(settings, workdir).trees["ema"]
+
+
+def _load(
+    settings: Settings, workdir: Path, model: Callable[[bool], Any], name: str
+) -> tuple[generation.Generator | None, dict[str, Any], int]:
     """(the generator of an attack that samples, else None; its parameters; the number of its target labels, or 0)."""
     attack = ATTACKS[name]
-    load = stage_inputs.load_twin if attack.twin else stage_inputs.load_target
-    params = {"dpm": load(settings, workdir).trees["ema"]}
+    params = {"dpm": model(attack.twin)}
     if attack.seeks_modes:
         return None, params, 0
     classifier, classes = None, settings.condition.num_labels if attack.own_labels else 0

@@ -12,8 +12,6 @@ from side_jax.attacks.table import Run, get_attack
 from side_jax.devices import process_group
 from side_jax.measure import records
 from side_jax.measure.records import Classifier, Results, Surrogate
-from side_jax.memorization import basins
-from side_jax.memorization.neighbors import exact_search
 from side_jax.report import findings, matches, plots, writer
 from side_jax.report.figures import Drawn
 from side_jax.report.findings import percent
@@ -21,7 +19,7 @@ from side_jax.report.writer import Audit
 from side_jax.sampling import shards
 from side_jax.settings import Settings
 from side_jax.settings.paths import path_fields
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import stage_inputs, stage_table, suspects
 from side_jax.training import monitor
 from side_jax.workdir import curves, files, work_units
 
@@ -64,9 +62,12 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str
 
 def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]:
     """The figures of a model's audit: training, classifiers, samples and clusters."""
-    figures = _training_figure(settings, workdir), _classifier_figure(results.classifiers or {})
+    figures = (
+        _training_figure(settings, workdir),
+        _classifier_figure(results.classifiers or {}),
+        _modes_figure(results, settings, workdir),
+    )
     drawn = [figure for figure in figures if figure]
-    drawn += [figure for figure in [_modes_figure(results, settings, workdir)] if figure]
     sheets = (
         ("samples", "synthesize/samples.png", "Samples of the model, unguided", "Unguided samples of the model"),
         (
@@ -92,8 +93,7 @@ def _modes_figure(results: Results, settings: Settings, workdir: Path) -> Drawn 
     row = max(rows, key=lambda row: row.ams)
     unit = dict(stage_table.extraction_units(settings, workdir))[row.key]
     images = shards.read(stage_table.extracted_shards(settings, unit))["images"]
-    pairs, _ = exact_search.pairs_below(images, images, settings.evaluate.rmse_below)
-    found = basins.basins(len(images), pairs)
+    found = suspects.distinct_modes(images, settings.evaluate.rmse_below)
     columns = matches.select_run(matches.read(workdir / "evaluate" / "matches.csv"), row)
     matched, shown = columns[f"{row.metric}_member_match"] > 0, found.centre[:MODES]
     several = int((found.size > 1).sum())

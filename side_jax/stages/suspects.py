@@ -38,6 +38,7 @@ from side_jax.devices import placement, process_group
 from side_jax.diffusion import pixel_range
 from side_jax.measure import target_scores
 from side_jax.memorization import basins, cliques
+from side_jax.memorization.basins import Basins
 from side_jax.memorization.neighbors import exact_search
 from side_jax.models.classifier import log_probs
 from side_jax.progress import progress
@@ -113,8 +114,7 @@ def _write_modes(settings: Settings, workdir: Path, work: work_units.Unit, runs:
         for run, unit in progress(runs, total=len(runs), description="distinct modes", unit="run"):
             generated = shards.read(stage_table.extracted_shards(settings, unit))
             images = generated["images"]
-            pairs, _ = exact_search.pairs_below(images, images, settings.evaluate.rmse_below)
-            modes = basins.basins(len(images), pairs)
+            modes = distinct_modes(images, settings.evaluate.rmse_below)
             scores = target.scores(target_scores.MODES, images[modes.centre], "suspects")
             for i, (centre, size) in enumerate(zip(modes.centre, modes.size, strict=True)):
                 values = [f"{scores[kind][i]:.9g}" for kind in target_scores.MODES]
@@ -137,6 +137,12 @@ def clique_sizes(images: np.ndarray, below: float) -> np.ndarray:
     """The size of a clique of near duplicates (RMSE < below) around each uint8 image [n, h, w, c]: int64 [n]."""
     pairs, distances = exact_search.pairs_below(images, images, below)
     return cliques.clique_sizes(len(images), pairs, distances)
+
+
+def distinct_modes(images: np.ndarray, below: float) -> Basins:
+    """The distinct modes among uint8 images [n, h, w, c]: groups of near duplicates (RMSE < below)."""
+    pairs, _ = exact_search.pairs_below(images, images, below)
+    return basins.basins(len(images), pairs)
 
 
 def ranks(scores: dict[str, np.ndarray]) -> np.ndarray:

@@ -71,15 +71,10 @@ def onset(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     def first(shows: Any) -> int | None:
         return next((row["step"] for row in rows if shows(row)), None)
 
-    found = {
-        "copied": first(lambda row: row["copied_ci"][0] > row["copied_heldout_ci"][1]),
-        "closer": first(lambda row: row["closer_ci"][0] > 0.5),
-    }
-    if any("modes_copied_ci" in row for row in rows):
-        found |= {
-            "modes_copied": first(lambda row: row["modes_copied_ci"][0] > row["modes_copied_heldout_ci"][1]),
-            "modes_closer": first(lambda row: row["modes_closer_ci"][0] > 0.5),
-        }
+    found = {}
+    for of in ("", "modes_") if any("modes_copied_ci" in row for row in rows) else ("",):
+        found[f"{of}copied"] = first(lambda row, of=of: row[f"{of}copied_ci"][0] > row[f"{of}copied_heldout_ci"][1])
+        found[f"{of}closer"] = first(lambda row, of=of: row[f"{of}closer_ci"][0] > 0.5)
     return found
 
 

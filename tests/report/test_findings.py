@@ -108,6 +108,19 @@ def test_a_leak_is_named_with_its_control_and_what_more_images_would_find():
     assert second.endswith("10 times as many images would extract about 61.")
 
 
+def test_what_more_images_would_find_is_that_of_the_strongest_run_of_mode_seeking():
+    """Two runs of one attack at one scale: they differ in their rounds alone."""
+    seeking = {"start": "side", "noise_level": 0.1}
+    weak, strong = row("modes", 20, 3.0, rounds=5, **seeking), row("modes", 200, 3.0, rounds=20, **seeking)
+    curves = [made_results.rarefaction("modes", 3.0, rounds=rounds, **seeking) for rounds in (5, 20)]
+    fits = zip(curves, (7.0, 61.0), strict=True)
+    curves = [structs.replace(curve, ahead=structs.replace(curve.ahead, fit=fit)) for curve, fit in fits]
+    whole = structs.replace(results(weak, strong), rarefaction=tuple(curves))
+    _, _, (_, second) = findings.verdict(whole, 0.95)
+    assert second.startswith("50 of its 128 training images were extracted by mode seeking")
+    assert second.endswith("(20 rounds at noise 0.1), and 10 times as many images would extract about 61.")
+
+
 def test_nothing_found_is_a_bound_and_no_proof():
     status, tone, (first, second) = verdict(row("unconditional", 0, 0.0), row("side", 0))
     assert (status, tone) == ("No leak found", "calm")

@@ -88,6 +88,16 @@ def test_a_run_depends_on_its_rounds_and_on_its_start(changes, expected, tmp_pat
     assert changed == {name for name in fingerprints[0] if everything or "from_side" in name}
 
 
+def test_runs_that_differ_in_their_start_or_noise_share_one_compiled_program():
+    own = settings(starts=("unconditional", "side"), rounds=(4,))
+    seeking = [run for run in own.runs() if run.rounds]
+    first, *others = (builders.build_mode_generator(own, run, lambda index: index).program for run in seeking)
+    assert len(others) == 5
+    assert all(program is first for program in others)
+    from_noise = Run(attack="modes", start="noise", noise=0.1, rounds=4)
+    assert builders.build_mode_generator(own, from_noise, None).program is not first
+
+
 @pytest.fixture(scope="module")
 def finished():
     """A finished run with mode seeking from plain sampling, and its settings."""
