@@ -38,12 +38,12 @@ and Anderson's of depth 1 (Walker and Ni 2011, section 2), for each image, with 
 The Jacobian of D is the posterior covariance, by the second-order form of (1) (Efron 2011): where a network has
 memorised an image, little else can have become x, and its mean over the d values of an image is nearly 0,
 
-    (1 / d) tr Cov[ x | x + sigma z = y ] = sigma^2 (1 / d) tr dD/dy                               (9)
+    (1 / d) tr Cov[ x | x + sigma z = y ] = sigma^2 (1 / d) tr dD/dy                               (8)
 
 Annealed noise falls geometrically from the first round to the last. A network for x_t = a x + sqrt(1 - a^2) epsilon
 (process.py) is a denoiser of its noise levels,
 
-    D(y; sigma_t) = x0_hat(a_t y, t),   sigma_t = sqrt(1 - a_t^2) / a_t                            (8)
+    D(y; sigma_t) = x0_hat(a_t y, t),   sigma_t = sqrt(1 - a_t^2) / a_t                            (9)
 
 and between two timesteps, t is interpolated linearly in log sigma and given to the network as a real number, as in
 likelihood.py.
@@ -84,13 +84,13 @@ class Seekers(NamedTuple):
 
 
 def noise_range(schedule: Schedule) -> tuple[float, float]:
-    """(the smallest sigma_t, the largest) of equation (8)."""
+    """(the smallest sigma_t, the largest) of equation (9)."""
     levels = np.exp(-0.5 * schedule.log_snr)
     return float(levels[0]), float(levels[-1])
 
 
 def from_network(denoise_fn: DenoiseFn, schedule: Schedule, *, clip: bool = True) -> Denoiser:
-    """Returns the denoiser of equation (8).
+    """Returns the denoiser of equation (9).
 
     Args:
       denoise_fn: (x_t [b, ...], t float32 [b]) -> the prediction named by schedule.prediction_type, also between
@@ -220,7 +220,7 @@ def movement(denoiser: Denoiser, sigma: jax.Array, x: jax.Array) -> jax.Array:
 def posterior_variance(
     denoiser: Denoiser, sigma: jax.Array, x: jax.Array, keys: jax.Array, probes: int = 8
 ) -> jax.Array:
-    """Estimates (9) by Hutchinson's trace with Rademacher probes, float32 [b].
+    """Estimates (8) by Hutchinson's trace with Rademacher probes, float32 [b].
 
     Args:
       denoiser: see Denoiser; differentiable in forward mode.

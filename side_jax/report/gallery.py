@@ -58,7 +58,7 @@ def gallery(
             shown.append(
                 model.Pair(
                     index=int(closest["index"][i]),
-                    attack=matches.title(row) if row.key.start else row.attack,
+                    attack=matches.title_without_scale(row),
                     scale=None if row.key.start else row.guidance_scale or None,
                     cluster=label if label >= 0 else None,
                     member=member,
@@ -85,15 +85,17 @@ def _pictures(
 ) -> Iterator[tuple[model.Picture, str]]:
     """Yields (start, if any | generated | nearest member | nearest held-out | difference, the member's name)."""
     index = closest["index"].astype(np.int64)
-    generated = fetch(row.key, index) if len(index) else []
-    start_run = row.key.start_run
-    starts = fetch(start_run, index) if start_run and len(index) else generated
+    generated = zip(*(fetch(run, index) for run in _sources(row)), strict=True) if len(index) else ()
     near = [_places(side, closest[f"{row.metric}_{name}_id"]) for side, name in _sides(members, heldout)]
-    for image, start, member, other in zip(generated, starts, *near, strict=True):
-        tiles = np.stack([image, members.images[member], heldout.images[other]])
-        tiles = np.concatenate([tiles, pictures.difference(tiles[:1], tiles[1:2])])
-        tiles = np.concatenate([start[None], tiles]) if start_run else tiles
+    for images, member, other in zip(generated, *near, strict=True):
+        tiles = np.stack([*images, members.images[member], heldout.images[other]])
+        tiles = np.concatenate([tiles, pictures.difference(tiles[-3:-2], tiles[-2:-1])])
         yield pictures.strip(tiles, private=private), "" if private else members.names[member]
+
+
+def _sources(row: Row) -> list[Run]:
+    """The runs whose images are shown: the one that mode seeking started from, if any, and this one."""
+    return [run for run in (row.key.start_run, row.key) if run]
 
 
 def _sides(members: Side, heldout: Side) -> tuple[tuple[Side, str], ...]:
@@ -132,7 +134,7 @@ def sheet(row: Row, columns: Columns, members: Side, heldout: Side, fetch: Fetch
     # The closest of each member, as the order is stable.
     _, first = np.unique(images[f"{metric}_member_id"][order], return_index=True)
     chosen = order[np.sort(first)][:GROUPS]
-    shape, sources = members.images.shape[1:], [run for run in (row.key.start_run, row.key) if run]
+    shape, sources = members.images.shape[1:], _sources(row)
     width = len(sources) + 2
     groups = np.full((1, width, *shape), 255, np.uint8)
     if len(chosen):

@@ -42,6 +42,11 @@ def title(run: Run) -> str:
     return run.attack + (f", scale {run.guidance_scale:g}" if run.guidance_scale else "")
 
 
+def title_without_scale(run: Run) -> str:
+    """A run, for people who see its guidance scale beside it."""
+    return title(run) if run.key.start else run.attack
+
+
 def slug(run: Run) -> str:
     """A run, for the name of a file."""
     return run.key.name

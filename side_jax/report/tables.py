@@ -19,7 +19,7 @@ from side_jax.measure.records import (
 from side_jax.memorization.metrics import METRICS
 from side_jax.report import equal_calls
 from side_jax.report.findings import percent, points, share
-from side_jax.report.matches import title
+from side_jax.report.matches import title_without_scale
 from side_jax.report.page import model
 
 
@@ -74,7 +74,7 @@ def _run_cells(run: Run, scaled: bool) -> list[model.Cell]:
     scale = run.guidance_scale
     faint = "faint" if get_attack(run.attack).control else ""
     scales = [_cell(f"{scale:g}" if scale else "none", scale)] if scaled else []
-    return [_cell(title(run) if run.key.start else run.attack, emphasis=faint), *scales]
+    return [_cell(title_without_scale(run), emphasis=faint), *scales]
 
 
 def _scaled(runs: Sequence[Run]) -> bool:

@@ -144,24 +144,31 @@ def classifier_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
 
 
 def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
-    """Every attack at every guidance scale, with its unit."""
-    units: list[tuple[Run, Unit]] = []
+    """Every run of every attack, with its unit; a run that another one starts from comes before it."""
+    units: dict[Run, Unit] = {}
     for run in settings.runs():
         extra = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
-        if run.start:
-            start = dict(units).get(run.start_run)
-            extra |= {"noise": run.noise, "rounds": run.rounds, "start": start.fingerprint if start else run.start}
-            extra |= {key: getattr(settings.modes, key) for key in _ROUNDS}
-            units.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **extra)))
-            continue
-        sampler = settings.guided_sampler if run.guided else settings.sampler
-        extra |= {key: getattr(sampler, key) for key in ("solver", "num_steps")}
-        if run.guided:
-            extra |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
-            if ATTACKS[run.attack].own_labels:
-                del extra["temperature_scaling"]  # affects classifiers only
-        units.append((run, unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **extra)))
-    return units
+        extra |= _seeking_settings(settings, run, units) if run.start else _sampling_settings(settings, run)
+        units[run] = unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **extra)
+    return list(units.items())
+
+
+def _seeking_settings(settings: Settings, run: Run, units: Mapping[Run, Unit]) -> dict[str, Any]:
+    """What a run of mode seeking depends on, the run that it starts from among the rest."""
+    start = units[run.start_run].fingerprint if run.start_run else run.start
+    rounds = {key: getattr(settings.modes, key) for key in _ROUNDS}
+    return {"noise": run.noise, "rounds": run.rounds, "start": start} | rounds
+
+
+def _sampling_settings(settings: Settings, run: Run) -> dict[str, Any]:
+    """What a run that samples depends on."""
+    sampler = settings.guided_sampler if run.guided else settings.sampler
+    values = {key: getattr(sampler, key) for key in ("solver", "num_steps")}
+    if run.guided:
+        values |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
+        if ATTACKS[run.attack].own_labels:
+            del values["temperature_scaling"]  # affects classifiers only
+    return values
 
 
 def data_free_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]:
