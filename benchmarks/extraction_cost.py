@@ -6,7 +6,7 @@ python benchmarks/extraction_cost.py --config=configs/digits_128.py --workdir=ru
 The pipeline first trains each seed's target and surrogate in <workdir>/seed_<n>. Then every recipe generates images
 from the same noise and target clusters, which are scored against members and held-out images. The baseline is the
 recipe of Chen et al. 2024: DDIM, 50 steps, all guided. The interval "none" is the unguided recipe. A recipe may end in
-mode seeking from its images: ddim-20-trailing-none+modes-0.15x5, with 5 rounds at noise 0.15. Seconds are those of
+mode seeking from its images: ddim-20-trailing-none+modes-0.28x5, with 5 rounds at noise 0.28. Seconds are those of
 sampling without compilation, the median batch times the number of devices, so the machine must be idle. Each row is
 compared with the baseline at the scale of its highest AMS over all seeds: by members per second for equally many
 images, and by the seconds until as many members are extracted as the baseline extracts in all. To avoid selection
@@ -32,11 +32,9 @@ from side_jax import builders
 from side_jax.attacks.table import ATTACKS
 from side_jax.config import from_config
 from side_jax.devices import cpu
-from side_jax.diffusion import mode_seeking
 from side_jax.memorization.matching import match, references
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import generation
-from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs
 from side_jax.stages.stage_table import unit
@@ -103,6 +101,7 @@ class Bench:
         self._classifier, guide = stage_inputs.load_classifier(settings, workdir, ATTACKS["side"].classifier)
         self._params = {"dpm": dpm.trees["ema"]} | guide
         self._base = random_streams.stream_key(settings, "extract")
+        self._spread = stage_inputs.training_spread(settings, workdir)
 
     def run(self, recipe: Recipe, scales: list[float], num_images: int, save: Any, even: bool = False) -> None:
         """Generates and scores images by a recipe at each scale; calls `save` with (scale, arrays).
@@ -112,7 +111,9 @@ class Bench:
         settings = recipe.apply(self.settings)
         classifier = None if recipe.unguided else self._classifier
         sampled = builders.build_generator(settings, classifier, sampler=settings.guided_sampler)
-        generator = _seeking(settings, sampled, *recipe.rounds) if recipe.rounds else sampled
+        generator = sampled
+        if recipe.rounds:
+            generator = _seeking(settings, sampled, builders.mode_noise_levels(settings, *recipe.rounds, self._spread))
         size = settings.sampler.batch_size
         classes = self._classifier.num_classes
         labels = generation.target_labels(self._base, num_images, classes)
@@ -143,16 +144,13 @@ class Bench:
             )
 
 
-def _seeking(settings: Settings, sampled: generation.Generator, noise: float, rounds: int) -> Callable[..., np.ndarray]:
-    """A generator that takes the images of another one to modes."""
-    program = builders.build_mode_program(settings, from_noise=False)
-    levels = mode_seeking.noise_levels(noise, rounds)
+def _seeking(settings: Settings, sampled: generation.Generator, levels: np.ndarray) -> Callable[..., np.ndarray]:
+    """A generator that takes the images of another one to modes, by rounds at these noise levels."""
 
     def generate(params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
         images = sampled(params, base, index, labels, scale)
-        return ModeGenerator(program=program, noise_levels=levels, starts=lambda _: images)(
-            params, base, index, labels, scale
-        )
+        seek = builders.build_mode_generator(settings, levels, lambda _: images)
+        return seek(params, base, index, labels, scale)
 
     return generate
 

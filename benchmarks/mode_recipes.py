@@ -64,6 +64,7 @@ class Bench:
         self._params = {"dpm": stage_inputs.load_target(self.settings, workdir).trees["ema"]}
         self._base = random_streams.stream_key(self.settings, "extract")
         self._metrics = builders.build_metrics(self.settings.evaluate)
+        self._spread = stage_inputs.training_spread(self.settings, workdir)
         sides = stage_inputs.load_sides(self.settings, workdir)
         self._sides = [references(side.images[: len(sides[0])], self._metrics) for side in sides]
         units = dict(stage_table.extraction_units(self.settings, workdir))
@@ -93,7 +94,8 @@ class Bench:
         origin = {"start": recipe.start.attack, "scale": recipe.start.scale} if recipe.start else {"start": NOISE}
         run = Run(attack="modes", noise=recipe.noise, rounds=recipe.rounds, **origin)
         starts = functools.partial(shards.pick, self._shards[recipe.start]) if recipe.start else None
-        generator, size = builders.build_mode_generator(settings, run, starts), settings.sampler.batch_size
+        levels = builders.mode_noise_levels(settings, recipe.noise, recipe.rounds, self._spread)
+        generator, size = builders.build_mode_generator(settings, levels, starts), settings.sampler.batch_size
         parts = [np.arange(i, min(i + size, self._count)) for i in range(0, self._count, size)]
         images = np.concatenate([generator(self._params, self._base, part, part, 0.0) for part in parts])
         return self._score(images, estimates.network_calls(settings, run))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from side_jax.attacks.table import Run
 from side_jax.diffusion import guidance, mode_seeking, steps
 from side_jax.diffusion.schedule import Schedule
 from side_jax.memorization.metrics import Metric
@@ -20,6 +19,7 @@ from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
 from side_jax.settings import Diffusion, Evaluate, Sampler, Settings
+from side_jax.settings.checks import check
 
 
 def image_shape(settings: Settings) -> tuple[int, int, int]:
@@ -187,14 +187,32 @@ def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
     )
 
 
-def build_mode_generator(settings: Settings, run: Run, starts: Starts | None) -> ModeGenerator:
-    """The generator of a run of mode seeking, from the images that `starts` returns; None: from noise."""
-    last = run.noise * settings.modes.last_noise
-    return ModeGenerator(
-        program=build_mode_program(settings, from_noise=starts is None),
-        noise_levels=mode_seeking.noise_levels(run.noise, run.rounds, last),
-        starts=starts,
+def mode_noise_levels(settings: Settings, noise: float, rounds: int, spread: float) -> np.ndarray:
+    """Sigma of each round of mode seeking, float32 [rounds].
+
+    Args:
+      settings: of the run.
+      noise: of the first round, in units of the spread, as in modes.noise_levels.
+      rounds: number of rounds.
+      spread: of the training images, see mode_seeking.spread.
+
+    Raises:
+      InputError: if a round's noise is not among the model's.
+    """
+    first, last = spread * noise, spread * noise * settings.modes.last_noise
+    low, high = mode_seeking.noise_range(build_schedule(settings))
+    need = (
+        f"between {low / spread:.3g} and {high / spread:.3g}, also in the last round: the noise levels of the model, "
+        "over the spread of the training images"
     )
+    check(low <= last and first <= high, "modes.noise_levels", noise, need)
+    return mode_seeking.noise_levels(first, rounds, last)
+
+
+def build_mode_generator(settings: Settings, noise_levels: np.ndarray, starts: Starts | None) -> ModeGenerator:
+    """The generator of a run of mode seeking, from the images that `starts` returns; None: from noise."""
+    program = build_mode_program(settings, from_noise=starts is None)
+    return ModeGenerator(program=program, noise_levels=noise_levels, starts=starts)
 
 
 def build_metrics(evaluate: Evaluate) -> list[Metric]:

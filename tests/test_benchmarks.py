@@ -86,8 +86,8 @@ def test_evidence_draws_more_from_the_cluster_with_near_duplicates(adaptive):
 
 
 def test_a_recipe_may_end_in_mode_seeking():
-    plain, sought = (extraction_cost.Recipe(name=f"ddim-20-trailing-none{end}") for end in ("", "+modes-0.15x5"))
-    assert (plain.rounds, sought.rounds) == (None, (0.15, 5))
+    plain, sought = (extraction_cost.Recipe(name=f"ddim-20-trailing-none{end}") for end in ("", "+modes-0.28x5"))
+    assert (plain.rounds, sought.rounds) == (None, (0.28, 5))
     assert plain.unguided
     assert sought.unguided
     settings = sought.apply(Settings())

@@ -47,6 +47,10 @@ Annealed noise falls geometrically from the first round to the last. A network f
 
 and between two timesteps, t is interpolated linearly in log sigma and given to the network as a real number, as in
 likelihood.py.
+
+Which sigma is low depends on the images. Settings give it in units of their spread about their mean image m,
+
+    s = sqrt( E |x - m|^2 / d ),   m = E x                                                        (10)
 """
 
 import functools
@@ -87,6 +91,11 @@ def noise_range(schedule: Schedule) -> tuple[float, float]:
     """(the smallest sigma_t, the largest) of equation (9)."""
     levels = np.exp(-0.5 * schedule.log_snr)
     return float(levels[0]), float(levels[-1])
+
+
+def spread(images: np.ndarray) -> float:
+    """The spread s of equation (10), of images float32 [n, ...] in [-1, 1]; between 0 and 1."""
+    return float(np.sqrt(np.var(np.asarray(images, np.float64), axis=0).mean()))
 
 
 def from_network(denoise_fn: DenoiseFn, schedule: Schedule, *, clip: bool = True) -> Denoiser:

@@ -29,7 +29,7 @@ MEMBERSHIP = ("loss", "secmi", "pia")
 TOLERANCE = 1e-3
 # Scores of suspects that need the model: one-step consistency, and the norm of the score (Rao et al. 2025).
 SUSPICION = ("variance", "score_norm")
-# Scores of modes, at the first of modes.noise_levels: what one more round would change, and the posterior variance.
+# Scores of modes, at some noise: what one more round would change, and the posterior variance.
 MODES = ("movement", "posterior_variance")
 
 
@@ -42,14 +42,17 @@ class TargetScores:
         self._params = {"dpm": restored.trees["ema"]}
         self._step, self._digest = restored.step, restored.meta["sha256"]["ema"]
 
-    def scores(self, kinds: tuple[str, ...], images: np.ndarray, stream: str) -> dict[str, np.ndarray]:
+    def scores(
+        self, kinds: tuple[str, ...], images: np.ndarray, stream: str, sigma: float = 1.0
+    ) -> dict[str, np.ndarray]:
         """Scores of images uint8 [n, h, w, c]: float32 [n] for each kind named above; smaller is member-like.
 
-        An image's noise depends on the stream and its place among the images alone.
+        An image's noise depends on the stream and its place among the images alone. `sigma` is the noise at which MODES
+        are scored.
         """
         program = _program(_scorer, self._settings, kinds)
         index = np.arange(len(images), dtype=np.uint32)
-        scores = program((self._params, self._base(stream)), images, index)
+        scores = program((self._params, self._base(stream), np.float32(sigma)), images, index)
         return {kind: scores[:, i] for i, kind in enumerate(kinds)}
 
     def describe(self, members: np.ndarray, heldout: np.ndarray) -> Target:
@@ -158,15 +161,15 @@ def _log_prob(settings: Settings) -> Callable:
 
 
 def _scorer(settings: Settings, kinds: tuple[str, ...]) -> Callable:
-    """((parameters, base key), images uint8 [b, h, w, c], index uint32 [b]) -> float32 [b, kinds]."""
+    """((parameters, base key, sigma), images uint8 [b, h, w, c], index uint32 [b]) -> float32 [b, kinds]."""
     schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
     t, stride = timesteps(settings)
 
-    def fn(whole: tuple[Any, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
-        params, base = whole
+    def fn(whole: tuple[Any, jax.Array, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
+        params, base, sigma = whole
         x0, keys = pixel_range.to_float(images), sample_keys(base, index)
         common = (lambda x, t: denoise(params, x, t)), schedule, x0
-        denoiser, sigma = mode_seeking.from_network(*common[:2]), jnp.float32(settings.modes.noise_levels[0])
+        denoiser = mode_seeking.from_network(*common[:2])
         known = {
             "loss": lambda: membership_scores.denoising_loss_at(*common, keys, t, REPEATS),
             "secmi": lambda: membership_scores.secmi_t_error(*common, t // stride * stride, stride),

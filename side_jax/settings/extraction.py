@@ -133,11 +133,12 @@ class Extract:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Modes:
-    """Mode seeking (the attack `modes`): where it starts, and its rounds. Noise is that of pixels in [-1, 1]."""
+    """Mode seeking (the attack `modes`): where it starts, and its rounds."""
 
     # Where it starts: attacks of extract.attacks, from whose images it starts, at each scale; or "noise".
     starts: tuple[str, ...] = (PLAIN.name,)
-    noise_levels: tuple[float, ...] = (0.15,)  # sigma, the noise level of the denoiser in the first round
+    # Noise of the denoiser in the first round, over the spread of the training images about their mean image.
+    noise_levels: tuple[float, ...] = (0.28,)
     rounds: tuple[int, ...] = (5,)  # numbers of rounds, with one call of the network each
     last_noise: float = 1.0  # noise of the last round over that of the first; below 1, it falls geometrically
     random: bool = False  # whether each round adds noise to the image first

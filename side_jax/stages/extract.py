@@ -24,6 +24,7 @@ def run(settings: Settings, workdir: Path) -> None:
     # Each model is loaded once, and a sweep over scales compiles once.
     model = functools.cache(functools.partial(_load_model, settings, workdir))
     load = functools.cache(functools.partial(_load, settings, workdir, model))
+    spread = functools.cache(functools.partial(stage_inputs.training_spread, settings, workdir))
     for attack_run, work in works:
         parts = stage_table.extracted_shards(settings, work)
         if not work.begin(functools.partial(shards.complete, parts)):
@@ -31,7 +32,7 @@ def run(settings: Settings, workdir: Path) -> None:
         sampler, params, classes = load(attack_run.attack)
         labels = generation.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
         shards.write(
-            sampler or _mode_generator(settings, attack_run, dict(works)),
+            sampler or _mode_generator(settings, attack_run, dict(works), spread()),
             parts,
             params=params,
             base=base,
@@ -66,9 +67,10 @@ def _load(
     return builders.build_generator(settings, classifier, sampler=sampler, **options), params, classes
 
 
-def _mode_generator(settings: Settings, attack_run: Run, units: dict[Run, Unit]) -> ModeGenerator:
+def _mode_generator(settings: Settings, attack_run: Run, units: dict[Run, Unit], spread: float) -> ModeGenerator:
     """The generator of a run of mode seeking, from the images of the run that it starts from."""
     starts = None
     if attack_run.start_run:
         starts = functools.partial(shards.pick, stage_table.extracted_shards(settings, units[attack_run.start_run]))
-    return builders.build_mode_generator(settings, attack_run, starts)
+    levels = builders.mode_noise_levels(settings, attack_run.noise, attack_run.rounds, spread)
+    return builders.build_mode_generator(settings, levels, starts)

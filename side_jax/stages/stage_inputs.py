@@ -12,6 +12,7 @@ from side_jax.builders import build_schedule, build_unet, init_fn
 from side_jax.data import datasets, split
 from side_jax.data.sides import Side
 from side_jax.devices import placement
+from side_jax.diffusion import mode_seeking, pixel_range
 from side_jax.features import denoiser
 from side_jax.features.choose import modelless_extractors
 from side_jax.features.extractors import Extractor
@@ -23,6 +24,8 @@ from side_jax.training import calibration
 from side_jax.workdir import files
 from side_jax.workdir.checkpoint import Checkpoints, Restored, checkpoint_directory
 from side_jax.workdir.work_units import Unit
+
+SPREAD_IMAGES = 1000  # members from which their spread is computed
 
 
 def build_extractor(settings: Settings, workdir: Path) -> Extractor:
@@ -112,6 +115,24 @@ def load_target(settings: Settings, workdir: Path) -> Restored:
 def load_twin(settings: Settings, workdir: Path) -> Restored:
     """The twin model's averaged parameters, and its checkpoint's meta."""
     return restore_ema(settings, twin_unit(settings, workdir), build_unet(settings))
+
+
+def training_spread(settings: Settings, workdir: Path) -> float:
+    """The spread of the target's training images, by which mode seeking scales its noise; see mode_seeking.spread.
+
+    It is in the checkpoint's meta, so that runs without the data know it. Earlier versions did not record it; then it
+    is computed from the members.
+    """
+    work = train_unit(settings, workdir)
+    with Checkpoints(checkpoint_directory(workdir, work.name), read_only=True) as store:
+        recorded = store.restore(fingerprint=work.fingerprint).meta.get("spread")
+    return recorded if recorded is not None else spread_of(load_split(settings, workdir, stream=True)[0])
+
+
+def spread_of(members: datasets.Dataset) -> float:
+    """The spread of a dataset, from its first images."""
+    images = np.asarray(members.take(np.arange(min(len(members), SPREAD_IMAGES))).images[:])
+    return mode_seeking.spread(pixel_range.to_float(images))
 
 
 def load_target_scores(settings: Settings, workdir: Path) -> TargetScores:

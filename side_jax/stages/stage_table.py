@@ -157,7 +157,7 @@ def _seeking_settings(settings: Settings, run: Run, units: Mapping[Run, Unit]) -
     """What a run of mode seeking depends on, the run that it starts from among the rest."""
     start = units[run.start_run].fingerprint if run.start_run else run.start
     rounds = {key: getattr(settings.modes, key) for key in _ROUNDS}
-    return {"noise": run.noise, "rounds": run.rounds, "start": start} | rounds
+    return {"relative_noise": run.noise, "rounds": run.rounds, "start": start} | rounds
 
 
 def _sampling_settings(settings: Settings, run: Run) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def suspects_unit(settings: Settings, workdir: Path) -> Unit:
     units = data_free_units(settings, workdir)
     parents = [work.fingerprint for _, work in units]
     options = {"rmse_below": settings.evaluate.rmse_below, "timestep": settings.evaluate.membership_timestep}
-    options |= {"noise": settings.modes.noise_levels[0]} if any(run.rounds for run, _ in units) else {}
+    options |= {"relative_noise": settings.modes.noise_levels[0]} if any(run.rounds for run, _ in units) else {}
     return _unit_with(workdir, "suspects", {"own": options, "parents": parents, "format": FORMAT_VERSION})
 
 

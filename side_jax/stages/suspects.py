@@ -108,6 +108,7 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
 
 def _write_modes(settings: Settings, workdir: Path, work: work_units.Unit, runs: list[tuple[Run, Unit]]) -> None:
     target, sheet = stage_inputs.load_target_scores(settings, workdir), []
+    sigma = settings.modes.noise_levels[0] * stage_inputs.training_spread(settings, workdir)
     with files.atomic(work.directory / "modes.csv", "w") as file:
         table = csv.writer(file)
         table.writerow(MODE_COLUMNS)
@@ -115,7 +116,7 @@ def _write_modes(settings: Settings, workdir: Path, work: work_units.Unit, runs:
             generated = shards.read(stage_table.extracted_shards(settings, unit))
             images = generated["images"]
             modes = distinct_modes(images, settings.evaluate.rmse_below)
-            scores = target.scores(target_scores.MODES, images[modes.centre], "suspects")
+            scores = target.scores(target_scores.MODES, images[modes.centre], "suspects", sigma)
             for i, (centre, size) in enumerate(zip(modes.centre, modes.size, strict=True)):
                 values = [f"{scores[kind][i]:.9g}" for kind in target_scores.MODES]
                 share = f"{size / len(images):.6g}"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from side_jax.data import batches, datasets, member_labels, split
 from side_jax.data.datasets import Dataset
 from side_jax.devices import placement, process_group
 from side_jax.errors import InputError
-from side_jax.sampling.mode_generation import ModeProgram
+from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Modes, Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.targets import diffusers_unet
@@ -46,7 +47,7 @@ def _run_twin(settings: Settings, workdir: Path) -> None:
     count, last = len(members), target.content()["steps"]
     images = heldout.take(np.arange(count))
     labels = member_labels.member_labels(settings, images, ids[:count])
-    content = _train(settings, unit, images, labels, "train/twin", lambda step, _: step >= last, last)
+    content = _train(settings, unit, images, labels, "train/twin", lambda step, _: step >= last, last, meta={})
     unit.finish(**content)
 
 
@@ -75,10 +76,15 @@ def _run_target(settings: Settings, workdir: Path) -> None:
         counts["exact_duplicates_left_out"],
         counts["near_duplicates_moved"],
     )
+    spread = stage_inputs.spread_of(members)
+    for run in settings.runs():
+        if run.rounds:
+            builders.mode_noise_levels(settings, run.noise, run.rounds, spread)  # complains before anything is trained
     if settings.target.path:
-        content = _import(settings, unit)
+        content = _import(settings, unit, spread)
     else:
-        content = _fit(settings, unit, members, heldout, member_labels.member_labels(settings, members, ids))
+        labels = member_labels.member_labels(settings, members, ids)
+        content = _fit(settings, unit, members, heldout, labels, spread)
     unit.finish(split=counts, split_sha256=_digest(saved_split), **content)
 
 
@@ -87,10 +93,10 @@ def _digest(data_split: dict[str, Any]) -> str:
     return files.digest([[row["sha256"] for row in data_split[side]] for side in ("members", "heldout")])
 
 
-def _import(settings: Settings, unit: Unit) -> dict[str, Any]:
+def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
     """Saves the imported model's weights as the checkpoint of step 0."""
     _, params, _ = diffusers_unet.from_diffusers(settings.target.path)
-    meta = checkpoint.settings_meta(settings, unit.fingerprint)
+    meta = checkpoint.settings_meta(settings, unit.fingerprint) | {"spread": spread}
     with checkpoint.Checkpoints(checkpoint.checkpoint_directory(unit.workdir, "train")) as store:
         if store.latest_step() is None:  # otherwise only another output was lost
             params = placement.place(params, placement.training_mesh())
@@ -100,9 +106,9 @@ def _import(settings: Settings, unit: Unit) -> dict[str, Any]:
 
 
 def _fit(
-    settings: Settings, unit: Unit, members: Dataset, heldout: Dataset, labels: np.ndarray | None
+    settings: Settings, unit: Unit, members: Dataset, heldout: Dataset, labels: np.ndarray | None, spread: float
 ) -> dict[str, Any]:
-    """Trains the DPM on the members, with labels int32 [n], or unconditionally if None."""
+    """Trains the DPM on the members, with labels int32 [n], or unconditionally if None; `spread` is the members'."""
     directory, watch = checkpoint.checkpoint_directory(unit.workdir, unit.name), None
     with contextlib.ExitStack() as stack:
         if settings.monitor.every_steps:
@@ -118,14 +124,17 @@ def _fit(
                 members.images,
                 heldout.images[: len(members)],  # as many as members, so that chance is 50%
                 stack.enter_context(curves),
-                _default_modes(settings) if settings.monitor.seeks_modes else None,
+                _seeker(settings, spread) if settings.monitor.seeks_modes else None,
             )
-        return _train(settings, unit, members, labels, "train", watch, settings.monitor.every_steps)
+        every = settings.monitor.every_steps
+        return _train(settings, unit, members, labels, "train", watch, every, meta={"spread": spread})
 
 
-def _default_modes(settings: Settings) -> ModeProgram:
+def _seeker(settings: Settings, spread: float) -> Callable[[np.ndarray], ModeGenerator]:
     """Mode seeking by its default recipe, whatever the attack's is: the monitor may decide when training ends."""
-    return builders.build_mode_program(dataclasses.replace(settings, modes=Modes()), from_noise=False)
+    default = dataclasses.replace(settings, modes=Modes())
+    levels = builders.mode_noise_levels(default, Modes().noise_levels[0], Modes().rounds[0], spread)
+    return lambda samples: builders.build_mode_generator(default, levels, lambda index: samples[index])
 
 
 def _train(
@@ -136,8 +145,12 @@ def _train(
     stream: str,
     watch: trainer.WatchFn | None,
     watch_every: int,
+    meta: dict[str, Any],
 ) -> dict[str, Any]:
-    """Trains a DPM on images, by the random stream of this name; returns the content of the unit's manifest."""
+    """Trains a DPM on images, by the random stream of this name; returns the content of the unit's manifest.
+
+    The checkpoints' meta holds `meta` too.
+    """
     unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
     seed = random_streams.stream_seed(settings, stream)
     streamed = not isinstance(images.images, np.ndarray)
@@ -151,7 +164,7 @@ def _train(
         seed=seed,
         directory=unit.directory,
         checkpoints=checkpoint.checkpoint_directory(unit.workdir, unit.name),
-        meta=checkpoint.settings_meta(settings, unit.fingerprint),
+        meta=checkpoint.settings_meta(settings, unit.fingerprint) | meta,
         description="train the DPM" if stream == "train" else "train the twin",
         watch=watch,
         watch_every=watch_every,

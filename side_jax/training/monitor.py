@@ -16,19 +16,19 @@ of `closer` lies above 50%.
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from side_jax.devices import process_group
-from side_jax.diffusion import mode_seeking, pixel_range
+from side_jax.diffusion import pixel_range
 from side_jax.memorization.metrics import RATIO_BELOW, distance_ratio
 from side_jax.memorization.neighbors import exact_search
 from side_jax.memorization.statistics.intervals import wilson_interval
 from side_jax.sampling import generation
-from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram
-from side_jax.settings import Modes
+from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Monitor as MonitorSettings
 from side_jax.workdir.curves import Curves
 
@@ -89,7 +89,7 @@ class Monitor:
         members: np.ndarray,
         heldout: np.ndarray,
         curves: Curves,
-        modes: ModeProgram | None = None,
+        seeker: Callable[[np.ndarray], ModeGenerator] | None = None,
     ):
         """Prepares the monitor.
 
@@ -100,9 +100,10 @@ class Monitor:
           members: uint8 [m, h, w, c].
           heldout: uint8 [m, h, w, c].
           curves: the curve in train/monitor.jsonl.
-          modes: takes samples to modes; None: modes are not recorded.
+          seeker: maps samples uint8 [n, h, w, c] to a generator of the modes that they lead to; None: modes are not
+            recorded.
         """
-        self._modes = modes
+        self._seeker = seeker
         self._settings, self._generator, self._base, self._curves = settings, generator, base, curves
         self._sides = pixel_range.to_float(np.asarray(members)), pixel_range.to_float(np.asarray(heldout))
 
@@ -112,8 +113,8 @@ class Monitor:
         if row is None:
             samples = self._draw(self._generator, params)
             row = {"step": step} | measure(pixel_range.to_float(samples), *self._sides)
-            if self._modes:
-                modes = self._draw(_seeker(self._modes, samples), params)
+            if self._seeker:
+                modes = self._draw(self._seeker(samples), params)
                 found = measure(pixel_range.to_float(modes), *self._sides)
                 row |= {f"modes_{name}": value for name, value in found.items()}
             self._curves.write(row)
@@ -129,13 +130,6 @@ class Monitor:
         parts = [index[i : i + generator.batch_size] for i in index[:: generator.batch_size]]
         label = np.full(len(index), -1, np.int32)
         return np.concatenate([generator({"dpm": params}, self._base, part, label[part], 0.0) for part in parts])
-
-
-def _seeker(program: ModeProgram, samples: np.ndarray) -> ModeGenerator:
-    """The default recipe of mode seeking, from samples uint8 [n, h, w, c]."""
-    recipe = Modes()
-    levels = mode_seeking.noise_levels(recipe.noise_levels[0], recipe.rounds[0])
-    return ModeGenerator(program=program, noise_levels=levels, starts=lambda index: samples[index])
 
 
 def _line(row: dict[str, Any], stop: bool) -> str:

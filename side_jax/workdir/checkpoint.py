@@ -89,7 +89,8 @@ class Checkpoints:
 
         Args:
           fingerprint: the one that the checkpoint must have.
-          **abstract: for each requested item (`state`, `ema`), a tree of jax.ShapeDtypeStruct with shardings.
+          **abstract: for each requested item (`state`, `ema`), a tree of jax.ShapeDtypeStruct with shardings; without
+            any, only the meta is read.
 
         Raises:
           InputError: if there is no checkpoint, or it is damaged, altered or from other settings.
@@ -106,7 +107,7 @@ class Checkpoints:
                     "use the original config, or a new --workdir."
                 )
             items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-            trees = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
+            trees = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items()) if items else {}
             altered = [name for name, tree in trees.items() if _digest(tree) != meta["sha256"][name]]
         except InputError:
             raise

@@ -199,6 +199,13 @@ def test_movement_is_what_a_round_changes():
     np.testing.assert_allclose(mode_seeking.movement(mixture, np.float32(0.3), x), state.moved, rtol=1e-5)
 
 
+def test_spread_is_about_the_mean_image():
+    """Not about the mean pixel: equal images have none, whatever they show."""
+    images = RNG.normal(0, 1, (1, *SHAPE)) + 0.3 * RNG.normal(0, 1, (4000, *SHAPE))
+    assert abs(mode_seeking.spread(images) - 0.3) < 0.01
+    assert mode_seeking.spread(np.repeat(images[:1], 5, axis=0)) == 0
+
+
 def test_posterior_variance_of_a_gaussian_and_of_points():
     """s^2 sigma^2 / (s^2 + sigma^2) everywhere; of points far apart, nothing where one is alone in its basin."""
     keys = sampler.sample_keys(jax.random.key(0), jnp.arange(10, dtype=jnp.uint32))

@@ -16,6 +16,7 @@ from side_jax import builders
 from side_jax.attacks.table import Run
 from side_jax.config import from_config
 from side_jax.diffusion import mode_seeking, pixel_range
+from side_jax.errors import InputError
 from side_jax.measure import records
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.report import plots
@@ -25,6 +26,7 @@ from side_jax.settings.extraction import Extract, Modes
 from side_jax.stages import estimates, report, stage_inputs, stage_table, suspects, train
 from side_jax.training import trainer
 from side_jax.workdir import files
+from side_jax.workdir.checkpoint import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import mode_recipes
@@ -91,11 +93,28 @@ def test_a_run_depends_on_its_rounds_and_on_its_start(changes, expected, tmp_pat
 def test_runs_that_differ_in_their_start_or_noise_share_one_compiled_program():
     own = settings(starts=("unconditional", "side"), rounds=(4,))
     seeking = [run for run in own.runs() if run.rounds]
-    first, *others = (builders.build_mode_generator(own, run, lambda index: index).program for run in seeking)
+    levels = [builders.mode_noise_levels(own, run.noise, run.rounds, 0.5) for run in seeking]
+    first, *others = (builders.build_mode_generator(own, each, lambda index: index).program for each in levels)
     assert len(others) == 5
     assert all(program is first for program in others)
-    from_noise = Run(attack="modes", start="noise", noise=0.1, rounds=4)
-    assert builders.build_mode_generator(own, from_noise, None).program is not first
+    assert builders.build_mode_generator(own, levels[0], None).program is not first
+
+
+def test_noise_is_in_units_of_the_spread_of_the_training_images():
+    own = settings(last_noise=0.5)
+    np.testing.assert_allclose(builders.mode_noise_levels(own, 0.4, 3, 0.5), [0.2, 0.2 / np.sqrt(2), 0.1], rtol=1e-6)
+    with pytest.raises(
+        InputError, match=r"noise_levels is 0.039, but it must be between 0.02 and .* in the last round"
+    ):
+        builders.mode_noise_levels(own, 0.039, 3, 0.5)
+
+
+def test_noise_beyond_the_models_is_an_error_before_anything_is_trained(tmp_path):
+    """Only the members' spread tells: the settings alone can't."""
+    attacks = "('unconditional','modes')"
+    asked = runs.arguments(tmp_path / "run", extract__attacks=attacks, modes__noise_levels="(0.012,)")
+    assert runs.run(asked) == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +136,30 @@ def test_images_are_the_rounds_from_those_of_the_start(finished):
     assert (found["label"] == -1).all()
     params, unet = {"params": stage_inputs.load_target(own, workdir).trees["ema"]}, builders.build_unet(own)
     denoiser = mode_seeking.from_network(lambda x, t: unet.apply(params, x, t), builders.build_schedule(own))
-    levels = mode_seeking.noise_levels(run.noise, run.rounds)
+    members = pixel_range.to_float(stage_inputs.load_split(own, workdir)[0].images)
+    levels = mode_seeking.noise_levels(run.noise * mode_seeking.spread(members), run.rounds)
     with jax.numpy_dtype_promotion("standard"):
         x = pixel_range.to_float(start["images"])
         state = jax.jit(lambda x: mode_seeking.seek(denoiser, levels, x, relaxation=own.modes.relaxation))(x)
     difference = np.abs(np.asarray(pixel_range.to_uint8(state.x)).astype(int) - found["images"].astype(int))
     assert difference.max() <= 1
     assert np.abs(found["images"].astype(int) - start["images"]).mean() > 2
+
+
+def test_the_spread_is_recorded_and_for_older_checkpoints_computed(finished, monkeypatch):
+    own, workdir = finished
+    members = stage_inputs.load_split(own, workdir)[0].images.astype(np.float64) / 127.5 - 1
+    expected = np.sqrt(np.square(members - members.mean(axis=0)).mean())
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_inputs, "load_split", None)
+        assert stage_inputs.training_spread(own, workdir) == pytest.approx(expected, rel=1e-6)
+    restore = Checkpoints.restore
+    monkeypatch.setattr(
+        Checkpoints,
+        "restore",
+        lambda self, **options: dataclasses.replace(restore(self, **options), meta={}),
+    )
+    assert stage_inputs.training_spread(own, workdir) == pytest.approx(expected, rel=1e-6)
 
 
 def test_rows_and_tables_name_the_run(finished):

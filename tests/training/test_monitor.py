@@ -5,6 +5,7 @@ import json
 import numpy as np
 import runs
 
+from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Monitor
 from side_jax.training import monitor
 from side_jax.workdir.curves import Curves
@@ -70,6 +71,9 @@ class Seeker:
     def __init__(self):
         self.starts = []
 
+    def generator(self, samples):
+        return ModeGenerator(program=self, noise_levels=np.ones(1), starts=lambda index: samples[index])
+
     def call(self, params, base, levels, index, images):
         index = np.asarray(index).ravel()
         self.starts.append(np.asarray(images).reshape(16, 4, 4, 1))
@@ -81,13 +85,15 @@ def test_the_monitor_seeks_modes_from_its_samples_and_stops_by_them(tmp_path):
     settings = Monitor(every_steps=10, num_samples=40, stop_at_rate=0.5, stop_at_modes_rate=0.9)
     generator, seeker = Copier(), Seeker()
     with Curves(tmp_path / "monitor.jsonl", first_step=0) as curves:
-        watch = monitor.Monitor(settings, generator, None, *sides, curves, seeker)
+        watch = monitor.Monitor(settings, generator, None, *sides, curves, seeker.generator)
         assert watch(10, "noise") is True
         (row,) = curves.rows
     assert (row["copied"], row["modes_copied"], row["modes_copied_heldout"]) == (0, 1, 0)
     assert generator.calls == len(seeker.starts) == 3
     with Curves(tmp_path / "other.jsonl", first_step=0) as curves:
-        watch = monitor.Monitor(Monitor(every_steps=10, num_samples=40), generator, None, *sides, curves, seeker)
+        watch = monitor.Monitor(
+            Monitor(every_steps=10, num_samples=40), generator, None, *sides, curves, seeker.generator
+        )
         assert watch(10, "noise") is False
 
 
