@@ -37,13 +37,19 @@ def _schedule(diffusion: Diffusion) -> Schedule:
     return diffusion.make()
 
 
-def build_unet(settings: Settings) -> UNet:
-    """The network of the target DPM; settings of 0 become None where diffusers has null."""
+def build_unet(settings: Settings, *, labels: bool = True) -> UNet:
+    """The network of the target DPM, or without its labels; settings of 0 become None where diffusers has null."""
     options = dataclasses.asdict(settings.model)
     for name in ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim"):
         options[name] = options[name] or None
     options["dtype"] = jnp.dtype(options["dtype"])
-    return UNet(out_channels=settings.data.channels, num_labels=settings.condition.num_labels, **options)
+    count = settings.condition.num_labels if labels else 0
+    return UNet(out_channels=settings.data.channels, num_labels=count, **options)
+
+
+def build_weak_unet(settings: Settings) -> UNet:
+    """The network of the weaker model: the target's own at an earlier step, or one that learned no labels."""
+    return build_unet(settings, labels=bool(settings.weak.step))
 
 
 def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bool) -> Classifier:
@@ -134,26 +140,35 @@ def build_generator(
     *,
     at_x0: bool = False,
     own_labels: bool = False,
+    weak: bool = False,
     sampler: Sampler | None = None,
 ) -> Generator:
-    """The generator of the DPM's images: unguided, guided by a classifier, or by the DPM's own labels.
+    """The generator of the DPM's images: unguided, or guided by a classifier, its own labels or a weaker model.
 
     Its parameters are a dict with "dpm" (the U-Net's parameters) and, for guidance by a classifier, "classifier" and
-    "temperature", float32 [T], which divides the classifier's log-probabilities at each timestep.
+    "temperature", float32 [T], which divides the classifier's log-probabilities at each timestep; for guidance by a
+    weaker model, "weak", its parameters.
 
     Args:
       settings: of the run.
       classifier: the guiding classifier, if any.
       at_x0: whether the classifier sees the predicted clean image; otherwise x_t.
       own_labels: whether guidance uses the DPM's training labels instead of a classifier.
+      weak: whether guidance leads away from a weaker model.
       sampler: the sampler settings; None: settings.sampler.
     """
     sampler = sampler or settings.sampler
     log_prob = build_log_prob(settings, classifier, at_x0=at_x0) if classifier else None
     conditional, schedule = build_conditional_denoise(settings), build_schedule(settings)
+    denoise, weak_unet = build_denoise(settings), build_weak_unet(settings)
 
     def guide(params: Any, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
-        if own_labels:
+        if weak:
+            variables = {"params": params["weak"]}
+            gradient = guidance.extrapolation_gradient(
+                functools.partial(denoise, params), lambda x, t: weak_unet.apply(variables, x, t), schedule
+            )
+        elif own_labels:
             gradient = guidance.implicit_gradient(functools.partial(conditional, params), labels, schedule)
         else:
             gradient = guidance.classifier_gradient(functools.partial(log_prob, params), labels)
@@ -162,8 +177,8 @@ def build_generator(
         return guidance.Guidance(gradient_fn=gradient, scale=scale, form=settings.extract.guidance_form)
 
     return Generator(
-        denoise=build_denoise(settings),
-        guide=guide if classifier or own_labels else None,
+        denoise=denoise,
+        guide=guide if classifier or own_labels or weak else None,
         table=build_step_table(settings, sampler),
         shape=image_shape(settings),
         batch_size=sampler.batch_size,

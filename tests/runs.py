@@ -65,6 +65,7 @@ EVERYTHING = {
     "extract__guidance_scales": "(2.0,)",
     "extract__num_images": 32,
     "extract__temperature_scaling": True,
+    "weak__num_steps": 10,
     "classifier__norm": "batch",
     "label__features": "denoiser",
 }

@@ -51,6 +51,8 @@ class Attack:
       colour: of its curves, a matplotlib colour.
       classifier: what guides it, if a classifier does.
       own_labels: whether the labels that the model was trained with guide it, without a classifier.
+      weak: whether a weaker model guides it, away from that model: an earlier checkpoint of the target, or a model that
+        is trained on the target's own samples.
       at_x0: whether the classifier looks at the predicted clean image x0_hat; else at x_t.
       control: whether no attacker can run it, or would: reports set it apart and it never decides the verdict.
       baseline: whether it is what other attacks are compared with, apart from plain sampling.
@@ -70,6 +72,7 @@ class Attack:
     guide_phrase: str = ""
     classifier: Classifier | None = None
     own_labels: bool = False
+    weak: bool = False
     at_x0: bool = False
     control: bool = False
     baseline: bool = False
@@ -81,7 +84,7 @@ class Attack:
     @property
     def guided(self) -> bool:
         """Whether anything guides it."""
-        return self.own_labels or self.classifier is not None
+        return self.own_labels or self.weak or self.classifier is not None
 
     @property
     def guide(self) -> str:
@@ -176,6 +179,14 @@ _ENTRIES = (
         colour="tab:brown",
         default=True,
         seeks_modes=True,
+    ),
+    Attack(
+        name="extrapolate",
+        description="away from a weaker model: an earlier checkpoint, or a model of the target's own samples",
+        phrase="extrapolation from a weaker model",
+        guide_phrase="a weaker model",
+        colour="goldenrod",
+        weak=True,
     ),
     Attack(
         name="twin",

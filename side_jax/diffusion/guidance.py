@@ -32,6 +32,13 @@ guidance, with lambda = 1 + w of their equation 6: lambda 0 is the model without
     grad_{x_t} log p(c | x_t) = -( epsilon_theta(x_t, t, c) - epsilon_theta(x_t, t) ) / sqrt(1 - alpha_bar_t)    (7)
     epsilon_hat               = epsilon_theta(x_t, t) + lambda ( epsilon_theta(x_t, t, c) - epsilon_theta(x_t, t) )
 
+A weaker model of the same images can take the place of the model without a label (Karras et al. 2024, "Guiding a
+Diffusion Model with a Bad Version of Itself"; Wu et al. 2025, FineXtract, for a model before its fine-tuning), so that
+samples lie where the target's density exceeds that of the weaker one:
+
+    grad_{x_t} log ( p / p_weak )(x_t) = -( epsilon_theta(x_t, t) - epsilon_weak(x_t, t) ) / sqrt(1 - alpha_bar_t)  (8)
+    epsilon_hat                        = epsilon_weak + w ( epsilon_theta - epsilon_weak ),   w = 1 + lambda
+
 A guidance scale lambda other than 1 is a power prior p(c | x)^lambda, which corrects a miscalibrated classifier. With
 normalised gradients, lambda is instead the root mean square, over an image's pixels, of what is added to the score (or
 to the mean, in units of the variance), regardless of the classifier's confidence.
@@ -53,6 +60,7 @@ FORMS = ("score", "mean", "mean_at_mean")
 
 LogProbFn = Callable[[jax.Array, jax.Array], jax.Array]
 GradientFn = Callable[[jax.Array, jax.Array], jax.Array]
+DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> GradientFn:
@@ -74,9 +82,7 @@ def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> GradientFn
     return jax.grad(total)
 
 
-def at_predicted_x0(
-    log_prob_fn: LogProbFn, denoise_fn: Callable[[jax.Array, jax.Array], jax.Array], schedule: Schedule
-) -> LogProbFn:
+def at_predicted_x0(log_prob_fn: LogProbFn, denoise_fn: DenoiseFn, schedule: Schedule) -> LogProbFn:
     """Returns the log-probabilities of equation (6) as a function of (x_t, t).
 
     x0_hat is clipped to the data's range [-1, 1], which the classifier was trained on. The gradient ignores the
@@ -112,11 +118,33 @@ def implicit_gradient(
       A function of (x_t, t) whose value has the shape of x_t. The sampler also calls the DPM without a label; compiled
       together, both unlabelled calls become one, so a guided step has two evaluations.
     """
+    return _ratio_gradient(
+        lambda x, t: denoise_fn(x, t, labels), lambda x, t: denoise_fn(x, t, jnp.full_like(labels, -1)), schedule
+    )
+
+
+def extrapolation_gradient(denoise_fn: DenoiseFn, weak_fn: DenoiseFn, schedule: Schedule) -> GradientFn:
+    """Returns equation (8), the direction from a weaker model to the target.
+
+    Args:
+      denoise_fn: the target, (x_t [b, h, w, c], t int32 [b]) -> the prediction named by schedule.prediction_type.
+      weak_fn: the weaker model, likewise.
+      schedule: of both.
+
+    Returns:
+      A function of (x_t, t) whose value has the shape of x_t. The sampler also calls the target; compiled together,
+      both calls become one, so a guided step has two evaluations.
+    """
+    return _ratio_gradient(denoise_fn, weak_fn, schedule)
+
+
+def _ratio_gradient(of: DenoiseFn, over: DenoiseFn, schedule: Schedule) -> GradientFn:
+    """The gradient of the log-ratio of two models' densities."""
 
     def gradient(x: jax.Array, t: jax.Array) -> jax.Array:
         signal, sigma = coefficients(schedule, t, x)
-        difference = denoise_fn(x, t, labels) - denoise_fn(x, t, jnp.full_like(labels, -1))
         # Epsilon is affine in the output, so a difference of outputs is converted at x_t = 0, which loses no digits.
+        difference = of(x, t) - over(x, t)
         epsilon, _ = epsilon_and_x0(schedule.prediction_type, difference, jnp.zeros_like(x), signal, sigma)
         return -epsilon / sigma
 
@@ -142,8 +170,8 @@ class Guidance:
     """The guidance of a sampler's step. A scale of 0 changes nothing but rounding.
 
     Attributes:
-      gradient_fn: (x, t int32 [b]) -> the direction, with the shape of x; see classifier_gradient, implicit_gradient
-        and normalize.
+      gradient_fn: (x, t int32 [b]) -> the direction, with the shape of x; see classifier_gradient, implicit_gradient,
+        extrapolation_gradient and normalize.
       scale: the guidance scale lambda >= 0, a scalar; may be traced.
       form: one of FORMS.
     """

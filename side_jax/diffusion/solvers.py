@@ -35,7 +35,7 @@ from side_jax.diffusion.process import epsilon_and_x0
 from side_jax.diffusion.schedule import Schedule
 
 VARIANCES = ("small", "large")
-_TRACED = ("number", "t", "next_t", "signal", "sigma", "next_signal", "next_sigma", "std", "extrapolate")
+_TRACED = ("number", "t", "next_t", "signal", "sigma", "next_signal", "next_sigma", "std", "extrapolation")
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=_TRACED, meta_fields=("prediction_type", "solver"))
@@ -52,7 +52,7 @@ class Step:
       next_signal: sqrt(abar_t').
       next_sigma: sqrt(1 - abar_t' - std^2), with the std of equation (1).
       std: standard deviation of the solver's noise.
-      extrapolate: the weight c of equation (5).
+      extrapolation: the weight c of equation (5).
       prediction_type: what the denoiser predicts.
       solver: the solver that takes the step.
     """
@@ -65,7 +65,7 @@ class Step:
     next_signal: jax.Array
     next_sigma: jax.Array
     std: jax.Array
-    extrapolate: jax.Array
+    extrapolation: jax.Array
     prediction_type: str
     solver: "Solver"
 
@@ -98,7 +98,7 @@ class DDIM:
         return self.eta > 0
 
     def coefficients(self, schedule: Schedule, t: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Returns `std`, `next_sigma` and `extrapolate`, float64 [S] each, of the steps from timesteps t, int32 [S]."""
+        """Returns `std`, `next_sigma` and `extrapolation`, float64 [S], of the steps from timesteps t, int32 [S]."""
         abar = schedule.alpha_bar[t]
         abar_next = np.append(abar[1:], 1.0)
         small = self.eta * np.sqrt((1 - abar_next) / (1 - abar)) * np.sqrt(1 - abar / abar_next)
@@ -106,7 +106,7 @@ class DDIM:
         return {
             "std": large if self.variance == "large" else small,
             "next_sigma": np.sqrt(np.maximum(1 - abar_next - small**2, 0.0)),
-            "extrapolate": np.zeros(len(t)),
+            "extrapolation": np.zeros(len(t)),
         }
 
     def mean(self, step: Step, x: jax.Array, x0: jax.Array, previous_x0: jax.Array, epsilon: jax.Array) -> jax.Array:
@@ -129,15 +129,15 @@ class DPMSolverPP2M:
 
     def coefficients(self, schedule: Schedule, t: np.ndarray) -> Mapping[str, np.ndarray]:
         """Returns the same as DDIM's, with the weights of equation (5)."""
-        extrapolate = np.zeros(len(t))
+        extrapolation = np.zeros(len(t))
         if len(t) > 2:
             h = np.diff(0.5 * schedule.log_snr[t])  # without the last step, which goes to a log-SNR of infinity
-            extrapolate[1:-1] = h[1:] / (2 * h[:-1])
-        return dict(DDIM().coefficients(schedule, t)) | {"extrapolate": extrapolate}
+            extrapolation[1:-1] = h[1:] / (2 * h[:-1])
+        return dict(DDIM().coefficients(schedule, t)) | {"extrapolation": extrapolation}
 
     def mean(self, step: Step, x: jax.Array, x0: jax.Array, previous_x0: jax.Array, epsilon: jax.Array) -> jax.Array:
         """Returns the mean of equation (2) with D of equation (5)."""
-        x0 = x0 + step.extrapolate * (x0 - previous_x0)
+        x0 = x0 + step.extrapolation * (x0 - previous_x0)
         epsilon, _ = epsilon_and_x0("x0", x0, x, step.signal, step.sigma)
         return step.next_signal * x0 + step.next_sigma * epsilon
 

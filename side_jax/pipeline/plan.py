@@ -104,20 +104,23 @@ class _Clock:
         """Device-seconds of one sampling step of a batch, guided by an attack; None: unguided."""
         attack = attack or PLAIN
         noised = attack.classifier is None or attack.classifier.noised
-        kind = attack.guided, attack.at_x0, attack.own_labels, noised
+        kind = attack.guided, attack.at_x0, attack.own_labels, attack.weak, noised
         return self._device_seconds(("sampling", *kind), lambda: self._sample(*kind))
 
-    def _sample(self, guided: bool, at_x0: bool, own_labels: bool, noised: bool) -> float:
+    def _sample(self, guided: bool, at_x0: bool, own_labels: bool, weak: bool, noised: bool) -> float:
         steps = min(4, self._settings.diffusion.num_timesteps)
         sampler = dataclasses.replace(self._settings.sampler, num_steps=steps)
         extract = dataclasses.replace(self._settings.extract, guidance_interval=())
         settings = dataclasses.replace(self._settings, sampler=sampler, extract=extract)
         params, classifier = {"dpm": builders.init_fn(builders.build_unet(settings), settings, 0)()}, None
-        if guided and not own_labels:
+        if weak:
+            params["weak"] = builders.init_fn(builders.build_weak_unet(settings), settings, 0)()
+        elif guided and not own_labels:
             classifier = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=noised)
             params["classifier"] = builders.init_fn(classifier, settings, 0)()
             params["temperature"] = np.ones(settings.diffusion.num_timesteps, np.float32)
-        generator = builders.build_generator(settings, classifier, at_x0=at_x0, own_labels=own_labels)
+        options = {"at_x0": at_x0, "own_labels": own_labels, "weak": weak}
+        generator = builders.build_generator(settings, classifier, **options)
         index = np.arange(sampler.batch_size)
         generator(params, jax.random.key(0), index, np.zeros_like(index), 1.0)  # compiles
         start = time.perf_counter()

@@ -16,7 +16,7 @@ from side_jax.memorization.metrics import METRICS
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
-from side_jax.settings.extraction import Extract, Modes, Sampler
+from side_jax.settings.extraction import Extract, Modes, Sampler, Weak
 from side_jax.settings.target import Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Synthesize",
     "Target",
     "Train",
+    "Weak",
     "held_back",
 ]
 
@@ -64,6 +65,7 @@ class Settings:
     conditional: ClassifierFit = ClassifierFit()
     extract: Extract = Extract()
     modes: Modes = Modes()
+    weak: Weak = Weak()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
 
@@ -107,6 +109,7 @@ class Settings:
             need = f"at most data.num_heldout ({data.num_heldout}), the images that extract.attacks = {attack} clusters"
             ok = not guide or guide.images != "heldout" or self.label.num_clusters <= data.num_heldout
             check(ok, "label.num_clusters", self.label.num_clusters, need)
+        self._check_weak(n_syn)
         counts = {"members": data.num_members, "heldout": data.num_heldout, "synthetic": n_syn}
         for name in self.extract.classifiers:
             section, count = known_classifiers()[name].section, counts[known_classifiers()[name].images]
@@ -120,6 +123,16 @@ class Settings:
         """The sampler of guided attacks: `sampler`, overridden by extract.solver and extract.num_steps where set."""
         options: dict[str, Any] = {"solver": self.extract.solver, "num_steps": self.extract.num_steps}
         return dataclasses.replace(self.sampler, **{name: value for name, value in options.items() if value})
+
+    @property
+    def trains_weak(self) -> bool:
+        """Whether a weaker model is trained on synthetic images."""
+        return self.extract.needs_weak and not self.weak.step
+
+    @property
+    def needs_synthetic(self) -> bool:
+        """Whether any network learns from synthetic images."""
+        return self.extract.needs_pseudo_labels or self.trains_weak
 
     def runs(self) -> list[Run]:
         """Every run of every attack."""
@@ -177,6 +190,20 @@ class Settings:
         low, _ = noise_range(self.diffusion.make())
         need = f"at least {low:.3g}, the lowest noise of the model, also in the last round"
         check(min(modes.noise_levels) * modes.last_noise >= low, "modes.noise_levels", modes.noise_levels, need)
+
+    def _check_weak(self, synthetic: int) -> None:
+        if not self.extract.needs_weak:
+            return
+        step, train = self.weak.step, self.train
+        need = "0 while target.path is set: an imported model has no earlier checkpoints"
+        check(not (step and self.target.path), "weak.step", step, need)
+        need = f"0, or a multiple of train.checkpoint_every ({train.checkpoint_every}) below train.num_steps"
+        ok = step % train.checkpoint_every == 0 and step < train.num_steps
+        check(ok or bool(self.target.path), "weak.step", step, need)
+        need = "True with weak.step: only then is the checkpoint of that step kept"
+        check(not step or train.keep_checkpoints, "train.keep_checkpoints", train.keep_checkpoints, need)
+        need = f"at most synthesize.num_images ({synthetic}), from which the weaker model learns"
+        check(bool(step) or self.weak.batch_size <= synthetic, "weak.batch_size", self.weak.batch_size, need)
 
     def _check_measure(self) -> None:
         e, data = self.evaluate, self.data

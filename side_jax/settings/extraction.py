@@ -8,6 +8,7 @@ from side_jax.diffusion.guidance import FORMS
 from side_jax.diffusion.schedule import SPACINGS
 from side_jax.diffusion.solvers import SOLVERS, VARIANCES
 from side_jax.settings.checks import check, one_of
+from side_jax.settings.target import Fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,11 @@ class Extract:
         return {known_classifiers()[name].images for name in self.classifiers}
 
     @property
+    def needs_weak(self) -> bool:
+        """Whether a weaker model guides an attack."""
+        return any(ATTACKS[name].weak for name in self.attacks)
+
+    @property
     def needs_twin(self) -> bool:
         """Whether an attack draws from the twin model."""
         return any(ATTACKS[name].twin for name in self.attacks)
@@ -129,6 +135,19 @@ class Extract:
             for noise in modes.noise_levels
             for rounds in modes.rounds
         ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weak(Fit):
+    """The weaker model that the attack `extrapolate` guides away from, and its training on the target's own samples."""
+
+    # Step of the target's training whose checkpoint is the weaker model (see train.keep_checkpoints); 0: none, a model
+    # like the target is trained on the synthetic images.
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.step >= 0, "weak.step", self.step, "at least 0 (0: a model of the target's own samples)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

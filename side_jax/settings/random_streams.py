@@ -29,6 +29,7 @@ STREAMS = {
     "divergence/members": 22,
     "divergence/heldout": 23,
     "train/twin": 24,
+    "surrogate/weak": 25,
 }
 
 

@@ -235,6 +235,7 @@ class Train(Fit):
     # Whether images are mirrored at random. A mirrored copy of every image halves what can be extracted: each version
     # is memorised less often, and pixel distances do not find mirrored matches.
     horizontal_flip: bool = False
+    keep_checkpoints: bool = False  # whether to keep all checkpoints in place of the newest two, as for weak.step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

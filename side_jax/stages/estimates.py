@@ -99,14 +99,14 @@ def _segments(settings: Settings, attack: Attack | None) -> list[tuple[int, int,
 def network_calls(settings: Settings, run: Run) -> int:
     """How often a run evaluates the target's network for one image, the image that it starts from included.
 
-    A gradient through the network counts as two further evaluations; equal evaluations in one step are one, as they are
-    when compiled. Those of a guiding classifier are not counted.
+    A gradient through the network counts as two further evaluations, and a weaker model of its size as one; equal
+    evaluations in one step are one, as they are when compiled. Those of a guiding classifier are not counted.
     """
     if run.rounds:
         return run.rounds + (network_calls(settings, run.start_run) if run.start_run else 0)
     attack, calls = ATTACKS[run.attack], 0
     for start, stop, guided in _segments(settings, attack):
-        each = 1 + guided * (2 * attack.at_x0 + attack.own_labels)
+        each = 1 + guided * (2 * attack.at_x0 + attack.own_labels + attack.weak)
         calls += (stop - start) * each
     return calls
 

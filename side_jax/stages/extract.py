@@ -63,7 +63,9 @@ def _load(
         classifier, guide = stage_inputs.load_classifier(settings, workdir, attack.classifier)
         params, classes = params | guide, classifier.num_classes
     sampler = settings.guided_sampler if attack.guided else settings.sampler
-    options = {"at_x0": attack.at_x0, "own_labels": attack.own_labels}
+    if attack.weak:
+        params["weak"] = stage_inputs.load_weak(settings, workdir).trees["ema"]
+    options = {"at_x0": attack.at_x0, "own_labels": attack.own_labels, "weak": attack.weak}
     return builders.build_generator(settings, classifier, sampler=sampler, **options), params, classes
 
 

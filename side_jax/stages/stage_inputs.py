@@ -8,7 +8,7 @@ import numpy as np
 
 from side_jax import builders
 from side_jax.attacks.table import Classifier
-from side_jax.builders import build_schedule, build_unet, init_fn
+from side_jax.builders import build_schedule, build_unet, build_weak_unet, init_fn
 from side_jax.data import datasets, split
 from side_jax.data.sides import Side
 from side_jax.devices import placement
@@ -19,7 +19,7 @@ from side_jax.features.extractors import Extractor
 from side_jax.measure.target_scores import TargetScores
 from side_jax.settings import Settings
 from side_jax.settings.random_streams import stream_seed
-from side_jax.stages.stage_table import train_unit, twin_unit, unit
+from side_jax.stages.stage_table import train_unit, twin_unit, unit, weak_unit
 from side_jax.training import calibration
 from side_jax.workdir import files
 from side_jax.workdir.checkpoint import Checkpoints, Restored, checkpoint_directory
@@ -45,7 +45,9 @@ def build_extractor(settings: Settings, workdir: Path) -> Extractor:
     return (known | {"denoiser": build_denoiser})[label.features]()
 
 
-def restore_ema(settings: Settings, work: Unit, module: Any, directory: Path | None = None) -> Restored:
+def restore_ema(
+    settings: Settings, work: Unit, module: Any, directory: Path | None = None, step: int | None = None
+) -> Restored:
     """The averaged parameters trained by a unit of work, on this process's devices, and the checkpoint's meta.
 
     Args:
@@ -53,10 +55,11 @@ def restore_ema(settings: Settings, work: Unit, module: Any, directory: Path | N
       work: the unit, whose fingerprint the checkpoint must have.
       module: the network of the parameters.
       directory: of the checkpoints; None: the result of checkpoint_directory.
+      step: of the checkpoint; None: the newest.
     """
     abstract = placement.abstract(init_fn(module, settings, 0), placement.local_mesh())
     with Checkpoints(directory or checkpoint_directory(work.workdir, work.name), read_only=True) as store:
-        return store.restore(fingerprint=work.fingerprint, ema=abstract)
+        return store.restore(fingerprint=work.fingerprint, step=step, ema=abstract)
 
 
 def load_split(
@@ -115,6 +118,14 @@ def load_target(settings: Settings, workdir: Path) -> Restored:
 def load_twin(settings: Settings, workdir: Path) -> Restored:
     """The twin model's averaged parameters, and its checkpoint's meta."""
     return restore_ema(settings, twin_unit(settings, workdir), build_unet(settings))
+
+
+def load_weak(settings: Settings, workdir: Path) -> Restored:
+    """The weaker model's averaged parameters, and its checkpoint's meta."""
+    module = build_weak_unet(settings)
+    if settings.weak.step:
+        return restore_ema(settings, train_unit(settings, workdir), module, step=settings.weak.step)
+    return restore_ema(settings, weak_unit(settings, workdir), module)
 
 
 def training_spread(settings: Settings, workdir: Path) -> float:

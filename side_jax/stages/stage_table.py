@@ -27,13 +27,14 @@ from side_jax.workdir.work_units import FORMAT_VERSION, Unit
 _IGNORED_SETTINGS = [
     *[
         (fit, key)
-        for fit in ("train", "surrogate", "conditional")
+        for fit in ("train", "surrogate", "conditional", "weak")
         for key in ("log_every", "checkpoint_every", "accumulate")
     ],
     ("label", "weights"),  # identified by weights_sha256
     ("surrogate", "teacher_path"),
     *[("data", key) for key in ("path", "data_dir", "storage", "memory_limit_mb", "max_corrupt")],
     ("model", "remat"),
+    ("train", "keep_checkpoints"),
     ("target", "path"),
     ("condition", "path"),  # identified by sha256
 ]
@@ -138,6 +139,17 @@ def twin_unit(settings: Settings, workdir: Path) -> Unit:
     return unit(settings, workdir, "train/twin")
 
 
+def weak_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that trains the weaker model on synthetic images."""
+    return unit(settings, workdir, "surrogate/weak")
+
+
+def guide_units(settings: Settings, workdir: Path) -> list[Unit]:
+    """The units that train what guides the configured attacks."""
+    weak = [weak_unit(settings, workdir)] if settings.trains_weak else []
+    return [*classifier_units(settings, workdir).values(), *weak]
+
+
 def classifier_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
     """The units that train the configured attacks' classifiers, by classifier name."""
     return {name: unit(settings, workdir, f"surrogate/{name}") for name in settings.extract.classifiers}
@@ -148,7 +160,7 @@ def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]
     units: dict[Run, Unit] = {}
     for run in settings.runs():
         extra = {"guidance_scale": run.scale, "num_images": settings.extract.num_images}
-        extra |= _seeking_settings(settings, run, units) if run.start else _sampling_settings(settings, run)
+        extra |= _seeking_settings(settings, run, units) if run.start else _sampling_settings(settings, run, workdir)
         units[run] = unit(settings, workdir, f"extract/{run.attack}", f"extract/{run.name}", **extra)
     return list(units.items())
 
@@ -160,14 +172,16 @@ def _seeking_settings(settings: Settings, run: Run, units: Mapping[Run, Unit]) -
     return {"relative_noise": run.noise, "rounds": run.rounds, "start": start} | rounds
 
 
-def _sampling_settings(settings: Settings, run: Run) -> dict[str, Any]:
+def _sampling_settings(settings: Settings, run: Run, workdir: Path) -> dict[str, Any]:
     """What a run that samples depends on."""
     sampler = settings.guided_sampler if run.guided else settings.sampler
     values = {key: getattr(sampler, key) for key in ("solver", "num_steps")}
     if run.guided:
         values |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
-        if ATTACKS[run.attack].own_labels:
+        if not ATTACKS[run.attack].classifier:
             del values["temperature_scaling"]  # affects classifiers only
+        if ATTACKS[run.attack].weak:
+            values["weak"] = settings.weak.step or weak_unit(settings, workdir).fingerprint
     return values
 
 
@@ -247,7 +261,8 @@ def _classifier_depends(classifier: Classifier) -> tuple[tuple[str, ...], tuple[
 
 
 def _surrogate_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    return {f"surrogate/{name}": _classifier_depends(one) for name, one in known_classifiers().items()}
+    found = {f"surrogate/{name}": _classifier_depends(one) for name, one in known_classifiers().items()}
+    return found | {"surrogate/weak": (("weak",), ("synthesize",))}
 
 
 def _extract_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -275,7 +290,7 @@ def _plan_train(settings: Settings, workdir: Path) -> list[Work]:
 
 
 def _plan_synthesize(settings: Settings, workdir: Path) -> list[Work]:
-    if not settings.extract.needs_pseudo_labels:
+    if not settings.needs_synthetic:
         return []
     work, parts = unit(settings, workdir, "synthesize"), synthetic_shards(settings, workdir)
     return [_sampling(settings, work, parts, None)]
@@ -296,6 +311,10 @@ def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
         cost = functools.partial(estimates.training, work, getattr(settings, classifier.section), step)
         disk = functools.partial(estimates.classifier_bytes, settings, work, classifier)
         works.append(Work(unit=work, cost=cost, disk=disk))
+    if settings.trains_weak:
+        weak = weak_unit(settings, workdir)
+        cost = functools.partial(estimates.training, weak, settings.weak, lambda clock: clock.train_step())
+        works.append(Work(unit=weak, cost=cost, disk=functools.partial(estimates.target_bytes, settings, weak)))
     return works
 
 
@@ -333,7 +352,9 @@ def attacker_classifier(settings: Settings) -> Classifier | None:
     return next((one for one in candidates if not one.owner_only and not one.label_control), None)
 
 
-def _classifier_outputs(manifest: dict[str, Any]) -> list[str]:
+def _surrogate_outputs(manifest: dict[str, Any]) -> list[str]:
+    if manifest.get("unit") == "surrogate/weak":
+        return [f"surrogate/weak/checkpoints/{manifest.get('steps')}"]
     best = [f"best/{manifest['best_step']}"] if manifest.get("best_step") else []
     names = (f"checkpoints/{manifest.get('steps')}", "levels.json", "metrics.jsonl", "validation.jsonl", *best)
     return [f"{manifest['unit']}/{name}" for name in names]
@@ -379,7 +400,7 @@ STAGES = {
             reads=("train", "synthesize", "label"),
             depends=_surrogate_depends,
             plan=_plan_surrogate,
-            outputs=_classifier_outputs,
+            outputs=_surrogate_outputs,
         ),
         Stage(name="extract", reads=("train", "surrogate"), depends=_extract_depends, plan=_plan_extract),
         Stage(

@@ -1,4 +1,4 @@
-"""Stage surrogate: trains the classifiers that guide extraction, each on its own images and labels.
+"""Stage surrogate: trains the networks that guide extraction, each on its own images and labels.
 
 `side`: SIDE's surrogate, trained on synthetic images with pseudo-labels.
 `side_random`: control; pseudo-labels permuted once, a partition that can only be memorised.
@@ -7,6 +7,7 @@
 `oracle`: members with their true labels. All of the above are time-dependent, trained on noised images.
 `conditional`: the baseline of Carlini et al. 2023 as in the SIDE paper, a time-independent classifier trained on clean
 members with their true labels.
+`weak`: no classifier, but a DPM like the target that is trained on synthetic images, for the attack `extrapolate`.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from side_jax.errors import InputError
 from side_jax.features import choose, clustering, extractors
 from side_jax.sampling import shards
 from side_jax.settings import Settings, held_back, random_streams
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import stage_inputs, stage_table, train_dpm
 from side_jax.training import calibration, losses, trainer
 from side_jax.training.validation import EarlyStop, Predictions, noise_levels
 from side_jax.workdir import checkpoint, curves, files, work_units
@@ -33,13 +34,21 @@ from side_jax.workdir.work_units import Unit
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes surrogate/<classifier>/{checkpoints,levels.json,...} for the configured attacks."""
-    works = stage_table.classifier_units(settings, workdir)
-    for name, work in works.items():
+    """Writes surrogate/<classifier>/{checkpoints,levels.json,...} for the configured attacks.
+
+    For an attack that needs the weaker model, also surrogate/weak/checkpoints.
+    """
+    works = stage_table.guide_units(settings, workdir)
+    for name, work in stage_table.classifier_units(settings, workdir).items():
         if work.begin():
             classifier = known_classifiers()[name]
             _fit(settings, work, classifier, _examples(settings, workdir, classifier))
-    work_units.finish_stage(workdir, "surrogate", list(works.values()))
+    if settings.trains_weak and (weak := stage_table.weak_unit(settings, workdir)).begin():
+        images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
+        options = {"unet": builders.build_weak_unet(settings), "fit": settings.weak}
+        options["description"] = "train the weaker model"
+        weak.finish(**train_dpm.train(settings, weak, images, **options))
+    work_units.finish_stage(workdir, "surrogate", works)
 
 
 def check_true_labels(settings: Settings, num_classes: int) -> None:

@@ -21,7 +21,7 @@ SHOWN = 64  # images in samples.png
 
 def run(settings: Settings, workdir: Path) -> None:
     """Writes synthesize/shard_*.npz and the picture synthesize/samples.png."""
-    if not settings.extract.needs_pseudo_labels:
+    if not settings.needs_synthetic:
         logger.info("synthesize: skipped, since no attack in config.extract.attacks learns from synthetic images.")
         return
     work = unit(settings, workdir, "synthesize")

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 
 from side_jax import builders
-from side_jax.data import batches, datasets, member_labels, split
+from side_jax.data import datasets, member_labels, split
 from side_jax.data.datasets import Dataset
 from side_jax.devices import placement, process_group
 from side_jax.errors import InputError
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Modes, Settings, random_streams
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import stage_inputs, stage_table, train_dpm
 from side_jax.targets import diffusers_unet
-from side_jax.training import trainer
-from side_jax.training.losses import build_loss
 from side_jax.training.monitor import Monitor
 from side_jax.workdir import checkpoint, files
 from side_jax.workdir.curves import Curves
@@ -47,7 +45,8 @@ def _run_twin(settings: Settings, workdir: Path) -> None:
     count, last = len(members), target.content()["steps"]
     images = heldout.take(np.arange(count))
     labels = member_labels.member_labels(settings, images, ids[:count])
-    content = _train(settings, unit, images, labels, "train/twin", lambda step, _: step >= last, last, meta={})
+    stops = {"watch": lambda step, _: step >= last, "watch_every": last}
+    content = train_dpm.train(settings, unit, images, labels, description="train the twin", **stops)
     unit.finish(**content)
 
 
@@ -126,8 +125,17 @@ def _fit(
                 stack.enter_context(curves),
                 _seeker(settings, spread) if settings.monitor.seeks_modes else None,
             )
-        every = settings.monitor.every_steps
-        return _train(settings, unit, members, labels, "train", watch, every, meta={"spread": spread})
+        return train_dpm.train(
+            settings,
+            unit,
+            members,
+            labels,
+            description="train the DPM",
+            watch=watch,
+            watch_every=settings.monitor.every_steps,
+            meta={"spread": spread},
+            keep=None if settings.train.keep_checkpoints else 2,
+        )
 
 
 def _seeker(settings: Settings, spread: float) -> Callable[[np.ndarray], ModeGenerator]:
@@ -135,39 +143,3 @@ def _seeker(settings: Settings, spread: float) -> Callable[[np.ndarray], ModeGen
     default = dataclasses.replace(settings, modes=Modes())
     levels = builders.mode_noise_levels(default, Modes().noise_levels[0], Modes().rounds[0], spread)
     return lambda samples: builders.build_mode_generator(default, levels, lambda index: samples[index])
-
-
-def _train(
-    settings: Settings,
-    unit: Unit,
-    images: Dataset,
-    labels: np.ndarray | None,
-    stream: str,
-    watch: trainer.WatchFn | None,
-    watch_every: int,
-    meta: dict[str, Any],
-) -> dict[str, Any]:
-    """Trains a DPM on images, by the random stream of this name; returns the content of the unit's manifest.
-
-    The checkpoints' meta holds `meta` too.
-    """
-    unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
-    seed = random_streams.stream_seed(settings, stream)
-    streamed = not isinstance(images.images, np.ndarray)
-    targets = () if labels is None else (labels,)
-    params, steps = trainer.run(
-        loss_fn=build_loss(settings, unet, schedule),
-        init_fn=builders.init_fn(unet, settings, seed),
-        fetch=lambda chosen: (images.images[chosen], *(array[chosen] for array in targets)),
-        num_examples=len(images),
-        fit=settings.train,
-        seed=seed,
-        directory=unit.directory,
-        checkpoints=checkpoint.checkpoint_directory(unit.workdir, unit.name),
-        meta=checkpoint.settings_meta(settings, unit.fingerprint) | meta,
-        description="train the DPM" if stream == "train" else "train the twin",
-        watch=watch,
-        watch_every=watch_every,
-        loader=batches.prefetch if streamed else map,
-    )
-    return {"steps": steps, "parameters": builders.size(params)}

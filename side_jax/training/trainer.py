@@ -228,6 +228,7 @@ def run(
     watch: WatchFn | None = None,
     watch_every: int = 0,
     loader: Callable[[Callable[[int], Any], range], Any] = map,
+    keep: int | None = 2,
 ) -> tuple[Params, int]:
     """Trains until fit.num_steps or until `watch` returns True; continues from the latest checkpoint.
 
@@ -245,6 +246,7 @@ def run(
       watch: called every watch_every steps, before a checkpoint of that step.
       watch_every: steps between calls of watch; 0: never.
       loader: maps a function over the steps in order, as `map` does; may prefetch in threads.
+      keep: number of newest checkpoints to keep; None: all.
 
     Returns:
       (the averaged parameters on the host, the last step).
@@ -255,7 +257,7 @@ def run(
     """
     stepper = Stepper(loss_fn, init_fn, fit, fetch(np.zeros(1, np.int64)))
     key = stepper.key(seed)
-    with Checkpoints(checkpoints) as store, Preemption() as preemption:
+    with Checkpoints(checkpoints, keep=keep) as store, Preemption() as preemption:
         state, ema = _begin(stepper, store, meta["fingerprint"])
         first = done = int(state["step"])
         # JAX's processes agree on a step after the last one passed to `reached`; an earlier signal stops the barrier.

@@ -39,17 +39,19 @@ def _digest(tree: Any) -> str:
 class Checkpoints:
     """The checkpoints of one network; a context manager, whose exit waits for the last write."""
 
-    def __init__(self, directory: Path, *, read_only: bool = False, keep: int = 2):
+    def __init__(self, directory: Path, *, read_only: bool = False, keep: int | None = 2):
         """Opens the folder: to write, all processes must call this; to read, any process may.
 
         Args:
           directory: the folder of the checkpoints.
           read_only: opens for reading only.
-          keep: number of newest checkpoints to keep.
+          keep: number of newest checkpoints to keep; None: all.
         """
         self._directory = directory
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.LatestN(keep), read_only=read_only, create=not read_only
+            preservation_policy=policies.LatestN(keep) if keep else None,  # None keeps all
+            read_only=read_only,
+            create=not read_only,
         )
         if read_only and jax.process_count() > 1:
             process = jax.process_index()
@@ -84,18 +86,24 @@ class Checkpoints:
         if not self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), force=True):
             raise InputError(f"the checkpoint of step {step} was not written to {self._directory}; is it read-only?")
 
-    def restore(self, *, fingerprint: str, **abstract: Any) -> Restored:
-        """Restores the newest step.
+    def restore(self, *, fingerprint: str, step: int | None = None, **abstract: Any) -> Restored:
+        """Restores a checkpoint.
 
         Args:
           fingerprint: the one that the checkpoint must have.
+          step: of the checkpoint; None: the newest.
           **abstract: for each requested item (`state`, `ema`), a tree of jax.ShapeDtypeStruct with shardings; without
             any, only the meta is read.
 
         Raises:
           InputError: if there is no checkpoint, or it is damaged, altered or from other settings.
         """
-        step = self.latest_step()
+        if step is not None and step not in (kept := self._manager.all_steps()):
+            raise InputError(
+                f"{self._directory} has no checkpoint of step {step}, only of {', '.join(map(str, kept)) or 'none'}; a "
+                "training with train.keep_checkpoints keeps all."
+            )
+        step = self.latest_step() if step is None else step
         if step is None:
             raise InputError(f"there is no checkpoint in {self._directory}; run the stage that trains it first.")
         path = self._directory / str(step)

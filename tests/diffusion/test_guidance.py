@@ -170,6 +170,52 @@ def test_a_conditional_model_at_scale_one_draws_what_it_draws_with_the_label(pre
     assert np.abs(direct - without).max() > 0.5
 
 
+def gaussian(schedule, mean, std):
+    """(the exact denoiser of N(mean, std^2), by the schedule's kind; its score at x_t)."""
+    alpha_bar = jnp.asarray(schedule.alpha_bar, jnp.float32)
+
+    def score(x, t):
+        a = bcast(alpha_bar[t], x)
+        return -(x - jnp.sqrt(a) * mean) / (a * std**2 + 1 - a)
+
+    def denoise(x, t):
+        a, sigma = (bcast(jnp.sqrt(part[t]), x) for part in (alpha_bar, 1 - alpha_bar))
+        epsilon = -sigma * score(x, t)
+        x0 = (x - sigma * epsilon) / a
+        return {"epsilon": epsilon, "x0": x0, "v": a * epsilon - sigma * x0}[schedule.prediction_type]
+
+    return denoise, score
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_the_direction_from_a_weaker_model_is_the_difference_of_scores(prediction_type):
+    schedule = make_schedule("linear", 400, 2.5e-4, 0.05, prediction_type=prediction_type)
+    (strong, score), (weak, weak_score) = gaussian(schedule, 0.3, 0.2), gaussian(schedule, -0.1, 0.5)
+    x = np.linspace(-1.5, 1.5, 24, dtype=np.float32).reshape(24, 1, 1, 1)
+    t = np.asarray([20, 60, 150, 250] * 6, np.int32)
+    got = guidance.extrapolation_gradient(strong, weak, schedule)(x, t)
+    expected = score(x, t) - weak_score(x, t)
+    assert np.abs(expected).max() > 3
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=1e-3)
+
+
+def test_extrapolation_goes_beyond_the_target_away_from_the_weaker_model():
+    """Of N(m, s^2) and N(n, s^2), p^(1 + lambda) / q^lambda is N(m + lambda (m - n), s^2), also when noised."""
+    schedule = make_schedule("linear", 1000)
+    (strong, _), (weak, _) = gaussian(schedule, 0.1, 0.2), gaussian(schedule, 0.0, 0.2)
+    table, gradient = step_table(schedule, 200, clip=False), guidance.extrapolation_gradient(strong, weak, schedule)
+
+    @jax.jit
+    def draws(scale):
+        keys = sampler.sample_keys(jax.random.key(1), jnp.arange(4096, dtype=jnp.uint32))
+        return sampler.sample(strong, table, keys, SHAPE, guidance.Guidance(gradient_fn=gradient, scale=scale))
+
+    for scale in (0.0, 1.0, 2.5):
+        x = draws(np.float32(scale))
+        np.testing.assert_allclose(x.mean(), 0.1 + 0.1 * scale, atol=0.01)
+        np.testing.assert_allclose(x.std(), 0.2, rtol=0.06)
+
+
 @pytest.mark.parametrize("form", guidance.FORMS)
 def test_the_power_prior(form):
     """For x_0 ~ N(m, s^2) and p(c | x_0) proportional to exp(b x_0), p(c | x_t) is proportional to exp(b E[x_0 | x_t]),

@@ -122,7 +122,7 @@ def test_dpm_solver_steps_agree(unet, prediction, kind, spacing):
     scheduler.save_pretrained(directory)
     schedule = read_schedule(directory)
     table = step_table(schedule, STEPS, solver="dpmpp_2m", spacing=spacing, clip=False)
-    assert table.steps.extrapolate.any()
+    assert table.steps.extrapolation.any()
     # What diffusers calls linspace here ends earlier, and its log-SNR grid has fractions: it is given ours.
     theirs = their_trajectory(net, scheduler, None if spacing == "trailing" else table.steps.t.tolist())
     ours = our_trajectory(ours, table)

@@ -191,6 +191,22 @@ VALUES = [
         "modes.noise_levels is (0.1,)",
         "also in the last round",
     ),
+    (
+        {"extract.attacks": "('extrapolate',)", "weak.step": 37},
+        "weak.step is 37",
+        "a multiple of train.checkpoint_every",
+    ),
+    (
+        {"extract.attacks": "('extrapolate',)", "weak.step": 20, "train.checkpoint_every": 10},
+        "train.keep_checkpoints is False",
+        "only then is the checkpoint of that step kept",
+    ),
+    (
+        {"extract.attacks": "('extrapolate',)", "weak.batch_size": 5000},
+        "weak.batch_size is 5000",
+        "at most synthesize.num_images",
+    ),
+    ({"weak.step": -1}, "weak.step is -1", "at least 0"),
     ({"extract.guidance_scales": (-1.0,)}, "guidance_scales is (-1.0,)", "at least 0"),
     ({"extract.guidance_scales": (3.0, 3.0)}, "guidance_scales is (3.0, 3.0)", "different"),
     ({"extract.guidance_scales": "()"}, "guidance_scales is ()", "one or more"),

@@ -49,6 +49,18 @@ def test_other_settings_are_refused(folder):
         restored(folder, "g")
 
 
+def test_an_earlier_step_comes_back_where_it_was_kept(tmp_path):
+    with Checkpoints(tmp_path / "all", keep=None) as store:
+        for step in (1, 2, 3, 4):
+            store.save(step, ema=ema(step), meta={"fingerprint": "f"})
+    with Checkpoints(tmp_path / "all", read_only=True) as store:
+        found = store.restore(fingerprint="f", step=1, ema=TREE)
+        np.testing.assert_array_equal(found.trees["ema"]["w"], ema(1)["w"])
+        assert found.step == 1
+        with pytest.raises(InputError, match=r"no checkpoint of step 5, only of 1, 2, 3, 4; .* train.keep_checkpoints"):
+            store.restore(fingerprint="f", step=5, ema=TREE)
+
+
 def test_nothing_there(tmp_path):
     assert latest_step(tmp_path / "none") is None
     (tmp_path / "empty").mkdir()
