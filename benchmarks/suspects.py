@@ -7,7 +7,8 @@ An image is a copy if it matches a member by the headline metric in evaluate/mat
 evaluated. At chance, average precision and precision of the first images equal the base rate, the fraction of images
 that match. Intervals are 95% bootstrap percentiles over images. Ties are averaged over all orders. Beside single runs,
 the table shows the runs of an attack pooled over workdirs and guidance scales; an image keeps its rank within its run,
-as an attacker has it.
+as an attacker has it. The distinct modes of mode seeking are ranked by themselves, one row a mode: by the images that
+came to it, by what one more round would change, and by the posterior variance.
 """
 
 import argparse
@@ -20,19 +21,17 @@ from scipy.stats import bootstrap, rankdata
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from side_jax.report import matches
-from side_jax.stages.suspects import KINDS
+from side_jax.stages.suspects import KINDS, MODE_KINDS
 
 FIRST = (10, 50, 100)
 COMBINED = "all together"
+DISTINCT = "distinct modes"
 Run = dict[str, np.ndarray]  # "right" bool [n]; for each score, the suspicion float64 [n] in (0, 1]
 
 
 def runs(workdir: Path) -> dict[tuple[str, str], Run]:
     """Maps each ranked run's (name, attack) to the ground truth and the scores of its images."""
-    truth, suspected = (_columns(workdir / name) for name in ("evaluate/matches.csv", "suspects/suspects.csv"))
-    headline = next(name for name in truth if name.endswith("_member_match"))
-    right = dict(zip(_keys(truth), truth[headline] == "1", strict=True))
-    found = {}
+    right, suspected, found = truth(workdir), _columns(workdir / "suspects/suspects.csv"), {}
     for name in dict.fromkeys(zip(suspected["run"].tolist(), suspected["attack"].tolist(), strict=True)):
         own = suspected["run"] == name[0]
         part = {column: values[own] for column, values in suspected.items()}
@@ -43,6 +42,31 @@ def runs(workdir: Path) -> dict[tuple[str, str], Run]:
                 one[kind] = rankdata(value if much else -value) / len(value)
         found[name] = one | {COMBINED: rankdata(-part["rank"].astype(int)) / len(part["rank"])}
     return found
+
+
+def modes(workdir: Path) -> dict[str, Run]:
+    """Maps each run of mode seeking to the ground truth and the scores of its distinct modes; none without any.
+
+    A mode is right if its centre matches a member. `all together` is the mean rank.
+    """
+    path = workdir / "suspects" / "modes.csv"
+    if not path.exists():
+        return {}
+    right, listed, found = truth(workdir), _columns(path), {}
+    for name in dict.fromkeys(listed["run"].tolist()):
+        part = {column: values[listed["run"] == name] for column, values in listed.items()}
+        one = {kind: part[kind].astype(float) * (1 if much else -1) for kind, much in MODE_KINDS.items()}
+        one = {kind: rankdata(value) / len(value) for kind, value in one.items()}
+        found[name] = {"right": np.asarray([right[key] for key in _keys(part)])} | one
+        found[name][COMBINED] = rankdata(np.mean(list(one.values()), axis=0)) / len(part["index"])
+    return found
+
+
+def truth(workdir: Path) -> dict[tuple[str, int], bool]:
+    """Whether each image of each run, (run, index), matches a member by the headline metric."""
+    columns = _columns(workdir / "evaluate/matches.csv")
+    headline = next(name for name in columns if name.endswith("_member_match"))
+    return dict(zip(_keys(columns), (columns[headline] == "1").tolist(), strict=True))
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
@@ -146,6 +170,9 @@ def main() -> None:
         for (run, attack), one in runs(workdir).items():
             single[f"{workdir.name}: {run}"] = one
             attacks.setdefault(attack, []).append(one)
+        for run, one in modes(workdir).items():
+            single[f"{workdir.name}: {DISTINCT} of {run}"] = one
+            attacks.setdefault(DISTINCT, []).append(one)
         print(f"{workdir} is read", file=sys.stderr, flush=True)
     whole = {
         f"{attack}, {len(parts)} run{'s' if len(parts) > 1 else ''}": pooled(parts) for attack, parts in attacks.items()

@@ -11,6 +11,8 @@ import heapq
 
 import numpy as np
 
+from side_jax.memorization.statistics import rarefaction
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Basins:
@@ -25,6 +27,18 @@ class Basins:
     centre: np.ndarray
     size: np.ndarray
     label: np.ndarray
+
+
+def expected_modes(size: np.ndarray, factor: int) -> float:
+    """Predicts the number of distinct modes that factor times as many starts would reach, by rarefaction.extrapolate.
+
+    Args:
+      size: int64 [k], images in each basin.
+      factor: 1 or more.
+    """
+    n = int(size.sum())
+    unseen = np.zeros(factor * n - len(size), np.int64)  # a start reaches one mode, so that there are no more
+    return rarefaction.extrapolate(np.concatenate([size, unseen]), n, factor)
 
 
 def basins(n: int, pairs: np.ndarray) -> Basins:

@@ -12,6 +12,7 @@ from side_jax.attacks.table import Run, get_attack
 from side_jax.devices import process_group
 from side_jax.measure import records
 from side_jax.measure.records import Classifier, Results, Surrogate
+from side_jax.memorization import basins
 from side_jax.report import findings, matches, plots, writer
 from side_jax.report.figures import Drawn
 from side_jax.report.findings import percent
@@ -24,6 +25,7 @@ from side_jax.training import monitor
 from side_jax.workdir import curves, files, work_units
 
 MODES = 48  # distinct images in the figure of mode seeking
+MORE_STARTS = 10  # times as many starts, for which distinct images are predicted
 
 
 def run(settings: Settings, workdir: Path) -> None:
@@ -105,8 +107,9 @@ def _modes_figure(results: Results, settings: Settings, workdir: Path) -> Drawn 
         note=(
             f"Distinct images of {matches.title(row)}: groups with an RMSE below {settings.evaluate.rmse_below:g}. "
             f"Above each: how many of the {len(images):,} images came to it. There are {len(found.size):,}, of which "
-            f"{several:,} were reached more than once. Red: it matches a training image. Without the data an attacker "
-            "sees the same images."
+            f"{several:,} were reached more than once; {MORE_STARTS} times as many starts are expected to reach "
+            f"{basins.expected_modes(found.size, MORE_STARTS):,.0f} or more. Red: it matches a training image. Without "
+            "the data an attacker sees the same images."
         ),
         reveals=True,
     )

@@ -54,8 +54,9 @@ logger = logging.getLogger(__name__)
 SHOWN, ACROSS = 48, 24  # images per run on the contact sheet, and images per row
 COLUMNS = ("rank", "run", "attack", "guidance_scale", "index", "label")
 MODE_COLUMNS = ("rank", "run", "index", "images", "share", *target_scores.MODES)
-# Whether high values of a score are suspicious; otherwise low values are.
+# Whether high values of a score are suspicious; otherwise low values are: of images, and of distinct modes.
 KINDS = {"clique": True, "variance": False, "score_norm": False, "confidence": True}
+MODE_KINDS = {"images": True} | dict.fromkeys(target_scores.MODES, False)
 
 
 def run(settings: Settings, workdir: Path) -> None:

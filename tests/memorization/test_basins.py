@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from side_jax.memorization.basins import basins
+from side_jax.memorization.basins import basins, expected_modes
 
 
 def slow(n, pairs):
@@ -39,6 +39,17 @@ def test_a_chain_does_not_join_two_modes():
     assert found.size.tolist() == [3, 2, 1] or found.size.tolist() == [3, 3]
     assert found.centre[0] == 1
     assert found.label[[0, 1, 2]].tolist() == [0, 0, 0]
+
+
+def test_more_starts_reach_the_modes_that_there_are():
+    """Of 300 equally likely modes, 600 starts leave some unseen; ten times as many reach all, which is predicted."""
+    drawn = np.random.default_rng(0).integers(0, 300, 600)
+    size = np.sort(np.bincount(drawn, minlength=300))[::-1]
+    seen = size[size > 0]
+    assert 240 < len(seen) < 280
+    assert expected_modes(seen, 1) == len(seen)
+    assert abs(expected_modes(seen, 10) - 300) < 20
+    assert expected_modes(np.ones(5, np.int64), 2) <= 10
 
 
 def test_images_without_near_duplicates_are_basins_of_their_own():

@@ -30,6 +30,7 @@ from side_jax.workdir.checkpoint import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import mode_recipes
+import suspects as suspects_benchmark
 
 EXTRACT = Extract(
     attacks=("unconditional", "conditional_x0", "side", "modes"), guidance_scales=(3.0, 10.0), num_steps=6
@@ -236,6 +237,14 @@ def test_suspects_list_the_distinct_modes(finished, tmp_path):
     assert [float(row["share"]) for row in rows[:2]] == [20 / 32, pytest.approx(9 / 32)]
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("movement", "posterior_variance"))
     assert (copy / "suspects" / "modes.png").exists()
+    found = suspects_benchmark.modes(copy)[run.name]
+    assert found["images"].tolist() == [1.0, 0.8, 0.4, 0.4, 0.4]
+    least = min(range(5), key=lambda i: float(rows[i]["movement"]))
+    assert found["movement"].argmax() == least
+    with (copy / "evaluate" / "matches.csv").open() as file:
+        matched = {int(row["index"]): row for row in csv.DictReader(file) if row["run"] == run.name}
+    headline = next(name for name in matched[0] if name.endswith("_member_match"))
+    assert found["right"].tolist() == [matched[int(row["index"])][headline] == "1" for row in rows]
     assert "Distinct modes" in suspects.summary_text(copy)
     assert stage_table.suspects_unit(own, copy).done()
     (copy / "suspects" / "modes.csv").unlink()
@@ -260,6 +269,21 @@ def test_recipes_are_scored_as_runs_are(finished):
         assert values[3] == pytest.approx(100 * first.heldout_ams)
         assert values[4:] == [rows["rmse"].unique, rows["distance_ratio"].unique, first.network_calls]
     assert "from unconditional" in recipe.name
+
+
+def test_recipes_are_ranked_by_members_at_equal_calls_over_all_configs():
+    """Those that match too many held-out images in one config are left out; so are those that one config lacks."""
+
+    def row(equal, heldout=0.0):
+        return [10.0, 0, equal, heldout, 0, 0, 25]
+
+    found = {
+        "digits": {"a": row(40), "b": row(30), "c": row(80, 0.6), "d": row(90)},
+        "faces": {"a": row(10), "b": row(20), "c": row(30)},
+    }
+    first, second = mode_recipes.ranking(found, 10).splitlines()[3:]
+    assert first == "| b | 0.750 | 1.000 | 0.875 | 10.0, 10.0 |"
+    assert second == "| a | 1.000 | 0.500 | 0.750 | 10.0, 10.0 |"
 
 
 def test_the_report_shows_the_distinct_modes_most_frequent_first(finished, tmp_path, monkeypatch):
@@ -289,4 +313,6 @@ def test_the_report_shows_the_distinct_modes_most_frequent_first(finished, tmp_p
     with Image.open(copy / "report" / "distinct_modes.png") as picture:
         assert picture.width > 300
     page = (copy / "report" / "index.html").read_text()
-    assert "There are 5, of which 3 were reached more than once." in page
+    assert (
+        "There are 5, of which 3 were reached more than once; 10 times as many starts are expected to reach 6" in page
+    )

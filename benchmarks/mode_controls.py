@@ -1,0 +1,127 @@
+"""Controls of mode seeking: from members and held-out images themselves, and a permutation test of every run.
+
+python benchmarks/mode_controls.py --workdirs runs/digits_3 runs/generalises --rounds 0 5 20
+
+For each audit, the first table starts mode seeking from the members, and from as many held-out images, by the config's
+recipe. It shows how many still match themselves, and how many match another image of their own side and of the other. A
+model that has learned nothing from its members in particular treats both sides alike. The second table compares every
+run with members and held-out images at once, and tests by permutation whether members are matched more often.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from side_jax import builders
+from side_jax.config import from_config
+from side_jax.devices import cpu
+from side_jax.memorization.matching import match, references
+from side_jax.memorization.statistics.permutation import permutation_test
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.sampling import shards
+from side_jax.settings import Settings, random_streams
+from side_jax.stages import stage_inputs, stage_table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Of n images, in percent: those that match themselves, another of their side, and an image of the other side."""
+
+    itself: float
+    own_side: float
+    other_side: float
+
+
+def kept(nearest: np.ndarray, matched: np.ndarray, start: np.ndarray, side: np.ndarray) -> Kept:
+    """Counts the matches of images with members and held-out images together.
+
+    Args:
+      nearest: int64 [n], the reference nearest to each image.
+      matched: bool [n], whether it matches.
+      start: int64 [n], the reference that each image started from.
+      side: [m], that of each reference.
+    """
+    itself = matched & (nearest == start)
+    own = matched & (side[nearest] == side[start])
+    parts = itself, own & ~itself, matched & ~own
+    return Kept(**dict(zip(("itself", "own_side", "other_side"), (100 * part.mean() for part in parts), strict=True)))
+
+
+class Bench:
+    """A finished audit: its target, its runs, and both sides as one set of references."""
+
+    def __init__(self, workdir: Path):
+        """Loads everything."""
+        self.settings: Settings = from_config(saved_config(workdir))
+        cpu.prepare([self.settings.sampler.batch_size])
+        self._params = {"dpm": stage_inputs.load_target(self.settings, workdir).trees["ema"]}
+        self._spread = stage_inputs.training_spread(self.settings, workdir)
+        members, heldout = stage_inputs.load_sides(self.settings, workdir)
+        self.count = min(len(members), len(heldout))
+        self._images = np.concatenate([members.images[: self.count], heldout.images[: self.count]])
+        self.is_member = np.arange(2 * self.count) < self.count
+        self._metrics = builders.build_metrics(self.settings.evaluate)
+        self._references = references(self._images, self._metrics)
+        self.runs = {
+            run.name: stage_table.extracted_shards(self.settings, unit)
+            for run, unit in stage_table.extraction_units(self.settings, workdir)
+            if unit.done()
+        }
+
+    def sought(self, rounds: int) -> np.ndarray:
+        """Every reference after so many rounds, uint8 [m, h, w, c]."""
+        if not rounds:
+            return self._images
+        levels = builders.mode_noise_levels(self.settings, self.settings.modes.noise_levels[0], rounds, self._spread)
+        generator = builders.build_mode_generator(self.settings, levels, lambda index: self._images[index])
+        size, base = self.settings.sampler.batch_size, random_streams.stream_key(self.settings, "extract")
+        index = np.arange(len(self._images))
+        parts = [index[i : i + size] for i in index[::size]]
+        return np.concatenate([generator(self._params, base, part, part, 0.0) for part in parts])
+
+    def kept(self, rounds: int) -> tuple[Kept, Kept]:
+        """What members, and held-out images, match after so many rounds, by the headline metric."""
+        score = match(self.sought(rounds), self._references, self._metrics)[0].score(self._metrics[0].bands["high"])
+        start = np.arange(len(self._images))
+        own = (kept(*(part[side] for part in (score.nearest, score.matched, start)), self.is_member) for side in
+               (self.is_member, ~self.is_member))  # fmt: skip
+        return tuple(own)
+
+    def tests(self, name: str, permutations: int) -> dict[str, tuple[int, int, float]]:
+        """For each metric, a run's matches with members, with held-out images, and the p-value."""
+        found = match(shards.read(self.runs[name])["images"], self._references, self._metrics)
+        results = {}
+        for metric, one in zip(self._metrics, found, strict=True):
+            hits = one.score(metric.bands["high"]).extracted
+            p = permutation_test(hits, self.is_member, permutations)
+            results[metric.name] = int(hits[self.is_member].sum()), int(hits[~self.is_member].sum()), p
+        return results
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdirs", nargs="+", required=True, type=Path, help="finished audits")
+    parser.add_argument("--rounds", nargs="+", type=int, default=[0, 5, 20])
+    parser.add_argument("--permutations", type=int, default=9999)
+    options = parser.parse_args()
+    for workdir in options.workdirs:
+        bench = Bench(workdir)
+        print(f"\n### {workdir.name}: {bench.count} members and as many held-out images\n")
+        print("| rounds | start | match themselves, % | another of their side, % | an image of the other side, % |")
+        print("|---" * 5 + "|")
+        for rounds in options.rounds:
+            for side, one in zip(("members", "held-out images"), bench.kept(rounds), strict=True):
+                print(
+                    f"| {rounds} | {side} | {one.itself:.1f} | {one.own_side:.1f} | {one.other_side:.1f} |", flush=True
+                )
+        print("\n| run | metric | matches with members | with held-out images | p |\n" + "|---" * 5 + "|")
+        for name in bench.runs:
+            for metric, (members, heldout, p) in bench.tests(name, options.permutations).items():
+                print(f"| {name} | {metric} | {members} | {heldout} | {p:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
