@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from side_jax.attacks.table import PLAIN
+from side_jax.attacks.table import PLAIN, get_attack
 from side_jax.measure import records
 from side_jax.measure.records import Results
 from side_jax.report import equal_calls
@@ -57,12 +57,41 @@ def table(results: list[Results], metric: str) -> str:
     return "\n".join(lines)
 
 
+def figure(results: list[Results], metric: str, path: Path) -> None:
+    """A PNG: AMS against calls of the network for one image, and members against calls in all; means over the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    high = [[row for row in result.rows if (row.metric, row.level) == (metric, "high")] for result in results]
+    fig, (rates, reach) = plt.subplots(1, 2, figsize=(11, 4.2))
+    seen: dict[str, int] = defaultdict(int)
+    for i, row in enumerate(high[0]):
+        attack, name = get_attack(row.attack), title(row)
+        marker = "o^sDv*PX"[seen[row.attack] % 8]
+        seen[row.attack] += 1
+        rate = 100 * np.mean([rows[i].ams for rows in high])
+        rates.plot(row.network_calls, rate, marker, color=attack.colour, label=name, markersize=7)
+        curves = [next(one for one in result.rarefaction if title(one) == name) for result in results]
+        calls = np.asarray(curves[0].sizes) * curves[0].network_calls
+        members = np.mean([one.expected for one in curves], axis=0)
+        reach.plot(calls, members, color=attack.colour, marker=marker, markevery=[-1])
+    rates.set(xlabel="calls of the network for one image", ylabel="images that match a member, %", ylim=(0, None))
+    reach.set(xscale="log", xlabel="calls of the network in all", ylabel="members extracted", ylim=(0, None))
+    fig.legend(*rates.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.995, 0.5), fontsize=8)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(fig)
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--workdir", required=True, type=Path, help="holds one workdir for each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--figure", type=Path, help="a PNG of rates and members against calls of the network")
     options, overrides = parser.parse_known_args()
     results = []
     for seed in options.seeds:
@@ -73,6 +102,8 @@ def main() -> None:
     for metric in dict.fromkeys(row.metric for row in results[0].rows):
         band = next(row.band for row in results[0].rows if row.metric == metric)
         print(f"\n### {metric} in [{band[0]:.3g}, {band[1]:.3g})\n\n{table(results, metric)}")
+    if options.figure:
+        figure(results, results[0].rows[0].metric, options.figure)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -110,7 +111,7 @@ def test_seeds_are_tabled_by_what_counts_as_a_match():
     assert "| side, scale 10 | 3.00, 3.00 | 3.00 | 3.00x | 2, 2 |" in lines[3]
 
 
-def test_seeds_are_compared_at_equal_calls():
+def test_seeds_are_compared_at_equal_calls(tmp_path):
     """Mode seeking took 40 calls an image, plain sampling 20: its 50 first images cost what all 100 of the other do."""
     seeking = {"start": "unconditional", "noise_level": 0.1, "rounds": 20, "network_calls": 40}
     plain = {"network_calls": 20}
@@ -125,6 +126,9 @@ def test_seeds_are_compared_at_equal_calls():
     assert first.endswith("| 20 | 10.0 | 1.00x |")
     assert second.startswith("| modes from unconditional, noise 0.1, 20 rounds |")
     assert second.endswith("| 40 | 22.0 | 2.20x |")
+    seeds.figure([result] * 2, "rmse", tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert picture.width > 800
 
 
 @pytest.mark.parametrize("law", knn_bias.LAWS)
