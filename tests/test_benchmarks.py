@@ -1,15 +1,19 @@
 """What the benchmarks count, on cases that one can count by hand."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import allocation
+import defences
 import extraction_cost
 import guided_law
 import knn_bias
@@ -19,7 +23,7 @@ import seeds
 import theorem
 
 from side_jax.memorization.membership import attack_quality
-from side_jax.settings import Settings
+from side_jax.settings import Model, Settings, Train
 
 
 def found(matched, nearest, seconds=2.0):
@@ -187,3 +191,41 @@ def test_the_guided_laws_table_is_paired_by_cluster():
     cells = [cell.strip() for cell in lines[5].split("|")[1:-1]]
     assert cells == ["10", "4.00 (3.00)", "-2.00 (0.00)", "30.0 (10.0)", "10.0 (0.0)"]
     assert "`matched` over the scales: -1.00 of the means; of each cluster -1.00, -1.00" in lines[-3]
+
+
+def test_defences_are_compared_at_the_first_step_of_equal_quality():
+    def at(step, frechet):
+        rest = dict.fromkeys(("plain_ams", "plain_members", "modes_ams", "modes_members", "heldout_ams"), 0.0)
+        return defences.Measured(step=step, frechet=frechet, **rest)
+
+    course = [at(50, 9.0), at(100, 5.0), at(150, 4.0), at(200, 6.0)]
+    assert defences.at_quality(course, 5.5).step == 100
+    assert defences.at_quality(course, 3.0).step == 150
+
+
+def test_private_training_takes_the_gradient_of_each_image_alone(monkeypatch):
+    """What is clipped is an image's own gradient: the others of its batch do not change it."""
+    small = Model(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    settings = dataclasses.replace(Settings(), train=Train(num_steps=1), model=small)
+    images, seen = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8), []
+
+    def recorded(clip, noise, key):
+        inner = aggregate(clip, noise, key=key)
+
+        def update(updates, state, params=None):
+            jax.debug.callback(
+                lambda *leaves: seen.append([np.array(leaf) for leaf in leaves]), *jax.tree.leaves(updates)
+            )
+            return inner.update(updates, state, params)
+
+        return optax.GradientTransformation(inner.init, update)
+
+    aggregate = defences.differentially_private_aggregate
+    monkeypatch.setattr(defences, "differentially_private_aggregate", recorded)
+    with jax.numpy_dtype_promotion("standard"):
+        for batch in (images, images[[0, 2, 1]]):
+            defences.train_privately(settings, batch, 0.0, lambda *_: True, 1)
+    first, second = ([leaf[0] for leaf in leaves] for leaves in seen)
+    assert sum(np.abs(leaf).sum() for leaf in first) > 0
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
