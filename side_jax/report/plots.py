@@ -77,7 +77,7 @@ def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> by
       metrics: rows of train/metrics.jsonl.
       watched: rows of train/monitor.jsonl; may be empty.
     """
-    figure, axes = plt.subplots(1, 4 if watched else 2, figsize=(14 if watched else 8, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 5 if watched else 2, figsize=(17 if watched else 8, 3.2), layout="constrained")
     step = [row["step"] for row in metrics]
     axes[0].plot(step, [row["loss"] for row in metrics], color="0.3")
     axes[0].set_title("loss")
@@ -90,21 +90,25 @@ def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> by
     if watched:
         step = [row["step"] for row in watched]
         curves = (
-            (axes[2], "copied", "tab:red", "members"),
-            (axes[2], "copied_heldout", "tab:red", "held-out"),
-            (axes[2], "modes_copied", "tab:brown", "members, at modes"),
-            (axes[3], "closer", "tab:blue", "samples"),
+            (axes[2], "matched", "tab:red", "members"),
+            (axes[2], "modes_matched", "tab:brown", "members, at modes"),
+            (axes[2], "modes_matched_heldout", "tab:brown", "held-out"),
+            (axes[3], "copied", "tab:red", "members"),
+            (axes[3], "copied_heldout", "tab:red", "held-out"),
+            (axes[3], "modes_copied", "tab:brown", "members, at modes"),
+            (axes[4], "closer", "tab:blue", "samples"),
         )
         for axis, key, colour, label in (one for one in curves if one[1] in watched[-1]):
             style = "--" if label == "held-out" else "-"
             axis.plot(step, [100 * row[key] for row in watched], style, color=colour, marker=".", label=label)
             low, high = ([100 * row[f"{key}_ci"][i] for row in watched] for i in (0, 1))
             axis.fill_between(step, low, high, color=colour, alpha=0.12)
-        axes[3].axhline(50, color="0.5", linestyle=":", label="chance")
-        axes[2].set_title("samples with d1 / d2 < 1/3, %")
-        axes[3].set_title("closer to members, %")
-        for axis in axes[2:]:
-            axis.legend()
+        axes[4].axhline(50, color="0.5", linestyle=":", label="chance")
+        for axis, title in zip(
+            axes[2:], ("samples that match, %", "with d1 / d2 < 1/3, %", "closer to members, %"), strict=True
+        ):
+            axis.set_title(title)
+            axis.legend(*axis.get_legend_handles_labels())
     for axis in axes:
         axis.set_xlabel("step")
     return _png(figure)

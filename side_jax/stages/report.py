@@ -135,22 +135,28 @@ def _training_figure(settings: Settings, workdir: Path) -> Drawn | None:
 
 def _monitor_note(watched: list[dict[str, Any]], settings: Settings) -> str:
     """When memorisation began, and the last measurement."""
-    onset, last = monitor.onset(watched), watched[-1]
-    begins = {
-        key: f"From step {step:,} on" if step is not None else "At no measured step" for key, step in onset.items()
+    onset, last, clean = monitor.onset(watched), watched[-1], monitor.last_clean(watched)
+    begins = {key: f"from step {step:,} on" if step else "at no measured step" for key, step in onset.items()}
+    signs = {
+        "matched": "samples matched a member than a held-out image",
+        "copied": "samples copied a member (d1 / d2 < 1/3) than copied a held-out image",
+        "modes_matched": "of the modes that these samples lead to matched a member than a held-out image",
+        "modes_copied": "of the modes that these samples lead to copied a member than a held-out image",
     }
-    copied, closer = begins["copied"], begins["closer"]
-    note = (
-        f"{copied}, significantly more samples copied a member (d1 / d2 < 1/3) than copied a held-out image. {closer}, "
-        "significantly more than half of the samples were closer to a member than to every held-out image. At the last "
-        f"measurement, {percent(last['copied'])} copied a member, {percent(last['copied_heldout'])} a held-out image, "
-        f"and {percent(last['closer'])} were closer to a member."
+    note = "".join(
+        f"{begins[key].capitalize()}, significantly more {what}; at the last measurement {percent(last[key])} and "
+        f"{percent(last[f'{key}_heldout'])} did. "
+        for key, what in signs.items()
+        if key in onset
     )
-    if "modes_copied" in last:
+    note += (
+        f"{begins['closer'].capitalize()}, significantly more than half of the samples were closer to a member than to "
+        f"every held-out image; at the last measurement {percent(last['closer'])} were."
+    )
+    if clean is not None and clean < last["step"]:
         note += (
-            f" {begins['modes_copied']}, significantly more of the modes that these samples lead to copied a member "
-            f"than a held-out image; at the last measurement {percent(last['modes_copied'])} and "
-            f"{percent(last['modes_copied_heldout'])} did."
+            f" No sample and no mode showed memorisation up to step {clean:,}: a training of so many steps "
+            f"(train.num_steps={clean}) ends before it."
         )
     if settings.data.split_by == "identity":
         note += (

@@ -124,6 +124,7 @@ def _fit(
                 heldout.images[: len(members)],  # as many as members, so that chance is 50%
                 stack.enter_context(curves),
                 _seeker(settings, spread) if settings.monitor.seeks_modes else None,
+                next((one for one in builders.build_metrics(settings.evaluate) if not one.needs_features), None),
             )
         return train_dpm.train(
             settings,

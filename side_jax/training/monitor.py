@@ -1,17 +1,19 @@
 """The memorisation monitor: detects during training when the DPM begins to reproduce its training images.
 
 At regular steps, a few hundred samples, always from the same noise, are compared with the members and with equally many
-held-out images. Two rates are recorded, each with a Wilson interval:
+held-out images. Three rates are recorded, each with a Wilson interval:
 
+    matched  fraction of samples that match a member by the metric of the evaluation that comes first; its control is
+             the same fraction computed with held-out images
     copied   fraction of samples with d1 / d2 < 1/3, the distances to the nearest and second nearest member (Yoon et al.
              2023; Gu et al. 2023); its control is the same fraction computed with held-out images
     closer   fraction of samples closer to some member than to every held-out image; chance is 50%
 
 The same samples are then taken to modes of the model (diffusion/mode_seeking.py), for which the same rates are recorded
-as modes_copied and modes_closer.
+as modes_matched, modes_copied and modes_closer.
 
-Memorisation has begun when an interval first excludes chance: that of `copied` lies above that of its control, or that
-of `closer` lies above 50%.
+Memorisation has begun when an interval first excludes chance: that of `matched` or `copied` lies above that of its
+control, or that of `closer` lies above 50%.
 """
 
 import functools
@@ -24,7 +26,8 @@ import numpy as np
 
 from side_jax.devices import process_group
 from side_jax.diffusion import pixel_range
-from side_jax.memorization.metrics import RATIO_BELOW, distance_ratio
+from side_jax.memorization import matching
+from side_jax.memorization.metrics import RATIO_BELOW, Metric, distance_ratio
 from side_jax.memorization.neighbors import exact_search
 from side_jax.memorization.statistics.intervals import wilson_interval
 from side_jax.sampling import generation
@@ -35,19 +38,24 @@ from side_jax.workdir.curves import Curves
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95
+RATES = ("matched", "copied")  # those with a control
+OF = ("", "modes_")  # of the samples, and of the modes that they lead to
 
 
-def measure(samples: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> dict[str, Any]:
+def measure(
+    samples: np.ndarray, members: np.ndarray, heldout: np.ndarray, metric: Metric | None = None
+) -> dict[str, Any]:
     """The rates defined in the module docstring, and median distances.
 
     Args:
       samples: float32 [n, h, w, c] in [-1, 1].
       members: float32 [m, h, w, c].
       heldout: float32 [m, h, w, c].
+      metric: what a match is, without features; None: matches are not counted.
 
     Returns:
-      copied, copied_heldout and closer, in [0, 1]; copied_ci, copied_heldout_ci and closer_ci, [low, high];
-      distance_members and distance_heldout, the median RMSE to the nearest image.
+      matched, matched_heldout, copied, copied_heldout and closer, in [0, 1]; for each, its interval [low, high] as
+      <name>_ci; distance_members and distance_heldout, the median RMSE to the nearest image.
     """
     interval = functools.partial(wilson_interval, trials=len(samples), confidence=CONFIDENCE)
     row: dict[str, Any] = {}
@@ -55,7 +63,12 @@ def measure(samples: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> di
     for side, references, suffix in (("members", members, ""), ("heldout", heldout, "_heldout")):
         distance, _ = exact_search.nearest(samples, references, 2)
         copied = int((distance_ratio(distance) < RATIO_BELOW).sum())
-        row |= {f"copied{suffix}": copied / len(samples), f"copied{suffix}_ci": list(interval(copied))}
+        counts = {"copied": copied}
+        if metric:
+            (found,) = matching.match(samples, matching.references(references, [metric]), [metric])
+            counts["matched"] = int(found.score(metric.bands["high"]).matched.sum())
+        for name, count in counts.items():
+            row |= {f"{name}{suffix}": count / len(samples), f"{name}{suffix}_ci": list(interval(count))}
         nearest[side] = distance[:, 0]
     closer = int((nearest["members"] < nearest["heldout"]).sum())
     row |= {"closer": closer / len(samples), "closer_ci": list(interval(closer))}
@@ -63,19 +76,29 @@ def measure(samples: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> di
 
 
 def onset(rows: list[dict[str, Any]]) -> dict[str, int | None]:
-    """The first step at which each rate shows memorisation, or None: {"copied": step, "closer": step}.
-
-    If modes were recorded, also "modes_copied" and "modes_closer".
-    """
+    """The first step at which each recorded rate shows memorisation, or None: {"copied": step, "closer": step, ...}."""
 
     def first(shows: Any) -> int | None:
         return next((row["step"] for row in rows if shows(row)), None)
 
     found = {}
-    for of in ("", "modes_") if any("modes_copied_ci" in row for row in rows) else ("",):
-        found[f"{of}copied"] = first(lambda row, of=of: row[f"{of}copied_ci"][0] > row[f"{of}copied_heldout_ci"][1])
-        found[f"{of}closer"] = first(lambda row, of=of: row[f"{of}closer_ci"][0] > 0.5)
+    for of in OF:
+        for name in (f"{of}{rate}" for rate in RATES):
+            if any(f"{name}_ci" in row for row in rows):
+                found[name] = first(lambda row, name=name: row[f"{name}_ci"][0] > row[f"{name}_heldout_ci"][1])
+        if any(f"{of}closer_ci" in row for row in rows):
+            found[f"{of}closer"] = first(lambda row, of=of: row[f"{of}closer_ci"][0] > 0.5)
     return found
+
+
+def last_clean(rows: list[dict[str, Any]]) -> int | None:
+    """The last measured step before any rate with a control shows memorisation; None if one shows it from the start on.
+
+    The rate `closer` does not count: where a split is by identity it shows learned identities.
+    """
+    shown = [step for name, step in onset(rows).items() if not name.endswith("closer") and step is not None]
+    clean = [row["step"] for row in rows if not shown or row["step"] < min(shown)]
+    return clean[-1] if clean else None
 
 
 class Monitor:
@@ -90,6 +113,7 @@ class Monitor:
         heldout: np.ndarray,
         curves: Curves,
         seeker: Callable[[np.ndarray], ModeGenerator] | None = None,
+        metric: Metric | None = None,
     ):
         """Prepares the monitor.
 
@@ -102,8 +126,9 @@ class Monitor:
           curves: the curve in train/monitor.jsonl.
           seeker: maps samples uint8 [n, h, w, c] to a generator of the modes that they lead to; None: modes are not
             recorded.
+          metric: what a match is, without features; None: matches are not counted.
         """
-        self._seeker = seeker
+        self._seeker, self._metric = seeker, metric
         self._settings, self._generator, self._base, self._curves = settings, generator, base, curves
         self._sides = pixel_range.to_float(np.asarray(members)), pixel_range.to_float(np.asarray(heldout))
 
@@ -112,10 +137,10 @@ class Monitor:
         row = next((row for row in self._curves.rows if row["step"] == step), None)
         if row is None:
             samples = self._draw(self._generator, params)
-            row = {"step": step} | measure(pixel_range.to_float(samples), *self._sides)
+            row = {"step": step} | measure(pixel_range.to_float(samples), *self._sides, self._metric)
             if self._seeker:
                 modes = self._draw(self._seeker(samples), params)
-                found = measure(pixel_range.to_float(modes), *self._sides)
+                found = measure(pixel_range.to_float(modes), *self._sides, self._metric)
                 row |= {f"modes_{name}": value for name, value in found.items()}
             self._curves.write(row)
         limits = {"copied": self._settings.stop_at_rate, "modes_copied": self._settings.stop_at_modes_rate}

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import runs
 
+from side_jax.memorization.metrics import Rmse
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Monitor
 from side_jax.training import monitor
@@ -28,6 +29,37 @@ def test_copies_of_members_are_counted_and_their_control_is_not():
     swapped = monitor.measure(near(HELDOUT, 0.01), MEMBERS, HELDOUT)
     assert (swapped["copied"], swapped["copied_heldout"], swapped["closer"]) == (0, 1, 0)
     assert swapped["distance_heldout"] < 0.02 < swapped["distance_members"]
+
+
+def test_matches_are_counted_by_the_metric():
+    """Three kinds of samples: near members, near held-out images, and far from both."""
+    fresh = RNG.uniform(-1, 1, (30, 4, 4, 1)).astype(np.float32)
+    samples = np.concatenate([near(MEMBERS[:10], 0.01), near(HELDOUT[:5], 0.01), fresh])
+    row = monitor.measure(samples, MEMBERS, HELDOUT, Rmse(below=0.15))
+    assert (row["matched"], row["matched_heldout"]) == (10 / 45, 5 / 45)
+    assert row["matched_ci"][0] < 10 / 45 < row["matched_ci"][1]
+    assert "matched" not in monitor.measure(samples, MEMBERS, HELDOUT)
+
+
+def test_the_last_clean_step_is_before_any_sign():
+    def row(step, matched, copied):
+        clean, seen = [0, 0.1], [0.2, 0.3]
+        values = {"matched_ci": clean, "copied_ci": clean, "modes_matched_ci": seen if matched else clean}
+        values |= {"modes_copied_ci": seen if copied else clean, "closer_ci": [0.6, 0.7]}
+        heldout = {name.replace("_ci", "_heldout_ci"): clean for name in values if name != "closer_ci"}
+        return values | heldout | {"step": step}
+
+    rows = [row(10, False, False), row(20, False, False), row(30, True, False), row(40, False, True)]
+    assert monitor.onset(rows) == {
+        "matched": None,
+        "copied": None,
+        "closer": 10,
+        "modes_matched": 30,
+        "modes_copied": 40,
+    }
+    assert monitor.last_clean(rows) == 20
+    assert monitor.last_clean(rows[2:]) is None
+    assert monitor.last_clean(rows[:2]) == 20
 
 
 def test_fresh_samples_are_as_near_to_either_side():
