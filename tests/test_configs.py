@@ -28,6 +28,7 @@ PARAMETERS = {
     "celeba.py": DDPM_CELEBAHQ_256,
     "celeba_25000.py": DDPM_CELEBAHQ_256,
     "celeba_hq_fi.py": DDPM_CELEBAHQ_256,
+    "cifar10_small.py": 4_329_059,
     "cifar10.py": DDPM_CIFAR10_32,
     "digits.py": 163_985,
     "digits_128.py": 651_041,

@@ -54,7 +54,8 @@ def tables(results: Results) -> list[model.Table]:
         by_metric.setdefault(row.metric, []).append(row)
     listed: list[model.Table] = []
     for metric, rows in by_metric.items():
-        listed.append(_attacks(metric, [row for row in rows if row.level == "high"], explained=not listed))
+        others = {name: _high(found) for name, found in by_metric.items() if name != metric} if not listed else {}
+        listed.append(_attacks(metric, _high(rows), others, explained=not listed))
     for metric, rows in by_metric.items():
         others = [row for row in rows if row.level not in ("high", "calibrated")]
         if others:
@@ -64,6 +65,10 @@ def tables(results: Results) -> list[model.Table]:
     listed += [_unseen(results.rarefaction)]
     listed += [_distributions(results.distribution)] if results.distribution else []
     return listed + ([_membership(results.membership)] if results.membership else [])
+
+
+def _high(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.level == "high"]
 
 
 def _cell(text: str, sort: float | None = None, emphasis: str = "") -> model.Cell:
@@ -116,11 +121,24 @@ TESTED_COLUMNS = (  # the same, where runs are tested against the unguided one
 )
 
 
-def _attacks(metric: str, rows: list[Row], explained: bool) -> model.Table:
-    """The attacks by one metric's nearest band; `explained`: with the meaning of the columns, once on a page."""
+def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], explained: bool) -> model.Table:
+    """The attacks by one metric's nearest band.
+
+    Args:
+      metric: of the rows.
+      rows: one for each run.
+      others: rows of the same runs by other metrics, whose extracted members stand beside.
+      explained: with the meaning of the columns, once on a page.
+    """
     scaled, tested = _scaled(rows), any(not isinstance(row.p_more_images, UnsetType) for row in rows)
     known = [row for row in rows if not isinstance(row.network_calls, UnsetType)]
-    columns = (*ATTACK_COLUMNS, *(TESTED_COLUMNS if tested else ()), *([("Calls", "number", CALLS)] if known else []))
+    beside = [
+        (f"Extracted by {name}", "number", f"the same by {name} below {of[0].band[1]:.3g}")
+        for name, of in others.items()
+    ]
+    columns = (*ATTACK_COLUMNS[:5], *beside, *ATTACK_COLUMNS[5:])
+    columns = (*columns, *(TESTED_COLUMNS if tested else ()), *([("Calls", "number", CALLS)] if known else []))
+    found = {name: {row.key: row.unique for row in of} for name, of in others.items()}
     cells = [
         (
             *_run_cells(row, scaled),
@@ -129,6 +147,7 @@ def _attacks(metric: str, rows: list[Row], explained: bool) -> model.Table:
             _excess(row),
             _p(row.p_excess),
             _cell(f"{row.unique:,}", row.unique, "strong"),
+            *(_cell(f"{of[row.key]:,}", of[row.key]) for of in found.values()),
             _cell(_with_interval(row.ums, row.ums_ci), row.ums),
             _cell(_with_interval(row.ums_nearest, row.ums_nearest_ci), row.ums_nearest),
             *([_p(row.p_more_images), _p(row.p_more_members)] if tested else []),

@@ -205,7 +205,10 @@ def test_every_number_of_the_attacks(results, metric):
     assert "best of several scales" in found.note
     assert "side_random: control: SIDE with random pseudo-labels" in found.note
     explained = [bool(one.help) for one in found.columns]
-    assert explained == [False] * 2 + [metric == METRICS[0]] * 9  # once on a page
+    first = metric == METRICS[0]
+    assert explained == [False] * 2 + [first] * (9 + first * (len(METRICS) - 1))  # once on a page
+    beside = {name: texts(found, f"Extracted by {name}") for name in METRICS[1:] if first}
+    assert beside == {name: [f"{r.unique:,}" for r in rows_of(results, name, "high")] for name in beside}
 
 
 def test_mode_seeking_has_its_start_its_rounds_and_its_calls():
