@@ -1,8 +1,9 @@
-"""Runs one config with several seeds and prints the table of docs/results.md: means over seeds for every run.
+"""Runs one config with several seeds and prints the tables of docs/results.md: means over seeds for every run.
 
 python benchmarks/seeds.py --config=configs/digits.py --workdir=runs/digits_seeds --seeds 0 1 2
 
-Each seed has its own split, model and samples, in <workdir>/seed_<n>. Run again, it continues unfinished runs.
+Each seed has its own split, model and samples, in <workdir>/seed_<n>. Run again, it continues unfinished runs. The
+first table has all metrics; one for each metric follows.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import numpy as np
 from side_jax.attacks.table import PLAIN, get_attack
 from side_jax.measure import records
 from side_jax.measure.records import Results
-from side_jax.report import equal_calls
+from side_jax.report import equal_calls, matches
 from side_jax.report.matches import title
 
 
@@ -57,6 +58,51 @@ def table(results: list[Results], metric: str) -> str:
     return "\n".join(lines)
 
 
+def summary(results: list[Results], early: list[dict[str, int]], first: int) -> str:
+    """A Markdown table of all metrics: for each run, means over the seeds.
+
+    Args:
+      results: of each seed.
+      early: for each seed, the members among the first images of each run, by its title; see `among_first`.
+      first: number of those images; 0: no such column.
+    """
+    metrics = list(dict.fromkeys(row.metric for row in results[0].rows))
+    cells = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        for row in (row for row in result.rows if row.level == "high"):
+            cells[title(row)][row.metric].append(row)
+    calls = equal_calls.budget(results[0].rarefaction)
+    heads = ["run", "calls", "matched (AMS), %", "members", *([f"members at {calls:,} calls"] if calls else [])]
+    heads += [f"members of the first {first} images, each seed"] * bool(first)
+    heads += [f"members by {name}" for name in metrics[1:]] + ["held-out matched, %"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    base = {}
+    for name, by_metric in cells.items():
+        rows = by_metric[metrics[0]]
+        means = {"ams": 100 * np.mean([row.ams for row in rows]), "members": np.mean([row.unique for row in rows])}
+        if calls:
+            curves = [next(one for one in result.rarefaction if title(one) == name) for result in results]
+            means["equal"] = np.mean([equal_calls.found(one, calls) for one in curves])
+        base = base or means
+        values = [name, str(rows[0].network_calls), f"{means['ams']:.2f} ({times(means['ams'], base['ams'])})"]
+        values += [f"{means[key]:.1f} ({times(means[key], base[key])})" for key in ("members", "equal") if key in means]
+        values += [", ".join(str(one[name]) for one in early)] if first else []
+        values += [f"{np.mean([row.unique for row in by_metric[other]]):.1f}" for other in metrics[1:]]
+        lines.append(f"| {' | '.join([*values, f'{100 * np.mean([row.heldout_ams for row in rows]):.2f}'])} |")
+    return "\n".join(lines)
+
+
+def among_first(result: Results, workdir: Path, first: int) -> dict[str, int]:
+    """The different members that the first images of each run match, by its title and the headline metric."""
+    columns, found = matches.read(workdir / "evaluate" / "matches.csv"), {}
+    metric = result.rows[0].metric
+    for row in (row for row in result.rows if (row.metric, row.level) == (metric, "high")):
+        own = matches.select_run(columns, row)
+        matched = (own[f"{metric}_member_match"] > 0) & (own["index"] < first)
+        found[title(row)] = len(np.unique(own[f"{metric}_member_id"][matched]))
+    return found
+
+
 def figure(results: list[Results], metric: str, path: Path) -> None:
     """A PNG: AMS against calls of the network for one image, and members against calls in all; means over the seeds."""
     import matplotlib
@@ -91,14 +137,17 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--workdir", required=True, type=Path, help="holds one workdir for each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--first", type=int, default=0, help="also count the members among so many first images")
     parser.add_argument("--figure", type=Path, help="a PNG of rates and members against calls of the network")
     options, overrides = parser.parse_known_args()
-    results = []
+    results, early = [], []
     for seed in options.seeds:
         workdir = options.workdir / f"seed_{seed}"
         command = [sys.executable, "-m", "side_jax.main", f"--config={options.config}", f"--workdir={workdir}"]
         subprocess.run([*command, f"--config.seed={seed}", *overrides], check=True, stdout=subprocess.DEVNULL)
         results.append(records.read(workdir / "evaluate" / "results.json"))
+        early.append(among_first(results[-1], workdir, options.first))
+    print(summary(results, early, options.first))
     for metric in dict.fromkeys(row.metric for row in results[0].rows):
         band = next(row.band for row in results[0].rows if row.metric == metric)
         print(f"\n### {metric} in [{band[0]:.3g}, {band[1]:.3g})\n\n{table(results, metric)}")

@@ -130,9 +130,29 @@ def test_seeds_are_compared_at_equal_calls(tmp_path):
     assert first.endswith("| 20 | 10.0 | 1.00x |")
     assert second.startswith("| modes from unconditional, noise 0.1, 20 rounds |")
     assert second.endswith("| 40 | 22.0 | 2.20x |")
+    head, _, first, second = seeds.summary([result] * 2, [{}], 0).splitlines()
+    assert head == "| run | calls | matched (AMS), % | members | members at 2,000 calls | held-out matched, % |"
+    assert first.startswith("| unconditional | 20 | ")
+    assert "| 30.0 (" in second
+    assert "| 22.0 (2.20x) |" in second
+    names = ["unconditional", "modes from unconditional, noise 0.1, 20 rounds"]
+    early = [dict(zip(names, counts, strict=True)) for counts in ((1, 7), (2, 9))]
+    head, _, _, second = seeds.summary([result] * 2, early, 16).splitlines()
+    assert "| members of the first 16 images, each seed |" in head
+    assert "| 7, 9 |" in second
     seeds.figure([result] * 2, "rmse", tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         assert picture.width > 800
+
+
+def test_members_of_the_first_images_are_counted_once(tmp_path):
+    (tmp_path / "evaluate").mkdir()
+    rows = ["run,attack,index,rmse_member_match,rmse_member_id"]
+    rows += [f"side_10,side,{i},{match},{member}" for i, (match, member) in enumerate([(1, 5), (1, 5), (0, 6), (1, 7)])]
+    (tmp_path / "evaluate" / "matches.csv").write_text("\n".join(rows) + "\n")
+    result = made_results.results([made_results.row("side", 10.0)])
+    assert seeds.among_first(result, tmp_path, 3) == {"side, scale 10": 1}
+    assert seeds.among_first(result, tmp_path, 4) == {"side, scale 10": 2}
 
 
 @pytest.mark.parametrize("law", knn_bias.LAWS)
