@@ -45,10 +45,11 @@ def text(settings: Settings, workdir: Path, chosen: list[str]) -> str:
     planned = lines(settings, workdir, chosen)
     device = jax.devices()[0]
     rows = [f"Plan of {settings.name} in {workdir}, on {jax.device_count()} x {device.device_kind}:"]
+    width = max((len(line.unit) for line in planned), default=0)
     for line in planned:
         cost = line.cost
         size = f"{cost.size / 2**20:10,.1f} MiB" if cost.size else ""
-        rows.append(f"  {line.unit:28} {cost.left:42} {cost.seconds:12,.1f} device-seconds {size}".rstrip())
+        rows.append(f"  {line.unit:{width}}  {cost.left:42} {cost.seconds:12,.1f} device-seconds {size}".rstrip())
     total = sum(line.cost.seconds for line in planned)
     hours = total / jax.device_count() / 3600
     rows.append(
