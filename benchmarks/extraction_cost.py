@@ -6,7 +6,7 @@ python benchmarks/extraction_cost.py --config=configs/digits_128.py --workdir=ru
 The pipeline first trains each seed's target and surrogate in <workdir>/seed_<n>. Then every recipe generates images
 from the same noise and target clusters, which are scored against members and held-out images. The baseline is the
 recipe of Chen et al. 2024: DDIM, 50 steps, all guided. The interval "none" is the unguided recipe. A recipe may end in
-mode seeking from its images: ddim-20-trailing-none+modes-0.28x5, with 5 rounds at noise 0.28. Seconds are those of
+mode seeking from its images: ddim-20-trailing-none+modes-0.4x5, with 5 rounds at noise 0.4. Seconds are those of
 sampling without compilation, the median batch times the number of devices, so the machine must be idle. Each row is
 compared with the baseline at the scale of its highest AMS over all seeds: by members per second for equally many
 images, and by the seconds until as many members are extracted as the baseline extracts in all. To avoid selection

@@ -157,11 +157,11 @@ class Modes:
     # Where it starts: attacks of extract.attacks, from whose images it starts, at each scale; or "noise".
     starts: tuple[str, ...] = (PLAIN.name,)
     # Noise of the denoiser in the first round, over the spread of the training images about their mean image.
-    noise_levels: tuple[float, ...] = (0.28,)
+    noise_levels: tuple[float, ...] = (0.4,)
     rounds: tuple[int, ...] = (5,)  # numbers of rounds, with one call of the network each
     last_noise: float = 1.0  # noise of the last round over that of the first; below 1, it falls geometrically
     random: bool = False  # whether each round adds noise to the image first
-    relaxation: float = 1.5  # factor of each round's change; above 1, fewer rounds do
+    relaxation: float = 1.0  # factor of each round's change; above 1, fewer rounds do
     anderson: bool = False  # whether rounds are accelerated by Anderson's method
 
     def __post_init__(self) -> None:
