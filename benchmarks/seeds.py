@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from side_jax.attacks.table import PLAIN, get_attack
+from side_jax.attacks.table import NOISE, PLAIN, get_attack
 from side_jax.measure import records
 from side_jax.measure.records import Results
 from side_jax.report import equal_calls, matches
@@ -104,27 +104,31 @@ def among_first(result: Results, workdir: Path, first: int) -> dict[str, int]:
 
 
 def figure(results: list[Results], metric: str, path: Path) -> None:
-    """A PNG: AMS against calls of the network for one image, and members against calls in all; means over the seeds."""
+    """A PNG: AMS against calls of the network for one image, and members against calls in all; means over the seeds.
+
+    Mode seeking has the colour of what it starts from, a solid line, and a marker for each number of rounds.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     high = [[row for row in result.rows if (row.metric, row.level) == (metric, "high")] for result in results]
+    rounds = sorted({row.key.rounds for row in high[0]} - {0})
     fig, (rates, reach) = plt.subplots(1, 2, figsize=(11, 4.2))
-    seen: dict[str, int] = defaultdict(int)
     for i, row in enumerate(high[0]):
-        attack, name = get_attack(row.attack), title(row)
-        marker = "o^sDv*PX"[seen[row.attack] % 8]
-        seen[row.attack] += 1
+        name, start = title(row), row.key.start or row.attack
+        colour = "black" if start == NOISE else get_attack(start).colour
+        marker = "Ds^v"[rounds.index(row.key.rounds) % 4] if row.key.rounds else "o"
+        style = {"color": colour, "marker": marker, "linestyle": "-" if row.key.rounds else ":"}
         rate = 100 * np.mean([rows[i].ams for rows in high])
-        rates.plot(row.network_calls, rate, marker, color=attack.colour, label=name, markersize=7)
+        rates.plot(row.network_calls, rate, label=name, markersize=7, **style)
         curves = [next(one for one in result.rarefaction if title(one) == name) for result in results]
         calls = np.asarray(curves[0].sizes) * curves[0].network_calls
-        members = np.mean([one.expected for one in curves], axis=0)
-        reach.plot(calls, members, color=attack.colour, marker=marker, markevery=[-1])
+        reach.plot(calls, np.mean([one.expected for one in curves], axis=0), markevery=[-1], **style)
     rates.set(xlabel="calls of the network for one image", ylabel="images that match a member, %", ylim=(0, None))
     reach.set(xscale="log", xlabel="calls of the network in all", ylabel="members extracted", ylim=(0, None))
+    reach.set_xlim(left=100)
     fig.legend(*rates.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.995, 0.5), fontsize=8)
     fig.tight_layout()
     fig.savefig(path, dpi=110, bbox_inches="tight")
