@@ -29,12 +29,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_size = 32
     config.monitor.every_steps = 500
     config.monitor.stop_at_modes_rate = 0.05
+    config.synthesize.num_images = 1024
     config.label.num_clusters = 40
     config.classifier.architecture = "half_unet"
-    config.surrogate.num_steps = 2000
+    config.surrogate.num_steps = 1500
     config.surrogate.batch_size = 32
     config.conditional.num_steps = 500
     config.extract.attacks = ("unconditional", "conditional_x0", "side", "modes")
+    config.extract.num_images = 512
     config.extract.num_steps = 10
     config.extract.guidance_interval = (100, 899)
     config.extract.guidance_scales = (3.0, 10.0)

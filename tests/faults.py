@@ -118,6 +118,43 @@ FAULTS = (
         "(t < high)",
         "diffusion/test_sampler.py::test_guidance_acts_in_its_interval_alone",
     ),
+    # Mode seeking.
+    Fault(
+        "a round that moves away from the prediction",
+        "new = x + relaxation * residual",
+        "new = x - relaxation * residual",
+        "diffusion/test_mode_seeking.py",
+    ),
+    Fault(
+        "the noise of mode seeking not in units of the spread",
+        "first, last = spread * noise, spread * noise *",
+        "first, last = noise, noise *",
+        "stages/test_modes.py::test_noise_is_in_units_of_the_spread_of_the_training_images",
+    ),
+    Fault(
+        "the spread about the mean pixel, not the mean image",
+        "np.var(np.asarray(images, np.float64), axis=0).mean()",
+        "np.var(np.asarray(images, np.float64))",
+        "diffusion/test_mode_seeking.py::test_spread_is_about_the_mean_image",
+    ),
+    Fault(
+        "extrapolation towards the weaker model",
+        "difference = of(x, t) - over(x, t)",
+        "difference = over(x, t) - of(x, t)",
+        "diffusion/test_guidance.py::test_extrapolation_goes_beyond_the_target_away_from_the_weaker_model",
+    ),
+    Fault(
+        "the twin trained on the members",
+        "images = heldout.take(np.arange(count))",
+        "images = members.take(np.arange(count))",
+        "stages/test_modes.py::test_the_twin_is_trained_like_the_target_on_held_out_images",
+    ),
+    Fault(
+        "a permutation test that does not count ties",
+        "replace=False).sum() >= observed)",
+        "replace=False).sum() > observed)",
+        "memorization/test_permutation.py",
+    ),
     # Networks and training.
     Fault(
         "the time embedding's sines and cosines swapped",
