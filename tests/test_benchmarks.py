@@ -223,6 +223,7 @@ def test_defences_are_compared_at_the_first_step_of_equal_quality():
     assert defences.at_quality(course, 3.0).step == 150
 
 
+@pytest.mark.slow
 def test_private_training_takes_the_gradient_of_each_image_alone(monkeypatch):
     """What is clipped is an image's own gradient: the others of its batch do not change it."""
     small = Model(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
