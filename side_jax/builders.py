@@ -11,6 +11,7 @@ import numpy as np
 
 from side_jax.diffusion import guidance, mode_seeking, steps
 from side_jax.diffusion.schedule import Schedule
+from side_jax.errors import InputError
 from side_jax.memorization.metrics import Metric
 from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
@@ -212,8 +213,13 @@ def mode_noise_levels(settings: Settings, noise: float, rounds: int, spread: flo
       spread: of the training images, see mode_seeking.spread.
 
     Raises:
-      InputError: if a round's noise is not among the model's.
+      InputError: if a round's noise is not among the model's, or the training images are all alike.
     """
+    if spread == 0:
+        raise InputError(
+            "the training images are all alike, so that mode seeking has no scale for its noise; remove it from "
+            "config.extract.attacks, and set config.monitor.seeks_modes = False."
+        )
     first, last = spread * noise, spread * noise * settings.modes.last_noise
     low, high = mode_seeking.noise_range(build_schedule(settings))
     need = (

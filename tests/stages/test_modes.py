@@ -108,6 +108,8 @@ def test_noise_is_in_units_of_the_spread_of_the_training_images():
         InputError, match=r"noise_levels is 0.039, but it must be between 0.02 and .* in the last round"
     ):
         builders.mode_noise_levels(own, 0.039, 3, 0.5)
+    with pytest.raises(InputError, match="all alike"):
+        builders.mode_noise_levels(own, 0.4, 3, 0.0)
 
 
 def test_noise_beyond_the_models_is_an_error_before_anything_is_trained(tmp_path):
