@@ -14,9 +14,9 @@ from side_jax.settings import Fit, Settings
 from side_jax.workdir import checkpoint
 from side_jax.workdir.work_units import Unit
 
-# Bytes on disk per trained parameter: two kept checkpoints and one being written, each with float32 parameters, two
-# Adam moments and the average.
-_TRAINED = 3 * 4 * 4
+# Bytes of a checkpoint per trained parameter: float32 parameters, two Adam moments and the average.
+_CHECKPOINT = 4 * 4
+_TRAINED = 3 * _CHECKPOINT  # on disk: two kept checkpoints and one being written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,10 @@ def target_bytes(settings: Settings, work: Unit) -> int:
     if work.done():
         return 0
     existing = _size(work, checkpoint.checkpoint_directory(work.workdir, work.name))
-    return max(_TRAINED * builders.parameter_count(settings) - existing, 0)
+    each, fit = _TRAINED, settings.train
+    if fit.keep_checkpoints:
+        each = max(each, -(-fit.num_steps // fit.checkpoint_every) * _CHECKPOINT)
+    return max(each * builders.parameter_count(settings) - existing, 0)
 
 
 def classifier_bytes(settings: Settings, work: Unit, classifier: Classifier) -> int:

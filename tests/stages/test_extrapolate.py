@@ -84,6 +84,14 @@ def test_images_are_drawn_by_both_networks(earlier):
     assert np.abs(moved.astype(int) - plain).mean() > 2
 
 
+def test_the_plan_has_room_for_every_checkpoint(tmp_path):
+    own = dataclasses.replace(settings(), train=Train(num_steps=1000, checkpoint_every=100, keep_checkpoints=True))
+    work = stage_table.train_unit(own, tmp_path)
+    assert estimates.target_bytes(own, work) == 10 * 16 * builders.parameter_count(own)
+    usual = dataclasses.replace(own, train=Train(num_steps=1000, checkpoint_every=100))
+    assert estimates.target_bytes(usual, work) == 3 * 16 * builders.parameter_count(own)
+
+
 def test_calls_of_the_weaker_network_count(earlier):
     own, _ = earlier
     assert estimates.network_calls(own, Run(attack=ATTACK, scale=2.0)) == 2 * own.sampler.num_steps
