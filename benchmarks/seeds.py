@@ -129,8 +129,8 @@ def figure(results: list[Results], metric: str, path: Path) -> None:
     rates.set(xlabel="calls of the network for one image", ylabel="images that match a member, %", ylim=(0, None))
     reach.set(xscale="log", xlabel="calls of the network in all", ylabel="members extracted", ylim=(0, None))
     reach.set_xlim(left=100)
-    fig.legend(*rates.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.995, 0.5), fontsize=8)
     fig.tight_layout()
+    fig.legend(*rates.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, fontsize=9)
     fig.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(fig)
 
