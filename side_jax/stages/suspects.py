@@ -37,6 +37,7 @@ from side_jax.attacks.table import Run
 from side_jax.devices import placement, process_group
 from side_jax.diffusion import pixel_range
 from side_jax.measure import target_scores
+from side_jax.measure.target_scores import TargetScores
 from side_jax.memorization import basins, cliques
 from side_jax.memorization.basins import Basins
 from side_jax.memorization.neighbors import exact_search
@@ -68,14 +69,15 @@ def run(settings: Settings, workdir: Path) -> None:
     if work.begin():
         sought = [(run, unit) for run, unit in stage_table.data_free_units(settings, workdir) if run.rounds]
         if process_group.primary():
-            _write(settings, workdir, work)
+            target = stage_inputs.load_target_scores(settings, workdir)
+            _write(settings, workdir, work, target)
             if sought:
-                _write_modes(settings, workdir, work, sought)
+                _write_modes(settings, workdir, work, sought, target)
         work.finish(has_modes=bool(sought))
 
 
-def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
-    target, classify = stage_inputs.load_target_scores(settings, workdir), _confidence(settings, workdir)
+def _write(settings: Settings, workdir: Path, work: work_units.Unit, target: TargetScores) -> None:
+    classify = _confidence(settings, workdir)
     runs, sheet, count = stage_table.data_free_units(settings, workdir), [], 0
     with files.atomic(work.directory / "suspects.csv", "w") as file:
         table = csv.writer(file)
@@ -107,8 +109,10 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     logger.info("suspects: %d images of %d runs in %s.", count, len(runs), work.directory / "suspects.csv")
 
 
-def _write_modes(settings: Settings, workdir: Path, work: work_units.Unit, runs: list[tuple[Run, Unit]]) -> None:
-    target, sheet = stage_inputs.load_target_scores(settings, workdir), []
+def _write_modes(
+    settings: Settings, workdir: Path, work: work_units.Unit, runs: list[tuple[Run, Unit]], target: TargetScores
+) -> None:
+    sheet = []
     sigma = settings.modes.noise_levels[0] * stage_inputs.training_spread(settings, workdir)
     with files.atomic(work.directory / "modes.csv", "w") as file:
         table = csv.writer(file)
