@@ -37,9 +37,12 @@ from side_jax.diffusion import mode_seeking, pixel_range
 from side_jax.memorization.distribution.frechet import frechet_distance
 from side_jax.memorization.matching import match, references
 from side_jax.models import unet as unet_module
+from side_jax.sampling.mode_generation import draw
 from side_jax.settings import Settings, random_streams
+from side_jax.stages import train_dpm
 from side_jax.training import trainer
 from side_jax.training.losses import build_loss
+from side_jax.workdir.work_units import Unit
 
 CLIP = 1.0  # largest gradient of an image in DP-SGD
 SLACK = 1.05  # of the Frechet distance at equal quality
@@ -111,14 +114,9 @@ class Judge:
 
     def __call__(self, step: int, params: Any) -> Measured:
         """Measures the averaged parameters of a step."""
-        size, images, modes = self._settings.sampler.batch_size, [], []
-        for i in range(0, self._count, size):
-            index = np.arange(i, min(i + size, self._count))
-            arguments = {"dpm": params}, self._base, index, np.full(len(index), -1, np.int32), 0.0
-            images.append(self._plain(*arguments))
-            seek = builders.build_mode_generator(self._settings, self._levels, lambda _, last=images[-1]: last)
-            modes.append(seek(*arguments))
-        images, modes = np.concatenate(images), np.concatenate(modes)
+        common = {"dpm": params}, self._base, self._count
+        images = draw(self._plain, *common)
+        modes = draw(builders.build_mode_generator(self._settings, self._levels, lambda index: images[index]), *common)
         band = self._metrics[0].bands["high"]
         plain, sought, false = (
             match(drawn, side, self._metrics)[0].score(band)
@@ -137,23 +135,9 @@ class Judge:
 
 def train(settings: Settings, images: np.ndarray, watch: Callable[[int, Any], bool], every: int) -> None:
     """Trains the model on uint8 images [n, h, w, c], as the stage does; calls `watch` every so many steps."""
-    unet, schedule = builders.build_unet(settings), builders.build_schedule(settings)
-    seed = random_streams.stream_seed(settings, "train")
     with tempfile.TemporaryDirectory() as folder:
-        trainer.run(
-            loss_fn=build_loss(settings, unet, schedule),
-            init_fn=builders.init_fn(unet, settings, seed),
-            fetch=lambda chosen: (images[chosen],),
-            num_examples=len(images),
-            fit=settings.train,
-            seed=seed,
-            directory=Path(folder),
-            checkpoints=Path(folder) / "checkpoints",
-            meta={"fingerprint": ""},
-            description="train",
-            watch=watch,
-            watch_every=every,
-        )
+        unit = Unit(workdir=Path(folder), name="train", fingerprint="", outputs=lambda _: ())
+        train_dpm.train(settings, unit, images, description="train", watch=watch, watch_every=every)
 
 
 def train_privately(

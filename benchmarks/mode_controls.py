@@ -21,6 +21,7 @@ from side_jax.memorization.matching import match, references
 from side_jax.memorization.statistics.permutation import permutation_test
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
+from side_jax.sampling.mode_generation import draw
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 
@@ -76,18 +77,15 @@ class Bench:
             return self._images
         levels = builders.mode_noise_levels(self.settings, self.settings.modes.noise_levels[0], rounds, self._spread)
         generator = builders.build_mode_generator(self.settings, levels, lambda index: self._images[index])
-        size, base = self.settings.sampler.batch_size, random_streams.stream_key(self.settings, "extract")
-        index = np.arange(len(self._images))
-        parts = [index[i : i + size] for i in index[::size]]
-        return np.concatenate([generator(self._params, base, part, part, 0.0) for part in parts])
+        base = random_streams.stream_key(self.settings, "extract")
+        return draw(generator, self._params, base, len(self._images))
 
     def kept(self, rounds: int) -> tuple[Kept, Kept]:
         """What members, and held-out images, match after so many rounds, by the headline metric."""
         score = match(self.sought(rounds), self._references, self._metrics)[0].score(self._metrics[0].bands["high"])
-        start = np.arange(len(self._images))
-        own = (kept(*(part[side] for part in (score.nearest, score.matched, start)), self.is_member) for side in
-               (self.is_member, ~self.is_member))  # fmt: skip
-        return tuple(own)
+        every, start = (score.nearest, score.matched), np.arange(len(self._images))
+        sides = self.is_member, ~self.is_member
+        return tuple(kept(*(part[side] for part in every), start[side], self.is_member) for side in sides)
 
     def tests(self, name: str, permutations: int) -> dict[str, tuple[int, int, float]]:
         """For each metric, a run's matches with members, with held-out images, and the p-value."""

@@ -26,6 +26,7 @@ from side_jax.memorization.matching import match, references
 from side_jax.memorization.statistics import rarefaction
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
+from side_jax.sampling.mode_generation import draw
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import estimates, stage_inputs, stage_table
 
@@ -97,9 +98,7 @@ class Bench:
         run = Run(attack="modes", noise=recipe.noise, rounds=recipe.rounds, **origin)
         starts = functools.partial(shards.pick, self._shards[recipe.start]) if recipe.start else None
         levels = builders.mode_noise_levels(settings, recipe.noise, recipe.rounds, self._spread)
-        generator, size = builders.build_mode_generator(settings, levels, starts), settings.sampler.batch_size
-        parts = [np.arange(i, min(i + size, self._count)) for i in range(0, self._count, size)]
-        images = np.concatenate([generator(self._params, self._base, part, part, 0.0) for part in parts])
+        images = draw(builders.build_mode_generator(settings, levels, starts), self._params, self._base, self._count)
         return self._score(images, estimates.network_calls(settings, run))
 
     def _score(self, images: np.ndarray, calls: int) -> list[float]:

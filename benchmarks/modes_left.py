@@ -20,6 +20,7 @@ from side_jax.memorization.basins import Basins, expected_modes
 from side_jax.memorization.matching import match, references
 from side_jax.memorization.statistics import rarefaction
 from side_jax.pipeline.saved_config import saved_config
+from side_jax.sampling.mode_generation import draw
 from side_jax.settings import random_streams
 from side_jax.stages import stage_inputs, suspects
 
@@ -57,15 +58,10 @@ def main() -> None:
         levels = builders.mode_noise_levels(
             settings, run.noise, run.rounds, stage_inputs.training_spread(settings, workdir)
         )
-        plain = builders.build_generator(settings)
         base, count = random_streams.stream_key(settings, "extract"), settings.extract.num_images
-        size, images = settings.sampler.batch_size, []
-        for i in range(0, options.factor * count, size):
-            index = np.arange(i, min(i + size, options.factor * count))
-            samples = plain(params, base, index, np.full(len(index), -1, np.int32), 0.0)
-            seek = builders.build_mode_generator(settings, levels, lambda _, samples=samples: samples)
-            images.append(seek(params, base, index, index, 0.0))
-        images = np.concatenate(images)
+        samples = draw(builders.build_generator(settings), params, base, options.factor * count)
+        seek = builders.build_mode_generator(settings, levels, lambda index, samples=samples: samples[index])
+        images = draw(seek, params, base, len(samples))
         metrics = builders.build_metrics(settings.evaluate)[:1]
         members, _ = stage_inputs.load_sides(settings, workdir)
         among, band = references(members.images, metrics), metrics[0].bands["high"]

@@ -150,7 +150,7 @@ def main() -> None:
         command = [sys.executable, "-m", "side_jax.main", f"--config={options.config}", f"--workdir={workdir}"]
         subprocess.run([*command, f"--config.seed={seed}", *overrides], check=True, stdout=subprocess.DEVNULL)
         results.append(records.read(workdir / "evaluate" / "results.json"))
-        early.append(among_first(results[-1], workdir, options.first))
+        early.append(among_first(results[-1], workdir, options.first) if options.first else {})
     print(summary(results, early, options.first))
     for metric in dict.fromkeys(row.metric for row in results[0].rows):
         band = next(row.band for row in results[0].rows if row.metric == metric)

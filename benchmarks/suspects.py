@@ -12,6 +12,7 @@ came to it, by what one more round would change, and by the posterior variance.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,6 +63,7 @@ def modes(workdir: Path) -> dict[str, Run]:
     return found
 
 
+@functools.lru_cache(maxsize=1)  # images and modes of a workdir share it
 def truth(workdir: Path) -> dict[tuple[str, int], bool]:
     """Whether each image of each run, (run, index), matches a member by the headline metric."""
     columns = _columns(workdir / "evaluate/matches.csv")

@@ -19,9 +19,12 @@ import guided_law
 import knn_bias
 import made_results
 import membership
+import mode_controls
+import modes_left
 import seeds
 import theorem
 
+from side_jax.memorization.basins import Basins
 from side_jax.memorization.membership import attack_quality
 from side_jax.settings import Model, Settings, Train
 
@@ -211,6 +214,25 @@ def test_the_guided_laws_table_is_paired_by_cluster():
     cells = [cell.strip() for cell in lines[5].split("|")[1:-1]]
     assert cells == ["10", "4.00 (3.00)", "-2.00 (0.00)", "30.0 (10.0)", "10.0 (0.0)"]
     assert "`matched` over the scales: -1.00 of the means; of each cluster -1.00, -1.00" in lines[-3]
+
+
+def test_what_images_come_back_as():
+    """Of four members: itself, another member, a held-out image, nothing. References 0 to 3 are members, 4 to 7 not."""
+    nearest, matched = np.asarray([0, 2, 6, 3]), np.asarray([True, True, True, False])
+    found = mode_controls.kept(nearest, matched, np.arange(4), np.arange(8) < 4)
+    assert (found.itself, found.own_side, found.other_side) == (25, 25, 25)
+
+
+def test_predicted_modes_stand_beside_those_that_all_starts_reach():
+    """Ten starts in basins of 4, 2, 2, 1 and 1 images; all twenty reach seven modes, and four of five members."""
+    first, every = (
+        Basins(centre=np.arange(len(size)), size=np.asarray(size), label=np.zeros(sum(size), int))
+        for size in ([4, 2, 2, 1, 1], [8, 4, 3, 2, 1, 1, 1])
+    )
+    values = modes_left.row(first, every, (np.asarray([3, 2, 0, 0, 0]), np.asarray([6, 4, 1, 1, 0])), 10, 2)
+    assert values[:3] == [10, 5, 3]
+    assert 5 < values[3] < 7
+    assert values[4:] == [7, 2, 2.0, 4]
 
 
 def test_defences_are_compared_at_the_first_step_of_equal_quality():

@@ -12,7 +12,7 @@ from side_jax.devices import placement
 from side_jax.diffusion import mode_seeking, sampler
 from side_jax.diffusion.pixel_range import to_float, to_uint8
 from side_jax.diffusion.schedule import Schedule
-from side_jax.sampling.generation import ApplyFn
+from side_jax.sampling.generation import ApplyFn, Generator
 
 Starts = Callable[[np.ndarray], np.ndarray]  # global indices int64 [n] -> images uint8 [n, h, w, c]
 
@@ -89,3 +89,17 @@ class ModeGenerator:
     def __call__(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
         """Images uint8 [n, h, w, c] of the global indices [n], n at most batch_size."""
         return placement.merge(self.dispatch(params, base, index, labels, scale))[: len(index)]
+
+
+def draw(generator: Generator | ModeGenerator, params: Any, base: jax.Array, count: int) -> np.ndarray:
+    """The first images of a generator without guidance, uint8 [count, h, w, c], batch by batch.
+
+    Args:
+      generator: the unguided sampler, or mode seeking.
+      params: the parameters of its network.
+      base: the typed key of this set of images.
+      count: number of images.
+    """
+    index, label = np.arange(count), np.full(count, -1, np.int32)
+    parts = [index[i : i + generator.batch_size] for i in index[:: generator.batch_size]]
+    return np.concatenate([generator(params, base, part, label[part], 0.0) for part in parts])

@@ -27,11 +27,10 @@ import numpy as np
 from side_jax.devices import process_group
 from side_jax.diffusion import pixel_range
 from side_jax.memorization import matching
-from side_jax.memorization.metrics import RATIO_BELOW, Metric, distance_ratio
-from side_jax.memorization.neighbors import exact_search
+from side_jax.memorization.metrics import DistanceRatio, Images, Metric, shared_search
 from side_jax.memorization.statistics.intervals import wilson_interval
 from side_jax.sampling import generation
-from side_jax.sampling.mode_generation import ModeGenerator
+from side_jax.sampling.mode_generation import ModeGenerator, draw
 from side_jax.settings import Monitor as MonitorSettings
 from side_jax.workdir.curves import Curves
 
@@ -60,16 +59,16 @@ def measure(
     interval = functools.partial(wilson_interval, trials=len(samples), confidence=CONFIDENCE)
     row: dict[str, Any] = {}
     nearest = {}
+    metrics = [DistanceRatio(), *([metric] if metric else [])]
     for side, references, suffix in (("members", members, ""), ("heldout", heldout, "_heldout")):
-        distance, _ = exact_search.nearest(samples, references, 2)
-        copied = int((distance_ratio(distance) < RATIO_BELOW).sum())
-        counts = {"copied": copied}
-        if metric:
-            (found,) = matching.match(samples, matching.references(references, [metric]), [metric])
-            counts["matched"] = int(found.score(metric.bands["high"]).matched.sum())
-        for name, count in counts.items():
+        among = matching.references(references, metrics)
+        images = Images(pixels=samples, features=None, neighbors=shared_search(samples, references, metrics))
+        for name, one in zip(("copied", "matched"), metrics, strict=False):
+            low, high = one.bands["high"]
+            value = one.compare(images, among, 0.0).value  # with a limit of 0 no pairs are looked for
+            count = int(((value >= low) & (value < high)).sum())
             row |= {f"{name}{suffix}": count / len(samples), f"{name}{suffix}_ci": list(interval(count))}
-        nearest[side] = distance[:, 0]
+        nearest[side] = images.neighbors[0][:, 0]
     closer = int((nearest["members"] < nearest["heldout"]).sum())
     row |= {"closer": closer / len(samples), "closer_ci": list(interval(closer))}
     return row | {f"distance_{side}": float(np.median(distance)) for side, distance in nearest.items()}
@@ -151,10 +150,7 @@ class Monitor:
 
     def _draw(self, generator: generation.Generator | ModeGenerator, params: Any) -> np.ndarray:
         """The samples of a generator, uint8 [n, h, w, c]."""
-        index = np.arange(self._settings.num_samples)
-        parts = [index[i : i + generator.batch_size] for i in index[:: generator.batch_size]]
-        label = np.full(len(index), -1, np.int32)
-        return np.concatenate([generator({"dpm": params}, self._base, part, label[part], 0.0) for part in parts])
+        return draw(generator, {"dpm": params}, self._base, self._settings.num_samples)
 
 
 def _line(row: dict[str, Any], stop: bool) -> str:
