@@ -6,7 +6,7 @@ Every defence trains the config's model anew, on members of one split for all. E
 the modes that they lead to, are compared with the members, and with as many images that no model has seen; the Frechet
 distance of the samples to --references other unseen images, in pixels, is their quality. The table has each defence at
 the first step where that distance is at most 1.05 times that of the undefended model at the config's last step, or at
-its best step if it gets no nearer. Below are the undefended model's own earlier steps, which are the defence of an
+its best step if it gets no nearer. First come the undefended model's own steps: the earlier ones are the defence of an
 early stop. DP-SGD (Abadi et al. 2016; optax.contrib) takes all members in each step, for which epsilon follows from the
 composition of Gaussian mechanisms (dp-accounting, at delta = 1 / (10 m)).
 
@@ -186,8 +186,8 @@ def at_quality(course: list[Measured], limit: float) -> Measured:
     return good[0] if good else min(course, key=lambda one: one.frechet)
 
 
-def course(config: Settings, defence: Defence, options: argparse.Namespace) -> list[Measured]:
-    """Trains with a defence, and measures it along the way."""
+def course(config: Settings, defence: Defence, options: argparse.Namespace, limit: float) -> list[Measured]:
+    """Trains with a defence, and measures it along the way, until the distance is at most the limit."""
     count = config.data.num_members
     data = dataclasses.replace(
         config.data, num_members=count * max(one.members for one in DEFENCES), num_heldout=options.references
@@ -200,18 +200,19 @@ def course(config: Settings, defence: Defence, options: argparse.Namespace) -> l
     )
     own = pool[: count * defence.members]
     images = np.concatenate([own, *[own[: len(own) // 8]] * (defence.copies - 1)])
+    rows = max(len(images), config.train.batch_size)
     settings = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dropout=defence.dropout),
         train=dataclasses.replace(config.train, horizontal_flip=defence.flip, num_steps=options.steps),
-        data=dataclasses.replace(config.data, num_members=max(len(own), config.train.batch_size)),
+        data=dataclasses.replace(config.data, num_members=rows, num_heldout=rows),
     )
     judge = Judge(settings, own, far[: len(own)], far, options.num_images)
     found: list[Measured] = []
 
     def watch(step: int, params: Any) -> bool:
         found.append(judge(step, params))
-        return False
+        return found[-1].frechet <= limit
 
     if defence.noise:
         train_privately(settings, images, defence.noise, watch, options.every)
@@ -239,31 +240,28 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=800, help="unseen images")
     parser.add_argument("--steps", type=int, default=1500, help="the longest training")
     parser.add_argument("--every", type=int, default=50, help="steps between measurements")
+    parser.add_argument("--only", nargs="+", choices=[one.name for one in DEFENCES[1:]], help="these defences alone")
     options = parser.parse_args()
     config = from_config(load_config(options.config))
     cpu.prepare([config.sampler.batch_size])
     last, members = config.train.num_steps, config.data.num_members
-    limits: dict[int, float] = {}
     heads = ("defence", "step", "Frechet distance", "AMS of plain samples, %", "members", "AMS of modes, %")
     heads += ("members (share)", "held-out AMS of modes, %", "epsilon")
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-    for defence in DEFENCES:
-        courses = [course(dataclasses.replace(config, seed=seed), defence, options) for seed in options.seeds]
-        if not limits:
-            at_last = [next(one for one in found if one.step == last) for found in courses]
-            limits = {seed: SLACK * one.frechet for seed, one in zip(options.seeds, at_last, strict=True)}
-            undefended = courses
-            print(line(f"{defence.name}, {last} steps", at_last, members, None), flush=True)
-        else:
-            chosen = [at_quality(found, limits[seed]) for seed, found in zip(options.seeds, courses, strict=True)]
-            steps = math.ceil(np.mean([one.step for one in chosen]))
-            private = epsilon(defence.noise, steps, members) if defence.noise else None
-            print(line(defence.name, chosen, members * defence.members, private), flush=True)
-    for i, first in enumerate(undefended[0]):
-        if first.step <= last:
-            print(
-                line(f"early stop at step {first.step}", [found[i] for found in undefended], members, None), flush=True
-            )
+    seeds = [dataclasses.replace(config, seed=seed) for seed in options.seeds]
+    short = argparse.Namespace(**{**vars(options), "steps": last})
+    undefended = [course(one, DEFENCES[0], short, 0.0) for one in seeds]
+    limits = [SLACK * found[-1].frechet for found in undefended]
+    for at_step in zip(*undefended, strict=True):
+        print(line(f"none, {at_step[0].step} steps", list(at_step), members, None), flush=True)
+    for defence in DEFENCES[1:]:
+        if options.only and defence.name not in options.only:
+            continue
+        courses = [course(one, defence, options, limit) for one, limit in zip(seeds, limits, strict=True)]
+        chosen = [at_quality(found, limit) for found, limit in zip(courses, limits, strict=True)]
+        steps = math.ceil(np.mean([one.step for one in chosen]))
+        private = epsilon(defence.noise, steps, members) if defence.noise else None
+        print(line(defence.name, chosen, members * defence.members, private), flush=True)
 
 
 if __name__ == "__main__":
