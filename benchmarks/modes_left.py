@@ -53,7 +53,9 @@ def main() -> None:
     for workdir in options.workdirs:
         settings = from_config(saved_config(workdir))
         cpu.prepare([settings.sampler.batch_size])
-        (run, *_) = (run for run in settings.runs() if run.rounds)
+        run = next((run for run in settings.runs() if run.rounds), None)
+        if run is None:
+            raise SystemExit(f"{workdir} holds no mode seeking; add 'modes' to its config.extract.attacks.")
         params = {"dpm": stage_inputs.load_target(settings, workdir).trees["ema"]}
         levels = builders.mode_noise_levels(
             settings, run.noise, run.rounds, stage_inputs.training_spread(settings, workdir)

@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.down_block_types = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
     config.model.up_block_types = ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
     config.train.num_steps = 40_000  # upper bound; the monitor stops training much earlier
-    config.train.batch_size = 32
+    config.train.batch_size = 16
     config.monitor.every_steps = 500
     config.monitor.stop_at_modes_rate = 0.05
     config.synthesize.num_images = 1024

@@ -1,6 +1,7 @@
 """The page's tables, from results.json."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from msgspec import UnsetType
 
@@ -105,20 +106,82 @@ def _with_interval(rate: float, interval: Interval) -> str:
     return f"{percent(rate)} ({percent(interval[0])} to {percent(interval[1])})"
 
 
-ATTACK_COLUMNS = (  # label, kind, what it means
-    ("Matched (AMS)", "rate", "share of generated images that match a member"),
-    ("Held-out matched", "rate", "the same against images that the model never saw"),
-    ("Excess, points", "rate", "members minus held-out, equally many of each"),
-    ("p, excess", "number", "p-value that members are matched more often than equally many held-out images (McNemar)"),
-    ("Extracted", "number", "different members that are the nearest of a match"),
-    ("UMS, all pairs", "rate", "members in the band of any image, over images"),
-    ("UMS, nearest", "rate", "members that are the nearest of a match, over images"),
+class _Quantity(NamedTuple):
+    """A quantity of each run: its column, what it means, and its cell."""
+
+    label: str
+    kind: str
+    help: str
+    cell: Callable[[Row], model.Cell]
+
+
+_CALLS = (
+    _Quantity(
+        "Calls",
+        "number",
+        "calls of the model's network for one image, with those for the image that mode seeking starts from",
+        lambda row: _cell(f"{row.network_calls:,}", row.network_calls),
+    ),
 )
-CALLS = "calls of the model's network for one image, with those for the image that mode seeking starts from"
-TESTED_COLUMNS = (  # the same, where runs are tested against the unguided one
-    ("p, more images", "number", "p-value that more images match than without guidance (McNemar, by image)"),
-    ("p, more members", "number", "the same by member"),
+_FOUND = (
+    _Quantity(
+        "Matched (AMS)",
+        "rate",
+        "share of generated images that match a member",
+        lambda row: _cell(share(row.members), row.ams, "strong"),
+    ),
+    _Quantity(
+        "Held-out matched",
+        "rate",
+        "the same against images that the model never saw",
+        lambda row: _cell(share(row.heldout), row.heldout_ams),
+    ),
+    _Quantity(
+        "Extracted",
+        "number",
+        "different members that are the nearest of a match",
+        lambda row: _cell(f"{row.unique:,}", row.unique, "strong"),
+    ),
 )
+_CHANCE = (
+    _Quantity("Excess, points", "rate", "members minus held-out, equally many of each", _excess),
+    _Quantity(
+        "p, excess",
+        "number",
+        "p-value that members are matched more often than equally many held-out images (McNemar)",
+        lambda row: _p(row.p_excess),
+    ),
+    _Quantity(
+        "UMS, all pairs",
+        "rate",
+        "members in the band of any image, over images",
+        lambda row: _cell(_with_interval(row.ums, row.ums_ci), row.ums),
+    ),
+    _Quantity(
+        "UMS, nearest",
+        "rate",
+        "members that are the nearest of a match, over images",
+        lambda row: _cell(_with_interval(row.ums_nearest, row.ums_nearest_ci), row.ums_nearest),
+    ),
+)
+_TESTED = (  # where runs are tested against the unguided one
+    _Quantity(
+        "p, more images",
+        "number",
+        "p-value that more images match than without guidance (McNemar, by image)",
+        lambda row: _p(row.p_more_images),
+    ),
+    _Quantity("p, more members", "number", "the same by member", lambda row: _p(row.p_more_members)),
+)
+
+
+def _beside(name: str, rows: list[Row]) -> _Quantity:
+    """The members that the same runs extract by another metric."""
+    found = {row.key: row.unique for row in rows}
+    meaning = f"the same by {name} below {rows[0].band[1]:.3g}"
+    return _Quantity(
+        f"by {name.replace('_', ' ')}", "number", meaning, lambda row: _cell(f"{found[row.key]:,}", found[row.key])
+    )
 
 
 def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], explained: bool) -> model.Table:
@@ -131,29 +194,13 @@ def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], explain
       explained: with the meaning of the columns, once on a page.
     """
     scaled, tested = _scaled(rows), any(not isinstance(row.p_more_images, UnsetType) for row in rows)
-    known = [row for row in rows if not isinstance(row.network_calls, UnsetType)]
-    beside = [
-        (f"Extracted by {name}", "number", f"the same by {name} below {of[0].band[1]:.3g}")
-        for name, of in others.items()
-    ]
-    columns = (*ATTACK_COLUMNS[:5], *beside, *ATTACK_COLUMNS[5:])
-    columns = (*columns, *(TESTED_COLUMNS if tested else ()), *([("Calls", "number", CALLS)] if known else []))
-    found = {name: {row.key: row.unique for row in of} for name, of in others.items()}
-    cells = [
-        (
-            *_run_cells(row, scaled),
-            _cell(share(row.members), row.ams, "strong"),
-            _cell(share(row.heldout), row.heldout_ams),
-            _excess(row),
-            _p(row.p_excess),
-            _cell(f"{row.unique:,}", row.unique, "strong"),
-            *(_cell(f"{of[row.key]:,}", of[row.key]) for of in found.values()),
-            _cell(_with_interval(row.ums, row.ums_ci), row.ums),
-            _cell(_with_interval(row.ums_nearest, row.ums_nearest_ci), row.ums_nearest),
-            *([_p(row.p_more_images), _p(row.p_more_members)] if tested else []),
-            *([_cell(f"{row.network_calls:,}", row.network_calls)] if known else []),
-        )
-        for row in rows
+    known = any(not isinstance(row.network_calls, UnsetType) for row in rows)
+    columns = [
+        *(_CALLS if known else ()),
+        *_FOUND,
+        *(_beside(name, of) for name, of in others.items()),
+        *_CHANCE,
+        *(_TESTED if tested else ()),
     ]
     several = len({row.guidance_scale for row in rows if row.guidance_scale}) > 1
     note = "Taking the best of several scales favours the guided attacks a little: read the whole table. " * several
@@ -164,9 +211,9 @@ def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], explain
         caption=f"{'Attacks' if scaled else 'Matches'} by {metric} below {rows[0].band[1]:.3g}",
         columns=(
             *_run_columns(scaled),
-            *(model.Column(label=label, kind=kind, help=text * explained) for label, kind, text in columns),
+            *(model.Column(label=one.label, kind=one.kind, help=one.help * explained) for one in columns),
         ),
-        rows=tuple(cells),
+        rows=tuple((*_run_cells(row, scaled), *(one.cell(row) for one in columns)) for row in rows),
         note=note,
     )
 

@@ -207,7 +207,7 @@ def test_every_number_of_the_attacks(results, metric):
     explained = [bool(one.help) for one in found.columns]
     first = metric == METRICS[0]
     assert explained == [False] * 2 + [first] * (9 + first * (len(METRICS) - 1))  # once on a page
-    beside = {name: texts(found, f"Extracted by {name}") for name in METRICS[1:] if first}
+    beside = {name: texts(found, f"by {name.replace('_', ' ')}") for name in METRICS[1:] if first}
     assert beside == {name: [f"{r.unique:,}" for r in rows_of(results, name, "high")] for name in beside}
 
 
