@@ -5,7 +5,8 @@ python benchmarks/mode_controls.py --workdirs runs/digits_3 runs/generalises --r
 For each audit, the first table starts mode seeking from the members, and from as many held-out images, by the config's
 recipe. It shows how many still match themselves, and how many match another image of their own side and of the other. A
 model that has learned nothing from its members in particular treats both sides alike. The second table compares every
-run with members and held-out images at once, and tests by permutation whether members are matched more often.
+run with members and held-out images at once, and tests by permutation whether members are matched more often; the
+images of a person change sides together where the split is by identity.
 """
 
 import argparse
@@ -63,6 +64,8 @@ class Bench:
         self.count = min(len(members), len(heldout))
         self._images = np.concatenate([members.images[: self.count], heldout.images[: self.count]])
         self.is_member = np.arange(2 * self.count) < self.count
+        people = members.groups, heldout.groups
+        self._groups = None if people[0] is None else np.concatenate([one[: self.count] for one in people])
         self._metrics = builders.build_metrics(self.settings.evaluate)
         self._references = references(self._images, self._metrics)
         self.runs = {
@@ -93,7 +96,7 @@ class Bench:
         results = {}
         for metric, one in zip(self._metrics, found, strict=True):
             hits = one.score(metric.bands["high"]).extracted
-            p = permutation_test(hits, self.is_member, permutations)
+            p = permutation_test(hits, self.is_member, self._groups, permutations)
             results[metric.name] = int(hits[self.is_member].sum()), int(hits[~self.is_member].sum()), p
         return results
 

@@ -151,8 +151,8 @@ FAULTS = (
     ),
     Fault(
         "a permutation test that does not count ties",
-        "replace=False).sum() >= observed)",
-        "replace=False).sum() > observed)",
+        "(drawn @ values >= sums",
+        "(drawn @ values > sums",
         "memorization/test_permutation.py",
     ),
     # Networks and training.

@@ -12,7 +12,7 @@ def test_it_is_the_share_of_subsets_with_as_many_matches():
     hits, is_member = np.asarray([5, 0, 3, 1, 0, 2, 0, 4]), np.asarray([1, 0, 1, 0, 0, 1, 0, 0], bool)
     subsets = list(itertools.combinations(hits, 3))
     expected = np.mean([sum(subset) >= 10 for subset in subsets])
-    assert permutation_test(hits, is_member, 20_000) == pytest.approx(expected, abs=0.01)
+    assert permutation_test(hits, is_member, permutations=20_000) == pytest.approx(expected, abs=0.01)
 
 
 def test_it_is_below_its_level_as_often_as_its_level_under_the_null():
@@ -22,9 +22,32 @@ def test_it_is_below_its_level_as_often_as_its_level_under_the_null():
     for seed in range(1000):
         hits = rng.poisson(np.exp(rng.normal(0, 2, 60)))
         is_member = rng.permutation(60) < 30
-        p.append(permutation_test(hits, is_member, 199, seed))
+        p.append(permutation_test(hits, is_member, permutations=199, seed=seed))
     for level in (0.05, 0.2, 0.5):
         assert np.mean(np.asarray(p) <= level) == pytest.approx(level, abs=0.04)
+
+
+def test_groups_change_sides_as_a_whole():
+    """Against all choices of as many groups, whose sizes differ: the sum is of what exceeds the mean of a reference."""
+    groups = np.asarray([3, 3, 3, 8, 8, 1, 1, 1, 1, 5])
+    hits, is_member = np.asarray([4, 0, 1, 2, 0, 1, 0, 0, 3, 2]), np.isin(groups, [3, 5])
+    sums = {group: (hits[groups == group] - hits.mean()).sum() for group in np.unique(groups)}
+    observed = sums[3] + sums[5]
+    expected = np.mean([a + b >= observed - 1e-9 for a, b in itertools.combinations(sums.values(), 2)])
+    assert permutation_test(hits, is_member, groups, 20_000) == pytest.approx(expected, abs=0.01)
+    with pytest.raises(ValueError, match="every group must be on one side"):
+        permutation_test(hits, np.arange(10) < 4, groups)
+
+
+def test_people_who_look_alike_are_no_evidence_where_whole_people_are_split():
+    """All ten images of a few people match: as images this looks certain, as people it is chance."""
+    rng, alarms = np.random.default_rng(2), np.zeros(2)
+    groups = np.repeat(np.arange(20), 10)
+    for seed in range(200):
+        hits = rng.poisson(np.repeat(np.exp(rng.normal(0, 2, 20)), 10))
+        is_member = np.repeat(rng.permutation(20) < 10, 10)
+        alarms += [permutation_test(hits, is_member, of, 199, seed) <= 0.05 for of in (groups, None)]
+    assert alarms[0] < 0.1 * 200 < alarms[1]
 
 
 def test_copies_of_members_are_found_and_of_held_out_images_are_not():
