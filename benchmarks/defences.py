@@ -6,9 +6,10 @@ Every defence trains the config's model anew, on members of one split for all. E
 the modes that they lead to, are compared with the members, and with as many images that no model has seen; the Frechet
 distance of the samples to --references other unseen images, in pixels, is their quality. The table has each defence at
 the first step where that distance is at most 1.05 times that of the undefended model at the config's last step, or at
-its best step if it gets no nearer. First come the undefended model's own steps: the earlier ones are the defence of an
-early stop. DP-SGD (Abadi et al. 2016; optax.contrib) takes all members in each step, for which epsilon follows from the
-composition of Gaussian mechanisms (dp-accounting, at delta = 1 / (10 m)).
+its best step if it gets no nearer. First come the undefended model's own steps, and then the first of them that is
+within that distance: what a defence adds to it is its own. DP-SGD (Abadi et al. 2016; optax.contrib) takes all members
+in each step, for which epsilon follows from the composition of Gaussian mechanisms (dp-accounting, at
+delta = 1 / (10 m)).
 
 pip install dp-accounting
 """
@@ -254,6 +255,8 @@ def main() -> None:
     limits = [SLACK * found[-1].frechet for found in undefended]
     for at_step in zip(*undefended, strict=True):
         print(line(f"none, {at_step[0].step} steps", list(at_step), members, None), flush=True)
+    early = [at_quality(found, limit) for found, limit in zip(undefended, limits, strict=True)]
+    print(line("fewer steps", early, members, None), flush=True)
     for defence in DEFENCES[1:]:
         if options.only and defence.name not in options.only:
             continue

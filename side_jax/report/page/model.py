@@ -214,6 +214,7 @@ class Page:
       verdict: two sentences for people who read nothing else.
       findings: further sentences, numbered.
       notes: sentences to know before relying on the results.
+      lowers: what lowers extraction: a table, and what to know about it; None: no such section.
       provenance: (label, value), such as hashes, versions and the command.
       config: the whole config as text.
       private: blurred pictures and bare ids only. Names in `gallery` are left out and pictures that reveal refused; the
@@ -229,6 +230,7 @@ class Page:
     figures: tuple[Figure, ...] = ()
     gallery: Gallery | None = None
     notes: tuple[str, ...] = ()
+    lowers: Table | None = None
     provenance: tuple[tuple[str, str], ...] = ()
     config: str = ""
     private: bool = False
