@@ -89,6 +89,7 @@ def page(**changes):
         "figures": (model.Figure(heading="Yield", picture=chart(), alt="A line that rises", note="Dashed: control."),),
         "gallery": model.Gallery(scores=SCORES, pairs=pairs(), note="All of them."),
         "notes": ("Only these were asked.",),
+        "lowers": table("What helped elsewhere", 3),
         "provenance": (("Checkpoint", "9f86d081" * 8), ("Command", "side-jax --config=a.py")),
         "config": '{"a": 1}\n' * 5,
     }
@@ -112,6 +113,7 @@ def hostile_page():
         figures=(model.Figure(heading=next(texts), picture=chart(), alt=next(texts), note=next(texts)),),
         gallery=model.Gallery(scores=scores, pairs=tuple(bad), tiles=tiles, note=next(texts)),
         notes=HOSTILE,
+        lowers=model.Table(caption=next(texts), columns=columns, rows=cells, note=next(texts)),
         provenance=tuple((text, text) for text in HOSTILE),
         config="\n".join(HOSTILE),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from side_jax.data.sides import Side
 from side_jax.measure.records import Results
-from side_jax.report import contact_sheet, findings, matches
+from side_jax.report import contact_sheet, defences, findings, matches
 from side_jax.report.figures import Drawn, figures
 from side_jax.report.gallery import Fetch, gallery, sheet
 from side_jax.report.page import model, render
@@ -102,6 +102,7 @@ def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.P
             private=private,
         ),
         notes=tuple(notes),
+        lowers=defences.table(),
         provenance=audit.provenance,
         config=audit.config,
         private=private,

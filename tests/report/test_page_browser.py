@@ -199,7 +199,7 @@ def test_at_360_pixels_only_containers_scroll(chromium, files):
         assert js(chromium, cut + ".map(e => e.outerHTML)") == []
     browser.visit(chromium, files["plain"], width=360, height=800)
     wide = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
-    assert js(chromium, wide + ".map(e => e.tabIndex)") == [0] * 3  # the tables and the chart
+    assert js(chromium, wide + ".map(e => e.tabIndex)") == [0] * 4  # the tables and the chart
     js(chromium, "document.querySelector('.scroll').focus()")
     press(chromium, "ARROW_RIGHT")
     moved = "const e = document.querySelector('.scroll'), done = arguments[0];"

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import re
+from pathlib import Path
 
 import made_results
 import numpy as np
@@ -15,7 +16,7 @@ from side_jax.data.sides import Side
 from side_jax.measure import positive_control
 from side_jax.measure.records import Ahead, Chao1, Fit, GoodToulmin, Membership, Run
 from side_jax.memorization.matching import Matches
-from side_jax.report import findings, matches, plots
+from side_jax.report import defences, findings, matches, plots
 from side_jax.report.figures import ClusterYield, Drawn, figures, yields
 from side_jax.report.gallery import gallery, sheet
 from side_jax.report.tables import explanation, tables
@@ -676,3 +677,18 @@ def test_a_copy_that_is_taken_for_another_image_is_not_found():
     assert [(row.images, row.found) for row in rows if row.strength is None] == [(3, 1.0)]
     strengths = [row.strength for row in rows if row.distortion == "noise"]
     assert strengths == list(positive_control.DISTORTIONS["noise"][1])
+
+
+def test_what_lowers_extraction_is_as_measured():
+    """The figures of the page's last table are those of the table in the documentation."""
+    text = (Path(__file__).parents[2] / "docs" / "results_defences.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if " | " in line]
+    found = {}
+    for name, _, distance, _, _, _, members, *_ in rows[1:]:
+        count, share = re.fullmatch(r"([\d.]+) \((\d+)%\)", members).groups()
+        found[name] = float(count), int(share), float(distance)
+    for name, (count, of, distance) in defences.MEASURED.items():
+        assert found[name] == (count, round(100 * count / of), distance)
+    table = defences.table()
+    assert len(table.rows) == len(defences.MEASURED)
+    assert table.rows[0][1].text == "29.7 of 64 (46%)"
