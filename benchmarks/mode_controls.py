@@ -18,7 +18,8 @@ import numpy as np
 from side_jax import builders
 from side_jax.config import from_config
 from side_jax.devices import cpu
-from side_jax.memorization.matching import match, references
+from side_jax.memorization.matching import Matches, match_both, references
+from side_jax.memorization.metrics import shared_search
 from side_jax.memorization.statistics.permutation import permutation_test
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
@@ -67,7 +68,8 @@ class Bench:
         people = members.groups, heldout.groups
         self._groups = None if people[0] is None else np.concatenate([one[: self.count] for one in people])
         self._metrics = builders.build_metrics(self.settings.evaluate)
-        self._references = references(self._images, self._metrics)
+        self._sides = [references(self._images[side], self._metrics) for side in (self.is_member, ~self.is_member)]
+        self._references = references(self._images, self._metrics, thinned=2)
         self.runs = {
             run.name: stage_table.extracted_shards(self.settings, unit)
             for run, unit in stage_table.extraction_units(self.settings, workdir)
@@ -83,20 +85,25 @@ class Bench:
         base = random_streams.stream_key(self.settings, "extract")
         return draw(generator, self._params, base, len(self._images))
 
+    def _matched(self, images: np.ndarray) -> list[Matches]:
+        """The matches of images with members and held-out images together, as the audit's own test takes them."""
+        searches = [shared_search(images, side.pixels, self._metrics, 2) for side in self._sides]
+        return match_both(images, self._references, self._metrics, searches, [self.count] * 2, thinned=2)
+
     def kept(self, rounds: int) -> tuple[Kept, Kept]:
         """What members, and held-out images, match after so many rounds, by the headline metric."""
-        score = match(self.sought(rounds), self._references, self._metrics)[0].score(self._metrics[0].bands["high"])
+        score = self._matched(self.sought(rounds))[0].score(self._metrics[0].bands["high"])
         every, start = (score.nearest, score.matched), np.arange(len(self._images))
         sides = self.is_member, ~self.is_member
         return tuple(kept(*(part[side] for part in every), start[side], self.is_member) for side in sides)
 
     def tests(self, name: str, permutations: int) -> dict[str, tuple[int, int, float]]:
         """For each metric, a run's matches with members, with held-out images, and the p-value."""
-        found = match(shards.read(self.runs[name])["images"], self._references, self._metrics)
+        found = self._matched(shards.read(self.runs[name])["images"])
         results = {}
         for metric, one in zip(self._metrics, found, strict=True):
             hits = one.score(metric.bands["high"]).extracted
-            p = permutation_test(hits, self.is_member, self._groups, permutations)
+            p, _ = permutation_test(hits, self.is_member, self._groups, permutations)
             results[metric.name] = int(hits[self.is_member].sum()), int(hits[~self.is_member].sum()), p
         return results
 

@@ -151,9 +151,57 @@ FAULTS = (
     ),
     Fault(
         "a permutation test that does not count ties",
-        "(drawn @ values >= sums",
-        "(drawn @ values > sums",
+        "(drawn >= observed, ",
+        "(drawn > observed, ",
         "memorization/test_permutation.py",
+    ),
+    Fault(
+        "members near images that were left out take part in the test",
+        "True if shared is None else ~shared",
+        "True",
+        "measure/test_scoring.py",
+    ),
+    Fault(
+        "the images of a person change sides one by one",
+        "self._groups = None if groups is None else np.concatenate(groups)",
+        "self._groups = np.arange(10**6) if groups is None else np.arange(10**6)",
+        "measure/test_scoring.py",
+    ),
+    Fault(
+        "the members extracted are those of the attack with the most matches",
+        "key=lambda row: (row.unique_excess, row.excess))",
+        "key=lambda row: (row.excess, row.unique_excess))",
+        "report/test_verdict.py",
+    ),
+    Fault(
+        "a verdict that looks at attacks by one measure alone",
+        "every = [row for row in results.rows if _tested(row)]",
+        "every = tested",
+        "report/test_verdict.py",
+    ),
+    Fault(
+        "held-out images swapped with members in the test of the sets",
+        "if fewest.p_deficit * len(tested) < level:",
+        "if fewest.p_excess * len(tested) < level:",
+        "report/test_verdict.py",
+    ),
+    Fault(
+        "importance sampling without its weights",
+        "losses = weights * cross_entropy(log_probs, labels)",
+        "losses = cross_entropy(log_probs, labels)",
+        "training/test_losses.py",
+    ),
+    Fault(
+        "the loss on held-out images is that on members",
+        "denoising_loss_heldout=self.mean_loss(heldout)",
+        "denoising_loss_heldout=self.mean_loss(members)",
+        "measure/test_target_scores.py::test_the_losses_of_both_sides_are_their_own",
+    ),
+    Fault(
+        "a classifier is trained on the images that are held back",
+        "examples[order[: held_back(count)]], examples[order[held_back(count) :]]",
+        "examples[order[: held_back(count)]], examples[order]",
+        "stages/test_surrogate.py::test_images_that_validate_are_not_trained_on",
     ),
     # Networks and training.
     Fault(

@@ -1,5 +1,7 @@
 """Made-up records of results.json: complete ones with defaults, of which a test sets the figures that it is about."""
 
+from msgspec import structs
+
 from side_jax.measure.records import (
     Ahead,
     Cell,
@@ -12,6 +14,7 @@ from side_jax.measure.records import (
     Fit,
     GoodToulmin,
     ImageSet,
+    Likeness,
     Operating,
     Quality,
     Rarefaction,
@@ -23,6 +26,7 @@ from side_jax.measure.records import (
     both_sides,
 )
 from side_jax.memorization.metrics import METRICS, definition
+from side_jax.memorization.statistics import intervals
 
 NOTHING = SideScore(
     ams=0.0,
@@ -40,6 +44,7 @@ def row(attack, scale=0.0, **changes):
     """A row of which, by default, no image matches anything."""
     whole = {"metric": "rmse", "level": "high", "band": (0.0, 0.8), "cumulative": True, "n_generated": 100}
     whole |= both_sides(NOTHING, NOTHING) | {"excess": 0.0, "excess_ci": (-0.01, 0.01), "p_excess": 1.0}
+    whole |= {"unique_excess": 0.0, "unique_excess_ci": (-1.0, 1.0), "p_deficit": 1.0}
     return Row(attack=attack, guidance_scale=scale, **whole | {"p05": 0.5, "p95": 1.0} | changes)
 
 
@@ -96,7 +101,7 @@ def dataset(**changes):
 
 def image_set(images, **changes):
     """One of the sets of an audit of images alone."""
-    return ImageSet(images=images, **{"sha256": "0" * 64, "damaged": 0, "repeats": 0} | changes)
+    return ImageSet(images=images, **{"sha256": "0" * 64, "damaged": 0, "repeats": 0, "colour": False} | changes)
 
 
 def results(rows, **changes):
@@ -114,3 +119,30 @@ def results(rows, **changes):
         "versions": {"side_jax": "0"},
     }
     return Results(**whole | changes)
+
+
+def matched(attack, hits, scale=10.0, held=0, n=1000, **changes):
+    """Images that match members and held-out ones, with excesses and p-values as if different images did."""
+    sides = {}
+    for prefix, count in (("", hits), ("heldout_", held)):
+        bound = None if count else intervals.zero_hits_bound(n, 0.95)
+        interval = intervals.wilson_interval(count, n, 0.95)
+        sides |= {f"{prefix}ams": count / n, f"{prefix}ams_ci": interval, f"{prefix}ams_at_most": bound}
+    interval = intervals.paired_difference_interval(0, hits, held, n - hits - held, 0.95)
+    excess = {"excess": (hits - held) / n, "excess_ci": interval, "unique_excess": min(hits, 50) - min(held, 50)}
+    excess |= {"unique_excess_ci": (excess["unique_excess"] - 8.0, excess["unique_excess"] + 8.0)}
+    p = {"p_excess": intervals.mcnemar(hits, held), "p_deficit": intervals.mcnemar(held, hits)}
+    found = {"unique": min(hits, 50), "heldout_unique": min(held, 50)}
+    return row(attack, scale, n_generated=n, **found, **sides, **excess, **p, **changes)
+
+
+def audit(*rows, **changes):
+    """Results of 128 images on each side, where ten times the images would find 61 members."""
+    whole = results(rows, dataset=dataset(members=128, heldout=128, heldout_used=128))
+    curves = [structs.replace(curve, ahead=structs.replace(curve.ahead, fit=61.4)) for curve in whole.rarefaction]
+    return structs.replace(whole, **{"rarefaction": tuple(curves)} | changes)
+
+
+def likeness(**changes):
+    """Sets of one kind."""
+    return Likeness(**{"heldout_share": 0.0, "heldout_p": 0.5, "samples_share": 0.01} | changes)

@@ -175,13 +175,20 @@ class Brightness(metrics.Metric):
     def references_needed(self):
         return self.levels
 
-    def prepare(self, pixels):
+    def prepare(self, pixels, thinned=1):
         return pixels.mean(axis=(1, 2, 3), dtype=np.float32)
 
-    def compare(self, images, references, limit):
-        apart = np.abs(self.prepare(images.pixels)[:, None] - references.prepared[self.name][None]) / self.levels
+    def apart(self, images, references):
+        return np.abs(self.prepare(images.pixels)[:, None] - references.prepared[self.name][None]) / self.levels
+
+    def nearest(self, images, references):
+        apart = self.apart(images, references)
+        return apart.min(axis=1), apart.argmin(axis=1)
+
+    def pairs(self, images, references, limit):
+        apart = self.apart(images, references)
         pairs = np.argwhere(apart < limit)
-        return metrics.Comparison(apart.min(axis=1), apart.argmin(axis=1), pairs, apart[tuple(pairs.T)])
+        return pairs, apart[tuple(pairs.T)]
 
 
 metrics.METRICS["brightness"] = Brightness  # the table alone, before anything reads it

@@ -17,6 +17,7 @@ from side_jax.pipeline import audit as pipeline
 from side_jax.pipeline import saved_config
 from side_jax.pipeline.resolve import resolve
 from side_jax.report import findings
+from side_jax.report.verdict import verdict as verdict_of
 from side_jax.settings import Settings
 from side_jax.stages import stage_table
 from side_jax.workdir import files
@@ -68,7 +69,7 @@ def audit(config: Config | None, workdir: str | Path, stages: Sequence[str] | No
       >>> import side_jax
       >>> result = side_jax.audit("smoke", "runs/smoke")
       >>> result.verdict
-      'No leak found'
+      'Not decided'
       >>> print(result.report)
       runs/smoke/report/index.html
       >>> sorted({row["metric"] for row in result.rows})
@@ -160,7 +161,7 @@ def _result(results: records.Results | None, confidence: float, folder: Path, re
     """The result: what results.json says, if there is one, and where the files are."""
     verdict, sentences = "", ()
     if results:
-        verdict, _, reasons = findings.verdict(results, confidence)
+        verdict, _, reasons = verdict_of(results, confidence)
         sentences = (*reasons, *findings.sentences(results, confidence))
     report, folder = (Path(path) if files.local(path) else path for path in (report, folder))
     return AuditResult(

@@ -262,7 +262,8 @@ def _write(
     members, heldout = (_side(one, rng) for one in (sets.members, sets.heldout))
     embed = extractors.member_frame(extractor, members.images) if extractor else None
     metrics, e = builders.build_metrics(settings.evaluate), settings.evaluate
-    scorer = Scorer(members.images, heldout.images, metrics, e, seed=settings.seed, embed=embed)
+    members = dataclasses.replace(members, shared=np.isin(members.digests, list(sets.shared)))
+    scorer = Scorer(members.images, heldout.images, metrics, e, seed=settings.seed, embed=embed, shared=members.shared)
     laws, most = embed if e.distribution else None, len(members)
     heldout = heldout.first(most)
     runs = [(RUN, _parts(sets.samples))]
@@ -274,12 +275,16 @@ def _write(
             members=len(members),
             heldout=len(sets.heldout),
             heldout_used=scorer.sizes["heldout"],
+            members_untested=int(members.shared.sum()),
+            member_near_pairs=sets.member_pairs,
             image_shape=members.images.shape[1:],
             heldout_equal_dropped=sets.exact_dropped,
             heldout_near_dropped=sets.near_dropped,
         ),
         sets={
-            name: records.ImageSet(images=len(one), sha256=one.sha256, damaged=len(one.damaged), repeats=repeated)
+            name: records.ImageSet(
+                images=len(one), sha256=one.sha256, damaged=len(one.damaged), repeats=repeated, colour=one.colour
+            )
             for name, one, repeated in zip(LEAST, _sets(sets), repeats, strict=True)
         },
         versions=records.versions(),

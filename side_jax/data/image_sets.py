@@ -31,6 +31,7 @@ class ImageSet:
       names: n different printable strings, see printable.printable.
       hashes: the SHA-256 of each image's pixels.
       damaged: names of the unreadable files, which are left out.
+      colour: whether any of them has colours.
     """
 
     path: str
@@ -38,6 +39,7 @@ class ImageSet:
     names: tuple[str, ...]
     hashes: tuple[str, ...]
     damaged: tuple[str, ...] = ()
+    colour: bool = False
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -72,6 +74,8 @@ class ImageSets:
       heldout: images that the model has not seen, without the dropped ones.
       exact_dropped: number of held-out images that equalled a member.
       near_dropped: number of other held-out images whose distance to a member was below the limit.
+      shared: hashes of the members that dropped held-out images equal or are near to.
+      member_pairs: pairs of different members nearer to each other than the limit.
     """
 
     samples: ImageSet
@@ -79,6 +83,8 @@ class ImageSets:
     heldout: ImageSet
     exact_dropped: int
     near_dropped: int
+    shared: frozenset[str]
+    member_pairs: int
 
 
 def read_sets(
@@ -117,7 +123,8 @@ def read_sets(
         read_set(listing, shape) for listing in listings
     )
     exact = np.isin(unseen.hashes, seen.hashes)
-    near = _near(seen, unseen, exact, np.concatenate([seen_signatures, unseen_signatures]), near_duplicate_rmse)
+    signatures = np.concatenate([seen_signatures, unseen_signatures])
+    near, members_near, member_pairs = _near(seen, unseen, exact, signatures, near_duplicate_rmse)
     if (exact | near).all():
         raise InputError(
             f"every image of {describe('--heldout', heldout)} equals or nearly equals one of "
@@ -129,6 +136,8 @@ def read_sets(
         heldout=unseen.take(np.flatnonzero(~exact & ~near)),
         exact_dropped=int(exact.sum()),
         near_dropped=int(near.sum()),
+        member_pairs=member_pairs,
+        shared=frozenset(seen.hashes[i] for i in np.flatnonzero(members_near)) | set(seen.hashes) & set(unseen.hashes),
     )
 
 
@@ -205,12 +214,19 @@ def read_set(listing: Listing, shape: tuple[int, int, int]) -> tuple[ImageSet, n
         names=listing.names,
         hashes=tuple(hashes),
         damaged=listing.damaged,
+        colour=listing.colour,
     )
     return image_set, signatures
 
 
-def _near(members: ImageSet, heldout: ImageSet, exact: np.ndarray, signatures: np.ndarray, limit: float) -> np.ndarray:
-    """Returns which held-out images, apart from exact copies, are closer to a member than the limit: bool [n].
+def _near(
+    members: ImageSet, heldout: ImageSet, exact: np.ndarray, signatures: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Finds pairs closer than the limit.
+
+    Returns:
+      bool [n], held-out images, apart from exact copies, that are near a member; bool [m], members that these are near
+      to, of equal ones only the first; and the number of pairs of different members.
 
     Args:
       members: the m members.
@@ -219,9 +235,9 @@ def _near(members: ImageSet, heldout: ImageSet, exact: np.ndarray, signatures: n
       signatures: float32 [m + n, k], of the members and the held-out images.
       limit: RMSE, with pixels in [-1, 1].
     """
-    near, start = np.zeros(len(heldout), bool), len(members)
+    near, of, start = np.zeros(len(heldout), bool), np.zeros(len(members), bool), len(members)
     if limit <= 0:
-        return near
+        return near, of, 0
     both = Stream(
         lambda i: members.images[i] if i < start else heldout.images[i - start],
         np.arange(start + len(heldout)),
@@ -231,4 +247,6 @@ def _near(members: ImageSet, heldout: ImageSet, exact: np.ndarray, signatures: n
     different = np.unique(members.hashes, return_index=True)[1]
     for pairs in duplicates.near_pairs(both, signatures, start + np.flatnonzero(~exact), different, limit):
         near[pairs[:, 0] - start] = True
-    return near
+        of[pairs[:, 1]] = True
+    within = duplicates.near_pairs(both, signatures, different, different, limit)
+    return near, of, sum(map(len, within)) // 2  # each pair is found from both of its images

@@ -15,6 +15,7 @@ class Side:
       names: m names for people.
       digests: SHA-256 of each image's pixels, m strings.
       groups: int [m], the identity that each image shows, if the split is by identity; else None.
+      shared: bool [m], members that nearly equal an image which was left out of the held-out ones for it; None: none.
     """
 
     images: np.ndarray
@@ -22,6 +23,7 @@ class Side:
     names: tuple[str, ...]
     digests: tuple[str, ...]
     groups: np.ndarray | None = None
+    shared: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

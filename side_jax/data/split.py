@@ -40,15 +40,17 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
       ones the held-out images; surplus images are left out.
     - With data.heldout_from, members have ids below dataset.heldout_start, and held-out images the other ids.
     - A held-out candidate whose RMSE to any member is below data.near_duplicate_rmse (pixels in [-1, 1]) is moved out,
-      and the next candidate takes its place.
+      and the next candidate takes its place. The member stays, but is marked: a test that compares both sides must
+      leave it out too.
 
     The last result is cached, since a run checks the split before writing it: do not modify it.
 
     Returns:
-      {"members": [{"id", "sha256", "name", "label"}, ...], "heldout": [...], "counts": {...}}. The ids index the
-      dataset, and both lists have the length that the settings ask for. The counts are images_considered,
-      corrupt_skipped, exact_duplicates_left_out, near_duplicates_moved, near_duplicate_pairs_within_members (such pairs
-      weaken criteria that compare the nearest with the second-nearest member), member_labels and heldout_labels.
+      {"members": [{"id", "sha256", "name", "label", "near_moved"}, ...], "heldout": [...], "counts": {...}}. The ids
+      index the dataset, and both lists have the length that the settings ask for; near_moved marks members near a
+      candidate that was moved out. The counts are images_considered, corrupt_skipped, exact_duplicates_left_out,
+      near_duplicates_moved, members_near_moved, near_duplicate_pairs_within_members (such pairs weaken criteria that
+      compare the nearest with the second-nearest member), member_labels and heldout_labels.
 
     Raises:
       InputError: if a side can't be filled, or more images are damaged than data.max_corrupt.
@@ -74,7 +76,7 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
         members, candidates = _by_identity(order, dataset.labels, data, rng)
     else:
         members, candidates = order[: data.num_members], order[data.num_members :]
-    heldout, moved = _heldout(dataset, signatures, members, candidates, data)
+    heldout, moved, near_moved = _heldout(dataset, signatures, members, candidates, data)
     pairs = 0
     if data.near_duplicate_rmse > 0:
         blocks = duplicates.near_pairs(dataset.images, signatures, members, members, data.near_duplicate_rmse)
@@ -86,13 +88,14 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
         ]
 
     return {
-        "members": rows(members),
+        "members": [row | {"near_moved": row["id"] in near_moved} for row in rows(members)],
         "heldout": rows(heldout),
         "counts": {
             "images_considered": len(dataset),
             "corrupt_skipped": len(unreadable),
             "exact_duplicates_left_out": len(usable) - len(first),
             "near_duplicates_moved": moved,
+            "members_near_moved": len(near_moved),
             "near_duplicate_pairs_within_members": pairs,
             "member_labels": len(np.unique(dataset.labels[members])),
             "heldout_labels": len(np.unique(dataset.labels[heldout])),
@@ -136,20 +139,22 @@ def _by_identity(
 
 def _heldout(
     dataset: Dataset, signatures: np.ndarray, members: np.ndarray, candidates: np.ndarray, data: Data
-) -> tuple[np.ndarray, int]:
-    """Returns (the first candidates that are near no member, the number of near candidates before the last one)."""
-    limit, accepted, moved = data.near_duplicate_rmse, np.empty(0, np.int64), 0
+) -> tuple[np.ndarray, int, set[int]]:
+    """Returns (the first candidates near no member, the number of near ones before the last, members near these)."""
+    limit, accepted, moved = data.near_duplicate_rmse, np.empty(0, np.int64), np.empty(0, np.int64)
+    pairs = np.empty((0, 2), np.int64)
     for start in range(0, len(candidates), CANDIDATES):
         block = candidates[start : start + CANDIDATES]
-        near = np.zeros(len(block), bool)
         if limit > 0:
             blocks = duplicates.near_pairs(dataset.images, signatures, block, members, limit)
-            near = np.isin(block, np.concatenate([pairs[:, 0] for pairs in blocks]))
+            pairs = np.concatenate([pairs, *blocks])
+        near = np.isin(block, pairs[:, 0])
         clear = np.flatnonzero(~near)[: data.num_heldout - len(accepted)]
         accepted = np.concatenate([accepted, block[clear]])
-        if len(accepted) == data.num_heldout:
-            return accepted, moved + int(near[: clear[-1]].sum())
-        moved += int(near.sum())
+        full = len(accepted) == data.num_heldout
+        moved = np.concatenate([moved, block[: clear[-1] if full else None][near[: clear[-1] if full else None]]])
+        if full:
+            return accepted, len(moved), set(pairs[np.isin(pairs[:, 0], moved), 1].tolist())
     raise InputError(
         f"config.data.num_heldout = {data.num_heldout}, but only {len(accepted)} of the {len(candidates)} images left "
         f"to hold out differ from every member by an RMSE of config.data.near_duplicate_rmse = {limit:g}; lower that, "

@@ -40,6 +40,11 @@ class Schedule:
         betas = self.betas
         if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError("betas must be a non-empty vector with every value strictly between 0 and 1")
+        if self.alpha_bar[-1] < np.finfo(np.float32).tiny:
+            raise ValueError(
+                f"the betas, {betas[0]:.3g} to {betas[-1]:.3g} in {len(betas)} steps, leave {self.alpha_bar[-1]:.3g} "
+                "of the image's variance at the last step, too little for float32; use fewer steps or smaller betas"
+            )
 
     @property
     def num_timesteps(self) -> int:
@@ -78,7 +83,8 @@ def make_schedule(
       trained_betas: the betas themselves; if not empty, the arguments before prediction_type are ignored.
 
     Raises:
-      ValueError: if the name or the prediction type is unknown, or betas are outside (0, 1).
+      ValueError: if the name or the prediction type is unknown, betas are outside (0, 1), or they leave so little of
+        the image that float32 can't hold it.
     """
     if len(trained_betas):
         betas = np.asarray(trained_betas, np.float64)

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from msgspec import UNSET
 
-from side_jax.attacks.table import PLAIN
+from side_jax.attacks.table import GIVEN, PLAIN
 from side_jax.data.sides import Side
 from side_jax.measure import positive_control, scoring
-from side_jax.measure.records import Cell, CellTest, Distribution, Measured, Rarefaction, Row, Run, SetSizes
+from side_jax.measure.records import Cell, CellTest, Distribution, Likeness, Measured, Rarefaction, Row, Run, SetSizes
 from side_jax.measure.scoring import Embed, RunMatches, Scorer
 from side_jax.memorization.distribution import summary
+from side_jax.memorization.distribution.appearance import appearance
+from side_jax.memorization.statistics import energy
 from side_jax.settings import Evaluate
 from side_jax.workdir import files
 
@@ -55,6 +58,8 @@ def measure(
     extracted: dict[str, np.ndarray] = {}
     sides = [embed(side.images[: len(members)]) for side in (members, heldout)] if embed else []
     plain: RunMatches | None = None
+    looks = [appearance(side.images[: energy.MOST]) for side in (members, heldout)]
+    sampled: list[np.ndarray] = []  # the appearance of plain samples
     with files.atomic(directory / "matches.csv", "w") as file:
         table = csv.writer(file)
         table.writerow(_header(scorer.metrics))
@@ -65,6 +70,8 @@ def measure(
                 if embed and sum(map(np.size, features)) < FEATURES:
                     embedded = embed(part["images"])
                     features.append(embedded)
+                if run.attack in (PLAIN.name, GIVEN.name) and sum(map(len, sampled)) < energy.MOST:
+                    sampled.append(appearance(part["images"][: energy.MOST]))
                 matches.append(scorer.match(part["images"], embedded))
                 table.writerows(_match_rows(run, part, matches[-1], members, heldout, scorer))
             whole = scoring.join(matches)
@@ -86,7 +93,29 @@ def measure(
         thresholds=scorer.thresholds,
         controls=tuple(controls),
         distribution=tuple(distributions),
+        likeness=_likeness(looks, sampled, members, heldout, seed),
     )
+
+
+def _likeness(looks: list[np.ndarray], sampled: list[np.ndarray], members: Side, heldout: Side, seed: int) -> Likeness:
+    """Whether held-out images are like members, and plain samples like either.
+
+    Args:
+      looks: the appearance [n, d] of members and of held-out images.
+      sampled: that of plain samples, in parts.
+      members: the members.
+      heldout: the held-out images.
+      seed: of the permutations.
+    """
+    clear = np.ones(len(looks[0]), bool) if members.shared is None else ~members.shared[: len(looks[0])]
+    groups = None if members.groups is None else (members.groups[: len(clear)][clear], heldout.groups)
+    # Held-out images near a member were left out, so the members near these are too.
+    sides = energy.energy(looks[0][clear], looks[1], groups, seed=seed)
+    # Of what a model copies, the members have most; of what it does not, either side will do.
+    samples = UNSET
+    if sampled:
+        samples = min(energy.energy(np.concatenate(sampled), side, seed=seed).share for side in looks)
+    return Likeness(heldout_share=sides.share, heldout_p=sides.p, samples_share=samples)
 
 
 def _distribution(run: Run, features: Sequence[np.ndarray], sides: Sequence[np.ndarray], seed: int) -> Distribution:

@@ -162,17 +162,41 @@ class Row(Run, frozen=True, kw_only=True):
     heldout_unique: Annotated[
         Count, Meta(description="different held-out images that are the nearest of a matched image")
     ]
-    excess: Annotated[
-        Difference,
-        Meta(description="AMS against as many members as held-out images, minus AMS against these"),
-    ]
-    excess_ci: Annotated[tuple[Difference, Difference], Meta(description="Newcombe 1998, paired")]
-    p_excess: Annotated[Rate, Meta(description="McNemar, one-sided: no more images match members than held-out images")]
     p05: Annotated[
         Amount,
         Meta(description="5th percentile of the nearest member's dissimilarity: the tail of the close images"),
     ]
     p95: Annotated[Amount, Meta(description="95th percentile of the same")]
+    excess: (
+        Annotated[
+            Difference,
+            Meta(
+                description="the share of images that match one of as many members as held-out images, minus the "
+                "share that match one of these, without members near images left out; this and the next "
+                "five are absent beyond the nearest band, and where near duplicates leave a side nothing to test"
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    excess_ci: (
+        Annotated[
+            tuple[Difference, Difference],
+            Meta(description="the wider of Newcombe 1998 over images and a bootstrap over members and held-out images"),
+        ]
+        | UnsetType
+    ) = UNSET
+    unique_excess: (
+        Annotated[float, Meta(description="members that are matched, minus as many as chance would match")] | UnsetType
+    ) = UNSET
+    unique_excess_ci: Annotated[tuple[float, float], Meta(description="likewise, over both")] | UnsetType = UNSET
+    p_excess: (
+        Annotated[
+            Rate,
+            Meta(description="permutations of who is a member, both sides as one set: members are not matched more"),
+        ]
+        | UnsetType
+    ) = UNSET
+    p_deficit: Annotated[Rate, Meta(description="the same: members are not matched less often")] | UnsetType = UNSET
     p_more_images: (
         Annotated[
             Rate,
@@ -238,6 +262,10 @@ class Ahead(Record, frozen=True, kw_only=True):
     fit: Annotated[Amount, Meta(description="by the fitted law")]
     chao: Annotated[Amount, Meta(description="by Chao's estimate, a lower bound")]
     good_toulmin: GoodToulmin
+    chance: (
+        Annotated[Amount, Meta(description="by the law fitted to held-out images: as many as chance would find")]
+        | UnsetType
+    ) = UNSET
 
 
 class Rarefaction(Run, frozen=True, kw_only=True):
@@ -323,6 +351,23 @@ class Distribution(Run, frozen=True, kw_only=True):
     n: SetSizes
 
 
+class Likeness(Record, frozen=True, kw_only=True):
+    """Whether the sets are of one kind: energy distances of their appearance, over the largest value.
+
+    What random splits of both sets have is subtracted, so that sets of one kind have about 0.
+    """
+
+    heldout_share: Annotated[float, Meta(description="of held-out images to members")]
+    heldout_p: Annotated[Rate, Meta(description="permutations: members and held-out images are one random split")]
+    samples_share: (
+        Annotated[
+            float,
+            Meta(description="of plain samples, or those given, to the nearer of both sides; absent without them"),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
 class Dataset(Record, frozen=True, kw_only=True):
     """The images that the audit compares with."""
 
@@ -332,6 +377,23 @@ class Dataset(Record, frozen=True, kw_only=True):
     heldout_used: Annotated[Count, Meta(description="as the control, no more than members")]
     image_shape: Annotated[tuple[Count, ...], Meta(description="height, width, channels")]
     split_sha256: Annotated[str, Meta(description="of train/split.json; absent for images alone")] | UnsetType = UNSET
+    members_untested: Annotated[
+        Count,
+        Meta(
+            description="members that nearly equal an image left out of the held-out ones; they take no part in the "
+            "test of the excess"
+        ),
+    ] = 0
+    groups: (
+        Annotated[
+            tuple[Count, Count],
+            Meta(description="identities among members and held-out images; absent where the split is by image"),
+        ]
+        | UnsetType
+    ) = UNSET
+    member_near_pairs: Annotated[
+        Count, Meta(description="pairs of members that nearly equal each other; d1 / d2 does not see copies of them")
+    ] = 0
     heldout_equal_dropped: (
         Annotated[Count, Meta(description="held-out images left out because they equal a member; images alone")]
         | UnsetType
@@ -469,6 +531,7 @@ class ImageSet(Record, frozen=True, kw_only=True):
     sha256: Annotated[str, Meta(description="of all pixels")]
     damaged: Annotated[Count, Meta(description="files left out because they can't be read")]
     repeats: Annotated[Count, Meta(description="images that equal an earlier one")]
+    colour: Annotated[bool, Meta(description="whether any has colours; grey images are compared with coloured ones")]
 
 
 class Measured(Record, frozen=True, kw_only=True):
@@ -489,6 +552,7 @@ class Measured(Record, frozen=True, kw_only=True):
         ),
     ]
     distribution: Annotated[tuple[Distribution, ...], Meta(description="each run's images as a distribution")]
+    likeness: Likeness | UnsetType = UNSET
 
 
 class Results(Measured, frozen=True, kw_only=True):

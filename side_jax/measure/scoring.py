@@ -1,7 +1,8 @@
 """Scores generated images from any source against members and, as the control, against equally many held-out images.
 
-Every score is taken three times: against all members, against the held-out images, and against as many members as there
-are held-out images, so that the excess (members minus held-out) compares like with like. Besides the thresholds of the
+Every score is taken three times: against all members, against the held-out images, and against both as one set. The
+last says whether members are matched more often than chance allows (statistics/permutation.py): it treats both sides
+alike, and members that nearly equal an image left out of the held-out ones take no part. Besides the thresholds of the
 settings, one threshold for each metric is calibrated on half of the held-out images, so that a fresh image of their
 kind matches a member at most at a stated rate; the other half measures that rate.
 """
@@ -9,6 +10,7 @@ kind matches a member at most at a stated rate; the other half measures that rat
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from msgspec import UNSET
@@ -26,12 +28,15 @@ from side_jax.measure.records import (
     Threshold,
     both_sides,
 )
-from side_jax.memorization.matching import Matches, Score, joined, match, references
-from side_jax.memorization.metrics import Metric, definition
+from side_jax.memorization.matching import Matches, Score, joined, match, match_both, references
+from side_jax.memorization.metrics import Metric, definition, shared_search
 from side_jax.memorization.statistics import intervals, rarefaction
+from side_jax.memorization.statistics.excess import excess
+from side_jax.memorization.statistics.permutation import permutation_test
 from side_jax.settings import Evaluate
 
-SIDES = ("members", "heldout", "equal")  # equal: as many members as there are held-out images
+SIDES = ("members", "heldout", "both")  # both: as one set of references, nearest ones only
+TESTED = ("high", "calibrated")  # levels whose excess is tested
 MANY = 10  # estimates of what more images would find are for this many times the images
 
 Embed = Callable[[np.ndarray], np.ndarray]  # images uint8 [n, h, w, c] -> features float32 [n, d]
@@ -50,7 +55,8 @@ class Scorer:
         *,
         seed: int,
         embed: Embed | None = None,
-        groups: np.ndarray | None = None,
+        groups: tuple[np.ndarray, np.ndarray] | None = None,
+        shared: np.ndarray | None = None,
     ):
         """Prepares the sides and calibrates.
 
@@ -61,16 +67,25 @@ class Scorer:
           settings: confidence and false-match rate.
           seed: of the halves.
           embed: features, for metrics that need them.
-          groups: int [k], of the held-out images; images of one group are in one half.
+          groups: int [m] and int [k], of members and held-out images, without a common one; images of one group are in
+            one half, and on one side in the test of the excess. None: each image is alone.
+          shared: bool [m], members that nearly equal an image that was left out of the held-out ones; None: none.
         """
         self._metrics, self._settings, self._seed = metrics, settings, seed
         self._embed = embed if any(metric.needs_features for metric in metrics) else None
-        prepare = lambda images: references(images, metrics, self._features(images))  # noqa: E731
-        self._sides = {"members": prepare(members), "heldout": prepare(heldout[: len(members)])}
-        fewer = len(heldout) < len(members)
-        self._sides["equal"] = prepare(members[: len(heldout)]) if fewer else self._sides["members"]
+        images = {"members": members, "heldout": heldout[: len(members)]}
+        features = {name: self._features(side) for name, side in images.items()}
+        images["both"] = np.concatenate(list(images.values()))
+        features["both"] = np.concatenate(list(features.values())) if self._embed else None
+        self._thinned = round(len(images["both"]) / len(members))
+        thinned = {"members": 1, "heldout": 1, "both": self._thinned}
+        self._sides = {name: references(images[name], metrics, features[name], by) for name, by in thinned.items()}
         self.sizes = {name: len(side) for name, side in self._sides.items()}
-        self.thresholds = self._calibrate(heldout, groups)
+        self._is_member = np.arange(self.sizes["both"]) < len(members)
+        self._tested = ~self._is_member
+        self._tested[: len(members)] = True if shared is None else ~shared
+        self._groups = None if groups is None else np.concatenate(groups)[: self.sizes["both"]]
+        self.thresholds = self._calibrate(heldout, None if groups is None else groups[1])
         self._limits = {name: threshold.below for name, threshold in self.thresholds.items() if threshold.below}
 
     def _features(self, images: np.ndarray) -> np.ndarray | None:
@@ -94,10 +109,17 @@ class Scorer:
     def match(self, images: np.ndarray, features: np.ndarray | None = None) -> RunMatches:
         """The matches of images uint8 [n, h, w, c] on every side; features that are given are not computed again."""
         features = self._features(images) if features is None else features
-        options = {"metrics": self._metrics, "features": features, "limits": self._limits}
-        matches = {name: match(images, self._sides[name], **options) for name in ("members", "heldout")}
-        same = self._sides["equal"] is self._sides["members"]
-        return matches | {"equal": matches["members"] if same else match(images, self._sides["equal"], **options)}
+        sides = {name: self._sides[name] for name in ("members", "heldout")}
+        found = {name: shared_search(images, side.pixels, self._metrics, self._thinned) for name, side in sides.items()}
+        options = {"metrics": self._metrics, "features": features}
+        matches = {
+            name: match(images, side, **options, limits=self._limits, neighbors=found[name])
+            for name, side in sides.items()
+        }
+        sizes = [len(side) for side in sides.values()]
+        options |= {"neighbors": list(found.values()), "sizes": sizes, "thinned": self._thinned}
+        both = match_both(images, self._sides["both"], **options)
+        return matches | {"both": both}
 
     def against_members(self, images: np.ndarray) -> Iterator[tuple[str, str, tuple[float, float], Matches]]:
         """(metric, "high" or "calibrated", band, matches with members) of images uint8 [n, h, w, c]."""
@@ -142,7 +164,6 @@ class Scorer:
         """One row; rates are fractions in [0, 1]."""
         score = {side: matches.score(band) for side, matches in sides.items()}
         members, heldout = (self._side(score[side], sides[side].incidence(band)) for side in ("members", "heldout"))
-        cells = _cells(score["equal"].matched, score["heldout"].matched)
         p_images, p_members = _ahead(score["members"], plain.score(band)) if plain else (UNSET, UNSET)
         false_matches = {}
         if threshold:
@@ -160,10 +181,7 @@ class Scorer:
             cumulative=band[0] == 0,
             n_generated=len(score["members"].matched),
             **both_sides(members, heldout),
-            # Of as many members as held-out images, both matched by the same generated images.
-            excess=score["equal"].ams - score["heldout"].ams,
-            excess_ci=intervals.paired_difference_interval(*cells, self._settings.confidence),
-            p_excess=intervals.mcnemar(*cells[1:3]),
+            **(self._excess(score) if level in TESTED else {}),
             # All are dissimilarities: the tail of the close ones is the lower one, and p05 its mark.
             p05=float(np.percentile(sides["members"].value, 5)),
             p95=float(np.percentile(sides["members"].value, 95)),
@@ -171,6 +189,30 @@ class Scorer:
             p_more_members=p_members,
             **false_matches,
         )
+
+    def _excess(self, score: dict[str, Score]) -> dict[str, Any]:
+        """The fields of a row about the excess; none if either side has no reference in the test."""
+        size = self.sizes["members"]
+        tested = {"members": self._tested[:size], "heldout": self._tested[size:], "both": self._tested}
+        if not (tested["members"].any() and tested["heldout"].any()):
+            return {}
+        groups = None if self._groups is None else {"members": self._groups[:size], "heldout": self._groups[size:]}
+        sides = [
+            (score[name].extracted[tested[name]], score[name].matched & tested[name][score[name].nearest])
+            for name in ("members", "heldout")
+        ]
+        of_sides = None if groups is None else tuple(of[tested[name]] for name, of in groups.items())
+        found = excess(*sides, self._settings.confidence, of_sides)
+        of_both = None if self._groups is None else self._groups[self._tested]
+        more, fewer = permutation_test(score["both"].extracted[self._tested], self._is_member[self._tested], of_both)
+        return {
+            "excess": found.images,
+            "excess_ci": found.images_interval,
+            "unique_excess": found.members,
+            "unique_excess_ci": found.members_interval,
+            "p_excess": more,
+            "p_deficit": fewer,
+        }
 
     def _side(self, score: Score, incidence: np.ndarray) -> SideScore:
         n, confidence = len(score.matched), self._settings.confidence
@@ -215,7 +257,8 @@ class Scorer:
     def rarefied(self, run: Run, matches: RunMatches) -> Rarefaction:
         """How many members remain to be found, by the first metric, and what MANY times the images would bring."""
         score = self.headline(matches)
-        return rarefied(run, score.extracted, len(score.matched), self._settings.confidence)
+        false = matches["heldout"][0].score(self.bands[0]).extracted
+        return rarefied(run, score.extracted, len(score.matched), self._settings.confidence, false)
 
 
 def join(parts: Sequence[RunMatches]) -> RunMatches:
@@ -225,7 +268,7 @@ def join(parts: Sequence[RunMatches]) -> RunMatches:
     }
 
 
-def rarefied(run: Run, counts: np.ndarray, num_images: int, confidence: float) -> Rarefaction:
+def rarefied(run: Run, counts: np.ndarray, num_images: int, confidence: float, false: np.ndarray) -> Rarefaction:
     """A rarefaction curve, its fit, and estimates of what is unseen.
 
     Args:
@@ -233,7 +276,9 @@ def rarefied(run: Run, counts: np.ndarray, num_images: int, confidence: float) -
       counts: int64 [m], the generated images that extract each member.
       num_images: N_G.
       confidence: of Chao's interval.
+      false: int64 [k], the generated images that match each held-out image.
     """
+    by_chance = rarefaction.fit(false, num_images).expected([MANY * num_images])[0] * len(counts) / len(false)
     sizes = np.unique(np.geomspace(1, num_images, 40).round().astype(np.int64))
     ahead = np.unique(np.geomspace(1, MANY * num_images, 60).round().astype(np.int64))
     fit = rarefaction.fit(counts, num_images)
@@ -248,13 +293,9 @@ def rarefied(run: Run, counts: np.ndarray, num_images: int, confidence: float) -
             fit=fit.expected([MANY * num_images])[0],
             chao=rarefaction.extrapolate(counts, num_images, MANY),
             good_toulmin=GoodToulmin(**dataclasses.asdict(rarefaction.good_toulmin(counts, MANY))),
+            chance=by_chance,
         ),
     )
-
-
-def _cells(first: np.ndarray, second: np.ndarray) -> tuple[int, int, int, int]:
-    """How many are in both, in the first only, in the second only, in neither: bool [n] each."""
-    return tuple(int(x.sum()) for x in (first & second, first & ~second, ~first & second, ~first & ~second))
 
 
 def _ahead(run: Score, plain: Score) -> tuple[float, float]:

@@ -95,13 +95,17 @@ class Matches:
         return self.pairs[(self.pair_value >= band[0]) & (self.pair_value < band[1])]
 
 
-def references(pixels: np.ndarray, metrics: Sequence[Metric], features: np.ndarray | None = None) -> References:
+def references(
+    pixels: np.ndarray, metrics: Sequence[Metric], features: np.ndarray | None = None, thinned: int = 1
+) -> References:
     """Prepares a reference set for `match`: images [m, h, w, c], and features float32 [m, d] where a metric needs them.
+
+    A set for `match_both` is thinned by as much as there.
 
     Raises:
       ValueError: if there are fewer references than a metric needs.
     """
-    prepared = {metric.name: metric.prepare(pixels) for metric in metrics}
+    prepared = {metric.name: metric.prepare(pixels, thinned) for metric in metrics}
     return References(pixels=pixels, features=features, prepared=prepared)
 
 
@@ -112,6 +116,7 @@ def match(
     *,
     features: np.ndarray | None = None,
     limits: dict[str, float] | None = None,
+    neighbors: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[Matches]:
     """Compares generated images with a reference set, one result for each metric.
 
@@ -121,8 +126,9 @@ def match(
       metrics: what to compute; at most one of each name.
       features: float32 [n, d], of the images.
       limits: up to which value pairs are kept, for each name; by default, and at least, to the farthest band's end.
+      neighbors: of metrics.shared_search with the same references; None: searched here.
     """
-    neighbors = shared_search(pixels, among.pixels, metrics)
+    neighbors = neighbors or shared_search(pixels, among.pixels, metrics)
     images = Images(pixels=pixels, features=features, neighbors=neighbors)
     results = []
     for metric in metrics:
@@ -143,6 +149,43 @@ def _with_nearest(compared: Comparison, num_references: int) -> Matches:
         pair_value=np.concatenate([value, pair_value[others]]).astype(np.float32),
         num_references=num_references,
     )
+
+
+def match_both(
+    pixels: np.ndarray,
+    both: References,
+    metrics: Sequence[Metric],
+    neighbors: Sequence[tuple[np.ndarray, np.ndarray]],
+    sizes: Sequence[int],
+    *,
+    features: np.ndarray | None = None,
+    thinned: int = 1,
+) -> list[Matches]:
+    """Compares generated images with several reference sets as one: nearest references only, from searches of each set.
+
+    Together, the sets lie denser than each. A metric that looks at several neighbours would find fewer matches, so that
+    it gets the nearest one and then every `thinned`-th: about as far away as those of one set.
+
+    Args:
+      pixels: as for `match`.
+      both: the references of all sets, one set after the other.
+      metrics: as for `match`.
+      neighbors: of metrics.shared_search with each set, thinned by as much.
+      sizes: number of references of each set.
+      features: as for `match`.
+      thinned: the references of all sets over those of one.
+    """
+    starts = np.cumsum([0, *sizes])[:-1]
+    distances = np.concatenate([distance for distance, _ in neighbors], axis=1)
+    index = np.concatenate([one + start for (_, one), start in zip(neighbors, starts, strict=True)], axis=1)
+    order = np.argsort(distances, axis=1, kind="stable")[:, ::thinned]
+    merged = np.take_along_axis(distances, order, 1), np.take_along_axis(index, order, 1)
+    images = Images(pixels=pixels, features=features, neighbors=merged)
+    no_pairs = np.empty((0, 2), np.int64), np.empty(0, np.float32)
+    return [
+        _with_nearest(Comparison(*metric.nearest(images, both), *no_pairs), num_references=len(both))
+        for metric in metrics
+    ]
 
 
 def joined(parts: list[Matches]) -> Matches:

@@ -1,7 +1,7 @@
 """Metrics: dissimilarities of a generated image and a reference image (a member, or a held-out image as the control).
 
-A metric is one class of METRICS: its fields are its settings, `compare` computes it, and `explanation` is what the
-report says about it. With i a generated image, j a reference, and images in [-1, 1]:
+A metric is one class of METRICS: its fields are its settings, `nearest` and `pairs` compute it, and `explanation` is
+what the report says about it. With i a generated image, j a reference, and images in [-1, 1]:
 
     rmse            l2(i, j), the root mean squared difference                                     (1)
     normalized_l2   l2(i, j) / (alpha * mean of the n smallest l2(c, .))                           (2)
@@ -199,13 +199,24 @@ class Metric:
         fields = ((field.metadata["recorded"], field) for field in cls.settings())
         return {key or field.name: field for key, field in fields if key is not None}
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """What it needs to know about references, pixels [m, h, w, c], whatever they are compared with; or nothing."""
+    def prepare(self, pixels: np.ndarray, thinned: int = 1) -> np.ndarray:
+        """What it needs to know about references, pixels [m, h, w, c], whatever they are compared with; or nothing.
+
+        Of references that lie `thinned` times as dense as usual, it reads every so many of the neighbours.
+        """
         return np.empty(0)
+
+    def nearest(self, images: Images, references: References) -> tuple[np.ndarray, np.ndarray]:
+        """The dissimilarity of every image to its nearest reference, float32 [n], and that reference, int64 [n]."""
+        raise NotImplementedError
+
+    def pairs(self, images: Images, references: References, limit: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every pair whose value is below the limit, of all or of each image: int64 [p, 2], (image, reference); [p]."""
+        raise NotImplementedError
 
     def compare(self, images: Images, references: References, limit: float) -> Comparison:
         """Compares every image with every reference; pairs are kept below the limit."""
-        raise NotImplementedError
+        return Comparison(*self.nearest(images, references), *self.pairs(images, references, limit))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,10 +229,15 @@ class Rmse(Metric):
     explanation = "root mean squared difference of pixels in [-1, 1]"
     searched = 1
 
-    def compare(self, images: Images, references: References, limit: float) -> Comparison:
-        """As Metric.compare; images hold the shared search."""
+    def nearest(self, images: Images, references: References) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.nearest; images hold the shared search."""
+        distances, index = images.neighbors
+        return distances[:, 0], index[:, 0]
+
+    def pairs(self, images: Images, references: References, limit: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.pairs."""
         unit = np.ones(len(images.pixels), np.float32)
-        return _compare_distances(images, references, limit, unit, lambda pairs: np.ones(len(pairs), np.float32), unit)
+        return _pairs(images, references, limit, lambda pairs: np.ones(len(pairs), np.float32), unit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,27 +277,42 @@ class NormalizedL2(Metric):
         """A member is no neighbour of itself."""
         return self.neighbors + (self.around == "member")
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+    def prepare(self, pixels: np.ndarray, thinned: int = 1) -> np.ndarray:
         """The denominator of each reference, float32 [m], around members; nothing around generated images."""
         if self.around == "generated":
             return np.empty(0)
-        distances, index = exact_search.nearest(pixels, pixels, self.neighbors + 1)
+        distances, index = exact_search.nearest(pixels, pixels, thinned * self.neighbors + 1)
         # Itself is at distance 0, but not always first: an equal image of a lower index comes before it.
         itself = index == np.arange(len(pixels))[:, None]
         itself[~itself.any(axis=1), 0] = True  # so many copies that it is not listed; they are all at distance 0
-        others = distances[~itself].reshape(len(pixels), -1)
+        others = distances[~itself].reshape(len(pixels), -1)[:, thinned - 1 :: thinned]
         return np.float32(self.alpha) * others.mean(axis=1)
 
-    def compare(self, images: Images, references: References, limit: float) -> Comparison:
-        """As Metric.compare; images hold the shared search."""
+    def nearest(self, images: Images, references: References) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.nearest; images hold the shared search."""
         distances, index = images.neighbors
         if self.around == "generated":
-            unit = np.float32(self.alpha) * distances[:, : self.neighbors].mean(axis=1)
-            return _compare_distances(images, references, limit, unit, lambda pairs: unit[pairs[:, 0]], unit)
+            return _over(distances[:, 0], self._unit(images)), index[:, 0]
+        # Another member than the nearest by RMSE has the smallest value if its neighbours are far enough from it.
+        value, nearest = _over(distances[:, 0], references.prepared[self.name][index[:, 0]]), index[:, 0].copy()
+        pairs, better = self.pairs(images, references, value)
+        order = np.lexsort((pairs[:, 1], better, pairs[:, 0]))
+        image, first = np.unique(pairs[order, 0], return_index=True)
+        value[image], nearest[image] = better[order][first], pairs[order][first, 1]
+        return value, nearest
+
+    def pairs(self, images: Images, references: References, limit: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.pairs; images hold the shared search."""
+        if self.around == "generated":
+            unit = self._unit(images)
+            return _pairs(images, references, limit, lambda pairs: unit[pairs[:, 0]], unit)
         spread = references.prepared[self.name]
         farthest = np.full(len(images.pixels), spread.max(initial=0))
-        unit = spread[index[:, 0]]
-        return _compare_distances(images, references, limit, unit, lambda pairs: spread[pairs[:, 1]], farthest)
+        return _pairs(images, references, limit, lambda pairs: spread[pairs[:, 1]], farthest)
+
+    def _unit(self, images: Images) -> np.ndarray:
+        """The yardstick of each image, float32 [n], where it is the generated image's."""
+        return np.float32(self.alpha) * images.neighbors[0][:, : self.neighbors].mean(axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,12 +336,16 @@ class TiledL2(Metric):
         """Tiles are of equal size."""
         return self.grid
 
-    def compare(self, images: Images, references: References, limit: float) -> Comparison:
-        """As Metric.compare, by a search of its own."""
-        both, measure = (images.pixels, references.pixels), "tiled_l2"
-        distances, index = exact_search.nearest(*both, 1, measure=measure, grid=self.grid)
-        pairs = exact_search.pairs_below(*both, limit, measure=measure, grid=self.grid)
-        return Comparison(distances[:, 0], index[:, 0], *pairs)
+    def nearest(self, images: Images, references: References) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.nearest, by a search of its own."""
+        sets = images.pixels, references.pixels
+        distances, index = exact_search.nearest(*sets, 1, measure="tiled_l2", grid=self.grid)
+        return distances[:, 0], index[:, 0]
+
+    def pairs(self, images: Images, references: References, limit: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.pairs."""
+        sets = images.pixels, references.pixels
+        return exact_search.pairs_below(*sets, limit, measure="tiled_l2", grid=self.grid)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -323,11 +358,14 @@ class DistanceRatio(Metric):
     below = RATIO_BELOW
     searched = 2
 
-    def compare(self, images: Images, references: References, limit: float) -> Comparison:
-        """As Metric.compare; images hold the shared search."""
+    def nearest(self, images: Images, references: References) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.nearest; images hold the shared search."""
         distances, index = images.neighbors
-        no_pairs = np.empty((0, 2), np.int64), np.empty(0, np.float32)
-        return Comparison(distance_ratio(distances), index[:, 0], *no_pairs)
+        return distance_ratio(distances), index[:, 0]
+
+    def pairs(self, images: Images, references: References, limit: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """None."""
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -350,11 +388,15 @@ class Cosine(Metric):
         """Of the dissimilarity."""
         return 1 - self.above
 
-    def compare(self, images: Images, references: References, limit: float) -> Comparison:
-        """As Metric.compare, by the features of both."""
+    def nearest(self, images: Images, references: References) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.nearest, by the features of both."""
         similarity, index = exact_search.nearest(images.features, references.features, 1, measure="cosine")
+        return 1 - similarity[:, 0], index[:, 0]
+
+    def pairs(self, images: Images, references: References, limit: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As Metric.pairs, by the features of both."""
         pairs, alike = exact_search.pairs_below(images.features, references.features, 1 - limit, measure="cosine")
-        return Comparison(1 - similarity[:, 0], index[:, 0], pairs, 1 - alike)
+        return pairs, 1 - alike
 
 
 METRICS: dict[str, type[Metric]] = {
@@ -384,39 +426,40 @@ def distance_ratio(distances: np.ndarray) -> np.ndarray:
 
 
 def shared_search(
-    pixels: np.ndarray, references: np.ndarray, metrics: Sequence[Metric]
+    pixels: np.ndarray, references: np.ndarray, metrics: Sequence[Metric], thinned: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The one search by RMSE that all metrics share, for Images.neighbors."""
+    """The one search by RMSE that all metrics share, for Images.neighbors.
+
+    With more than one such set, whose neighbours are merged and thinned to every so many, each is searched deeper; of
+    few references, all are found.
+    """
     k = max((metric.searched for metric in metrics), default=0)
     if k:
-        return exact_search.nearest(pixels, references, k)
+        return exact_search.nearest(pixels, references, max(k, min(1 + thinned * (k - 1), len(references))))
     return np.empty((len(pixels), 0), np.float32), np.empty((len(pixels), 0), np.int64)
 
 
-def _compare_distances(
+def _pairs(
     images: Images,
     references: References,
-    limit: float,
-    unit: np.ndarray,
+    limit: float | np.ndarray,
     pair_unit: Callable[[np.ndarray], np.ndarray],
     farthest: np.ndarray,
-) -> Comparison:
-    """RMSE over a unit.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs whose RMSE over a unit is below a limit, and the values.
 
     Args:
-      images: with the shared search.
-      references: of that search.
-      limit: of the pairs' values.
-      unit: float32 [n], of each image and its nearest reference.
+      images: what is compared.
+      references: with these.
+      limit: of the pairs' values, of all or of each image.
       pair_unit: the units, float32 [p], of pairs [p, 2].
       farthest: float32 [n], the largest unit of any pair of each image.
     """
-    distances, index = images.neighbors
     far: Any = limit * farthest.astype(np.float64)
     pairs, distance = exact_search.pairs_below(images.pixels, references.pixels, far)
     value = _over(distance, pair_unit(pairs))
-    keep = value < limit
-    return Comparison(_over(distances[:, 0], unit), index[:, 0], pairs[keep], value[keep])
+    keep = value < np.broadcast_to(limit, len(images.pixels))[pairs[:, 0]]
+    return pairs[keep], value[keep]
 
 
 def _over(distance: np.ndarray, unit: np.ndarray | np.float32) -> np.ndarray:

@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from side_jax.attacks.table import get_attack
 from side_jax.measure.records import Control, Rarefaction, Results, Row
-from side_jax.report import findings, matches, plots
+from side_jax.report import matches, phrases, plots
 from side_jax.report.matches import Columns
 from side_jax.report.plots import ClusterYield
 
@@ -41,7 +41,7 @@ def figures(results: Results, columns: Columns) -> list[Drawn]:
       results: of the audit.
       columns: matches.csv.
     """
-    rows = findings.headline(results)
+    rows = phrases.headline(results)
     best = matches.shown(rows)
     titles = {matches.title(row) for row in best}
     curves = {title: one for one in results.rarefaction if (title := matches.title(one)) in titles}
@@ -148,7 +148,7 @@ def _yields(columns: Columns, best: list[Row]) -> Drawn | None:
 
 def _sensitivity(controls: Sequence[Control]) -> Drawn:
     false = ", ".join(
-        f"{control.metric} {findings.percent(control.found)}"
+        f"{control.metric} {phrases.percent(control.found)}"
         for control in controls
         if control.strength is None and control.level == "high"
     )

@@ -1,175 +1,13 @@
-"""The results of an audit in sentences: the verdict and the findings."""
+"""The results of an audit in sentences, and the text that a command prints at its end."""
 
 from collections.abc import Sequence
 
 from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, get_attack
-from side_jax.measure.records import Results, Row, Run, SideScore
-from side_jax.memorization.statistics.intervals import difference_interval, mcnemar
+from side_jax.measure.records import Results, Row
+from side_jax.memorization.statistics.intervals import difference_interval
 from side_jax.report import divergence_text
-
-
-def percent(rate: float) -> str:
-    """A rate in [0, 1] for people: 0.0254 -> 2.54%."""
-    return f"{100 * rate:.2f}%"
-
-
-def points(low: float, high: float) -> str:
-    """An interval of a difference of rates: percentage points with their signs."""
-    return f"{100 * low:+.2f} to {100 * high:+.2f}"
-
-
-def share(side: SideScore) -> str:
-    """AMS with its interval; where nothing matched, the upper bound that this leaves."""
-    if side.ams_at_most is not None:
-        return f"0 (at most {percent(side.ams_at_most)})"
-    low, high = side.ams_ci
-    return f"{percent(side.ams)} ({percent(low)} to {percent(high)})"
-
-
-def headline(results: Results) -> list[Row]:
-    """The rows of the first metric's nearest band."""
-    return [row for row in results.rows if row.metric == results.rows[0].metric and row.level == "high"]
-
-
-def best(rows: Sequence[Row], attack: str) -> Row | None:
-    """The row of an attack's run with the highest AMS; on ties the smaller scale, then the earlier run."""
-    candidates = [row for row in rows if row.attack == attack]
-    return max(candidates, key=lambda row: (row.ams, -row.guidance_scale), default=None)
-
-
-def attack_rows(rows: list[Row]) -> list[Row]:
-    """The rows of attacks; those of controls only where there is nothing else."""
-    return [row for row in rows if not get_attack(row.attack).control] or rows
-
-
-def run_phrase(run: Run) -> str:
-    """The attack, for people."""
-    name, key = get_attack(run.attack).phrase, run.key
-    if key.start:
-        origin = run_phrase(Run(attack=key.start, guidance_scale=key.scale)) if key.start_run else "Gaussian noise"
-        return f"{name} from {origin} ({key.rounds} rounds at noise {key.noise:g})"
-    return name + (f" at guidance scale {run.guidance_scale:g}" if run.guidance_scale else "")
-
-
-def _from_elsewhere(run: Run) -> bool:
-    """Whether the images came from elsewhere, and no attack of ours made them."""
-    return run.attack == GIVEN.name
-
-
-def image_phrase(row: Row) -> str:
-    """The images of a run, for people."""
-    n = f"{row.n_generated:,}"
-    return f"the {n} samples given" if _from_elsewhere(row) else f"{n} images by {run_phrase(row)}"
-
-
-def _match(count: int) -> str:
-    return f"{count:,} match{'es' if count == 1 else ''}"
-
-
-def verdict(results: Results, confidence: float) -> tuple[str, str, tuple[str, str]]:
-    """(status, tone, two sentences).
-
-    A leak is found where, of an attack's images, more match a member than match one of equally many held-out images,
-    beyond chance: McNemar's one-sided exact test of the same images against both sides, at the level 1 - confidence
-    over the number of attacks and scales that were tried (Bonferroni).
-    """
-    rows = attack_rows(headline(results))
-    top = min(rows, key=lambda row: (row.p_excess, -row.excess))
-    hits, held = (round(rate * top.n_generated) for rate in (top.ams, top.heldout_ams))
-    if top.p_excess * len(rows) < 1 - confidence:
-        return "Leaks", "alarm", _leak(results, rows, top, confidence)
-    if wrong := _wrong_sets(rows, results.dataset.heldout_used, confidence):
-        return "Not decided", "unsure", wrong
-    if not hits and not held:
-        return "No leak found", "calm", _nothing_found(rows, top, confidence)
-    return "Not decided", "unsure", _undecided(results, top, hits, held)
-
-
-def _leak(results: Results, rows: list[Row], top: Row, confidence: float) -> tuple[str, str]:
-    """Two sentences: the attack that stands out most, and the most members that one attack extracted."""
-    members, unseen = results.dataset.members, results.dataset.heldout_used
-    hits, held = (round(rate * top.n_generated) for rate in (top.ams, top.heldout_ams))
-    equal = "against as many training images " if unseen < members else ""
-    first = (
-        f"The model leaks images that it was trained on: of {image_phrase(top)}, {hits:,} ({percent(top.ams)}) "
-        f"{'matches' if hits == 1 else 'match'} a training image, and {_match(held)} one of {unseen:,} comparable "
-        f"images that it never saw; {equal}the excess is {100 * top.excess:.2f} percentage points "
-        f"({100 * confidence:g}% interval {points(*top.excess_ci)})."
-    )
-    strongest = max(rows, key=lambda row: row.unique)
-    attack = "" if _from_elsewhere(strongest) else f" by {run_phrase(strongest)}"
-    more = _more(results, strongest)
-    return first, f"{strongest.unique:,} of its {members:,} training images were extracted{attack}{more}."
-
-
-def _nothing_found(rows: list[Row], top: Row, confidence: float) -> tuple[str, str]:
-    """Two sentences where no image of any attack matches: the upper bound, and what it holds for."""
-    bound = percent(top.ams_at_most or 0.0)
-    first = (
-        f"No training image was found: none of {image_phrase(top)} matches one, so that with {100 * confidence:g}% "
-        f"confidence at most {bound} of such images do."
-    )
-    if _from_elsewhere(top):
-        return first, (
-            "This holds for images made as these were, for this number of them and this measure of likeness; more "
-            "images, or an attack on the model itself, may find some."
-        )
-    return first, (
-        f"This holds for {_listed(rows)}, for this number of images and this measure of likeness; other attacks, "
-        "or more images, may find some."
-    )
-
-
-def _undecided(results: Results, top: Row, hits: int, held: int) -> tuple[str, str]:
-    """Two sentences where chance explains the excess."""
-    members, unseen = results.dataset.members, results.dataset.heldout_used
-    among = "as many" if unseen == members else f"{unseen:,}"
-    first = (
-        f"Whether the model leaks training images is not decided: of {image_phrase(top)}, {_match(hits)} a training "
-        f"image, but {_match(held)} one of {among} images that it never saw, and chance explains the difference."
-    )
-    if not held:
-        return first, "So few matches allow no conclusion; draw more images."
-    return first, (
-        "Matches of images that the model never saw show that this measure takes mere similarity for copying here. "
-        "Draw more images, or choose a stricter threshold and audit again."
-    )
-
-
-def _wrong_sets(rows: list[Row], unseen: int, confidence: float) -> tuple[str, str] | None:
-    """Two sentences where an attack's images match held-out images more than members, beyond chance; else None.
-
-    McNemar's test as in `verdict`, the other way round; no image is taken to match both sides, which is conservative.
-    """
-    row = min(rows, key=lambda row: row.excess)
-    rates = row.heldout_ams, row.ams, row.excess + row.heldout_ams
-    held, hits, equal = (round(rate * row.n_generated) for rate in rates)
-    if mcnemar(held, equal) * len(rows) >= 1 - confidence:
-        return None
-    few = f"only {_match(hits)}" if hits else "none matches"
-    first = (
-        f"Something is wrong with the sets: of {image_phrase(row)}, {_match(held)} one of {unseen:,} images that the "
-        f"model should never have seen, but {few} a training image; chance does not explain that."
-    )
-    second = (
-        "Before you conclude anything, check that members and held-out images are not swapped, and that the model was "
-        "not trained on the held-out images, or on near copies of them."
-    )
-    return first, second
-
-
-def _listed(rows: list[Row]) -> str:
-    names = list(dict.fromkeys(get_attack(row.attack).phrase for row in rows))
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
-
-
-def _more(results: Results, run: Run) -> str:
-    """How many members ten times the images would extract, by the fit of the rarefaction curve."""
-    rarefaction = next((one for one in results.rarefaction if one.key == run.key), None)
-    if rarefaction is None:
-        return ""
-    ahead = rarefaction.ahead
-    return f", and {ahead.factor:g} times as many images would extract about {ahead.fit:,.0f}"
+from side_jax.report.phrases import best, from_elsewhere, headline, image_phrase, percent, run_phrase
+from side_jax.report.verdict import verdict
 
 
 def summary_text(results: Results, confidence: float, page: object) -> str:
@@ -201,17 +39,22 @@ def sentences(results: Results, confidence: float) -> list[str]:
     text.append(_heldout_control(strongest, data.heldout_used, confidence))
     if results.divergence:
         text.append(divergence_text.sentence(results.divergence))
-    if plain and _from_elsewhere(plain):
+    if plain and from_elsewhere(plain):
         text += _other_measures(results.rows, plain)
     return text
 
 
 def _plain(row: Row, members: int) -> str:
     """The extraction by plain sampling, or by images from elsewhere."""
-    images = image_phrase(row) if _from_elsewhere(row) else f"{row.n_generated:,} images"
+    images = image_phrase(row) if from_elsewhere(row) else f"{row.n_generated:,} images"
+    guided = "" if from_elsewhere(row) else "Without guidance, "
+    if row.ams_at_most is not None:
+        return (
+            f"{guided}none of {images} matches a training image: at most {percent(row.ams_at_most)} of such images do."
+        )
     return (
-        f"{'' if _from_elsewhere(row) else 'Without guidance, '}{percent(row.ams)} of {images} match a training image: "
-        f"{row.unique:,} of the {members:,} members were extracted."
+        f"{guided}{percent(row.ams)} of {images} match a training image: {row.unique:,} of the {members:,} members "
+        "were matched."
     )
 
 
@@ -261,6 +104,11 @@ def account(results: Results, near: float) -> str:
     samples, members, used = sets["samples"].images, data.members, data.heldout_used
     listed = [f"Compared: {samples:,} samples, {members:,} members, {used:,} held-out images"]
     listed += [f"{label}: {count:,}" for label, count in counts.items() if count]
+    grey = [name for name, one in sets.items() if not one.colour]
+    if 0 < len(grey) < len(sets):
+        words = {"samples": "the samples", "members": "the members", "heldout": "the held-out images"}
+        named = " and ".join(words[name] for name in grey)
+        listed.append(f"Grey against colours: {named} are grey, the others have colours, and such images match little")
     if used < data.heldout:
         listed.append(
             f"The control is {used:,} of {data.heldout:,} held-out images, drawn at random; all set thresholds"

@@ -9,7 +9,7 @@ import numpy as np
 
 from side_jax.attacks.table import get_attack
 from side_jax.measure.records import Row, Run
-from side_jax.report import findings
+from side_jax.report import phrases
 
 Columns = dict[str, np.ndarray]
 SHOWN = 6  # runs drawn in one figure, at most
@@ -54,5 +54,5 @@ def slug(run: Run) -> str:
 
 def shown(rows: Sequence[Row]) -> list[Row]:
     """Of each attack the best scale, the strongest attacks first and controls last."""
-    bests = [findings.best(rows, attack) for attack in dict.fromkeys(row.attack for row in rows)]
+    bests = [phrases.best(rows, attack) for attack in dict.fromkeys(row.attack for row in rows)]
     return sorted((row for row in bests if row), key=lambda row: (get_attack(row.attack).control, -row.ams))[:SHOWN]

@@ -19,9 +19,9 @@ from side_jax.measure.records import (
 )
 from side_jax.memorization.metrics import METRICS
 from side_jax.report import equal_calls
-from side_jax.report.findings import percent, points, share
 from side_jax.report.matches import title_without_scale
 from side_jax.report.page import model
+from side_jax.report.phrases import percent, points, share
 
 
 def explanation(results: Results, confidence: float) -> str:
@@ -35,9 +35,17 @@ def explanation(results: Results, confidence: float) -> str:
     )
     if data.heldout_used < data.members:
         text += (
-            f"Of {data.members:,} members one is nearer by chance alone; the excess and its p compare with as many "
-            "members as held-out images. "
+            f"Of {data.members:,} members one is nearer by chance alone; the excess is of as many members as held-out "
+            "images. "
         )
+    if data.members_untested:
+        text += (
+            f"{data.members_untested:,} members nearly equal an image that was left out of the held-out ones; the "
+            "excess and its p leave them out too. "
+        )
+    if data.member_near_pairs:
+        pairs = f"{data.member_near_pairs:,} pair{'s' if data.member_near_pairs > 1 else ''} of members nearly equal"
+        text += f"{pairs} each other; d1 / d2, and normalised L2 if there are many, do not see copies of these. "
     uncalibrated = [threshold for threshold in results.thresholds.values() if threshold.below is None]
     if uncalibrated:
         text += f"{uncalibrated[0].calibrated_on} held-out images are too few to calibrate a threshold. "
@@ -99,6 +107,8 @@ def _p(value: float | UnsetType) -> model.Cell:
 
 
 def _excess(row: Row) -> model.Cell:
+    if isinstance(row.excess, UnsetType):
+        return _cell("none")
     return _cell(f"{100 * row.excess:.2f} ({points(*row.excess_ci)})", row.excess)
 
 
@@ -144,11 +154,16 @@ _FOUND = (
     ),
 )
 _CHANCE = (
-    _Quantity("Excess, points", "rate", "members minus held-out, equally many of each", _excess),
+    _Quantity(
+        "Excess, points",
+        "rate",
+        "the share that match one of as many members as held-out images, minus the share that match one of these",
+        _excess,
+    ),
     _Quantity(
         "p, excess",
         "number",
-        "p-value that members are matched more often than equally many held-out images (McNemar)",
+        "p-value that members are matched more often than images that could as well have been members (permutation)",
         lambda row: _p(row.p_excess),
     ),
     _Quantity(

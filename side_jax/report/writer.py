@@ -5,11 +5,12 @@ from pathlib import Path
 
 from side_jax.data.sides import Side
 from side_jax.measure.records import Results
-from side_jax.report import contact_sheet, defences, findings, matches
+from side_jax.report import contact_sheet, defences, findings, matches, phrases
 from side_jax.report.figures import Drawn, figures
 from side_jax.report.gallery import Fetch, gallery, sheet
 from side_jax.report.page import model, render
 from side_jax.report.tables import explanation, tables
+from side_jax.report.verdict import verdict as verdict_of
 from side_jax.settings import Report
 from side_jax.workdir import files
 
@@ -56,7 +57,7 @@ def write(audit: Audit, directory: Path) -> list[str]:
     pngs = {figure.name: figure.png for figure in drawn}
     if not private:
         sides = audit.members, audit.heldout, audit.fetch
-        best = matches.shown(findings.headline(audit.results))
+        best = matches.shown(phrases.headline(audit.results))
         pngs |= {f"matches_{matches.slug(row)}": sheet(row, columns, *sides) for row in best}
     for name, png in pngs.items():
         with files.atomic(directory / f"{name}.png") as file:
@@ -68,7 +69,7 @@ def write(audit: Audit, directory: Path) -> list[str]:
 
 def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.Page:
     results, private = audit.results, audit.report.private
-    status, tone, verdict = findings.verdict(results, audit.confidence)
+    status, tone, verdict = verdict_of(results, audit.confidence)
     notes = [*audit.notes, explanation(results, audit.confidence)]
     if private:
         notes.append(
@@ -92,7 +93,7 @@ def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.P
             for figure in drawn
         ),
         gallery=gallery(
-            findings.headline(results),
+            phrases.headline(results),
             columns,
             audit.members,
             audit.heldout,

@@ -3,6 +3,7 @@
 import dataclasses
 
 from side_jax.diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
+from side_jax.errors import InputError
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.paths import path_field
 
@@ -92,6 +93,10 @@ class Diffusion:
         need = f"empty, or {self.num_timesteps} (diffusion.num_timesteps) values strictly between 0 and 1"
         check(ok, "diffusion.trained_betas", betas, need)
         one_of("diffusion.prediction_type", self.prediction_type, PREDICTIONS)
+        try:
+            self.make()
+        except ValueError as error:
+            raise InputError(f"config.diffusion describes no schedule: {error}.") from None
 
     def make(self) -> Schedule:
         """The schedule that these settings describe."""

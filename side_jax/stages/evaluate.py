@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from msgspec import structs
+import numpy as np
+from msgspec import UNSET, structs
 
 from side_jax import builders
 from side_jax.attacks.table import Run
@@ -36,9 +37,17 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     embed = None
     if settings.uses_features:
         embed = extractors.member_frame(stage_inputs.build_extractor(settings, workdir), members.images)
-    e, groups = settings.evaluate, heldout.groups
-    metrics = builders.build_metrics(e)
-    scorer = Scorer(members.images, heldout.images, metrics, e, seed=seed, embed=embed, groups=groups)
+    e, people = settings.evaluate, (members.groups, heldout.groups)
+    scorer = Scorer(
+        members.images,
+        heldout.images,
+        builders.build_metrics(e),
+        e,
+        seed=seed,
+        embed=embed,
+        groups=None if heldout.groups is None else people,
+        shared=members.shared,
+    )
     target, scores = stage_inputs.load_target_scores(settings, workdir), {}
     if e.membership:
         for name, side in (("members", members), ("heldout", heldout)):
@@ -52,6 +61,7 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     measured = measure(
         work.directory, runs, members, heldout, scorer, e, embed=distribution_embed, evidence=scores, seed=seed
     )
+    split_counts = files.read_json(workdir / "train" / "split.json")["counts"]
     results = records.Results(
         **structs.asdict(measured),
         dataset=records.Dataset(
@@ -59,10 +69,13 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
             members=len(members),
             heldout=len(heldout),
             heldout_used=scorer.sizes["heldout"],
+            members_untested=int(members.shared.sum()),
+            groups=UNSET if heldout.groups is None else tuple(len(np.unique(of)) for of in people),
+            member_near_pairs=split_counts["near_duplicate_pairs_within_members"],
             image_shape=members.images.shape[1:],
             split_sha256=files.file_digest(workdir / "train" / "split.json"),
         ),
-        membership=target_scores.quality(scores, settings, groups) if scores else None,
+        membership=target_scores.quality(scores, settings, heldout.groups) if scores else None,
         divergence=target.divergence(members.images, heldout.images[: len(members)]) if e.divergence else None,
         target=target.describe(members.images, heldout.images),
         surrogate=_surrogate(settings, workdir),

@@ -13,9 +13,9 @@ from side_jax.devices import process_group
 from side_jax.measure import records
 from side_jax.measure.records import Classifier, Results, Surrogate
 from side_jax.memorization import basins
-from side_jax.report import findings, matches, plots, writer
+from side_jax.report import findings, matches, phrases, plots, writer
 from side_jax.report.figures import Drawn
-from side_jax.report.findings import percent
+from side_jax.report.phrases import percent
 from side_jax.report.writer import Audit
 from side_jax.sampling import shards
 from side_jax.settings import Settings
@@ -89,7 +89,7 @@ def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]
 
 def _modes_figure(results: Results, settings: Settings, workdir: Path) -> Drawn | None:
     """The distinct images of the best run of mode seeking, the most frequent first; None without such a run."""
-    rows = [row for row in findings.headline(results) if row.rounds is not UNSET and get_attack(row.attack).data_free]
+    rows = [row for row in phrases.headline(results) if row.rounds is not UNSET and get_attack(row.attack).data_free]
     if not rows:
         return None
     row = max(rows, key=lambda row: row.ams)
@@ -149,10 +149,11 @@ def _monitor_note(watched: list[dict[str, Any]], settings: Settings) -> str:
         for key, what in signs.items()
         if key in onset
     )
-    note += (
-        f"{begins['closer'].capitalize()}, significantly more than half of the samples were closer to a member than to "
-        f"every held-out image; at the last measurement {percent(last['closer'])} were."
-    )
+    if "closer" in onset:
+        note += (
+            f"{begins['closer'].capitalize()}, significantly more samples were closer to a member than to every "
+            f"held-out image; at the last measurement {percent(last['closer'])} were."
+        )
     if clean is not None and clean < last["step"]:
         note += (
             f" No sample and no mode showed memorisation up to step {clean:,}: a training of so many steps "

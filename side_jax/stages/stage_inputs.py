@@ -90,6 +90,8 @@ def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
             names=part.names,
             digests=tuple(row["sha256"] for row in rows[name]),
             groups=part.labels if by_identity else None,
+            # Held-out images have no such mark, nor have splits of earlier versions.
+            shared=np.asarray([row.get("near_moved", False) for row in rows[name]]),
         )
         for name, part, ids in zip(("members", "heldout"), parts, (member_ids, heldout_ids), strict=True)
     )

@@ -38,6 +38,7 @@ _IGNORED_SETTINGS = [
     ("target", "path"),
     ("condition", "path"),  # identified by sha256
 ]
+EVALUATION_VERSION = 2  # of results.json; results of another version are computed anew
 # The settings of `modes` that every run of mode seeking depends on; the others are in the run.
 _ROUNDS = ("last_noise", "random", "relaxation", "anderson")
 # The settings of `extract` that affect guided runs only.
@@ -193,7 +194,7 @@ def data_free_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]
 def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that scores every extraction run."""
     parents = [work.fingerprint for _, work in extraction_units(settings, workdir)]
-    depends = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": FORMAT_VERSION}
+    depends = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": EVALUATION_VERSION}
     if settings.uses_features:
         label = dataclasses.asdict(settings.label)
         depends["features"] = {name: value for name, value in label.items() if ("label", name) not in _IGNORED_SETTINGS}

@@ -13,12 +13,13 @@ from side_jax import builders
 from side_jax.data import datasets, member_labels, split
 from side_jax.data.datasets import Dataset
 from side_jax.devices import placement, process_group
+from side_jax.diffusion import pixel_range
 from side_jax.errors import InputError
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Modes, Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table, train_dpm
 from side_jax.targets import diffusers_unet
-from side_jax.training.monitor import Monitor
+from side_jax.training.monitor import Monitor, Sides
 from side_jax.workdir import checkpoint, files
 from side_jax.workdir.curves import Curves
 from side_jax.workdir.work_units import Unit
@@ -120,8 +121,7 @@ def _fit(
                 settings.monitor,
                 builders.build_generator(settings),
                 random_streams.stream_key(settings, "monitor"),
-                members.images,
-                heldout.images[: len(members)],  # as many as members, so that chance is 50%
+                _sides(settings, unit.directory / "split.json", members, heldout),
                 stack.enter_context(curves),
                 _seeker(settings, spread) if settings.monitor.seeks_modes else None,
                 next((one for one in builders.build_metrics(settings.evaluate) if not one.needs_features), None),
@@ -137,6 +137,18 @@ def _fit(
             meta={"spread": spread},
             keep=None if settings.train.keep_checkpoints else 2,
         )
+
+
+def _sides(settings: Settings, split_file: Path, members: Dataset, heldout: Dataset) -> Sides:
+    """What the monitor compares with: members, and as many held-out images, so that chance is 50%."""
+    heldout = heldout.take(np.arange(len(members)))
+    images = (pixel_range.to_float(np.asarray(side.images)) for side in (members, heldout))
+    near = [row.get("near_moved", False) for row in files.read_json(split_file)["members"]]
+    return Sides(
+        **dict(zip(("members", "heldout"), images, strict=True)),
+        groups=(members.labels, heldout.labels) if settings.data.split_by == "identity" else None,
+        tested=~np.asarray(near),
+    )
 
 
 def _seeker(settings: Settings, spread: float) -> Callable[[np.ndarray], ModeGenerator]:

@@ -12,10 +12,15 @@ held-out images. Three rates are recorded, each with a Wilson interval:
 The same samples are then taken to modes of the model (diffusion/mode_seeking.py), for which the same rates are recorded
 as modes_matched, modes_copied and modes_closer.
 
-Memorisation has begun when an interval first excludes chance: that of `matched` or `copied` lies above that of its
-control, or that of `closer` lies above 50%.
+Chance is judged by permuting which images are members, for the hits of each rate on members and held-out images
+together (statistics/permutation.py); its p-value stands beside the rate. The monitor looks many times, so that a small
+p-value comes by chance alone. Two statements need opposite corrections:
+
+    memorisation has begun at the k-th look if p <= 0.05 / (k (k + 1)), which over all looks sum to at most 0.05
+    a step was clean if neither it nor an earlier one had p <= 0.05, without a correction
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -27,8 +32,9 @@ import numpy as np
 from side_jax.devices import process_group
 from side_jax.diffusion import pixel_range
 from side_jax.memorization import matching
-from side_jax.memorization.metrics import DistanceRatio, Images, Metric, shared_search
+from side_jax.memorization.metrics import DistanceRatio, Images, Metric, Rmse, shared_search
 from side_jax.memorization.statistics.intervals import wilson_interval
+from side_jax.memorization.statistics.permutation import permutation_test
 from side_jax.sampling import generation
 from side_jax.sampling.mode_generation import ModeGenerator, draw
 from side_jax.settings import Monitor as MonitorSettings
@@ -37,67 +43,116 @@ from side_jax.workdir.curves import Curves
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95
+BOTH = 2  # members and held-out images together, over the members
 RATES = ("matched", "copied")  # those with a control
 OF = ("", "modes_")  # of the samples, and of the modes that they lead to
 
 
-def measure(
-    samples: np.ndarray, members: np.ndarray, heldout: np.ndarray, metric: Metric | None = None
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Sides:
+    """What samples are compared with.
+
+    Attributes:
+      members: float32 [m, h, w, c] in [-1, 1].
+      heldout: float32 [m, h, w, c].
+      groups: int [m] and int [m], images that change sides together in a permutation; None: each is alone.
+      tested: bool [m], members that take part in permutations; None: all.
+    """
+
+    members: np.ndarray
+    heldout: np.ndarray
+    groups: tuple[np.ndarray, np.ndarray] | None = None
+    tested: np.ndarray | None = None
+
+    @functools.cached_property
+    def both(self) -> np.ndarray:
+        """Members and held-out images as one set."""
+        return np.concatenate([self.members, self.heldout])
+
+    def p_value(self, hits: np.ndarray) -> float:
+        """Of "members are not hit more often", for int [2 m] hits on each of `both`."""
+        is_member = np.arange(len(hits)) < len(self.members)
+        tested = np.ones(len(hits), bool)
+        if self.tested is not None:
+            tested[: len(self.members)] = self.tested
+        if not (tested & is_member).any():
+            return 1.0
+        groups = None if self.groups is None else np.concatenate(self.groups)[tested]
+        return permutation_test(hits[tested], is_member[tested], groups)[0]
+
+
+def measure(samples: np.ndarray, sides: Sides, metric: Metric | None = None) -> dict[str, Any]:
     """The rates defined in the module docstring, and median distances.
 
     Args:
       samples: float32 [n, h, w, c] in [-1, 1].
-      members: float32 [m, h, w, c].
-      heldout: float32 [m, h, w, c].
+      sides: what they are compared with.
       metric: what a match is, without features; None: matches are not counted.
 
     Returns:
       matched, matched_heldout, copied, copied_heldout and closer, in [0, 1]; for each, its interval [low, high] as
-      <name>_ci; distance_members and distance_heldout, the median RMSE to the nearest image.
+      <name>_ci; matched_p, copied_p and closer_p; distance_members and distance_heldout, the median RMSE to the nearest
+      image.
     """
     interval = functools.partial(wilson_interval, trials=len(samples), confidence=CONFIDENCE)
     row: dict[str, Any] = {}
-    nearest = {}
+    names = ("copied", *(("matched",) if metric else ()))
     metrics = [DistanceRatio(), *([metric] if metric else [])]
-    for side, references, suffix in (("members", members, ""), ("heldout", heldout, "_heldout")):
+    neighbors = []
+    for references, suffix in ((sides.members, ""), (sides.heldout, "_heldout")):
         among = matching.references(references, metrics)
-        images = Images(pixels=samples, features=None, neighbors=shared_search(samples, references, metrics))
-        for name, one in zip(("copied", "matched"), metrics, strict=False):
+        neighbors.append(shared_search(samples, references, metrics, BOTH))
+        images = Images(pixels=samples, features=None, neighbors=neighbors[-1])
+        for name, one in zip(names, metrics, strict=True):
             low, high = one.bands["high"]
-            value = one.compare(images, among, 0.0).value  # with a limit of 0 no pairs are looked for
+            value, _ = one.nearest(images, among)
             count = int(((value >= low) & (value < high)).sum())
             row |= {f"{name}{suffix}": count / len(samples), f"{name}{suffix}_ci": list(interval(count))}
-        nearest[side] = images.neighbors[0][:, 0]
-    closer = int((nearest["members"] < nearest["heldout"]).sum())
+    *found, nearest = matching.match_both(
+        samples,
+        matching.references(sides.both, metrics, thinned=BOTH),
+        [*metrics, Rmse()],
+        neighbors,
+        [len(sides.members), len(sides.heldout)],
+        thinned=BOTH,
+    )
+    for name, one, matches in zip(names, metrics, found, strict=True):
+        row[f"{name}_p"] = sides.p_value(matches.score(one.bands["high"]).extracted)
+    row["closer_p"] = sides.p_value(np.bincount(nearest.nearest, minlength=len(sides.both)))
+    to_members, to_heldout = (distance[:, 0] for distance, _ in neighbors)
+    closer = int((to_members < to_heldout).sum())
     row |= {"closer": closer / len(samples), "closer_ci": list(interval(closer))}
-    return row | {f"distance_{side}": float(np.median(distance)) for side, distance in nearest.items()}
+    return row | {"distance_members": float(np.median(to_members)), "distance_heldout": float(np.median(to_heldout))}
 
 
 def onset(rows: list[dict[str, Any]]) -> dict[str, int | None]:
-    """The first step at which each recorded rate shows memorisation, or None: {"copied": step, "closer": step, ...}."""
+    """The first step at which each recorded rate shows memorisation, or None: {"copied": step, "closer": step, ...}.
 
-    def first(shows: Any) -> int | None:
-        return next((row["step"] for row in rows if shows(row)), None)
-
-    found = {}
-    for of in OF:
-        for name in (f"{of}{rate}" for rate in RATES):
-            if any(f"{name}_ci" in row for row in rows):
-                found[name] = first(lambda row, name=name: row[f"{name}_ci"][0] > row[f"{name}_heldout_ci"][1])
-        if any(f"{of}closer_ci" in row for row in rows):
-            found[f"{of}closer"] = first(lambda row, of=of: row[f"{of}closer_ci"][0] > 0.5)
-    return found
+    Curves of earlier versions have no p-values, and so no entries.
+    """
+    level = 1 - CONFIDENCE
+    return {
+        name: next(
+            (row["step"] for k, row in enumerate(rows, start=1) if row.get(f"{name}_p", 1.0) <= level / (k * (k + 1))),
+            None,
+        )
+        for name in (f"{of}{rate}" for of in OF for rate in (*RATES, "closer"))
+        if any(f"{name}_p" in row for row in rows)
+    }
 
 
 def last_clean(rows: list[dict[str, Any]]) -> int | None:
-    """The last measured step before any rate with a control shows memorisation; None if one shows it from the start on.
+    """The last measured step before matches or copies first have p <= 0.05; None if the first step has.
 
-    The rate `closer` does not count: where a split is by identity it shows learned identities.
+    The rate `closer` does not count: a model is closer to its members long before any of them comes out.
     """
-    shown = [step for name, step in onset(rows).items() if not name.endswith("closer") and step is not None]
-    clean = [row["step"] for row in rows if not shown or row["step"] < min(shown)]
-    return clean[-1] if clean else None
+    names = [f"{of}{rate}_p" for of in OF for rate in RATES]
+    clean = None
+    for row in rows:
+        if any(row.get(name, 1.0) <= 1 - CONFIDENCE for name in names):
+            break
+        clean = row["step"]
+    return clean
 
 
 class Monitor:
@@ -108,8 +163,7 @@ class Monitor:
         settings: MonitorSettings,
         generator: generation.Generator,
         base: jax.Array,
-        members: np.ndarray,
-        heldout: np.ndarray,
+        sides: Sides,
         curves: Curves,
         seeker: Callable[[np.ndarray], ModeGenerator] | None = None,
         metric: Metric | None = None,
@@ -120,8 +174,7 @@ class Monitor:
           settings: the interval, number of samples, and stopping rate.
           generator: the unguided sampler.
           base: the typed key of the samples' noise.
-          members: uint8 [m, h, w, c].
-          heldout: uint8 [m, h, w, c].
+          sides: what samples are compared with.
           curves: the curve in train/monitor.jsonl.
           seeker: maps samples uint8 [n, h, w, c] to a generator of the modes that they lead to; None: modes are not
             recorded.
@@ -129,17 +182,17 @@ class Monitor:
         """
         self._seeker, self._metric = seeker, metric
         self._settings, self._generator, self._base, self._curves = settings, generator, base, curves
-        self._sides = pixel_range.to_float(np.asarray(members)), pixel_range.to_float(np.asarray(heldout))
+        self._sides = sides
 
     def __call__(self, step: int, params: Any) -> bool:
         """Measures the host parameters of a step, unless recorded; returns whether to stop training."""
         row = next((row for row in self._curves.rows if row["step"] == step), None)
         if row is None:
             samples = self._draw(self._generator, params)
-            row = {"step": step} | measure(pixel_range.to_float(samples), *self._sides, self._metric)
+            row = {"step": step} | measure(pixel_range.to_float(samples), self._sides, self._metric)
             if self._seeker:
                 modes = self._draw(self._seeker(samples), params)
-                found = measure(pixel_range.to_float(modes), *self._sides, self._metric)
+                found = measure(pixel_range.to_float(modes), self._sides, self._metric)
                 row |= {f"modes_{name}": value for name, value in found.items()}
             self._curves.write(row)
         limits = {"copied": self._settings.stop_at_rate, "modes_copied": self._settings.stop_at_modes_rate}

@@ -118,7 +118,7 @@ def test_an_audit_by_some_stages_has_no_verdict_before_evaluate(folder):
     config.evaluate.rmse_below = 0.2
     found = side_jax.audit(config, folder / "runs" / "smoke", ["train"])
     assert (found.verdict, found.sentences, found.rows) == ("", (), ())
-    assert side_jax.audit(config, folder / "runs" / "smoke", ["evaluate"]).verdict == "No leak found"
+    assert side_jax.audit(config, folder / "runs" / "smoke", ["evaluate"]).verdict == "Not decided"
 
 
 def test_an_audit_refuses_what_can_not_be_used(tmp_path):

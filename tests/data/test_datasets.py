@@ -72,13 +72,16 @@ def test_near_duplicates_of_members_are_moved_out_of_the_held_out_images(seed):
     # The oracle: candidates in the same random order, one after the other.
     order = np.random.default_rng([seed, 0]).permutation(50)
     assert members == order[:15].tolist()
-    kept, moved = [], 0
+    kept, moved, marked = [], 0, set()
     for i in order[15:]:
         if len(kept) < 15:
-            near = any(rmse(twins.images[i], twins.images[j]) < 0.05 for j in members)
-            moved, kept = moved + near, kept if near else [*kept, i]
+            near = [j for j in members if rmse(twins.images[i], twins.images[j]) < 0.05]
+            moved, kept, marked = moved + bool(near), kept if near else [*kept, i], marked | set(near)
     assert heldout == kept
+    assert marked
+    assert {row["id"] for row in result["members"] if row["near_moved"]} == marked
     assert result["counts"]["near_duplicates_moved"] == moved
+    assert result["counts"]["members_near_moved"] == len(marked)
     within = sum(rmse(twins.images[i], twins.images[j]) < 0.05 for i in members for j in members if i < j)
     assert result["counts"]["near_duplicate_pairs_within_members"] == within
     loose = split.make_split(twins, Data(num_members=15, num_heldout=15, near_duplicate_rmse=0.0), seed)

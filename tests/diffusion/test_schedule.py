@@ -81,3 +81,5 @@ def test_refusals():
         time_grid(make_schedule("linear", 10), 11)
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
         make_schedule("linear", 10, 0.1, 1.0)
+    with pytest.raises(ValueError, match="leave 0 of the image's variance at the last step, too little for float32"):
+        make_schedule("linear", 1000, 1e-4, 0.999)

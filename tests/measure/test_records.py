@@ -77,7 +77,7 @@ def _without(value, *path):
 DAMAGES = {
     "an unknown section": (lambda value: value.update(more=1), "unknown field `more`"),
     "an unknown key of a row": (lambda value: value["rows"][0].update(more=1), "unknown field `more`"),
-    "a missing key of a row": (lambda value: _without(value, "rows", "excess"), "missing required field `excess`"),
+    "a missing key of a row": (lambda value: _without(value, "rows", "ums"), "missing required field `ums`"),
     "a missing section": (lambda value: value.pop("thresholds"), "missing required field `thresholds`"),
     "no rows": (lambda value: value.update(rows=[]), "length >= 1"),
     "a rate above 1": (lambda value: value["rows"][0].update(ams=1.5), "<= 1.0 - at `$.rows[0].ams`"),

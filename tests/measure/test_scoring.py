@@ -7,6 +7,7 @@ from msgspec import UNSET
 from side_jax.measure import positive_control, scoring
 from side_jax.measure.records import Run
 from side_jax.measure.scoring import Scorer
+from side_jax.memorization.matching import match, references
 from side_jax.memorization.metrics import DistanceRatio, NormalizedL2, Rmse
 from side_jax.memorization.statistics import intervals
 from side_jax.settings import Evaluate
@@ -54,8 +55,10 @@ def test_copies_of_members_are_an_excess_by_every_metric(sides):
         assert row.heldout_ams == row.heldout_unique == 0
         assert row.heldout_ams_at_most == pytest.approx(3 / 60, rel=2e-3)
         assert row.ams_at_most is None
-        assert 0.3 < row.excess_ci[0] < 0.5 < row.excess_ci[1] < 0.7
-        assert row.p_excess == pytest.approx(0.5**30)
+        assert 0.15 < row.excess_ci[0] < 0.5 < row.excess_ci[1] < 0.85  # 10 of 60 members take all
+        assert row.p_excess <= 0.002 < row.p_deficit  # of 120 images 10 are matched, all of them members
+        assert row.unique_excess == 10
+        assert row.unique_excess_ci[0] < 10 < row.unique_excess_ci[1]
         assert row.ums_nearest_ci[0] < 10 / 60 < row.ums_nearest_ci[1]
 
 
@@ -63,7 +66,8 @@ def test_copies_of_held_out_images_are_a_negative_excess(sides):
     members, heldout, _ = sides
     found, _ = rows(make(members, heldout), copies(heldout[:10]))
     row = found["rmse", "high"]
-    assert (row.ams, row.heldout_ams, row.excess, row.p_excess) == (0, 1, -1, 1)
+    assert (row.ams, row.heldout_ams, row.excess, row.unique_excess, row.p_excess) == (0, 1, -1, -10, 1)
+    assert row.p_deficit <= 0.002
 
 
 def test_strangers_match_nothing_and_say_how_little_that_proves(sides):
@@ -78,14 +82,14 @@ def test_strangers_match_nothing_and_say_how_little_that_proves(sides):
 
 
 def test_the_control_is_of_equal_number(sides):
-    """With a third as many held-out images, the excess is against the first third of the members."""
+    """With a third as many held-out images, the excess is of as many members, on average."""
     members, heldout, _ = sides
     scorer = make(members, heldout[:20])
-    assert scorer.sizes == {"members": 60, "heldout": 20, "equal": 20}
+    assert scorer.sizes == {"members": 60, "heldout": 20, "both": 80}
     row = rows(scorer, copies(members))[0]["rmse", "high"]
-    assert (row.ams, row.excess) == (1, 20 / 60)
+    assert (row.ams, row.excess) == (1, pytest.approx(20 / 60))
     more = make(members[:20], heldout)
-    assert more.sizes == {"members": 20, "heldout": 20, "equal": 20}
+    assert more.sizes == {"members": 20, "heldout": 20, "both": 40}
     assert more.thresholds["rmse"].calibrated_on == 30  # all held-out images calibrate
 
 
@@ -113,7 +117,8 @@ def test_images_of_one_person_calibrate_together(sides):
     members, heldout, _ = sides
     settings = Evaluate(metrics=("rmse",), false_match_rate=0.1)
     people = np.repeat([0, 1, 2], [20, 30, 10])
-    threshold = Scorer(members, heldout, METRICS[:1], settings, seed=0, groups=people).thresholds["rmse"]
+    groups = people + 3, people
+    threshold = Scorer(members, heldout, METRICS[:1], settings, seed=0, groups=groups).thresholds["rmse"]
     calibration, test = intervals.halves(N, 0, people)
     assert (threshold.calibrated_on, threshold.tested_on) == (len(calibration), len(test))
     assert not set(people[calibration]) & set(people[test])
@@ -192,3 +197,65 @@ def test_distortions_are_what_they_say():
         change(grey, s).shape
         for change, s, _ in ((c, max(ss), u) for c, ss, u in positive_control.DISTORTIONS.values())
     } == {grey.shape}
+
+
+def test_both_sides_as_one_are_those_of_a_search_among_all(sides):
+    """By brute force among members and held-out images together, of which every other neighbour counts."""
+    members, heldout, fresh = sides
+    images = np.concatenate([copies(members[:10], 20), copies(heldout[:5], 10), fresh[:30]])
+    found = {one.name: of for one, of in zip(METRICS, make(members, heldout).match(images)["both"], strict=True)}
+    x, y = (of.reshape(len(of), -1) / 127.5 for of in (images, np.concatenate([members, heldout])))
+    distance = np.sqrt(((x[:, None] - y[None]) ** 2).mean(-1))
+    near = np.sort(distance, axis=1)
+    expected = {
+        "rmse": near[:, 0],
+        "normalized_l2": near[:, 0] / (0.5 * near[:, [0, 2, 4, 6]].mean(1)),
+        "distance_ratio": near[:, 0] / near[:, 2],
+    }
+    for name, one in found.items():
+        np.testing.assert_array_equal(one.nearest, distance.argmin(1))
+        np.testing.assert_allclose(one.value, expected[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("around", ["generated", "member"])
+def test_as_many_images_match_a_member_among_both_sides_as_among_members(around):
+    """Copies of various quality, around the threshold; without thinning fewer would."""
+    rng = np.random.default_rng(0)
+    members, heldout = (rng.normal(0, 40, (150, 3, 2, 1)) for _ in range(2))
+    made = members[np.arange(900) % 150] + rng.uniform(0, 40, (900, 1, 1, 1)) * rng.normal(size=(900, 3, 2, 1))
+    made, members, heldout = (np.clip(of + 127, 0, 255).astype(np.uint8) for of in (made, members, heldout))
+    metrics = [NormalizedL2(below=0.8, around=around), DistanceRatio()]
+    found = Scorer(members, heldout, metrics, Evaluate(), seed=0).match(made)
+    for metric, alone, both in zip(metrics, found["members"], found["both"], strict=True):
+        expected = alone.score(metric.bands["high"]).matched.sum()
+        assert (both.score(metric.bands["high"]).matched & (both.nearest < 150)).sum() == pytest.approx(
+            expected, rel=0.1
+        )
+        if around == "generated":
+            (plain,) = match(made, references(np.concatenate([members, heldout]), [metric]), [metric])
+            assert plain.score(metric.bands["high"]).matched.sum() < 0.95 * expected
+
+
+def test_members_that_nearly_equal_images_left_out_are_not_tested(sides):
+    """Every image matches such a member: a share of 1, and no excess."""
+    members, heldout, _ = sides
+    settings = Evaluate(false_match_rate=0.05)
+    shared = np.arange(N) < 5
+    found, _ = rows(Scorer(members, heldout, METRICS, settings, seed=0, shared=shared), copies(members[:5]))
+    row = found["rmse", "high"]
+    assert (row.ams, row.unique, row.excess, row.unique_excess, row.p_excess) == (1, 5, 0, 0, 1)
+    nothing, _ = rows(Scorer(members, heldout, METRICS, settings, seed=0, shared=np.ones(N, bool)), copies(members[:5]))
+    assert nothing["rmse", "high"].p_excess is UNSET
+
+
+def test_people_are_tested_as_people(sides):
+    """Ten images of one member match: certain as images, a coin flip as one of few people."""
+    members, heldout, _ = sides
+    settings, people = Evaluate(false_match_rate=0.05), np.repeat(np.arange(3), 20)
+    of = {None: None, "people": (people, people + 3)}
+    p = {
+        name: rows(Scorer(members, heldout, METRICS, settings, seed=0, groups=groups), copies(members[:10]))[0]
+        for name, groups in of.items()
+    }
+    assert p[None]["rmse", "high"].p_excess < 0.01
+    assert p["people"]["rmse", "high"].p_excess == pytest.approx(0.5, abs=0.03)

@@ -105,3 +105,11 @@ def test_it_is_the_checkpoints_law_for_each_point_by_its_own_key(witness, sides,
     other = stage_inputs.load_target_scores(settings, finished)
     other._settings = half  # from the start, the checkpoint would be another model's
     np.testing.assert_allclose(other.log_prob(x, "divergence/members"), direct, rtol=1e-4, atol=1e-4)
+
+
+def test_the_losses_of_both_sides_are_their_own(witness, sides, monkeypatch):
+    monkeypatch.setattr(TargetScores, "mean_loss", lambda self, images: float(images.mean()))
+    found = witness.describe(*sides)
+    expected = tuple(float(images.mean()) for images in sides)
+    assert expected[0] != expected[1]
+    assert (found.denoising_loss_members, found.denoising_loss_heldout) == expected

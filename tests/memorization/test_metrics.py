@@ -187,3 +187,21 @@ def test_metrics_see_copies_and_not_strangers():
         score = of_copies.score(metric.bands["high"])
         assert (score.ams, score.unique) == (1, 60), metric.name
         assert of_others.score(metric.bands["high"]).ams == 0, metric.name
+
+
+def test_around_members_the_nearest_is_the_one_of_the_smallest_value():
+    """By brute force; for some images it is not the nearest member by RMSE."""
+    rng = np.random.default_rng(3)
+    members = (
+        rng.normal(size=(40, 1, 1, 1)) + rng.normal(size=(40, 4, 4, 1)) * rng.uniform(0.05, 1, (40, 1, 1, 1))
+    ) / 4
+    images = rng.normal(size=(60, 4, 4, 1)) / 4
+    members, images = (np.clip(one, -1, 1).astype(np.float32) for one in (members, images))
+    metric = NormalizedL2(below=0.9, neighbors=3, around="member")
+    (found,) = match(images, references(members, [metric]), [metric])
+    flat = [one.reshape(len(one), -1).astype(np.float64) for one in (images, members)]
+    distance, among = (np.sqrt(((a[:, None] - flat[1][None]) ** 2).mean(-1)) for a in flat)
+    value = distance / (0.5 * np.sort(among, axis=1)[:, 1:4].mean(1))
+    assert (value.argmin(1) != distance.argmin(1)).sum() > 5
+    np.testing.assert_array_equal(found.nearest, value.argmin(1))
+    np.testing.assert_allclose(found.value, value.min(1), rtol=1e-5)

@@ -5,7 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from side_jax.memorization.statistics.permutation import permutation_test
+from side_jax.memorization.statistics import permutation
+
+
+def permutation_test(*arguments, **options):
+    """Of the two, the p-value that members are matched more often."""
+    return permutation.permutation_test(*arguments, **options)[0]
 
 
 def test_it_is_the_share_of_subsets_with_as_many_matches():
@@ -55,6 +60,14 @@ def test_copies_of_members_are_found_and_of_held_out_images_are_not():
     hits = np.where(is_member, np.arange(40) % 4, 0)
     assert permutation_test(hits, is_member) < 0.001
     assert permutation_test(hits, ~is_member) == 1
+
+
+def test_the_other_p_value_is_that_of_exchanged_sides():
+    hits, is_member = np.asarray([5, 0, 3, 1, 0, 2, 0, 4]), np.arange(8) < 3
+    more, fewer = permutation.permutation_test(hits, is_member, permutations=20_000)
+    other = permutation.permutation_test(hits, ~is_member, permutations=20_000, seed=1)
+    assert (more, fewer) == pytest.approx(other[::-1], abs=0.015)
+    assert more + fewer > 1  # both count ties
 
 
 def test_no_match_at_all_shows_nothing():

@@ -131,7 +131,7 @@ def test_checkpoints_and_metrics_follow_the_contract(finished):
 def test_report_is_one_file_that_opens_from_disk(finished):
     page = (finished / "report" / "index.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
-    for text in ("No leak found", "Without guidance", "Guided by SIDE", "Control: of the same", "distance_ratio"):
+    for text in ("Not decided", "Without guidance", "Guided by SIDE", "Control: of the same", "distance_ratio"):
         assert text in page
     pictures = (
         "report/guidance.png",

@@ -627,39 +627,6 @@ def test_what_was_left_out_is_counted():
     )
 
 
-def verdict(ams, heldout, p, n=200, members=90, unseen=90):
-    """Of samples alone, by numbers of images; no image matches both."""
-    excess = {"excess": (ams - heldout) / n, "excess_ci": (0.1, 0.2), "p_excess": p}
-    sides = {"ams": ams / n, "heldout_ams": heldout / n, "unique": ams, "ams_at_most": 0.0149787}
-    first = made_results.row("samples", n_generated=n, **sides, **excess)
-    data = made_results.dataset(members=members, heldout_used=unseen)
-    return findings.verdict(made_results.results([first], dataset=data, rarefaction=()), 0.95)
-
-
-def test_the_verdict_on_samples_alone():
-    status, _, (first, second) = verdict(40, 1, 1e-6)
-    assert status == "Leaks"
-    assert "of the 200 samples given, 40 (20.00%) match a training image, and 1 matches one of 90 comparable" in first
-    assert "never saw; the excess is 19.50 percentage points" in first
-    assert second == "40 of its 90 training images were extracted."
-    assert "; against as many training images the excess is" in verdict(40, 1, 1e-6, unseen=30)[2][0]
-    status, tone, (first, second) = verdict(0, 0, 1.0)
-    assert (status, tone) == ("No leak found", "calm")
-    assert "none of the 200 samples given matches one, so that with 95% confidence at most 1.50% of such" in first
-    assert "This holds for images made as these were" in second
-    assert "2 match one of 30 images that it never saw" in verdict(2, 2, 0.7, unseen=30)[2][0]
-
-
-def test_held_out_images_that_come_out_more_than_members_are_a_warning():
-    """Of 5 that tell the sides apart all 5 are held-out: p = 1/32; of 4 p = 1/16, which is chance at 95%."""
-    status, tone, (first, second) = verdict(0, 5, 1.0)
-    assert (status, tone) == ("Not decided", "unsure")
-    assert "5 match one of 90 images that the model should never have seen, but none matches a training" in first
-    assert "check that members and held-out images are not swapped" in second
-    assert "but only 3 match a training image; chance does not explain that" in verdict(3, 20, 1.0)[2][0]
-    assert "chance explains the difference" in verdict(0, 4, 1.0)[2][0]
-
-
 class Fixed:
     """A scorer to which every image is close to member 0."""
 

@@ -103,6 +103,7 @@ VALUES = [
     ({"diffusion.num_timesteps": 2}, "sampler.num_steps is 3", "diffusion.num_timesteps (2)"),
     ({"diffusion.prediction_type": "noise"}, "diffusion.prediction_type is 'noise'", "epsilon, x0, v"),
     ({"diffusion.trained_betas": (0.1, 0.2)}, "diffusion.trained_betas is (0.1, 0.2)", "100 (diffusion.num_timesteps)"),
+    ({"diffusion.beta_end": 0.95, "diffusion.num_timesteps": 1000}, "diffusion describes no schedule", "too little"),
     ({"model.block_out_channels": (8, 18)}, "model.block_out_channels is (8, 18)", "model.norm_num_groups (4)"),
     ({"model.down_block_types": ("DownBlock2D",)}, "is ('DownBlock2D',)", "each of the 2 levels"),
     ({"model.up_block_types": ("UpBlock2D", "KUp")}, "model.up_block_types is 'KUp'", "UpBlock2D, AttnUpBlock2D"),

@@ -78,6 +78,17 @@ def test_dropped_images_teach_nothing(settings, finished, tmp_path):
     assert side.labels.min() == random.labels.min() == 0
 
 
+def test_images_that_validate_are_not_trained_on(settings):
+    settings, count = changed(settings, "surrogate", batch_size=64), 200
+    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
+    whole = surrogate._Examples(images=images, labels=np.arange(count, dtype=np.int32), classes=count)
+    kept_back, train = surrogate._held_back(settings, known_classifiers()["side"], whole)
+    assert len(kept_back.labels) == 20
+    assert sorted([*kept_back.labels, *train.labels]) == list(range(count))
+    for part in (kept_back, train):
+        np.testing.assert_array_equal(part.images.ravel(), part.labels)
+
+
 def test_too_few_images_for_a_batch_is_one_sentence(settings, finished, tmp_path):
     few = surrogate._Examples(images=np.zeros((30, 8, 8, 1), np.uint8), labels=np.arange(30) % 3, classes=3)
     work = dataclasses.replace(stage_table.train_unit(settings, tmp_path), name="surrogate/side")

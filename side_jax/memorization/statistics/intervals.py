@@ -5,6 +5,7 @@ rate:
 
     D, independent trials    D - sqrt((p_1 - l_1)^2 + (u_2 - p_2)^2) to D + sqrt((u_1 - p_1)^2 + (p_2 - l_2)^2)   (1)
     D, the same trials       the same with - 2 phi (p_1 - l_1)(u_2 - p_2) and - 2 phi (u_1 - p_1)(p_2 - l_2)      (2)
+    s p_1 - p_2              the same with s p_1, s l_1 and s u_1 in place of p_1, l_1 and u_1
     phi                      max(ad - bc - n / 2, 0) / sqrt((a + b)(c + d)(a + c)(b + d))                         (3)
     p, if x = 0              at most -ln(1 - C) / n                                                               (4)
 
@@ -47,7 +48,7 @@ def difference_interval(hits: tuple[int, int], trials: tuple[int, int], confiden
 
 
 def paired_difference_interval(
-    both: int, first_only: int, second_only: int, neither: int, confidence: float
+    both: int, first_only: int, second_only: int, neither: int, confidence: float, scale: float = 1.0
 ) -> tuple[float, float]:
     """Computes the interval of the difference of two rates of the SAME trials, first minus second, by (2) and (3).
 
@@ -59,9 +60,10 @@ def paired_difference_interval(
       second_only: trials that hit only the second.
       neither: the other trials.
       confidence: in (0, 1).
+      scale: s, by which the first rate is multiplied (Zou and Donner 2008).
 
     Returns:
-      (low, high) in [-1, 1].
+      (low, high), in [-1, 1] for a scale of 1.
 
     Raises:
       ValueError: if a number is negative or all are 0.
@@ -75,15 +77,16 @@ def paired_difference_interval(
     if excess > 0:
         excess = max(excess - trials / 2, 0)
     root = math.sqrt(math.prod(hits) * math.prod(trials - hit for hit in hits))
-    return _square_and_add(hits, (trials, trials), excess / root if root else 0.0, confidence)
+    return _square_and_add(hits, (trials, trials), excess / root if root else 0.0, confidence, scale)
 
 
 def _square_and_add(
-    hits: tuple[int, int], trials: tuple[int, int], phi: float, confidence: float
+    hits: tuple[int, int], trials: tuple[int, int], phi: float, confidence: float, scale: float = 1.0
 ) -> tuple[float, float]:
-    """Computes equation (2), which is (1) for phi = 0."""
+    """Computes equation (2), which is (1) for phi = 0; the first rate is scaled."""
     first, second = (hit / n for hit, n in zip(hits, trials, strict=True))
     (low_1, high_1), (low_2, high_2) = (wilson_interval(*pair, confidence) for pair in zip(hits, trials, strict=True))
+    first, low_1, high_1 = (scale * value for value in (first, low_1, high_1))
 
     def length(x: float, y: float) -> float:
         return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))

@@ -5,7 +5,7 @@ Had the model learned nothing from its members in particular, any other split wo
 generated images are and however unevenly they fall on the references. Let h_j be the number of generated images whose
 match is reference j, and h their mean over the references. The statistic is the sum of h_j - h over the members; under
 the null its law is that of the sum over a random subset of as many references (Fisher 1935; Pitman 1937). With B random
-subsets, of which b have at least the members' sum (Phipson and Smyth 2010, equation 2),
+subsets, of which b have at least the members' sum, or at most that sum (Phipson and Smyth 2010, equation 2),
 
     p = (b + 1) / (B + 1)                                                                          (1)
 
@@ -21,8 +21,10 @@ def permutation_test(
     groups: np.ndarray | None = None,
     permutations: int = 9999,
     seed: int = 0,
-) -> float:
-    """Equation (1), one-sided: in (0, 1], and at most its level as often as the level under the null.
+) -> tuple[float, float]:
+    """Equation (1), for "members are not matched more often" and for "members are not matched less often".
+
+    Each is in (0, 1], and at most its level as often as the level under the null.
 
     Args:
       hits: int [m], of how many generated images each reference is the match.
@@ -39,16 +41,24 @@ def permutation_test(
         raise ValueError(f"both sides must have references, got {is_member.sum()} members of {len(hits)}")
     # In integers, so that ties are exact: len(hits) times each reference's excess over the mean, summed over its group.
     excess = hits * len(hits) - hits.sum()
-    _, group = np.unique(np.arange(len(hits)) if groups is None else groups, return_inverse=True)
-    sizes = np.bincount(group)
-    inside = np.bincount(group, weights=is_member).astype(np.int64)
+    sums, sizes = units(excess, groups)
+    inside, _ = units(is_member.astype(np.int64), groups)
     if ((inside > 0) & (inside < sizes)).any():
         raise ValueError("every group must be on one side, but some have members and held-out images")
-    sums = np.zeros(len(sizes), np.int64)
-    np.add.at(sums, group, excess)
     # Groups of one value are interchangeable: how many of them are members is hypergeometric.
     values, counts = np.unique(sums, return_counts=True)
     rng = np.random.default_rng(seed)
     drawn = rng.multivariate_hypergeometric(counts, int((inside > 0).sum()), size=permutations, method="marginals")
-    as_extreme = int((drawn @ values >= sums[inside > 0].sum()).sum())
-    return (as_extreme + 1) / (permutations + 1)
+    drawn, observed = drawn @ values, sums[inside > 0].sum()
+    more, fewer = (int(extreme.sum()) for extreme in (drawn >= observed, drawn <= observed))
+    return (more + 1) / (permutations + 1), (fewer + 1) / (permutations + 1)
+
+
+def units(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of int [m] values over each group, and the group's size: int64 [g] each; groups None: each is alone."""
+    if groups is None:
+        return values, np.ones(len(values), np.int64)
+    _, group = np.unique(groups, return_inverse=True)
+    sums = np.zeros(group.max(initial=-1) + 1, np.int64)
+    np.add.at(sums, group, values)
+    return sums, np.bincount(group)
