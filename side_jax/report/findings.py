@@ -66,7 +66,7 @@ def _attacked(row: Row, plain: Row | None) -> str:
         compared = f", {times:.1f} times the rate" if times > 1 else f", no more than without it ({times:.2f} times)"
     if plain and row.unique < plain.unique:
         fewer = ", fewer than without it"
-    result = f"{percent(row.ams)} match{compared}: {row.unique} members were extracted{fewer}."
+    result = f"{percent(row.ams)} match{compared}: {row.unique} members were matched{fewer}."
     if get_attack(row.attack).seeks_modes:
         phrase = run_phrase(row)
         return f"By {phrase}, at {row.network_calls} calls of the network for each image, {result}"
