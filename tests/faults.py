@@ -157,8 +157,8 @@ FAULTS = (
     ),
     Fault(
         "members near images that were left out take part in the test",
-        "True if shared is None else ~shared",
-        "True",
+        "np.ones(len(members), bool) if shared is None else ~shared",
+        "np.ones(len(members), bool)",
         "measure/test_scoring.py",
     ),
     Fault(

@@ -141,20 +141,24 @@ def _heldout(
     dataset: Dataset, signatures: np.ndarray, members: np.ndarray, candidates: np.ndarray, data: Data
 ) -> tuple[np.ndarray, int, set[int]]:
     """Returns (the first candidates near no member, the number of near ones before the last, members near these)."""
-    limit, accepted, moved = data.near_duplicate_rmse, np.empty(0, np.int64), np.empty(0, np.int64)
-    pairs = np.empty((0, 2), np.int64)
+    limit, accepted, count = data.near_duplicate_rmse, np.empty(0, np.int64), 0
+    near_moved: set[int] = set()
     for start in range(0, len(candidates), CANDIDATES):
         block = candidates[start : start + CANDIDATES]
+        pairs = np.empty((0, 2), np.int64)
         if limit > 0:
-            blocks = duplicates.near_pairs(dataset.images, signatures, block, members, limit)
-            pairs = np.concatenate([pairs, *blocks])
+            pairs = np.concatenate([*duplicates.near_pairs(dataset.images, signatures, block, members, limit)])
         near = np.isin(block, pairs[:, 0])
         clear = np.flatnonzero(~near)[: data.num_heldout - len(accepted)]
         accepted = np.concatenate([accepted, block[clear]])
         full = len(accepted) == data.num_heldout
-        moved = np.concatenate([moved, block[: clear[-1] if full else None][near[: clear[-1] if full else None]]])
         if full:
-            return accepted, len(moved), set(pairs[np.isin(pairs[:, 0], moved), 1].tolist())
+            near[clear[-1] :] = False  # these were not needed
+        moved = block[near]
+        count += len(moved)
+        near_moved.update(pairs[np.isin(pairs[:, 0], moved), 1].tolist())
+        if full:
+            return accepted, count, near_moved
     raise InputError(
         f"config.data.num_heldout = {data.num_heldout}, but only {len(accepted)} of the {len(candidates)} images left "
         f"to hold out differ from every member by an RMSE of config.data.near_duplicate_rmse = {limit:g}; lower that, "

@@ -82,8 +82,8 @@ class Scorer:
         self._sides = {name: references(images[name], metrics, features[name], by) for name, by in thinned.items()}
         self.sizes = {name: len(side) for name, side in self._sides.items()}
         self._is_member = np.arange(self.sizes["both"]) < len(members)
-        self._tested = ~self._is_member
-        self._tested[: len(members)] = True if shared is None else ~shared
+        clear = np.ones(len(members), bool) if shared is None else ~shared
+        self._tested = np.concatenate([clear, np.ones(self.sizes["heldout"], bool)])
         self._groups = None if groups is None else np.concatenate(groups)[: self.sizes["both"]]
         self.thresholds = self._calibrate(heldout, None if groups is None else groups[1])
         self._limits = {name: threshold.below for name, threshold in self.thresholds.items() if threshold.below}
@@ -192,19 +192,17 @@ class Scorer:
 
     def _excess(self, score: dict[str, Score]) -> dict[str, Any]:
         """The fields of a row about the excess; none if either side has no reference in the test."""
-        size = self.sizes["members"]
-        tested = {"members": self._tested[:size], "heldout": self._tested[size:], "both": self._tested}
-        if not (tested["members"].any() and tested["heldout"].any()):
+        is_member = self._is_member[self._tested]
+        if is_member.all() or not is_member.any():
             return {}
-        groups = None if self._groups is None else {"members": self._groups[:size], "heldout": self._groups[size:]}
-        sides = [
-            (score[name].extracted[tested[name]], score[name].matched & tested[name][score[name].nearest])
-            for name in ("members", "heldout")
-        ]
-        of_sides = None if groups is None else tuple(of[tested[name]] for name, of in groups.items())
+        sides = []
+        for side, part in ((score["members"], self._is_member), (score["heldout"], ~self._is_member)):
+            tested = self._tested[part]
+            sides.append((side.extracted[tested], side.matched & tested[side.nearest]))
+        groups = None if self._groups is None else self._groups[self._tested]
+        of_sides = None if groups is None else (groups[is_member], groups[~is_member])
         found = excess(*sides, self._settings.confidence, of_sides)
-        of_both = None if self._groups is None else self._groups[self._tested]
-        more, fewer = permutation_test(score["both"].extracted[self._tested], self._is_member[self._tested], of_both)
+        more, fewer = permutation_test(score["both"].extracted[self._tested], is_member, groups)
         return {
             "excess": found.images,
             "excess_ci": found.images_interval,

@@ -24,6 +24,11 @@ def share(side: SideScore) -> str:
     return f"{percent(side.ams)} ({percent(low)} to {percent(high)})"
 
 
+def listed(words: Sequence[str]) -> str:
+    """One or more words as a list: a, b and c."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" and {words[-1]}"
+
+
 def headline(results: Results) -> list[Row]:
     """The rows of the first metric's nearest band."""
     return [row for row in results.rows if row.metric == results.rows[0].metric and row.level == "high"]

@@ -19,13 +19,14 @@ from msgspec import UNSET, UnsetType
 
 from side_jax.attacks.table import GIVEN, get_attack
 from side_jax.measure.records import Rarefaction, Results, Row, Run
-from side_jax.report.phrases import headline, image_phrase, percent, points, run_phrase
+from side_jax.report.phrases import headline, image_phrase, listed, percent, points, run_phrase
 
 OTHER_KIND = 0.03  # energy distance of members and held-out images, over its first term, of sets of different kinds
 UNLIKE = 0.1  # the same of samples that do not look like the data
 FEW = 100  # images of a run; none of fewer says little
 
 Verdict = tuple[str, str, tuple[str, str]]  # status, tone, two sentences
+_OPEN = "Whether the model leaks training images is not decided: "
 LEAKS, UNDECIDED, CALM = ("Leaks", "alarm"), ("Not decided", "unsure"), ("No leak found", "calm")
 
 
@@ -38,7 +39,7 @@ def verdict(results: Results, confidence: float) -> Verdict:
         return (*UNDECIDED, other)
     if not tested:
         return (*UNDECIDED, _untestable(results))
-    top = min(tested, key=lambda row: (row.p_excess, -row.excess))
+    top = _clearest(tested)
     if top.p_excess * len(tested) < level:
         return (*LEAKS, _leak(results, tested, top, confidence))
     fewest = min(tested, key=lambda row: (row.p_deficit, row.excess))
@@ -47,7 +48,7 @@ def verdict(results: Results, confidence: float) -> Verdict:
     every = [row for row in results.rows if _tested(row)]
     seeing = [row for row in every if row.p_excess * len(every) < level]
     if seeing:
-        return (*UNDECIDED, _seen_elsewhere(results, top, min(seeing, key=lambda row: (row.p_excess, -row.excess))))
+        return (*UNDECIDED, _seen_elsewhere(results, top, _clearest(seeing)))
     if unlike := _unlike(results) or _few(rows):
         return (*UNDECIDED, unlike)
     if not any(row.ams or row.heldout_ams for row in rows):
@@ -62,6 +63,11 @@ def attack_rows(rows: list[Row]) -> list[Row]:
 
 def _tested(row: Row) -> bool:
     return not isinstance(row.p_excess, UnsetType)
+
+
+def _clearest(rows: Sequence[Row]) -> Row:
+    """The row whose excess stands out most."""
+    return min(rows, key=lambda row: (row.p_excess, -row.excess))
 
 
 def _hits(row: Row) -> tuple[int, int]:
@@ -126,7 +132,7 @@ def _other_kind(results: Results) -> tuple[str, str] | None:
     if isinstance(likeness, UnsetType) or likeness.heldout_share < OTHER_KIND or likeness.heldout_p > 0.01:
         return None
     return (
-        "Whether the model leaks training images is not decided: the held-out images are of another kind than the "
+        f"{_OPEN}the held-out images are of another kind than the "
         f"members (energy distance {likeness.heldout_share:.2f} of its largest value, where sets of one kind have "
         f"about 0; {_p(likeness.heldout_p)}).",
         "What matches members alone may be what all images of their kind have in common. Hold out images from the same "
@@ -136,7 +142,7 @@ def _other_kind(results: Results) -> tuple[str, str] | None:
 
 def _untestable(results: Results) -> tuple[str, str]:
     return (
-        "Whether the model leaks training images is not decided: nearly equal images on both sides leave no member or "
+        f"{_OPEN}nearly equal images on both sides leave no member or "
         f"no held-out image to compare ({results.dataset.members_untested:,} of {results.dataset.members:,} members "
         "nearly equal an image that was to be held out).",
         "Remove such images from both sides, or compare more images.",
@@ -167,7 +173,7 @@ def _seen_elsewhere(results: Results, top: Row, seeing: Row) -> tuple[str, str]:
     hits, held = _hits(seeing)
     control = get_attack(seeing.attack).control
     first = (
-        f"Whether the model leaks training images is not decided: {_look(seeing)} sees it, {top.metric} does not. By "
+        f"{_OPEN}{_look(seeing)} sees it, {top.metric} does not. By "
         f"the first {hits:,} images match a training image and {held:,} one of {_unseen(results)} images that the "
         f"model never saw ({_p(seeing.p_excess)})."
     )
@@ -190,7 +196,7 @@ def _unlike(results: Results) -> tuple[str, str] | None:
     if isinstance(share, UnsetType) or share < UNLIKE:
         return None
     return (
-        "Whether the model leaks training images is not decided: its samples do not look like the data (energy "
+        f"{_OPEN}its samples do not look like the data (energy "
         f"distance {share:.2f} of its largest value, where images of one kind have about 0).",
         "A model that does not work, or images in another form (value range, size, colours), would match nothing "
         "either. Look at the samples, correct this, and audit again.",
@@ -203,7 +209,7 @@ def _few(rows: Sequence[Row]) -> tuple[str, str] | None:
     if most >= FEW or any(row.ams or row.heldout_ams for row in rows):
         return None
     return (
-        f"Whether the model leaks training images is not decided: {most:,} images are too few; none matches a training "
+        f"{_OPEN}{most:,} images are too few; none matches a training "
         f"image, but up to {percent(3 / most)} of such images may.",
         f"Draw at least {FEW}, better 1,000 images, and audit again.",
     )
@@ -222,8 +228,7 @@ def _nothing_found(results: Results, rows: list[Row], confidence: float) -> tupl
             "This holds for images made as these were, for this number of them and this measure of likeness" + blind
         )
     names = list(dict.fromkeys(get_attack(row.attack).phrase for row in rows))
-    listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
-    return first, f"This holds for {listed}, for this number of images and this measure of likeness" + blind
+    return first, f"This holds for {listed(names)}, for this number of images and this measure of likeness" + blind
 
 
 def _blind(results: Results, row: Row) -> str:
@@ -232,26 +237,26 @@ def _blind(results: Results, row: Row) -> str:
     for one in results.controls:
         if (one.metric, one.level) == (row.metric, row.level) and one.strength is not None and one.found < 0.5:
             missed[one.distortion] = min(one.strength, missed.get(one.distortion, one.strength))
-    words = {
+    phrases = {
         "flip": "mirrored copies",
         "crop": "copies cropped by {:.0%} of a side or more",
         "noise": "copies with noise of {:g} or more",
         "recompression": "copies recompressed at {:g} below the best JPEG quality or more",
     }
-    unseen = [words[name].format(strength) for name, strength in missed.items() if name in words]
+    unseen = [phrases[name].format(strength) for name, strength in missed.items() if name in phrases]
     if results.dataset.member_near_pairs:
         unseen.append("copies of members that nearly equal other members")
     if not unseen:
         return "; other attacks, or more images, may find some."
-    listed = unseen[0] if len(unseen) == 1 else ", ".join(unseen[:-1]) + f" and {unseen[-1]}"
-    return f", which does not see {listed} (see the positive control); other attacks, or more images, may find some."
+    words = f", which does not see {listed(unseen)} (see the positive control)"
+    return words + "; other attacks, or more images, may find some."
 
 
 def _undecided(results: Results, tested: list[Row], top: Row, level: float) -> tuple[str, str]:
     """Two sentences where images match, and the excess cannot be told from chance."""
     data, (hits, held) = results.dataset, _hits(top)
     first = (
-        f"Whether the model leaks training images is not decided: of {image_phrase(top)}, {_match(hits)} a training "
+        f"{_OPEN}of {image_phrase(top)}, {_match(hits)} a training "
         f"image, and {_match(held)} one of {_unseen(results)} images that it never saw; the difference cannot be told "
         f"from chance ({_p(top.p_excess)})."
     )
@@ -283,8 +288,7 @@ def _too_few(results: Results, row: Row, level: float) -> str:
     if not isinstance(data.groups, UnsetType):
         return (
             f"The split keeps the images of a person together, and {sizes[0]:,} people among the members and "
-            f"{sizes[1]:,} "
-            f"among the held-out images are too few to tell: {even}. Use more people, or split by image."
+            f"{sizes[1]:,} among the held-out images are too few to tell: {even}. Use more people, or split by image."
         )
     if sizes[1] >= sizes[0] / 2:
         return ""
