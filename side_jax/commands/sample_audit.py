@@ -17,6 +17,7 @@ from msgspec import structs
 from side_jax import builders
 from side_jax.attacks.table import GIVEN
 from side_jax.config import default_config, from_config
+from side_jax.data.decode import rules
 from side_jax.data.image_sets import FLAGS, ImageSet, ImageSets, read_sets
 from side_jax.data.listed import ImageSource, describe, location
 from side_jax.data.sides import Side
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 RUN = records.Run(attack=GIVEN.name, guidance_scale=0.0)  # the only one
 CHUNK = 2**24  # bytes of samples that are compared at a time
 SECTIONS = ("evaluate", "label", "report")  # config sections that apply here, plus these keys:
-SINGLE = ("seed", "data.near_duplicate_rmse", "sampler.batch_size")
+DATA = ("near_duplicate_rmse", "fit", "orientation", "bit_range")
+SINGLE = ("seed", "sampler.batch_size", *(f"data.{name}" for name in DATA))
 LEAST = {"samples": 2, "members": 3, "heldout": 3}  # images, see distribution.summary
 PAGE, RESULTS, UNFINISHED, CACHE = "index.html", "results.json", ".unfinished", "features"
 FILES = (
@@ -129,6 +131,7 @@ def run(request: Request) -> records.Results:
         request.size,
         max_corrupt=request.max_corrupt,
         near_duplicate_rmse=settings.data.near_duplicate_rmse,
+        rules=rules(settings.data),
     )
     repeats = [one.repeats for one in _sets(sets)]
     sets = dataclasses.replace(sets, members=_different(sets.members), heldout=_different(sets.heldout))
@@ -283,7 +286,12 @@ def _write(
         ),
         sets={
             name: records.ImageSet(
-                images=len(one), sha256=one.sha256, damaged=len(one.damaged), repeats=repeated, colour=one.colour
+                images=len(one),
+                sha256=one.sha256,
+                damaged=len(one.damaged),
+                repeats=repeated,
+                colour=one.colour,
+                reading=records.Reading(**one.reading),
             )
             for name, one, repeated in zip(LEAST, _sets(sets), repeats, strict=True)
         },
@@ -331,7 +339,10 @@ def _audit(
 ) -> Audit:
     private = settings.report.private
     shown = {name: value for name, value in dataclasses.asdict(settings).items() if name in SECTIONS}
-    shown |= {"seed": settings.seed, "data": {"near_duplicate_rmse": settings.data.near_duplicate_rmse}}
+    shown |= {
+        "seed": settings.seed,
+        "data": {key[5:]: getattr(settings.data, key[5:]) for key in SINGLE if key.startswith("data.")},
+    }
     provenance = [(f"{name}, SHA-256 of all pixels", one.sha256) for name, one in results.sets.items()]
     provenance += [("Settings, SHA-256", files.digest(shown)), *results.versions.items()]
     if not private:

@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from side_jax.data.decode import fit_image
+from side_jax.data.decode import Facts, convert, rules
 from side_jax.data.readers import READERS, concatenate, heldout
 from side_jax.data.stream import SkippedImages, Stream, scan
 from side_jax.errors import InputError
@@ -27,6 +28,8 @@ class Dataset:
       names: n strings that identify the images: the path of a file in its folder, or a number in its source.
       heldout_start: the first id of an image from data.heldout_from; None: any image may be on either side.
       unreadable: ids of damaged images. They are black, and never part of a split.
+      facts: what was changed in an image when it was read, by a number of its own; images as stored have none.
+      passed_over: number of files that are not read, by their kind.
     """
 
     images: np.ndarray | Stream
@@ -35,6 +38,8 @@ class Dataset:
     names: tuple[str, ...]
     heldout_start: int | None = None
     unreadable: tuple[int, ...] = ()
+    facts: Mapping[int, Facts] = dataclasses.field(default_factory=dict)
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,10 +87,15 @@ def load(data: Data) -> Dataset:
     used_labels, labels = np.unique(values[rows], return_inverse=True)
     names = tuple(source.names[row] for row in rows)
 
-    def read(row: int) -> np.ndarray:
-        return fit_image(source.read(row), data.image_size, data.channels)
+    shape, facts = (data.image_size, data.image_size, data.channels), {}
 
-    images = Stream(read, rows, names, (data.image_size, data.image_size, data.channels))
+    def read(row: int) -> np.ndarray:
+        image, changed = convert(source.read(row), shape, rules(data))
+        if changed != Facts():
+            facts[row] = changed
+        return image
+
+    images = Stream(read, rows, names, shape)
     size, limit = math.prod(images.shape), data.memory_limit_mb * 2**20
     in_memory = data.storage == "memory" or (data.storage == "auto" and size <= limit)
     logger.info(
@@ -110,6 +120,8 @@ def load(data: Data) -> Dataset:
         names=names,
         heldout_start=start,
         unreadable=tuple(skipped.ids),
+        facts=facts,
+        passed_over=source.passed_over,
     )
 
 

@@ -1,84 +1,212 @@
-"""Decodes a picture to a uint8 array: upright, 8 bits, centre crop, area resize."""
+"""Decodes a picture to a uint8 array: upright, 8 bits, cropped or squashed, area resize; and notes what it changed."""
 
+import contextlib
+import dataclasses
+import functools
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # nothing executable: an EPS file is a program
+from side_jax.settings import Data
+
+# Kinds of pixels, and nothing executable: an EPS file is a program.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TIFF"),
+    "WEBP",
+)
+BY_NAME = "TGA"  # has no mark of its own at its beginning, so it is only tried where the file's name says so
 MAX_PIXELS = 2**26  # for example 8192 x 8192; each copy in colour takes 256 MiB
+WHITE = 65535  # of 16-bit grey
+ORIENTATION, SUBFILE = 0x0112, 254  # tags of EXIF and TIFF
 
 # PIL only warns about decompression bombs by default, and then decodes them. Its documentation recommends this filter.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def read_picture(file: Path | IO[bytes]) -> Image.Image:
-    """Decodes a picture completely and applies its EXIF orientation. Of an animation, returns the first frame.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a picture becomes an array; as the model's trainer did it, or nothing will match.
+
+    Attributes:
+      orientation: "apply": a picture is turned as its EXIF data says; "ignore": its pixels are taken as stored.
+      fit: to a square, "crop": the centre; "squash": the whole picture, without its aspect ratio.
+      bit_range: the 16-bit grey value that becomes white, 255..65535; 0: 65535.
+    """
+
+    orientation: str = "apply"
+    fit: str = "crop"
+    bit_range: int = 0
+
+
+def rules(data: Data) -> Rules:
+    """The rules that the settings ask for."""
+    return Rules(orientation=data.orientation, fit=data.fit, bit_range=data.bit_range)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A decoded picture.
+
+    Attributes:
+      image: its pixels, turned if that was asked for.
+      rotated: whether its EXIF data says that it must be turned.
+      animated: whether it has further frames, which are not read.
+      deep_colour: whether its colours had 16 bits, of which PIL keeps the upper 8.
+    """
+
+    image: Image.Image
+    rotated: bool = False
+    animated: bool = False
+    deep_colour: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was changed in one picture.
+
+    Attributes:
+      rotated: as of Picture.
+      animated: as of Picture.
+      reshaped: whether it was cropped or squashed, since its aspect ratio is another one.
+      largest: its largest value where it has 16 bits, 0..65535; else None.
+    """
+
+    rotated: bool = False
+    animated: bool = False
+    reshaped: bool = False
+    largest: int | None = None
+
+
+@functools.cache
+def _formats(by_name: bool = False) -> tuple[str, ...]:
+    """The kinds that are read, of those that this PIL knows."""
+    Image.init()
+    return tuple(kind for kind in (*FORMATS, BY_NAME)[: None if by_name else -1] if kind in Image.OPEN)
+
+
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """The suffixes of the files that are read, in lower case."""
+    kinds = (*_formats(by_name=True), "MPO")  # photographs with a preview; the JPEG decoder reads them
+    return tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds))
+
+
+@contextlib.contextmanager
+def _opened(file: Path | IO[bytes]) -> Iterator[Image.Image]:
+    """Opens a picture of the known kinds; raises anything for a file that is none."""
+    suffix = ""
+    if isinstance(file, Path):
+        suffix = file.suffix.lower()
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise ValueError("it is not a regular file")  # opening a pipe would wait for its writer
+    formats = _formats(by_name=Image.registered_extensions().get(suffix) == BY_NAME)
+    try:
+        with Image.open(file, formats=formats) as picture:
+            yield picture
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"it claims more than {MAX_PIXELS} pixels") from None
+
+
+def pages(file: Path | IO[bytes]) -> tuple[list[int], int]:
+    """The numbers of a TIFF's pages, and how many more it has that are only smaller versions (thumbnails).
+
+    A file that can't be read has one page; reading that says what is wrong.
+    """
+    reduced = []
+    try:
+        with _opened(file) as picture:
+            for page in range(getattr(picture, "n_frames", 1)):
+                picture.seek(page)
+                reduced.append(bool(getattr(picture, "tag_v2", {}).get(SUBFILE, 0) & 1))
+    except Exception:  # damaged files make decoders raise nearly anything
+        return [0], 0
+    full = [page for page, small in enumerate(reduced) if not small] or [0]
+    return full, len(reduced) - len(full)
+
+
+def read_picture(file: Path | IO[bytes], page: int = 0, orientation: str = "apply") -> Picture:
+    """Decodes a picture completely. Of an animation, returns the first frame.
+
+    Args:
+      file: a path or an open file.
+      page: of a TIFF, from 0.
+      orientation: as of Rules.
 
     Raises:
       Exception: of many types, from PIL's decoders, if the file is damaged, is not a regular file, has a content that
         is not in FORMATS, or has more than MAX_PIXELS.
     """
-    if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
-        raise ValueError("it is not a regular file")  # opening a pipe would wait for its writer
-    try:
-        with Image.open(file, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            picture.load()  # PIL is lazy; without this, a truncated file would fail much later
-            return ImageOps.exif_transpose(picture)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"it claims more than {MAX_PIXELS} pixels") from None
+    with _opened(file) as picture:
+        if page:
+            picture.seek(page)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        deep_colour = len(picture.getbands()) > 2 and any(";16" in str(tile[3]) for tile in picture.tile)
+        picture.load()  # PIL is lazy; without this, a truncated file would fail much later
+        rotated = picture.getexif().get(ORIENTATION, 1) in range(2, 9)
+        image = ImageOps.exif_transpose(picture) if orientation == "apply" else picture.copy()
+        animated = False
+        if picture.format != "TIFF":
+            with contextlib.suppress(Exception):  # a damaged further frame does not matter
+                animated = getattr(picture, "n_frames", 1) > 1
+        return Picture(image=image, rotated=rotated, animated=animated, deep_colour=deep_colour)
 
 
-def as_array(picture: Image.Image, channels: int) -> np.ndarray:
-    """Converts the whole picture to uint8 [h, w, channels], 0..255, with the colour rules of fit_image.
+def convert(picture: Picture, shape: tuple[int, int, int], rules: Rules) -> tuple[np.ndarray, Facts]:
+    """Returns (the picture as uint8 [h, w, c], 0..255; what was changed in it).
 
-    Raises:
-      ValueError: as in fit_image.
-    """
-    array = np.asarray(_eight_bits(picture).convert("L" if channels == 1 else "RGB"), np.uint8)
-    return array.reshape(picture.height, picture.width, channels)
-
-
-def fit_image(picture: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Crops the centre square and resizes it by area (box filter): uint8 [size, size, channels], 0..255.
-
-    An odd margin puts the crop one pixel closer to the top left. Smaller squares are enlarged without interpolation.
-    Colour becomes grey by the luma of ITU-R 601. Grey becomes three equal channels. Transparency is dropped. 16-bit
-    grey is scaled from 0..65535 to 0..255, so 12-bit scans that use only 0..4095 come out dark: rescale them first.
+    Where the aspect ratio differs, the centre is cropped, or the whole picture squashed. An odd margin puts the crop
+    one pixel closer to the top left. Then it is resized by area (box filter); smaller pictures are enlarged without
+    interpolation. Colour becomes grey by the luma of ITU-R 601. Grey becomes three equal channels. Transparency is
+    dropped.
 
     Args:
       picture: of any mode but floating point.
-      size: height and width of the result.
-      channels: 1 (grey) or 3 (colour).
+      shape: (h, w, c), with c = 1 (grey) or 3 (colour).
+      rules: how.
 
     Raises:
-      ValueError: if the grey values are floating-point numbers, or outside 0..65535.
+      ValueError: if the grey values are floating-point numbers, or outside 0..65535 or rules.bit_range.
     """
-    picture = _eight_bits(picture).convert("L" if channels == 1 else "RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    small = picture.resize((size, size), Image.Resampling.BOX, box=box)
-    return np.asarray(small, np.uint8).reshape(size, size, channels)
+    height, width, channels = shape
+    image, largest = _eight_bits(picture, rules)
+    image = image.convert("L" if channels == 1 else "RGB")
+    scale = min(image.width / width, image.height / height)
+    reshaped = image.width * height != image.height * width
+    box = None
+    if reshaped and rules.fit == "crop":
+        wide, high = round(width * scale), round(height * scale)
+        left, top = (image.width - wide) // 2, (image.height - high) // 2
+        box = (left, top, left + wide, top + high)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BOX, box=box)
+    array = np.asarray(image, np.uint8).reshape(shape)
+    if picture.deep_colour:
+        largest = 257 * int(array.max())
+    facts = Facts(rotated=picture.rotated, animated=picture.animated, reshaped=reshaped, largest=largest)
+    return array, facts
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Converts 16-bit grey to 8 bits. PIL's own conversion clips at 255, which would turn a scan white."""
-    if picture.mode == "F":
+def _eight_bits(picture: Picture, rules: Rules) -> tuple[Image.Image, int | None]:
+    """Converts 16-bit grey to 8 bits; returns its largest value too. PIL's own conversion clips at 255: white scans."""
+    image = picture.image
+    if image.mode == "F":
         raise ValueError(
             "its grey values are floating-point numbers, which have no known range: save it in 8 or 16 bits"
         )
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values, white = np.asarray(image), rules.bit_range or WHITE
+        if values.min() < 0 or values.max() > WHITE:
             raise ValueError("its grey values are outside 0..65535")
-        return Image.fromarray(np.round(values / 257).astype(np.uint8))
-    if picture.mode == "P" and "transparency" in picture.info:
-        return picture.convert("RGBA")  # PIL warns if it goes to RGB directly
-    return picture
+        if values.max() > white:
+            raise ValueError(f"its largest grey value is {values.max()}, above data.bit_range = {white}")
+        return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8)), int(values.max())
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA"), None  # PIL warns if it goes to RGB directly
+    return image, None

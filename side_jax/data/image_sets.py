@@ -5,13 +5,16 @@ import hashlib
 import itertools
 import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from side_jax.data import duplicates
-from side_jax.data.decode import as_array, fit_image
-from side_jax.data.listed import ImageSource, Listing, check_path, describe, find, location
+from side_jax.data import duplicates, reading
+from side_jax.data.decode import Facts, Rules, convert
+from side_jax.data.listed import ImageSource, Listing, describe, find, location
 from side_jax.data.printable import short
+from side_jax.data.sources import check_path
 from side_jax.data.split import store_hashes
 from side_jax.data.stream import Stream, scan
 from side_jax.errors import InputError
@@ -32,6 +35,7 @@ class ImageSet:
       hashes: the SHA-256 of each image's pixels.
       damaged: names of the unreadable files, which are left out.
       colour: whether any of them has colours.
+      reading: what reading left out or changed, see reading.summary.
     """
 
     path: str
@@ -40,6 +44,7 @@ class ImageSet:
     hashes: tuple[str, ...]
     damaged: tuple[str, ...] = ()
     colour: bool = False
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -95,20 +100,22 @@ def read_sets(
     *,
     max_corrupt: int = 0,
     near_duplicate_rmse: float = 0.05,
+    rules: Rules | None = None,
 ) -> ImageSets:
     """Reads all three sets in one shape. It has three channels if any picture has colours.
 
-    Pictures are decoded as in training: upright, 8 bits, no transparency, the first frame of an animation. As in the
+    Pictures are decoded as in training: 8 bits, no transparency, the first frame of an animation. As in the
     split of a run, held-out images are dropped if they equal a member or if their RMSE to one is below
     near_duplicate_rmse (pixels in [-1, 1]; 0: only equal images are dropped). The sets may differ in length.
 
     Args:
-      samples: the generated images: a folder, an NPZ, an NPY or an array, see listed.find.
+      samples: the generated images: a path or an array, see listed.find.
       members: the images that the model was trained on.
       heldout: images that it has not seen.
-      size: height and width, after a centre crop and an area resize; None: all images must have one size, and keep it.
+      size: height and width, after an area resize; None: all images must have one size, and keep it.
       max_corrupt: number of files in each set that may be damaged; they are left out.
       near_duplicate_rmse: in 0..2.
+      rules: by which pictures are converted; None: the defaults.
 
     Raises:
       InputError: if a set can't be used, two paths are the same, one folder contains another, sizes differ and no size
@@ -117,7 +124,7 @@ def read_sets(
     _check_size(size)
     paths = dict(zip(FLAGS, (samples, members, heldout), strict=True))
     _check_apart(paths)
-    listings = [find(path, flag, max_corrupt) for flag, path in paths.items()]
+    listings = [find(path, flag, max_corrupt, rules) for flag, path in paths.items()]
     shape = (*common_size(listings, size), 3 if any(listing.colour for listing in listings) else 1)
     (generated, _), (seen, seen_signatures), (unseen, unseen_signatures) = (
         read_set(listing, shape) for listing in listings
@@ -149,7 +156,9 @@ def _check_size(size: int | None) -> None:
 def _check_apart(sources: dict[str, ImageSource]) -> None:
     """Raises InputError if two paths lead to the same place, or if one folder contains another."""
     paths = {flag: location(source) for flag, source in sources.items() if not isinstance(source, np.ndarray)}
-    real = {flag: os.path.realpath(check_path(path, flag)) for flag, path in paths.items()}
+    for flag, path in paths.items():
+        check_path(path, flag)
+    real = {flag: os.path.realpath(path) for flag, path in paths.items()}
     for (first, a), (second, b) in itertools.permutations(real.items(), 2):
         both = f"{describe(first, paths[first])} and {describe(second, paths[second])}"
         if os.path.samefile(a, b):
@@ -185,12 +194,11 @@ def common_size(listings: list[Listing], size: int | None) -> tuple[int, int]:
 
 def read_set(listing: Listing, shape: tuple[int, int, int]) -> tuple[ImageSet, np.ndarray]:
     """Reads a set in the shape (height, width, channels), in one pass; also returns the signatures of its images."""
-    height, width, channels = shape
+    facts: dict[int, Facts] = {}
 
     def read(i: int) -> np.ndarray:
-        picture = listing.read(i)
-        unchanged = (picture.height, picture.width) == (height, width)
-        return as_array(picture, channels) if unchanged else fit_image(picture, height, channels)
+        image, facts[i] = convert(listing.read(i), shape, listing.rules)
+        return image
 
     n = len(listing.names)
     images = listing.array
@@ -215,6 +223,9 @@ def read_set(listing: Listing, shape: tuple[int, int, int]) -> tuple[ImageSet, n
         hashes=tuple(hashes),
         damaged=listing.damaged,
         colour=listing.colour,
+        reading=reading.summary(
+            facts.values(), listing.passed_over, listing.rules, describe(listing.flag, listing.path)
+        ),
     )
     return image_set, signatures
 

@@ -1,46 +1,18 @@
-"""Lists the images of each kind of source (digits, faces, folder, NPZ, TFDS); pictures are decoded only on demand."""
+"""Lists the images of each dataset of the settings: digits, faces, a path, TFDS."""
 
+import collections
 import dataclasses
 import io
-import os
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from side_jax.data import safe_npz
 from side_jax.data.decode import read_picture
+from side_jax.data.sources import Source, in_memory, open_source
 from side_jax.errors import InputError
 from side_jax.settings import Data
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """Pictures that are not decoded yet.
-
-    Attributes:
-      read: row -> picture of any size and mode; may raise anything for a damaged one. Thread-safe.
-      labels: n values of one sortable type.
-      names: n strings that identify the pictures.
-    """
-
-    read: Callable[[int], Image.Image]
-    labels: Sequence[Any] | np.ndarray
-    names: Sequence[str]
-
-
-def _arrays(images: np.ndarray, labels: np.ndarray) -> Source:
-    """Pictures from uint8 [n, h, w] or [n, h, w, c], named by their position."""
-    return Source(
-        read=lambda row: Image.fromarray(images[row].squeeze(-1) if images[row].shape[2:] == (1,) else images[row]),
-        labels=labels,
-        names=[str(row) for row in range(len(images))],
-    )
 
 
 def digits(data: Data) -> Source:
@@ -54,7 +26,7 @@ def digits(data: Data) -> Source:
             "data.image_size and data.channels to that."
         )
     loaded = load_digits()
-    return _arrays(np.round(loaded.images * (255 / 16)).astype(np.uint8), loaded.target)
+    return in_memory(np.round(loaded.images * (255 / 16)).astype(np.uint8), loaded.target)
 
 
 def faces(data: Data) -> Source:
@@ -71,60 +43,12 @@ def faces(data: Data) -> Source:
         ) from None
     images = np.round(lfw_subset()[:100] * 255).astype(np.uint8)  # the other 100 patches are not faces
     crop = min(images.shape[1], data.image_size) if data.image_size >= 24 else images.shape[1]
-    return _arrays(images[:, :crop, :crop], np.zeros(len(images), np.int64))
+    return in_memory(images[:, :crop, :crop], np.zeros(len(images), np.int64))
 
 
-def folder(data: Data) -> Source:
-    """Image files below a folder, in the order of their relative paths.
-
-    The first-level subfolder is the label (a class or an identity). Images directly in the folder share one label.
-    Names that begin with a dot, and linked folders, are skipped.
-    """
-    root = Path(data.path)
-    if not root.is_dir():
-        raise InputError(f"the folder {data.path!r} (config.data.path) does not exist; name a folder of images.")
-    names = []
-
-    def refuse(error: OSError) -> None:
-        raise InputError(
-            f"the folder {error.filename!r} (in config.data.path) can't be listed ({error.strerror}); make it "
-            "readable, or move it elsewhere."
-        )
-
-    for where, below, files in os.walk(root, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        names += [
-            Path(where, name).relative_to(root).as_posix()
-            for name in files
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    if not names:
-        raise InputError(
-            f"the folder {data.path!r} (config.data.path) holds no image; files of {', '.join(SUFFIXES)} are read."
-        )
-    names.sort()
-    labels = [name.partition("/")[0] if "/" in name else "" for name in names]
-    return Source(read=lambda row: read_picture(root / names[row]), labels=labels, names=names)
-
-
-def npz(data: Data) -> Source:
-    """An NPZ with `images`, uint8 [n, h, w] or [n, h, w, 1 or 3], and optionally `labels`, integers [n]."""
-    where = f"the file {data.path!r} (config.data.path)"
-    if not Path(data.path).exists():
-        raise InputError(f"{where} does not exist; name an NPZ file with `images` and optionally `labels`.")
-    names = safe_npz.names(Path(data.path), where)
-    if "images" not in names:
-        raise InputError(f"{where} has no array `images`; save it with np.savez(path, images=..., labels=...).")
-    images = safe_npz.read_images(Path(data.path), where, "images")
-    labels = np.zeros(len(images), np.int64)
-    if "labels" in names:
-        labels = safe_npz.read(Path(data.path), where, "labels")
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"`labels` in {where} has the type {labels.dtype} and the shape {labels.shape}, but must be integers of "
-            f"the shape ({len(images)},), one for each image."
-        )
-    return _arrays(images, labels)
+def path(data: Data) -> Source:
+    """The images of data.path, see sources.open_source."""
+    return open_source(data.path, "config.data.path", data.orientation)
 
 
 def tfds(data: Data, split: str = "train") -> Source:
@@ -175,7 +99,7 @@ def tfds(data: Data, split: str = "train") -> Source:
             return records[row]
 
     return Source(
-        read=lambda row: read_picture(io.BytesIO(record(row)["image"])),
+        read=lambda row: read_picture(io.BytesIO(record(row)["image"]), orientation=data.orientation),
         labels=_tfds_labels(record, considered),
         names=[f"{split}/{row}" for row in range(considered)],
     )
@@ -200,7 +124,7 @@ def _tfds_label(record: dict[str, Any]) -> int | str | bytes:
     return label if isinstance(label, str | bytes) else int(label)
 
 
-READERS = {"digits": digits, "faces": faces, "folder": folder, "npz": npz, "tfds": tfds}
+READERS = {"digits": digits, "faces": faces, "folder": path, "npz": path, "tfds": tfds}
 
 
 def heldout(data: Data) -> Source:
@@ -232,4 +156,5 @@ def concatenate(first: Source, second: Source) -> Source:
         read=lambda row: first.read(row) if row < start else second.read(row - start),
         labels=labels,
         names=[*first.names, *(f"heldout: {name}" for name in second.names)],
+        passed_over=collections.Counter(first.passed_over) + collections.Counter(second.passed_over),
     )

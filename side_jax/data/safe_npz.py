@@ -55,15 +55,21 @@ def read(path: Path, where: str, name: str | None) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def read_images(path: Path, where: str, name: str | None) -> np.ndarray:
-    """Reads an array of images as read() does: uint8 [n, h, w] or [n, h, w, 1 or 3], with no empty dimension.
+def image_shape(path: Path, where: str, name: str | None) -> tuple[int, ...]:
+    """Returns the shape of an array of images, from its header: [n, h, w] or [n, h, w, 1 or 3], nowhere empty.
 
     Raises:
-      InputError: if it can't be read or is not such an array; this is checked before the data is read.
+      InputError: if it can't be read or is not such an array of uint8.
     """
     with _refusing(where), _opened(path, name) as (file, size):
         shape, dtype = _header(file, size)
     check_images(shape, dtype, where if name is None else f"`{name}` in {where}")
+    return shape
+
+
+def read_images(path: Path, where: str, name: str | None) -> np.ndarray:
+    """Reads an array of images as read() does, after the check of image_shape."""
+    image_shape(path, where, name)
     return read(path, where, name)
 
 
@@ -81,7 +87,16 @@ def check_images(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
             "them and save them as uint8."
         )
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
-        raise InputError(f"{what} has the shape {short(str(shape))}, but it must be [n, h, w] or [n, h, w, 1 or 3].")
+        first = len(shape) == 4 and shape[1] in (1, 3)
+        hint = "; np.transpose(images, (0, 2, 3, 1)) puts channels last" if first else ""
+        raise InputError(
+            f"{what} has the shape {short(str(shape))}, but it must be [n, h, w] or [n, h, w, 1 or 3]{hint}."
+        )
+    if len(shape) == 3 and shape[2] == 3:
+        raise InputError(
+            f"{what} has the shape {shape}, which may be one picture in colour or {shape[0]} grey ones of 3 columns; "
+            "save it with four dimensions, [n, h, w, 1 or 3]."
+        )
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from side_jax.data import duplicates
+from side_jax.data import duplicates, reading
 from side_jax.data.datasets import Dataset, check_enough
+from side_jax.data.decode import rules
 from side_jax.data.stream import SkippedImages, Stream, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
@@ -50,7 +51,7 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
       index the dataset, and both lists have the length that the settings ask for; near_moved marks members near a
       candidate that was moved out. The counts are images_considered, corrupt_skipped, exact_duplicates_left_out,
       near_duplicates_moved, members_near_moved, near_duplicate_pairs_within_members (such pairs weaken criteria that
-      compare the nearest with the second-nearest member), member_labels and heldout_labels.
+      compare the nearest with the second-nearest member), member_labels, heldout_labels, and reading (see reading.py).
 
     Raises:
       InputError: if a side can't be filled, or more images are damaged than data.max_corrupt.
@@ -63,6 +64,8 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
             f"{dataset.num_classes}; give each identity a subfolder or a label, or split by 'image'."
         )
     hashes, signatures, unreadable = _read_all(dataset, data)
+    where = "the dataset" + f" {data.path!r}" * bool(data.path)
+    read = reading.summary(dataset.facts.values(), dataset.passed_over, rules(data), where)
     usable = np.setdiff1d(np.arange(len(dataset)), unreadable)
     first = np.asarray(sorted({hashes[i]: int(i) for i in reversed(usable)}.values()), np.int64)
     check_enough(data, len(first), None if start is None else int((first < start).sum()))
@@ -99,6 +102,7 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
             "near_duplicate_pairs_within_members": pairs,
             "member_labels": len(np.unique(dataset.labels[members])),
             "heldout_labels": len(np.unique(dataset.labels[heldout])),
+            "reading": read,
         },
     }
 

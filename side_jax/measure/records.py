@@ -368,6 +368,20 @@ class Likeness(Record, frozen=True, kw_only=True):
     ) = UNSET
 
 
+class Reading(Record, frozen=True, kw_only=True):
+    """What reading a set of pictures left out or changed."""
+
+    passed_over: Annotated[
+        dict[str, Count], Meta(description="files that are not read, by their suffix or another kind")
+    ] = msgspec.field(default_factory=dict)
+    rotated: Annotated[Count, Meta(description="pictures whose EXIF data says that they must be turned")] = 0
+    animated: Annotated[Count, Meta(description="pictures of which only the first frame is read")] = 0
+    reshaped: Annotated[Count, Meta(description="pictures that were cropped or squashed to a square")] = 0
+    sixteen_bit: Annotated[Count, Meta(description="pictures of 16 bits")] = 0
+    orientation: Annotated[Literal["apply", "ignore"], Meta(description="data.orientation")] = "apply"
+    fit: Annotated[Literal["crop", "squash"], Meta(description="data.fit")] = "crop"
+
+
 class Dataset(Record, frozen=True, kw_only=True):
     """The images that the audit compares with."""
 
@@ -394,6 +408,7 @@ class Dataset(Record, frozen=True, kw_only=True):
     member_near_pairs: Annotated[
         Count, Meta(description="pairs of members that nearly equal each other; d1 / d2 does not see copies of them")
     ] = 0
+    reading: Annotated[Reading, Meta(description="all images that the split considered")] | UnsetType = UNSET
     heldout_equal_dropped: (
         Annotated[Count, Meta(description="held-out images left out because they equal a member; images alone")]
         | UnsetType
@@ -532,6 +547,7 @@ class ImageSet(Record, frozen=True, kw_only=True):
     damaged: Annotated[Count, Meta(description="files left out because they can't be read")]
     repeats: Annotated[Count, Meta(description="images that equal an earlier one")]
     colour: Annotated[bool, Meta(description="whether any has colours; grey images are compared with coloured ones")]
+    reading: Reading = Reading()
 
 
 class Measured(Record, frozen=True, kw_only=True):

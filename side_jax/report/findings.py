@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+from msgspec import UnsetType
+
 from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, get_attack
-from side_jax.measure.records import Results, Row
+from side_jax.measure.records import Reading, Results, Row
 from side_jax.memorization.statistics.intervals import difference_interval
 from side_jax.report import divergence_text
 from side_jax.report.phrases import best, from_elsewhere, headline, image_phrase, percent, run_phrase
 from side_jax.report.verdict import verdict
+
+SETS = {"samples": "the samples", "members": "the members", "heldout": "the held-out images"}  # for people
 
 
 def summary_text(results: Results, confidence: float, page: object) -> str:
@@ -41,7 +45,41 @@ def sentences(results: Results, confidence: float) -> list[str]:
         text.append(divergence_text.sentence(results.divergence))
     if plain and from_elsewhere(plain):
         text += _other_measures(results.rows, plain)
-    return text
+    return text + _reading(results)
+
+
+def _reading(results: Results) -> list[str]:
+    """A sentence for each set of pictures of which some were not read, or not as they are stored."""
+    if results.sets:
+        return [text for name, one in results.sets.items() for text in _read(SETS[name], one.reading)]
+    reading = results.dataset.reading
+    return [] if isinstance(reading, UnsetType) else _read("the dataset", reading)
+
+
+def _read(name: str, reading: Reading) -> list[str]:
+    parts = []
+    if reading.passed_over:
+        parts.append("not read: " + ", ".join(f"{count:,} {kind}" for kind, count in reading.passed_over.items()))
+    if reading.animated:
+        parts.append(f"only the first frame of {_pictures(reading.animated)}")
+    if reading.rotated:
+        done, other = ("turned", "ignore") if reading.orientation == "apply" else ("left unturned", "apply")
+        parts.append(
+            f"{_pictures(reading.rotated)} {done} that EXIF data says to turn (if the model's trainer did otherwise, "
+            f"set data.orientation={other})"
+        )
+    if reading.reshaped:
+        done, other = ("cropped", "squash") if reading.fit == "crop" else ("squashed", "crop")
+        parts.append(
+            f"{_pictures(reading.reshaped)} {done} to squares (if the trainer did otherwise, set data.fit={other})"
+        )
+    if reading.sixteen_bit:
+        parts.append(f"{_pictures(reading.sixteen_bit)} of 16 bits, reduced to 8")
+    return [f"Reading {name}: {'; '.join(parts)}."] if parts else []
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'' if count == 1 else 's'}"
 
 
 def _plain(row: Row, members: int) -> str:
@@ -106,8 +144,7 @@ def account(results: Results, near: float) -> str:
     listed += [f"{label}: {count:,}" for label, count in counts.items() if count]
     grey = [name for name, one in sets.items() if not one.colour]
     if 0 < len(grey) < len(sets):
-        words = {"samples": "the samples", "members": "the members", "heldout": "the held-out images"}
-        named = " and ".join(words[name] for name in grey)
+        named = " and ".join(SETS[name] for name in grey)
         listed.append(f"Grey against colours: {named} are grey, the others have colours, and such images match little")
     if used < data.heldout:
         listed.append(

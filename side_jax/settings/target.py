@@ -19,15 +19,23 @@ class Data:
     """Where the images come from, and how they are split into members and held-out images."""
 
     name: str = "digits"  # "digits", "faces", "folder", "npz" or "tfds"
-    path: str = path_field()  # for name = "folder": the folder of images; for name = "npz": the file
+    path: str = path_field()  # for name = "folder" or "npz": a folder or a ZIP of pictures, an NPZ or an NPY
     tfds_name: str = ""  # for name = "tfds": the dataset, such as "celeb_a", "cifar10" or "imagenette/full-size"
     data_dir: str = path_field()  # folder of prepared TFDS datasets; "": the default of TFDS
     # Source of the held-out images: another folder or NPZ, or another TFDS split, such as "test"; members are then
     # drawn from `path` alone. "": both sides are drawn from `path`. Required for a model that was trained elsewhere,
     # since only its owner knows which images it saw.
     heldout_from: str = path_field()
-    image_size: int = 8  # height and width in pixels, after a centre crop and an area resize; digits have 8
+    image_size: int = 8  # height and width in pixels, after an area resize; digits have 8
     channels: int = 1  # 1 (grey) or 3 (colour)
+    # A picture that is not square: "crop" (its centre square) or "squash" (all of it, without its aspect ratio); use
+    # what the model's trainer used.
+    fit: str = "crop"
+    # A picture whose EXIF data says that it must be turned: "apply" (turned) or "ignore" (pixels as stored); trainers
+    # differ.
+    orientation: str = "apply"
+    # The 16-bit grey value that is white, 255 to 65535; 0: 65535, and pictures that would be nearly black are refused.
+    bit_range: int = 0
     num_members: int = 200  # number of training images
     # Number of images that the model never sees, at least num_members. As many as there are members form the control;
     # all of them calibrate thresholds.
@@ -54,6 +62,10 @@ class Data:
         )
         check(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
         check(self.channels in (1, 3), "data.channels", self.channels, "1 (grey) or 3 (colour)")
+        one_of("data.fit", self.fit, ("crop", "squash"))
+        one_of("data.orientation", self.orientation, ("apply", "ignore"))
+        ok = self.bit_range == 0 or 255 <= self.bit_range <= 65535
+        check(ok, "data.bit_range", self.bit_range, "0, or from 255 to 65535")
         check(self.num_members >= 2, "data.num_members", self.num_members, "at least 2")
         check(
             self.num_heldout >= self.num_members,

@@ -33,6 +33,7 @@ _IGNORED_SETTINGS = [
     ("label", "weights"),  # identified by weights_sha256
     ("surrogate", "teacher_path"),
     *[("data", key) for key in ("path", "data_dir", "storage", "memory_limit_mb", "max_corrupt")],
+    *[("data", key) for key in ("fit", "orientation", "bit_range")],  # other pixels have other hashes
     ("model", "remat"),
     ("train", "keep_checkpoints"),
     ("target", "path"),

@@ -41,10 +41,10 @@ def test_faces_without_scikit_image(monkeypatch):
 
 
 def test_missing_and_empty_folders(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere' \(config.data.path\) does not exist"):
+    with pytest.raises(InputError, match=r"config.data.path=\S*nowhere does not exist; name a folder"):
         datasets.load(pair(name="folder", path=str(tmp_path / "nowhere")))
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match=r"holds no image; files of \.png"):
+    with pytest.raises(InputError, match=r"holds no image \(but 1 .txt\); NPZ, NPY and pictures of "):
         datasets.load(pair(name="folder", path=str(tmp_path)))
 
 
@@ -94,13 +94,11 @@ def test_bad_npz(tmp_path, arrays, sentence):
 
 
 def test_files_that_are_no_npz(tmp_path):
-    with pytest.raises(InputError, match="does not exist; name an NPZ file"):
+    with pytest.raises(InputError, match="does not exist; name a folder or a ZIP of pictures, an NPZ or an NPY"):
         datasets.load(pair(name="npz", path=str(tmp_path / "data.npz")))
     (tmp_path / "text.npz").write_text("hello")
-    np.save(tmp_path / "array.npy", np.zeros(3))
-    for name in ("text.npz", "array.npy", ""):
-        with pytest.raises(InputError, match="can't be read as an NPZ"):
-            datasets.load(pair(name="npz", path=str(tmp_path / name)))
+    with pytest.raises(InputError, match="can't be read as an NPZ"):
+        datasets.load(pair(name="npz", path=str(tmp_path / "text.npz")))
 
 
 @pytest.mark.parametrize("default", [False, True], ids=["data_dir", "default"])

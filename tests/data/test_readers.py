@@ -13,7 +13,7 @@ from PIL import Image
 from tensorflow_datasets.core.folder_dataset import write_metadata_utils
 
 from side_jax.data import datasets
-from side_jax.data.decode import fit_image, read_picture
+from side_jax.data.decode import Picture, Rules, convert, read_picture
 from side_jax.settings import Data
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,12 @@ def png(value, size=(8, 8), mode="L"):
 
 def read(data, **file):
     """Fits one file, whose bytes are given, to 8x8."""
-    return fit_image(read_picture(io.BytesIO(data)), file.get("size", 8), file.get("channels", 1))
+    return fit(read_picture(io.BytesIO(data)), file.get("size", 8), file.get("channels", 1))
+
+
+def fit(picture, size, channels, **rules):
+    picture = picture if isinstance(picture, Picture) else Picture(image=picture)
+    return convert(picture, (size, size, channels), Rules(**rules))[0]
 
 
 def test_digits_are_scikit_learns():
@@ -56,15 +61,15 @@ def test_faces_are_the_first_hundred_patches_cropped_not_resampled():
     np.testing.assert_allclose(small / 255, means, atol=1.5 / 255)
 
 
-def test_fit_image_crops_the_centre_and_averages_areas():
+def test_the_centre_is_cropped_and_areas_are_averaged():
     image = np.zeros((4, 8), np.uint8)
     image[:, 2:4], image[:, 4:6], image[:, :2], image[:, 6:] = 100, 200, 50, 50
     picture = Image.fromarray(image)
-    assert fit_image(picture, 2, 1)[..., 0].tolist() == [[100, 200], [100, 200]]
+    assert fit(picture, 2, 1)[..., 0].tolist() == [[100, 200], [100, 200]]
     checker = np.indices((4, 4)).sum(0).astype(np.uint8) % 2 * 200
-    assert fit_image(Image.fromarray(checker), 2, 1)[..., 0].tolist() == [[100, 100], [100, 100]]
-    assert fit_image(picture, 2, 3).shape == (2, 2, 3)
-    assert fit_image(Image.fromarray(np.zeros((5, 7, 3), np.uint8)), 4, 1).shape == (4, 4, 1)
+    assert fit(Image.fromarray(checker), 2, 1)[..., 0].tolist() == [[100, 100], [100, 100]]
+    assert fit(picture, 2, 3).shape == (2, 2, 3)
+    assert fit(Image.fromarray(np.zeros((5, 7, 3), np.uint8)), 4, 1).shape == (4, 4, 1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -90,7 +95,7 @@ def test_a_pgm_of_twelve_bits_is_scaled_by_its_own_maximum():
 )
 def test_grey_without_a_known_range_is_refused(picture, reason):
     with pytest.raises(ValueError, match=reason):
-        fit_image(picture, 8, 1)
+        fit(picture, 8, 1)
 
 
 def test_colour_palette_transparency_and_animation():

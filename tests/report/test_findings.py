@@ -3,7 +3,7 @@
 import pytest
 from made_results import audit, dataset, image_set, matched, results
 
-from side_jax.measure.records import Divergence, Estimate
+from side_jax.measure.records import Divergence, Estimate, Reading
 from side_jax.report import findings
 
 
@@ -116,3 +116,25 @@ def test_grey_images_against_colours_are_named():
     assert "Grey against colours: the members and the held-out images are grey" in said
     alike = {name: image_set(90) for name in sets}
     assert "Grey" not in findings.account(results([matched("samples", 1)], dataset=data, sets=alike), 0.05)
+
+
+READ = Reading(
+    passed_over={".csv": 1, "hidden": 2}, rotated=3, animated=1, reshaped=1000, sixteen_bit=4, orientation="ignore"
+)
+
+
+def test_what_was_not_read_as_it_is_stored_stands_beside_the_verdict():
+    """Of a run and of images alone; of a dataset that was read as it is, nothing is said."""
+    text = (
+        "not read: 1 .csv, 2 hidden; only the first frame of 1 picture; 3 pictures left unturned that EXIF data says "
+        "to turn (if the model's trainer did otherwise, set data.orientation=apply); 1,000 pictures cropped to squares "
+        "(if the trainer did otherwise, set data.fit=squash); 4 pictures of 16 bits, reduced to 8."
+    )
+    of_run = findings.summary_text(audit(PLAIN, dataset=dataset(reading=READ)), 0.95, "index.html")
+    assert f"Reading the dataset: {text}" in of_run
+    sets = {name: image_set(90, reading=READ if name == "members" else Reading()) for name in findings.SETS}
+    data = dataset(heldout_equal_dropped=0, heldout_near_dropped=0)
+    alone = findings.summary_text(results([matched("samples", 1)], dataset=data, sets=sets), 0.95, "index.html")
+    assert f"Reading the members: {text}" in alone
+    assert "Reading the samples" not in alone
+    assert "Reading" not in findings.summary_text(audit(PLAIN, dataset=dataset(reading=Reading())), 0.95, "index.html")

@@ -77,7 +77,7 @@ VALUES = [
     ({"data.num_heldout": 63}, "data.num_heldout is 63", "at least data.num_members (64)"),
     ({"data.name": "mnist"}, "data.name is 'mnist'", "digits, faces, folder, npz, tfds"),
     ({"data.name": "folder"}, "data.path is ''", "path of the folder"),
-    ({"data.name": "folder", "data.path": "nowhere"}, "'nowhere' (config.data.path)"),
+    ({"data.name": "folder", "data.path": "nowhere"}, "config.data.path=nowhere does not exist"),
     ({"data.heldout_from": "test"}, "data.heldout_from is 'test'", "empty for data.name = digits"),
     ({"data.split_by": "person"}, "data.split_by is 'person'", "image, identity"),
     ({"data.min_per_label": 0}, "data.min_per_label is 0", "at least 1"),

@@ -1,0 +1,353 @@
+"""Lists the images of a path: pictures in a folder or a ZIP, or arrays in NPZ and NPY files; decoded only on demand."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from side_jax.data import safe_npz
+from side_jax.data.decode import Picture, pages, read_picture, suffixes
+from side_jax.data.printable import short
+from side_jax.data.stream import THREADS
+from side_jax.errors import InputError
+
+ARRAYS = (".npz", ".npy")
+IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")  # names of arrays in an NPZ, the first that is there
+TIFF = (".tif", ".tiff")
+KINDS = "a folder or a ZIP of pictures, an NPZ or an NPY"
+INDEXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".parquet", ".tfrecord", ".xlsx")
+HIDDEN, LINKED, REDUCED = "hidden", "link to a folder that is read already", "thumbnail in a TIFF"
+MAX_ENTRY = 2**28  # bytes of one picture in a ZIP
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Pictures that are not decoded yet.
+
+    Attributes:
+      read: row -> picture of any size and mode; may raise anything for a damaged one. Thread-safe.
+      labels: n values of one sortable type.
+      names: n strings that identify the pictures.
+      passed_over: number of files that are not read, by their kind: a suffix, or a word.
+      array: all images, uint8 [n, h, w, c], if the source is one array; else None.
+    """
+
+    read: Callable[[int], Picture]
+    labels: Sequence[Any] | np.ndarray
+    names: Sequence[str]
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    array: np.ndarray | None = None
+
+
+def describe(flag: str, path: str) -> str:
+    """Returns the name of a path in messages, such as --samples=out/samples."""
+    return f"{flag}={short(path)}"
+
+
+def check_path(path: str, flag: str) -> None:
+    """Raises InputError if a path does not exist, or is neither a folder nor a file."""
+    if not os.path.exists(path):
+        raise InputError(f"{describe(flag, path)} does not exist; name {KINDS}.")
+    if not os.path.isdir(path) and not os.path.isfile(path):
+        raise InputError(f"{describe(flag, path)} is neither a folder nor a file; name {KINDS}.")
+
+
+def open_source(path: str, flag: str, orientation: str = "apply") -> Source:
+    """Lists the images of a path.
+
+    A folder holds either picture files at any depth, in the order of their relative paths, where the first-level
+    subfolder is the label (a class or an identity) and pictures directly in the folder share one; or NPZ and NPY files
+    in the order of their paths; or the shards of a run. A ZIP holds pictures likewise. The array of an NPZ is `images`
+    or else `arr_0`, uint8 [n, h, w] or [n, h, w, 1 or 3]; `labels` or `arr_1` are optional integers [n]. Every page of
+    a TIFF is a picture. Links to folders are followed, each folder once. Hidden files are passed over.
+
+    Args:
+      path: of the folder or file.
+      flag: the option or setting that named it, for messages.
+      orientation: as of decode.Rules.
+
+    Raises:
+      InputError: if the path does not exist, holds no image, mixes pictures and arrays, or holds an unusable array.
+    """
+    check_path(path, flag)
+    read = _folder if os.path.isdir(path) else _file
+    return read(path, flag, orientation)
+
+
+def in_memory(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
+    """Pictures from uint8 [n, h, w] or [n, h, w, c], named by their position; without labels, all have the label 0."""
+    images = images[..., None] if images.ndim == 3 else images
+    return Source(
+        read=lambda row: _picture(images[row]),
+        labels=np.zeros(len(images), np.int64) if labels is None else labels,
+        names=[str(row) for row in range(len(images))],
+        array=images,
+    )
+
+
+def _picture(image: np.ndarray) -> Picture:
+    array = image.squeeze(-1) if image.shape[2] == 1 else np.ascontiguousarray(image)
+    return Picture(image=Image.fromarray(array))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _label(name: str) -> str:
+    return name.partition("/")[0] if "/" in name else ""
+
+
+# Folders.
+
+
+def _folder(path: str, flag: str, orientation: str) -> Source:
+    where, root = describe(flag, path), Path(path)
+    try:
+        names, passed_over = _walk(path, flag)
+    except RecursionError:  # before Python 3.12
+        raise InputError(f"{where} has folders nested too deep to list; move the images higher.") from None
+    pictures = [name for name in names if _suffix(name) in suffixes()]
+    arrays = [name for name in names if _suffix(name) in ARRAYS]
+    shards = sorted(
+        (name for name in arrays if name.startswith("shard_") and "/" not in name), key=lambda name: (len(name), name)
+    )
+    if shards:
+        if pictures:
+            raise InputError(f"{where} holds both shards and pictures; move one of them elsewhere.")
+        return _arrays([root / name for name in shards], flag, numbered=True)
+    usable, failed = [], []
+    for name in arrays:
+        try:
+            _image_array(root / name, f"the file {describe(flag, str(root / name))}")
+            usable.append(name)
+        except InputError as error:
+            failed.append(error)
+    if pictures and usable:
+        raise InputError(
+            f"{where} holds both pictures and an array of images, {short(usable[0])}; name that file, or move one of "
+            "them elsewhere."
+        )
+    chosen = set(pictures or usable)
+    passed_over.update(_suffix(name) or "no suffix" for name in names if name not in chosen)
+    if usable:
+        return dataclasses.replace(_arrays([root / name for name in usable], flag), passed_over=passed_over)
+    if not pictures:
+        if failed:
+            raise failed[0]
+        raise InputError(
+            f"{where} holds no image{_held(passed_over)}; NPZ, NPY and pictures of {', '.join(suffixes())} are read."
+        )
+    rows = []
+    for name in pictures:
+        numbers, reduced = pages(root / name) if _suffix(name) in TIFF else ([0], 0)
+        rows += [(name, page) for page in numbers]
+        passed_over[REDUCED] += reduced
+    return Source(
+        read=lambda row: read_picture(root / rows[row][0], rows[row][1], orientation),
+        labels=[_label(name) for name, _ in rows],
+        names=[_page_name(name, page) for name, page in rows],
+        passed_over=+passed_over,
+    )
+
+
+def _page_name(name: str, page: int) -> str:
+    return f"{name}#page={page + 1}" if page else name
+
+
+def _held(passed_over: Mapping[str, int]) -> str:
+    """What is there instead, in brackets."""
+    listed = ", ".join(f"{count} {short(kind)}" for kind, count in passed_over.items())
+    return f" (but {listed})" if listed else ""
+
+
+def _walk(root: str, flag: str) -> tuple[list[str], collections.Counter[str]]:
+    """Returns (sorted relative paths of all files that are not hidden, number of others by their kind).
+
+    Real folders come first, then links to folders that were not seen yet, so that a link adds what it alone reaches.
+    A link to a folder that contains the root would bring other sets in, and is passed over.
+    """
+    passed_over: collections.Counter[str] = collections.Counter()
+    names: list[str] = []
+    above = {_identity(folder) for folder in (root, *map(str, Path(os.path.realpath(root)).parents))}
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"the folder {error.filename!r} (in {flag}) can't be listed ({error.strerror}); make it readable, or move "
+            "it elsewhere."
+        )
+
+    starts = collections.deque([root])
+    while starts:
+        start = starts.popleft()
+        if start != root and (_identity(start) in seen or _identity(start) in above):
+            passed_over[LINKED] += 1
+            continue
+        for where, below, files in os.walk(start, onerror=refuse):
+            seen.add(_identity(where))
+            hidden = [name for name in (*below, *files) if name.startswith(".")]
+            passed_over[HIDDEN] += len(hidden)
+            kept = []
+            for name in sorted(name for name in below if not name.startswith(".")):
+                folder = os.path.join(where, name)
+                if os.path.islink(folder):
+                    starts.append(folder)  # os.walk itself does not follow it
+                elif _identity(folder) in seen:
+                    passed_over[LINKED] += 1
+                else:
+                    kept.append(name)
+            below[:] = kept
+            names += [Path(where, name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
+    return sorted(names), +passed_over
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """What is the same for all paths that lead to a folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+# Files of arrays.
+
+
+def _image_array(file: Path, where: str) -> tuple[str | None, tuple[int, ...]]:
+    """Returns (name of the array of images in an NPZ, None for an NPY; its shape), from the header alone.
+
+    Raises:
+      InputError: if there is none, or it is no array of images.
+    """
+    name = None
+    if not safe_npz.is_npy(file, where):
+        names = safe_npz.names(file, where)
+        name = next((name for name in IMAGES if name in names), None)
+        if name is None:
+            raise InputError(
+                f"{where} has no array `images` or `arr_0`, but {short(', '.join(names)) or 'none'}; save it with "
+                "np.savez(path, images=...)."
+            )
+    return name, safe_npz.image_shape(file, where, name)
+
+
+def _array_labels(file: Path, where: str, images: str | None, count: int) -> np.ndarray:
+    """The labels of the images in a file; 0 where it has none."""
+    label = None
+    if images is not None:
+        label = LABELS[IMAGES.index(images)]
+        label = label if label in safe_npz.names(file, where) else None
+    labels = np.zeros(count, np.int64) if label is None else safe_npz.read(file, where, label)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"`{label}` in {where} has the type {labels.dtype} and the shape {labels.shape}, but must be integers of "
+            f"the shape ({count},), one for each image."
+        )
+    return labels
+
+
+def _arrays(files: list[Path], flag: str, *, numbered: bool = False) -> Source:
+    """Lists the images of several files, one after the other.
+
+    Args:
+      files: NPZ or NPY.
+      flag: the option that named them.
+      numbered: whether they are shards of a run, which have an `index` and together hold images 0..n-1 in order.
+    """
+    ends, found, labels = [0], [], []
+    for file in files:
+        where = f"the {'shard' if numbered else 'file'} {describe(flag, str(file))}"
+        if numbered and not {"images", "index"} <= set(safe_npz.names(file, where)):
+            raise InputError(f"{where} has no `images` or no `index`; move files that are not shards elsewhere.")
+        name, shape = _image_array(file, where)
+        if numbered:
+            expected = range(ends[-1], ends[-1] + shape[0])
+            if not np.array_equal(safe_npz.read(file, where, "index"), np.asarray(expected)):
+                raise InputError(
+                    f"{where} does not hold images {expected.start} to {expected.stop - 1}, which come next; finish "
+                    "the run that writes these shards."
+                )
+        found.append((file, where, name))
+        labels.append(_array_labels(file, where, None if numbered else name, shape[0]))
+        ends.append(ends[-1] + shape[0])
+
+    @functools.lru_cache(maxsize=THREADS)  # images are read in order, so each file is unpacked about once
+    def load(number: int) -> np.ndarray:
+        images = safe_npz.read_images(*found[number])
+        return images[..., None] if images.ndim == 3 else images
+
+    def read(row: int) -> Picture:
+        number = int(np.searchsorted(ends, row, side="right")) - 1
+        return _picture(load(number)[row - ends[number]])
+
+    names = [str(row) for row in range(ends[-1])]
+    array = load(0) if len(files) == 1 else None
+    return Source(read=read, labels=np.concatenate(labels), names=names, array=array)
+
+
+# Single files.
+
+
+def _file(path: str, flag: str, orientation: str) -> Source:
+    file, where = Path(path), f"the file {describe(flag, path)}"
+    suffix = _suffix(file.name)
+    if suffix in INDEXES:
+        raise InputError(f"{where} is a list or a table, not images; name {KINDS} that holds the images themselves.")
+    if suffix in suffixes() and suffix not in TIFF:
+        raise InputError(f"{where} is a single picture; name the folder that holds it.")
+    if suffix in TIFF:
+        numbers, reduced = pages(file)
+        rows = [(file.name, page) for page in numbers]
+        return Source(
+            read=lambda row: read_picture(file, rows[row][1], orientation),
+            labels=[""] * len(rows),
+            names=[_page_name(*row) for row in rows],
+            passed_over={REDUCED: reduced} if reduced else {},
+        )
+    if not safe_npz.is_npy(file, where) and not safe_npz.names(file, where):
+        archive = zipfile.ZipFile(file)  # open as long as its pictures are read
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        if any(_suffix(entry.filename) in suffixes() for entry in entries):
+            return _archive(archive, entries, orientation)
+    return _arrays([file], flag)
+
+
+def _archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], orientation: str) -> Source:
+    """Lists the pictures of a ZIP; nothing is unpacked to disk."""
+    passed_over: collections.Counter[str] = collections.Counter()
+    rows: list[tuple[zipfile.ZipInfo, int]] = []
+
+    def content(entry: zipfile.ZipInfo) -> io.BytesIO:
+        if entry.compress_type not in safe_npz.RATIOS:
+            raise ValueError("its compression method is not one of a plain ZIP")
+        packed = entry.compress_size * safe_npz.RATIOS[entry.compress_type]
+        if entry.file_size > min(packed, MAX_ENTRY):
+            raise ValueError(f"it claims {entry.file_size} bytes, more than its packed size or {MAX_ENTRY} allow")
+        return io.BytesIO(archive.read(entry))
+
+    for entry in sorted(entries, key=lambda entry: entry.filename):
+        suffix = _suffix(entry.filename)
+        if any(part.startswith(".") or part == "__MACOSX" for part in entry.filename.split("/")):
+            passed_over[HIDDEN] += 1
+        elif suffix not in suffixes():
+            passed_over[suffix or "no suffix"] += 1
+        else:
+            numbers, reduced = [0], 0
+            if suffix in TIFF:
+                with contextlib.suppress(Exception):  # reading it later says what is wrong
+                    numbers, reduced = pages(content(entry))
+            rows += [(entry, page) for page in numbers]
+            passed_over[REDUCED] += reduced
+    return Source(
+        read=lambda row: read_picture(content(rows[row][0]), rows[row][1], orientation),
+        labels=[_label(entry.filename) for entry, _ in rows],
+        names=[_page_name(entry.filename, page) for entry, page in rows],
+        passed_over=+passed_over,
+    )
