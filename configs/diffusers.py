@@ -4,10 +4,10 @@ python -m side_jax.main --config=configs/diffusers.py --config.target.path=DIR -
     --config.data.heldout_from=UNSEEN --config.data.image_size=32 --config.data.channels=3 --workdir=runs/mine
 
 DIR is a local pipeline or unet folder with safetensors, SEEN a folder of images that the model was trained on, and
-UNSEEN a folder of similar images that it never saw; without these, nothing distinguishes extraction from chance. Set
-num_members and num_heldout to the numbers of images (1,000 each by default). The sections model and diffusion come from
-the checkpoint. For such a model of CIFAR-10, the paper reports an AMS of 2.47% unconditional and 7.83% for SIDE. Needs
-an accelerator; for 32x32 images, less than an hour on an H100 (calculated, not measured).
+UNSEEN a folder of similar images that it never saw; without these, nothing distinguishes extraction from chance. All
+images are used. The sections model and diffusion come from the checkpoint. For such a model of CIFAR-10, the paper
+reports an AMS of 2.47% unconditional and 7.83% for SIDE. Needs an accelerator; for 32x32 images, less than an hour on
+an H100 (calculated, not measured).
 """
 
 import ml_collections
@@ -25,8 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.heldout_from = "unseen"
     config.data.image_size = 32
     config.data.channels = 3
-    config.data.num_members = 1_000
-    config.data.num_heldout = 1_000
     config.sampler.num_steps = 50
     config.synthesize.num_images = 10_000
     config.label.num_clusters = 100

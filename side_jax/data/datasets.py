@@ -10,6 +10,7 @@ import numpy as np
 
 from side_jax.data.decode import Facts, convert, rules
 from side_jax.data.readers import READERS, concatenate, heldout
+from side_jax.data.sources import Source
 from side_jax.data.stream import SkippedImages, Stream, scan
 from side_jax.errors import InputError
 from side_jax.settings import Data
@@ -56,7 +57,6 @@ class Dataset:
         )
 
 
-@functools.lru_cache(maxsize=1)
 def load(data: Data) -> Dataset:
     """Loads the dataset that the settings name, once per process, since several stages use it.
 
@@ -67,6 +67,16 @@ def load(data: Data) -> Dataset:
       InputError: if the dataset is missing, has fewer images than the settings ask for, has another size or number of
         channels, or has more damaged images than data.max_corrupt.
     """
+    # Only TFDS reads no more images than are asked for.
+    uncounted = data if data.name == "tfds" else dataclasses.replace(data, num_members=0, num_heldout=0)
+    _, rows, start = _listed(uncounted)
+    check_enough(data, len(rows), start)
+    return _load(uncounted)
+
+
+@functools.lru_cache(maxsize=1)
+def _listed(data: Data) -> tuple[Source, np.ndarray, int | None]:
+    """Returns (the source, its rows with labels that are frequent enough, the first of them that is only held out)."""
     source = READERS[data.name](data)
     start = None
     if data.heldout_from:
@@ -82,11 +92,14 @@ def load(data: Data) -> Dataset:
             len(rows),
             len(values),
         )
-    start = None if start is None else int((rows < start).sum())
-    check_enough(data, len(rows), start)
-    used_labels, labels = np.unique(values[rows], return_inverse=True)
-    names = tuple(source.names[row] for row in rows)
+    return source, rows, None if start is None else int((rows < start).sum())
 
+
+@functools.lru_cache(maxsize=1)
+def _load(data: Data) -> Dataset:
+    source, rows, start = _listed(data)
+    used_labels, labels = np.unique(np.asarray(source.labels)[rows], return_inverse=True)
+    names = tuple(source.names[row] for row in rows)
     shape, facts = (data.image_size, data.image_size, data.channels), {}
 
     def read(row: int) -> np.ndarray:

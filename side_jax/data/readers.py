@@ -55,9 +55,9 @@ def tfds(data: Data, split: str = "train") -> Source:
     """A split of a TFDS dataset that is prepared as ArrayRecord, read without TensorFlow.
 
     Takes the first images in the dataset's own order: as many as the settings ask for, plus 5 % and data.max_corrupt
-    to replace duplicates and damaged ones. Takes all images if identities matter (data.split_by = "identity" or
-    data.min_per_label above 1). The label is `label` if the dataset has one; for CelebA's 40 attributes, a class of
-    gender, smile and age (8 classes); else 0. PIL decodes the images.
+    to replace duplicates and damaged ones. Takes all images if the settings ask for all, or if identities matter
+    (data.split_by = "identity" or data.min_per_label above 1). The label is `label` if the dataset has one; for
+    CelebA's 40 attributes, a class of gender, smile and age (8 classes); else 0. PIL decodes the images.
     """
     import tensorflow_datasets as tfds
 
@@ -89,7 +89,7 @@ def tfds(data: Data, split: str = "train") -> Source:
         )
     required = data.num_members + data.num_heldout
     considered = required + required // 20 + data.max_corrupt
-    if data.split_by == "identity" or data.min_per_label > 1:
+    if data.split_by == "identity" or data.min_per_label > 1 or not (data.num_members and data.num_heldout):
         considered = len(records)
     considered = min(considered, len(records))
     lock = threading.Lock()  # TFDS opens its files on first use

@@ -48,8 +48,8 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
 
     Returns:
       {"members": [{"id", "sha256", "name", "label", "near_moved"}, ...], "heldout": [...], "counts": {...}}. The ids
-      index the dataset, and both lists have the length that the settings ask for; near_moved marks members near a
-      candidate that was moved out. The counts are images_considered, corrupt_skipped, exact_duplicates_left_out,
+      index the dataset, and both lists have the length that the settings ask for, if any; near_moved marks members near
+      a candidate that was moved out. The counts are images_considered, corrupt_skipped, exact_duplicates_left_out,
       near_duplicates_moved, members_near_moved, near_duplicate_pairs_within_members (such pairs weaken criteria that
       compare the nearest with the second-nearest member), member_labels, heldout_labels, and reading (see reading.py).
 
@@ -72,13 +72,14 @@ def make_split(dataset: Dataset, data: Data, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng([seed, 0])
     order = first[rng.permutation(len(first))]
     if start is not None:
-        members, candidates = order[order < start][: data.num_members], order[order >= start]
+        members, candidates = order[order < start][: data.num_members or None], order[order >= start]
         if data.split_by == "identity":
             candidates = candidates[~np.isin(dataset.labels[candidates], dataset.labels[members])]
     elif data.split_by == "identity":
         members, candidates = _by_identity(order, dataset.labels, data, rng)
     else:
-        members, candidates = order[: data.num_members], order[data.num_members :]
+        count = data.num_members or len(order) // 2
+        members, candidates = order[:count], order[count:]
     heldout, moved, near_moved = _heldout(dataset, signatures, members, candidates, data)
     pairs = 0
     if data.near_duplicate_rmse > 0:
@@ -127,13 +128,14 @@ def _by_identity(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (members, held-out candidates) without a common label; images with the same label are consecutive."""
     groups = [order[labels[order] == label] for label in np.unique(labels[order])]
+    count = data.num_members or len(order) // 2
     for _ in range(ORDERS):
         shuffled = [groups[k] for k in rng.permutation(len(groups))]
         ends = np.cumsum([len(group) for group in shuffled])
-        end = ends[np.searchsorted(ends, data.num_members)]  # after the label that completes the members
-        if ends[-1] - end >= data.num_heldout:
+        end = ends[np.searchsorted(ends, count)]  # after the label that completes the members
+        if ends[-1] - end >= max(data.num_heldout, 1):
             images = np.concatenate(shuffled)
-            return images[: data.num_members], images[end:]
+            return images[:count], images[end:]
     raise InputError(
         f"config.data.split_by = 'identity' can't fill num_members = {data.num_members} and num_heldout = "
         f"{data.num_heldout} with different labels: the {len(groups)} labels have {len(order)} different images, the "
@@ -146,6 +148,7 @@ def _heldout(
 ) -> tuple[np.ndarray, int, set[int]]:
     """Returns (the first candidates near no member, the number of near ones before the last, members near these)."""
     limit, accepted, count = data.near_duplicate_rmse, np.empty(0, np.int64), 0
+    most = data.num_heldout or len(candidates)
     near_moved: set[int] = set()
     for start in range(0, len(candidates), CANDIDATES):
         block = candidates[start : start + CANDIDATES]
@@ -153,9 +156,9 @@ def _heldout(
         if limit > 0:
             pairs = np.concatenate([*duplicates.near_pairs(dataset.images, signatures, block, members, limit)])
         near = np.isin(block, pairs[:, 0])
-        clear = np.flatnonzero(~near)[: data.num_heldout - len(accepted)]
+        clear = np.flatnonzero(~near)[: most - len(accepted)]
         accepted = np.concatenate([accepted, block[clear]])
-        full = len(accepted) == data.num_heldout
+        full = len(accepted) == most
         if full:
             near[clear[-1] :] = False  # these were not needed
         moved = block[near]
@@ -163,6 +166,8 @@ def _heldout(
         near_moved.update(pairs[np.isin(pairs[:, 0], moved), 1].tolist())
         if full:
             return accepted, count, near_moved
+    if not data.num_heldout and len(accepted):
+        return accepted, count, near_moved
     raise InputError(
         f"config.data.num_heldout = {data.num_heldout}, but only {len(accepted)} of the {len(candidates)} images left "
         f"to hold out differ from every member by an RMSE of config.data.near_duplicate_rmse = {limit:g}; lower that, "

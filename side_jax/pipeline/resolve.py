@@ -1,7 +1,8 @@
-"""Resolves a config to settings: fills in an imported model's options and the hashes of all files it names."""
+"""Resolves a config to settings: fills in an imported model's options, numbers of images and the hashes of files."""
 
 import dataclasses
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import ml_collections
 
 from side_jax.config import from_config
-from side_jax.data import config_files
+from side_jax.data import config_files, datasets, split
 from side_jax.errors import InputError
 from side_jax.features import onnx, sscd
 from side_jax.settings import Model, Settings
 from side_jax.targets import checkpoint_files, schedules, unets
 from side_jax.workdir import files
+
+logger = logging.getLogger(__name__)
 
 _LOCAL_OPTIONS = ("dtype", "remat")  # how the network is computed: the config decides; the rest: the checkpoint
 
@@ -29,7 +32,7 @@ def resolve(config: ml_collections.ConfigDict, workdir: Path) -> Settings:
     Raises:
       InputError: if the config is invalid, or a file is missing, not the one used before, or can't be used.
     """
-    return resolve_features(resolve_condition(from_config(resolve_target(config))), workdir)
+    return resolve_counts(resolve_features(resolve_condition(from_config(resolve_target(config))), workdir))
 
 
 def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -103,6 +106,21 @@ def resolve_condition(settings: Settings) -> Settings:
         return settings
     digest = config_files.digest(condition.path, condition.sha256, "condition.path")
     return dataclasses.replace(settings, condition=dataclasses.replace(condition, sha256=digest))
+
+
+def resolve_counts(settings: Settings) -> Settings:
+    """Fills in data.num_members and data.num_heldout where the config asks for all images, which must be read for it.
+
+    Raises:
+      InputError: if the dataset can't be read or split, or has too few images for other settings.
+    """
+    data = settings.data
+    if data.num_members and data.num_heldout:
+        return settings
+    made = split.make_split(datasets.load(data), data, settings.seed)
+    data = dataclasses.replace(data, num_members=len(made["members"]), num_heldout=len(made["heldout"]))
+    logger.info("data: %d members and %d held-out images.", data.num_members, data.num_heldout)
+    return dataclasses.replace(settings, data=data)
 
 
 def resolve_features(settings: Settings, workdir: Path) -> Settings:

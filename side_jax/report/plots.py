@@ -103,7 +103,8 @@ def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> by
             axis.plot(step, [100 * row[key] for row in watched], style, color=colour, marker=".", label=label)
             low, high = ([100 * row[f"{key}_ci"][i] for row in watched] for i in (0, 1))
             axis.fill_between(step, low, high, color=colour, alpha=0.12)
-        axes[4].axhline(50, color="0.5", linestyle=":", label="chance")
+        chance = 100 * watched[-1].get("closer_chance", 0.5)  # earlier versions compared equal numbers
+        axes[4].axhline(chance, color="0.5", linestyle=":", label="chance")
         for axis, title in zip(
             axes[2:], ("samples that match, %", "with d1 / d2 < 1/3, %", "closer to members, %"), strict=True
         ):

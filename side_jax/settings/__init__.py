@@ -101,16 +101,17 @@ class Settings:
             check(value <= steps, f"{section}.num_steps", value, need)
         self._check_guidance()
         self._check_modes()
-        need = f"at most data.num_members ({data.num_members})"
-        ok = self.train.batch_size <= data.num_members or bool(self.target.path)
+        members, heldout = data.counts
+        need = f"at most data.num_members ({members})"
+        ok = self.train.batch_size <= members or bool(self.target.path)
         check(ok, "train.batch_size", self.train.batch_size, need)
         for attack in self.extract.attacks:
             guide = ATTACKS[attack].classifier
-            need = f"at most data.num_heldout ({data.num_heldout}), the images that extract.attacks = {attack} clusters"
-            ok = not guide or guide.images != "heldout" or self.label.num_clusters <= data.num_heldout
+            need = f"at most data.num_heldout ({heldout}), the images that extract.attacks = {attack} clusters"
+            ok = not guide or guide.images != "heldout" or self.label.num_clusters <= heldout
             check(ok, "label.num_clusters", self.label.num_clusters, need)
         self._check_weak(n_syn)
-        counts = {"members": data.num_members, "heldout": data.num_heldout, "synthetic": n_syn}
+        counts = {"members": members, "heldout": heldout, "synthetic": n_syn}
         for name in self.extract.classifiers:
             section, count = known_classifiers()[name].section, counts[known_classifiers()[name].images]
             size, most = getattr(self, section).batch_size, count - held_back(count)
@@ -148,8 +149,9 @@ class Settings:
         need = "empty while target.path is set: only unconditional models can be imported"
         check(not (labels and self.target.path), "condition.labels", labels, need)
         count = self.condition.num_labels
-        need = f"at most data.num_members ({data.num_members}): every label needs a member"
-        check(count <= data.num_members, "condition.num_labels", count, need)
+        members, _ = data.counts
+        need = f"at most data.num_members ({members}): every label needs a member"
+        check(count <= members, "condition.num_labels", count, need)
         need = (
             "without conditional_model while condition.labels is empty: set condition.labels and condition.num_labels "
             "to train the model with labels"
@@ -178,6 +180,9 @@ class Settings:
         labels = self.condition.labels
         need = f"'', random or single with the attack {TWIN.name}, whose images are not those that the labels are of"
         check(not self.extract.needs_twin or labels in ("", "random", "single"), "condition.labels", labels, need)
+        members, heldout = self.data.counts
+        need = f"without those of the twin, which needs as many held-out images as members ({members})"
+        check(not self.extract.needs_twin or heldout >= members, "data.num_heldout", heldout, need)
         lonely = self.extract.needs_twin and TWIN.name not in attacks
         need = f"with {TWIN.name}, from whose images mode seeking in the twin starts"
         check(not lonely, "extract.attacks", attacks, need)
@@ -210,8 +215,9 @@ class Settings:
         for metric in map(e.make_metric, METRICS.values()):
             if metric.references_setting:
                 value = getattr(metric, metric.references_setting)
-                most = value - metric.references_needed + min(data.num_members, data.num_heldout)
-                sides = f"data.num_members ({data.num_members}) and data.num_heldout ({data.num_heldout})"
+                members, heldout = data.counts
+                most = value - metric.references_needed + min(members, heldout)
+                sides = f"data.num_members ({members}) and data.num_heldout ({heldout})"
                 key = f"evaluate.{metric.name}_{metric.references_setting}"
                 check(value <= most, key, value, f"at most {most}, given {sides}")
         for metric in e.make_metrics():

@@ -12,6 +12,7 @@ DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 DTYPES = ("float32", "bfloat16")
 LABELS = ("true", "random", "single", "file")
+UNCOUNTED = 2**40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,11 @@ class Data:
     orientation: str = "apply"
     # The 16-bit grey value that is white, 255 to 65535; 0: 65535, and pictures that would be nearly black are refused.
     bit_range: int = 0
-    num_members: int = 200  # number of training images
-    # Number of images that the model never sees, at least num_members. As many as there are members form the control;
+    # Number of training images; 0: all different images of `path`, or half of them where both sides are drawn from it.
+    num_members: int = 0
+    # Number of images that the model never sees; 0: all that are left. As many as there are members form the control;
     # all of them calibrate thresholds.
-    num_heldout: int = 200
+    num_heldout: int = 0
     split_by: str = "image"  # "image", or "identity": no label (person, patient) has images on both sides
     min_per_label: int = 1  # labels with fewer images are left out; CelebA-HQ-FI keeps identities with at least 15
     # Held-out images whose RMSE to a member (pixels in [-1, 1]) is below this are moved out; 0: only equal images.
@@ -66,13 +68,9 @@ class Data:
         one_of("data.orientation", self.orientation, ("apply", "ignore"))
         ok = self.bit_range == 0 or 255 <= self.bit_range <= 65535
         check(ok, "data.bit_range", self.bit_range, "0, or from 255 to 65535")
-        check(self.num_members >= 2, "data.num_members", self.num_members, "at least 2")
-        check(
-            self.num_heldout >= self.num_members,
-            "data.num_heldout",
-            self.num_heldout,
-            f"at least data.num_members ({self.num_members}), so that the control has as many images",
-        )
+        for name in ("num_members", "num_heldout"):
+            value = getattr(self, name)
+            check(value == 0 or value >= 2, f"data.{name}", value, "at least 2, or 0 for all images")
         one_of("data.split_by", self.split_by, ("image", "identity"))
         check(self.min_per_label >= 1, "data.min_per_label", self.min_per_label, "at least 1")
         limit = self.near_duplicate_rmse
@@ -80,6 +78,11 @@ class Data:
         check(self.max_corrupt >= 0, "data.max_corrupt", self.max_corrupt, "at least 0")
         one_of("data.storage", self.storage, ("auto", "memory", "stream"))
         check(self.memory_limit_mb >= 1, "data.memory_limit_mb", self.memory_limit_mb, "at least 1")
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of members and of held-out images; of all, which are not counted yet, more than any limit."""
+        return self.num_members or UNCOUNTED, self.num_heldout or UNCOUNTED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -140,8 +140,8 @@ def _fit(
 
 
 def _sides(settings: Settings, split_file: Path, members: Dataset, heldout: Dataset) -> Sides:
-    """What the monitor compares with: members, and as many held-out images, so that chance is 50%."""
-    heldout = heldout.take(np.arange(len(members)))
+    """What the monitor compares with: members, and as many held-out images, or fewer where there are fewer."""
+    heldout = heldout.take(np.arange(min(len(members), len(heldout))))
     images = (pixel_range.to_float(np.asarray(side.images)) for side in (members, heldout))
     near = [row.get("near_moved", False) for row in files.read_json(split_file)["members"]]
     return Sides(

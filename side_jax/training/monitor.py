@@ -54,8 +54,8 @@ class Sides:
 
     Attributes:
       members: float32 [m, h, w, c] in [-1, 1].
-      heldout: float32 [m, h, w, c].
-      groups: int [m] and int [m], images that change sides together in a permutation; None: each is alone.
+      heldout: float32 [k, h, w, c].
+      groups: int [m] and int [k], images that change sides together in a permutation; None: each is alone.
       tested: bool [m], members that take part in permutations; None: all.
     """
 
@@ -70,7 +70,7 @@ class Sides:
         return np.concatenate([self.members, self.heldout])
 
     def p_value(self, hits: np.ndarray) -> float:
-        """Of "members are not hit more often", for int [2 m] hits on each of `both`."""
+        """Of "members are not hit more often", for int [m + k] hits on each of `both`."""
         is_member = np.arange(len(hits)) < len(self.members)
         tested = np.ones(len(hits), bool)
         if self.tested is not None:
@@ -91,8 +91,8 @@ def measure(samples: np.ndarray, sides: Sides, metric: Metric | None = None) -> 
 
     Returns:
       matched, matched_heldout, copied, copied_heldout and closer, in [0, 1]; for each, its interval [low, high] as
-      <name>_ci; matched_p, copied_p and closer_p; distance_members and distance_heldout, the median RMSE to the nearest
-      image.
+      <name>_ci; matched_p, copied_p and closer_p; closer_chance, the share of members among all references;
+      distance_members and distance_heldout, the median RMSE to the nearest image.
     """
     interval = functools.partial(wilson_interval, trials=len(samples), confidence=CONFIDENCE)
     row: dict[str, Any] = {}
@@ -122,6 +122,7 @@ def measure(samples: np.ndarray, sides: Sides, metric: Metric | None = None) -> 
     to_members, to_heldout = (distance[:, 0] for distance, _ in neighbors)
     closer = int((to_members < to_heldout).sum())
     row |= {"closer": closer / len(samples), "closer_ci": list(interval(closer))}
+    row["closer_chance"] = len(sides.members) / len(sides.both)
     return row | {"distance_members": float(np.median(to_members)), "distance_heldout": float(np.median(to_heldout))}
 
 
@@ -210,7 +211,8 @@ def _line(row: dict[str, Any], stop: bool) -> str:
     """The log line of a measurement."""
     text = (
         f"step {row['step']}: {100 * row['copied']:.1f}% of the samples copy a member (held-out "
-        f"{100 * row['copied_heldout']:.1f}%), {100 * row['closer']:.1f}% are closer to a member (chance 50%)"
+        f"{100 * row['copied_heldout']:.1f}%), {100 * row['closer']:.1f}% are closer to a member (chance "
+        f"{100 * row['closer_chance']:.0f}%)"
     )
     if "modes_copied" in row:
         text += (

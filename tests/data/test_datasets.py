@@ -34,8 +34,9 @@ def rmse(a, b):
 
 
 def test_split_is_disjoint_and_repeatable():
-    digits = datasets.load(Data())
-    first, other, again = (split.make_split(digits, Data(), seed) for seed in (0, 1, 0))
+    data = Data(num_members=200, num_heldout=200)
+    digits = datasets.load(data)
+    first, other, again = (split.make_split(digits, data, seed) for seed in (0, 1, 0))
     assert first is not again  # only the last one is kept
     assert first == again
     assert first["members"] != other["members"]
@@ -180,7 +181,8 @@ def test_split_file_notices_changed_data(tmp_path, storage):
     with pytest.raises(InputError, match="has only 10 images now"):
         split.apply_split(whole.take(np.arange(10)), path)
     Image.new("L", (8, 8), 3).save(folder / f"{member_ids[3]:02}.png")
-    datasets.load.cache_clear()
+    datasets._load.cache_clear()
+    datasets._listed.cache_clear()
     with pytest.raises(InputError, match=f"image {member_ids[3]} of the dataset differs from the one in "):
         split.apply_split(datasets.load(data), path)
 
@@ -194,7 +196,8 @@ def test_storage_is_what_fits_and_is_logged(tmp_path, caplog):
     assert "257 x 64 x 64 x 1 images" in caplog.text
     assert "read for each batch: 1.0 MiB (data.storage = auto, data.memory_limit_mb = 1)" in caplog.text
     np.savez(tmp_path / "data.npz", images=noise(256, size=64))
-    datasets.load.cache_clear()
+    datasets._load.cache_clear()
+    datasets._listed.cache_clear()
     assert isinstance(datasets.load(small).images, np.ndarray)
     assert "decoded into memory: 1.0 MiB" in caplog.text
     assert isinstance(datasets.load(dataclasses.replace(small, storage="stream")).images, Stream)
@@ -302,3 +305,31 @@ def test_a_missing_held_out_file_is_named(tmp_path):
     np.savez(tmp_path / "seen.npz", images=np.zeros((4, 8, 8), np.uint8))
     with pytest.raises(InputError, match=r"config.data.heldout_from=\S*nowhere.npz does not exist"):
         datasets.load(Data(name="npz", path=str(tmp_path / "seen.npz"), heldout_from=str(tmp_path / "nowhere.npz")))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [((0, 0), (10, 10)), ((12, 0), (12, 8)), ((0, 4), (10, 4)), ((3, 5), (3, 5)), ((15, 4), (15, 4))],
+)
+def test_all_images_or_as_many_as_are_asked_for(asked, sizes):
+    """Here both sides come from one place, so all are halves."""
+    dataset, data = make(noise(20)), Data(num_members=asked[0], num_heldout=asked[1])
+    made = split.make_split(dataset, data, 0)
+    assert tuple(len(made[side]) for side in ("members", "heldout")) == sizes
+    assert len({row["id"] for side in ("members", "heldout") for row in made[side]}) == sum(sizes)
+
+
+def test_all_images_of_two_places(tmp_path):
+    np.savez(tmp_path / "seen.npz", images=noise(9))
+    np.savez(tmp_path / "unseen.npz", images=np.concatenate([noise(5, seed=1), noise(9)[:2]]))
+    data = Data(name="npz", path=str(tmp_path / "seen.npz"), heldout_from=str(tmp_path / "unseen.npz"))
+    made = split.make_split(datasets.load(data), data, 0)
+    assert [len(made[side]) for side in ("members", "heldout")] == [9, 5]  # two of the held-out images are members
+
+
+def test_all_images_split_by_identity():
+    labels = np.repeat(np.arange(5), 4)
+    made = split.make_split(make(noise(20), labels), Data(split_by="identity"), 0)
+    members, heldout = ({row["label"] for row in made[side]} for side in ("members", "heldout"))
+    assert not members & heldout
+    assert (len(made["members"]), len(made["heldout"])) == (10, 8)

@@ -74,7 +74,12 @@ VALUES = [
     ({"surrogate.batch_size": 120}, "surrogate.batch_size is 120", "at most 116", "a tenth is held back"),
     ({"extract.attacks": "('oracle',)", "surrogate.batch_size": 64}, "surrogate.batch_size is 64", "at most 58"),
     ({"data.num_members": 1500, "data.num_heldout": 1500}, "num_heldout = 1500", "297 are left", "lower both"),
-    ({"data.num_heldout": 63}, "data.num_heldout is 63", "at least data.num_members (64)"),
+    ({"data.num_heldout": 1}, "data.num_heldout is 1", "at least 2, or 0 for all"),
+    (
+        {"data.num_heldout": 63, "extract.attacks": "('unconditional','twin')"},
+        "data.num_heldout is 63",
+        "as many held-out images as members (64)",
+    ),
     ({"data.name": "mnist"}, "data.name is 'mnist'", "digits, faces, folder, npz, tfds"),
     ({"data.name": "folder"}, "data.path is ''", "path of the folder"),
     ({"data.name": "folder", "data.path": "nowhere"}, "config.data.path=nowhere does not exist"),

@@ -171,11 +171,15 @@ def test_monitor_stops_at_its_rate_and_measures_no_step_twice(tmp_path):
 
 
 def test_a_watched_run_stops_at_its_rate_and_the_report_shows_it(tmp_path, monkeypatch):
-    """The rate is reached at the second look: training ends there, says so, and is done; the other stages follow."""
+    """The rate is reached at the second look: training ends there, says so, and is done; the other stages follow.
+
+    There are fewer held-out images than members, here and in the evaluation.
+    """
     measure, rates = monitor.measure, iter([0.2, 0.0, 0.3, 0.0])  # of the samples, then of their modes
     monkeypatch.setattr(monitor, "measure", lambda *arguments: measure(*arguments) | {"copied": next(rates)})
     workdir = tmp_path / "run"
     watched = {"monitor__every_steps": 10, "monitor__num_samples": 32, "monitor__stop_at_rate": 0.3}
+    watched["data__num_heldout"] = 24
     assert runs.run(runs.arguments(workdir, extract__attacks="('unconditional',)", **watched)) == 0
     rows = [json.loads(line) for line in (workdir / "train" / "monitor.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20]
@@ -189,3 +193,6 @@ def test_a_watched_run_stops_at_its_rate_and_the_report_shows_it(tmp_path, monke
     assert "At no measured step" in page  # 20 steps are too few to copy anything
     assert "of the modes that these samples lead to copied a member" in page
     assert all(0 <= row["modes_copied"] <= 1 for row in rows)
+    assert all(row["closer_chance"] == 64 / 88 for row in rows)
+    dataset = json.loads((workdir / "evaluate" / "results.json").read_text())["dataset"]
+    assert (dataset["members"], dataset["heldout_used"]) == (64, 24)
