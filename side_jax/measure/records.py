@@ -414,8 +414,7 @@ class Dataset(Record, frozen=True, kw_only=True):
         | UnsetType
     ) = UNSET
     heldout_near_dropped: (
-        Annotated[Count, Meta(description="held-out images left out because they nearly equal a member; images alone")]
-        | UnsetType
+        Annotated[Count, Meta(description="held-out images left out because they nearly equal a member")] | UnsetType
     ) = UNSET
 
 

@@ -290,6 +290,16 @@ def _calibrated(rows: list[Row], results: Results) -> model.Table:
         f"most {percent(rows[0].false_match_rate)} of cases: on {next(iter(thresholds.values())).calibrated_on} "
         f"held-out images. Of the other held-out images match: {listed}."
     )
+    data = results.dataset
+    dropped = (data.heldout_equal_dropped, data.heldout_near_dropped)
+    left_out = sum(count for count in dropped if not isinstance(count, UnsetType))
+    if left_out:
+        every = left_out + data.heldout
+        note += (
+            f" This holds for images that are no near duplicates of members. Of {every:,} held-out images, "
+            f"{left_out:,} ({percent(left_out / every)}) were, and were left out; a fresh image that is one matches, "
+            "whatever the model did."
+        )
     return model.Table(caption="Calibrated thresholds", columns=columns, rows=tuple(cells), note=note)
 
 

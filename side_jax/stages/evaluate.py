@@ -72,6 +72,7 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
             members_untested=int(members.shared.sum()),
             groups=UNSET if heldout.groups is None else tuple(len(np.unique(of)) for of in people),
             member_near_pairs=split_counts["near_duplicate_pairs_within_members"],
+            heldout_near_dropped=split_counts["near_duplicates_moved"],
             reading=records.Reading(**split_counts.get("reading", {})),  # earlier versions did not count
             image_shape=members.images.shape[1:],
             split_sha256=files.file_digest(workdir / "train" / "split.json"),

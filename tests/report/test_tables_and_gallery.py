@@ -275,6 +275,10 @@ def test_every_number_of_the_calibrated_thresholds(results):
     for k, metric in enumerate(METRICS, start=7):
         low, high = rows_of(results, metric, "calibrated")[-1].false_match_measured_ci
         assert f"{metric} {k} of 46 ({100 * low:.2f}% to {100 * high:.2f}%)" in found.note
+    assert "near duplicates" not in found.note
+    dropped = made_results.dataset(heldout=180, heldout_equal_dropped=5, heldout_near_dropped=15)
+    note = table(structs.replace(results, dataset=dropped), "Calibrated thresholds").note
+    assert "Of 200 held-out images, 20 (10.00%) were, and were left out" in note
 
 
 def test_every_number_of_what_is_left(results):
