@@ -99,15 +99,19 @@ def check_images(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
         )
 
 
+class _UnusableError(ValueError):
+    """An array that must not be read, whatever wrote it; its second argument says what to do."""
+
+
 @contextlib.contextmanager
 def _refusing(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # untrusted bytes make zipfile, zlib and NumPy's parser raise nearly anything
-        raise InputError(
-            f"{where} can't be read as an NPZ of plain arrays ({reason(error)}); save it with "
-            "np.savez(path, name=array)."
-        ) from None
+        fix = "save it with np.savez(path, name=array)"
+        if isinstance(error, _UnusableError):
+            error, fix = ValueError(error.args[0]), error.args[1]
+        raise InputError(f"{where} can't be read as an NPZ of plain arrays ({reason(error)}); {fix}.") from None
 
 
 def _regular(path: Path) -> IO[bytes]:
@@ -137,7 +141,10 @@ def _opened(path: Path, name: str | None) -> Iterator[tuple[IO[bytes], int]]:
             if member.compress_type not in RATIOS:
                 raise ValueError("its compression method is not one that NumPy uses")
             if member.file_size > member.compress_size * RATIOS[member.compress_type]:
-                raise ValueError(f"it claims {member.file_size} bytes, more than its packed size allows")
+                raise _UnusableError(
+                    f"it claims {member.file_size} bytes, more than its packed size allows",
+                    "it is damaged, or made to fill the memory: take it from its source again",
+                )
             with archive.open(member) as unpacked:
                 yield unpacked, member.file_size
 
@@ -159,5 +166,8 @@ def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
     if promised != actual:
         raise ValueError(f"its header promises {promised} bytes of data, but {actual} follow")
     if promised > LIMIT:
-        raise ValueError(f"it has {promised} bytes, but at most {LIMIT} are read at once: use a folder of images")
+        raise _UnusableError(
+            f"it has {promised} bytes, but at most {LIMIT} are read at once",
+            "use a folder of several such files, or of pictures",
+        )
     return shape, dtype

@@ -199,7 +199,10 @@ def test_arrays_that_are_refused_before_their_data_is_read(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("claims", "words"),
     [
-        ({"file_size": 2**40 + 128}, "claims 1099511627904 bytes, more than its packed size allows"),
+        (
+            {"file_size": 2**40 + 128},
+            "claims 1099511627904 bytes, more than its packed size allows); it is damaged, or",
+        ),
         ({"flag_bits": 1}, "encrypted"),
         ({"compress_type": zipfile.ZIP_LZMA}, "its compression method is not one that NumPy uses"),
         ({"compress_type": 99}, "its compression method is not one that NumPy uses"),
@@ -226,7 +229,9 @@ def test_a_truthful_bomb_is_refused_by_its_size(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_npz, "LIMIT", 64000)
     assert len(read_images(str(tmp_path / "zeros.npz"), "--samples")) == 1000
     monkeypatch.setattr(safe_npz, "LIMIT", 63999)
-    refuses(tmp_path / "zeros.npz", "zeros.npz", "it has 64000 bytes, but at most 63999", "use a folder of images")
+    refuses(
+        tmp_path / "zeros.npz", "zeros.npz", "it has 64000 bytes, but at most 63999", "); use a folder of several such"
+    )
 
 
 def damaged(path, packing):
