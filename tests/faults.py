@@ -240,11 +240,60 @@ FAULTS = (
         "np.random.default_rng([seed, 0])",
         "training/test_trainer.py::test_every_epoch_is_a_fresh_shuffle_without_its_ragged_end",
     ),
+    # Reading images.
+    Fault(
+        "linked folders left out",
+        "starts.append(folder)",
+        "pass",
+        "data/test_sources.py::test_linked_folders_are_read_once_and_loops_end",
+    ),
+    Fault(
+        "a link to a folder that holds the set is followed",
+        "(_identity(start) in seen or _identity(start) in above)",
+        "_identity(start) in seen",
+        "data/test_sources.py::test_linked_folders_are_read_once_and_loops_end",
+    ),
+    Fault(
+        "only the first page of a stack",
+        "return full, len(reduced) - len(full)",
+        "return full[:1], 0",
+        "data/test_sources.py::test_pages_of_a_stack_are_pictures",
+    ),
+    Fault(
+        "what is passed over is not counted",
+        'passed_over.update(_suffix(name) or "no suffix" for name in names if name not in chosen)',
+        "pass",
+        "data/test_sources.py::test_what_is_not_read_is_counted_and_named_by_its_kind",
+    ),
+    Fault(
+        "the EXIF orientation always applied",
+        'if orientation == "apply" else picture.copy()',
+        "if orientation else picture.copy()",
+        "data/test_sources.py::test_orientation_is_applied_or_not_and_counted",
+    ),
+    Fault(
+        "squashed although cropping was asked for",
+        'if reshaped and rules.fit == "crop":',
+        "if reshaped and not rules.fit:",
+        "data/test_sources.py::test_pictures_are_cropped_or_squashed_and_counted",
+    ),
+    Fault(
+        "the range of 16-bit grey ignored",
+        "np.round(values * (255 / white))",
+        "np.round(values * (255 / WHITE))",
+        "data/test_sources.py::test_twelve_bits_in_sixteen",
+    ),
+    Fault(
+        "dark scans pass",
+        "max(deep) <= DARK",
+        "max(deep) < 0",
+        "data/test_sources.py::test_twelve_bits_in_sixteen",
+    ),
     # Members, held-out images and pseudo-labels.
     Fault(
         "held-out images that are members",
-        "members, candidates = order[: data.num_members], order[data.num_members :]",
-        "members, candidates = order[: data.num_members], order[data.num_members // 2 :]",
+        "members, candidates = order[:count], order[count:]",
+        "members, candidates = order[:count], order[count // 2 :]",
         "data/test_datasets.py::test_split_is_disjoint_and_repeatable",
     ),
     Fault(
@@ -268,8 +317,8 @@ FAULTS = (
     # Scores.
     Fault(
         "members and held-out images swapped",
-        '{"members": prepare(members), "heldout": prepare(heldout[: len(members)])}',
-        '{"heldout": prepare(members), "members": prepare(heldout[: len(members)])}',
+        'images = {"members": members, "heldout": heldout[: len(members)]}',
+        'images = {"members": heldout[: len(members)], "heldout": members}',
         "measure/test_scoring.py::test_copies_of_members_are_an_excess_by_every_metric",
     ),
     Fault(
