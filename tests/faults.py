@@ -261,7 +261,7 @@ FAULTS = (
     ),
     Fault(
         "what is passed over is not counted",
-        'passed_over.update(_suffix(name) or "no suffix" for name in names if name not in chosen)',
+        "passed_over.update(_kind(name) for name in names if name not in chosen)",
         "pass",
         "data/test_sources.py::test_what_is_not_read_is_counted_and_named_by_its_kind",
     ),

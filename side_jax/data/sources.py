@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import mimetypes
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,31 @@ IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")  # names of arrays in 
 TIFF = (".tif", ".tiff")
 KINDS = "a folder or a ZIP of pictures, an NPZ or an NPY"
 INDEXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".parquet", ".tfrecord", ".xlsx")
-HIDDEN, LINKED, REDUCED = "hidden", "link to a folder that is read already", "thumbnail in a TIFF"
+# Suffixes that reports may name, beside those of Pillow and of common types; others could be parts of names.
+NAMED = (
+    *(
+        ".npz",
+        ".npy",
+        ".dcm",
+        ".nii",
+        ".mha",
+        ".parquet",
+        ".tfrecord",
+        ".lmdb",
+        ".mdb",
+        ".pkl",
+        ".pt",
+        ".yaml",
+        ".jsonl",
+    ),
+    *(".heic", ".heif", ".jxl", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".raw", ".psd", ".svs", ".log", ".md"),
+)
+OTHER, HIDDEN, LINKED, REDUCED = (
+    "of other kinds",
+    "hidden",
+    "link to a folder that is read already",
+    "thumbnail in a TIFF",
+)
 MAX_ENTRY = 2**28  # bytes of one picture in a ZIP
 
 
@@ -103,6 +128,16 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+@functools.cache
+def _known() -> frozenset[str]:
+    return frozenset((*NAMED, *Image.registered_extensions(), *mimetypes.MimeTypes().types_map[True]))
+
+
+def _kind(name: str) -> str:
+    """The kind of a file that is not read: its suffix, if that is one that programs use."""
+    return suffix if (suffix := _suffix(name)) in _known() else OTHER
+
+
 def _label(name: str) -> str:
     return name.partition("/")[0] if "/" in name else ""
 
@@ -138,7 +173,7 @@ def _folder(path: str, flag: str, orientation: str) -> Source:
             "them elsewhere."
         )
     chosen = set(pictures or usable)
-    passed_over.update(_suffix(name) or "no suffix" for name in names if name not in chosen)
+    passed_over.update(_kind(name) for name in names if name not in chosen)
     if usable:
         return dataclasses.replace(_arrays([root / name for name in usable], flag), passed_over=passed_over)
     if not pictures:
@@ -337,7 +372,7 @@ def _archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], orientati
         if any(part.startswith(".") or part == "__MACOSX" for part in entry.filename.split("/")):
             passed_over[HIDDEN] += 1
         elif suffix not in suffixes():
-            passed_over[suffix or "no suffix"] += 1
+            passed_over[_kind(entry.filename)] += 1
         else:
             numbers, reduced = [0], 0
             if suffix in TIFF:
