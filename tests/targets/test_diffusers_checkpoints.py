@@ -14,6 +14,7 @@ from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.targets import parameters
 from side_jax.targets.diffusers_unet import from_diffusers, to_diffusers
+from side_jax.targets.schedules import read_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY = foreign.TINY
@@ -162,12 +163,92 @@ def test_a_damaged_config_is_refused(checkpoint, name, content):
     refused(checkpoint, str(checkpoint / name), "JSON", "replace it")
 
 
-def test_a_scheduler_that_samples_otherwise_is_named(checkpoint, caplog):
-    from_diffusers(checkpoint)
-    assert not caplog.records
-    change(checkpoint / "scheduler" / "scheduler_config.json", clip_sample=False, thresholding=True)
-    from_diffusers(checkpoint)
-    assert "scheduler_config.json has clip_sample = false, thresholding = true; images are clipped" in caplog.text
+def rewrite(directory, **values):
+    """Leaves nothing but these in the config of the scheduler."""
+    (directory / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("DDPMScheduler", {}, ""),
+        ("DDIMScheduler", {"clip_sample": True}, ""),
+        ("DDPMScheduler", {"clip_sample": False, "thresholding": True}, "clip_sample = false, thresholding = true;"),
+        ("DDIMScheduler", {"clip_sample_range": 2.0}, "clip_sample_range = 2.0;"),
+        ("HeunDiscreteScheduler", {}, "clip_sample = false;"),
+        ("HeunDiscreteScheduler", {"clip_sample": True}, ""),
+        ("PNDMScheduler", {}, '_class_name = "PNDMScheduler", which does not clip;'),
+        ("PNDMScheduler", {"clip_sample": True}, '_class_name = "PNDMScheduler", which does not clip;'),
+        ("UniPCMultistepScheduler", {"thresholding": True, "clip_sample": False}, "json has thresholding = true;"),
+    ],
+)
+def test_a_scheduler_that_samples_otherwise_is_named(checkpoint, caplog, name, values, said):
+    """Where the class really does so: a key that it does not know says nothing."""
+    rewrite(checkpoint, _class_name=name, **values)
+    read_schedule(checkpoint)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * bool(said)
+    assert said in caplog.text
+    assert ("images are clipped to [-1, 1] at each step here regardless" in caplog.text) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("DDPMScheduler", (1e-4, 0.02)),
+        ("DDIMScheduler", (1e-4, 0.02)),
+        ("PNDMScheduler", (1e-4, 0.02)),
+        ("DPMSolverMultistepScheduler", (1e-4, 0.02)),
+        ("UniPCMultistepScheduler", (1e-4, 0.02)),
+        ("EulerDiscreteScheduler", (1e-4, 0.02)),
+        ("EulerAncestralDiscreteScheduler", (1e-4, 0.02)),
+        ("LMSDiscreteScheduler", (1e-4, 0.02)),
+        ("DEISMultistepScheduler", (1e-4, 0.02)),
+        ("HeunDiscreteScheduler", (0.00085, 0.012)),
+        ("KDPM2DiscreteScheduler", (0.00085, 0.012)),
+    ],
+)
+def test_the_noise_of_ddpm_is_read_by_every_name(checkpoint, name, ends):
+    """With the betas of the class where the config leaves them out."""
+    rewrite(checkpoint, _class_name=name, prediction_type="v_prediction")
+    read = read_schedule(checkpoint)
+    np.testing.assert_allclose(read.betas, np.linspace(*ends, 1000), rtol=1e-12)
+    assert read.prediction_type == "v"
+    rewrite(checkpoint, _class_name=name, beta_start=0.001, beta_end=0.003, num_train_timesteps=5)
+    np.testing.assert_allclose(read_schedule(checkpoint).betas, np.linspace(0.001, 0.003, 5), rtol=1e-12)
+
+
+def test_a_config_without_a_class_is_read_as_ddpm(checkpoint, caplog):
+    rewrite(checkpoint)
+    np.testing.assert_allclose(read_schedule(checkpoint).betas, np.linspace(1e-4, 0.02, 1000), rtol=1e-12)
+    (record,) = caplog.records
+    assert "scheduler_config.json has no _class_name; it is read as that of a DDPMScheduler" in record.message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EDMEulerScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "CMStochasticIterativeScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+        "ScoreSdeVeScheduler",
+        "ScoreSdeVpScheduler",
+        "KarrasVeScheduler",
+        "VQDiffusionScheduler",
+        "UnCLIPScheduler",
+        "IPNDMScheduler",
+        "MyScheduler",
+        "",
+        ["DDPMScheduler"],
+    ],
+)
+def test_other_noise_is_refused(checkpoint, name):
+    """Though the config has betas and a prediction type that could be read."""
+    change(checkpoint / "scheduler" / "scheduler_config.json", _class_name=name)
+    words = ("scheduler_config.json has _class_name = " + json.dumps(name), "only models trained with that are read")
+    refused(checkpoint, *words, "DDPMScheduler, DDIMScheduler")
 
 
 def test_a_missing_scheduler_config_is_refused(checkpoint):
@@ -206,7 +287,11 @@ def test_other_models_are_refused(checkpoint, values, words):
     [
         ({"trained_betas": None, "beta_schedule": "sigmoid"}, ('beta_schedule = "sigmoid"', "linear", "trained_betas")),
         ({"rescale_betas_zero_snr": True}, ("rescale_betas_zero_snr = true", "trained without it")),
-        ({"prediction_type": "flow"}, ('prediction_type = "flow"', '"v_prediction"')),
+        ({"prediction_type": "flow_prediction"}, ('prediction_type = "flow_prediction"', '"v_prediction"')),
+        ({"prediction_type": ["epsilon"]}, ('prediction_type = ["epsilon"]', '"v_prediction"')),
+        ({"trained_betas": None, "beta_schedule": []}, ("beta_schedule = []", "linear", "trained_betas")),
+        ({"use_flow_sigmas": True}, ("use_flow_sigmas = true", "only models trained with that are read")),
+        ({"timestep_type": "continuous"}, ('timestep_type = "continuous"', "only models trained with that are read")),
         ({"trained_betas": [0.1, 1.0]}, ("describes no noise schedule", "between 0 and 1", "replace it")),
         ({"trained_betas": "many"}, ("describes no noise schedule", "replace it")),
         ({"trained_betas": None, "beta_end": 2.0}, ("describes no noise schedule", "between 0 and 1", "replace it")),
