@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from safetensors.numpy import load_file, save_file
 
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.targets import parameters
 from side_jax.targets.diffusers_unet import from_diffusers, to_diffusers
-from side_jax.targets.schedules import read_schedule
+from side_jax.targets.schedules import SCHEDULERS, read_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY = foreign.TINY
@@ -255,6 +256,12 @@ def test_other_noise_is_refused(checkpoint, name):
     change(checkpoint / "scheduler" / "scheduler_config.json", _class_name=name)
     words = ("scheduler_config.json has _class_name = " + json.dumps(name), "only models trained with that are read")
     refused(checkpoint, *words, "DDPMScheduler, DDIMScheduler")
+
+
+def test_the_documentation_lists_the_schedulers():
+    said = (runs.ROOT / "docs" / "your_model.md").read_text()
+    for name in SCHEDULERS:
+        assert f"`{name.removesuffix('Scheduler')}`" in said, name
 
 
 @pytest.mark.parametrize(
