@@ -1,4 +1,7 @@
-"""A checkpoint as diffusers writes it, of a tiny U-Net with random weights."""
+"""A checkpoint as diffusers writes it, of a tiny U-Net with random weights; and a pickle that must not be run."""
+
+import os
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -35,3 +38,15 @@ def write(directory, module=TINY):
     schedule = make_schedule("cosine", 30, prediction_type="v")
     to_diffusers(directory, module, random_params(module), schedule, image_size=8)
     return schedule
+
+
+class Hostile:
+    """Unpickled, it creates a folder."""
+
+    def __init__(self, path):
+        self.path = path
+        pickle.loads(pickle.dumps(self))
+        path.rmdir()  # so it does
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)

@@ -14,7 +14,7 @@ from side_jax.data import config_files, datasets, split
 from side_jax.errors import InputError
 from side_jax.features import onnx, sscd
 from side_jax.settings import Model, Settings
-from side_jax.targets import checkpoint_files, schedules, unets
+from side_jax.targets import checkpoint_files, diffusers_unet, schedules, unets
 from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,11 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     if target.sha256 and not folder.exists():
         return config
     try:
+        module, diffusion = unets.read_module(folder), schedules.read_schedule_options(folder)
+        _check_images(config.data, folder, unets.image_size(folder, module), module.out_channels)
         digest = weights_digest(folder)
+        if not target.sha256:  # nobody has read these weights yet, so they may be of another model
+            diffusers_unet.read_params(folder, module)
     except InputError as error:
         raise InputError(f"config.target.path: {error}") from None
     if target.sha256 not in ("", digest):
@@ -59,21 +63,29 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
             f"config.target.sha256 is {target.sha256[:12]}..., but the weights in {folder} have {digest[:12]}...: they "
             "are not the ones audited before; use a new --workdir for them."
         )
-    module = unets.read_module(folder)
-    height, width, channels = unets.image_shape(folder)
-    data = config.data
-    if (height, width, channels) != (data.image_size, data.image_size, data.channels):
-        raise InputError(
-            f"the model in {folder} generates images of {height}x{width} pixels and {channels} channels; set "
-            f"config.data.image_size = {height} and config.data.channels = {channels} (now {data.image_size} and "
-            f"{data.channels})."
-        )
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.target.sha256 = digest
         config.model = {name: getattr(config.model, name) for name in _LOCAL_OPTIONS} | _model_options(module)
-        config.diffusion = schedules.read_schedule_options(folder)
+        config.diffusion = diffusion
     return config.lock()
+
+
+def _check_images(data: ml_collections.ConfigDict, folder: Path, size: tuple[int, int] | None, channels: int) -> None:
+    """Raises InputError if config.data does not have the model's images; `size` is None where the model has no own."""
+    height, width = size or (data.image_size, data.image_size)
+    model = f"the model in {folder} generates images of {height}x{width} pixels and {channels} channels"
+    if height != width:
+        raise InputError(f"{model}, but only square ones are supported here; give a model of such images.")
+    if channels not in (1, 3):
+        raise InputError(f"{model}, but only grey (1) and colour (3) are supported here; give a model of such images.")
+    if (height, channels) != (data.image_size, data.channels):
+        raise InputError(
+            f"{model}; set config.data.image_size = {height} and config.data.channels = {channels} (now "
+            f"{data.image_size} and {data.channels})."
+        )
+    if size is None:
+        logger.warning("%s does not say the size of its images; config.data.image_size, %d, is taken.", folder, height)
 
 
 def weights_digest(folder: Path) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from side_jax.errors import InputError
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Modes, Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table, train_dpm
-from side_jax.targets import diffusers_unet
+from side_jax.targets import checkpoint_files, diffusers_unet
 from side_jax.training.monitor import Monitor, Sides
 from side_jax.workdir import checkpoint, files
 from side_jax.workdir.curves import Curves
@@ -95,14 +96,16 @@ def _digest(data_split: dict[str, Any]) -> str:
 
 def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
     """Saves the imported model's weights as the checkpoint of step 0."""
-    _, params, _ = diffusers_unet.from_diffusers(settings.target.path)
+    path = settings.target.path
+    _, params, _ = diffusers_unet.from_diffusers(path)
+    weights = [os.path.relpath(file, path) for file in checkpoint_files.weight_files(path)]
     meta = checkpoint.settings_meta(settings, unit.fingerprint) | {"spread": spread}
     with checkpoint.Checkpoints(checkpoint.checkpoint_directory(unit.workdir, "train")) as store:
         if store.latest_step() is None:  # otherwise only another output was lost
             params = placement.place(params, placement.training_mesh())
             store.save(0, state={"params": params}, ema=params, meta=meta)
-    logger.info("train: imported the model of %s; nothing is trained.", settings.target.path)
-    return {"steps": 0, "imported": settings.target.path, "parameters": builders.size(params)}
+    logger.info("train: imported %s of %s; nothing is trained.", ", ".join(weights), path)
+    return {"steps": 0, "imported": path, "weights": weights, "parameters": builders.size(params)}
 
 
 def _fit(

@@ -1,1 +1,1 @@
-"""Reads models that were trained elsewhere from local files, and never unpickles them."""
+"""Reads models that were trained elsewhere from local files, and never runs code in them."""

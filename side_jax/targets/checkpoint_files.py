@@ -1,6 +1,8 @@
-"""Finds and reads the files of a local checkpoint (JSON, safetensors), and refuses pickles."""
+"""Finds and reads the files of a local checkpoint: JSON, safetensors, and pickled weights without running any code."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,22 @@ from safetensors import SafetensorError, safe_open
 from side_jax.errors import InputError
 
 REPLACE = "replace it with a whole copy of the original"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+_NAME = "diffusion_pytorch_model"
+WEIGHTS = f"{_NAME}.safetensors"
 UNSAFE = "loading a pickle can run any code in it"
+SAVE_AS = "save the weights as float32, float16 or bfloat16"
+# Its restricted loader is safe since that version: CVE-2025-32434 and CVE-2026-24747 are about earlier ones.
+_TORCH = (2, 10)
 _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
+_UNETS = ("unet_ema", "unet")  # training scripts write the moving average of the weights beside the last ones
+_LATENT = ("vae", "vqvae", "text_encoder")
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def unet_folder(directory: Path) -> Path:
-    """Returns the folder with the U-Net's config.json: the given one, or its unet/."""
-    for folder in (directory, directory / "unet"):
+def unet_folder(directory: str | Path) -> Path:
+    """Returns the folder with the U-Net's config.json: the given one, its unet_ema/ or its unet/, in this order."""
+    directory = Path(os.path.expanduser(directory))
+    for folder in (directory, *(directory / name for name in _UNETS)):
         if (folder / "config.json").exists():
             return folder
     if not directory.is_dir():
@@ -34,26 +44,62 @@ def unet_folder(directory: Path) -> Path:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Returns the safetensors files that hold the weights, in the order of their names.
+def refuse_other_parts(folder: Path) -> None:
+    """Raises InputError if the pipeline around a U-Net has parts that give its output another meaning than an image."""
+    pipeline = folder.parent if folder.name in _UNETS else folder
+    index = pipeline / "model_index.json"
+    if index.exists():
+        parts = [name for name, kind in read_json(index).items() if isinstance(kind, list) and any(kind)]
+    else:
+        parts = [name for name in _LATENT if (pipeline / name).is_dir()]
+    others = sorted({*parts} - {*_UNETS, "scheduler"})
+    if others:
+        raise InputError(
+            f"{pipeline} is a pipeline with {', '.join(others)} beside the U-Net, a latent or conditional model; only "
+            "models of pixels are read, whose pipeline has a unet and a scheduler alone: give one of these."
+        )
+
+
+def weight_files(directory: str | Path) -> list[Path]:
+    """Returns the files that hold the weights, safetensors or pickled, in the order of their names.
 
     Raises:
-      InputError: if there are none. For pickled weights it says how to convert them safely.
+      InputError: if there are none, if it is not clear which they are, or if they are pointers of Git LFS.
     """
-    folder = unet_folder(folder)
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.exists():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict):
-            raise InputError(f"{index} has no weight_map; {REPLACE}.")
+    folder = unet_folder(directory)
+    source = _source(folder)
+    paths = [source]
+    if source.suffix == ".json":
+        names = read_json(source).get("weight_map")
+        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
+            raise InputError(f"{source} has no weight_map of files beside it; {REPLACE}.")
         paths = sorted({folder / name for name in names.values()})
-    else:
-        paths = [folder / WEIGHTS]
-    missing = [path for path in paths if not path.exists()]
-    if not missing:
-        return paths
+    for path in paths:
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing; it should hold the weights of the model in {folder}, so put it there."
+            )
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in that folder.")
+    return paths
+
+
+def _source(folder: Path) -> Path:
+    """The file of a folder's weights, or the index of their shards: the plain one, or the only variant (fp16, ...)."""
+    found: dict[str, Path] = {}
+    for end in ("bin", "safetensors"):  # of one variant, the last counts: safetensors, and shards
+        for pattern in (rf"{_NAME}(\.(?!.*-of-).+)?\.{end}", rf"{_NAME}\.{end}\.index(\..+)?\.json"):
+            for path in sorted(folder.iterdir()):
+                if match := re.fullmatch(pattern, path.name):
+                    found[match[1] or ""] = path
+    if len(found) > 1 and "" not in found:
+        names = ", ".join(sorted(path.name for path in found.values()))
+        raise InputError(f"{folder} has several weights ({names}), but no {WEIGHTS}; leave only one of them there.")
+    if found:
+        return found.get("") or next(iter(found.values()))
     _refuse_pickles(folder)
-    raise InputError(f"{missing[0]} is missing; it should hold the weights of the model in {folder}, so put it there.")
+    return folder / WEIGHTS
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -71,17 +117,64 @@ def unpickle_command(path: str, target: str) -> str:
     return f"without running code: safetensors.torch.save_file(torch.load({path!r}, weights_only=True), {target!r})"
 
 
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Reads all tensors of a file, by name: of safetensors, or of a pickle, if PyTorch is installed.
+
+    Raises:
+      InputError: if it can't be read.
+    """
+    return read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+
+
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads all tensors of a file, by name.
+    """Reads all tensors of a safetensors file, by name.
 
     Raises:
       InputError: if it can't be read.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 safe_open is not a mapping
-    except (SafetensorError, OSError, TypeError) as error:
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118 safe_open is not a mapping
+                try:
+                    tensors[name] = file.get_tensor(name)
+                except (TypeError, AttributeError):  # a type that NumPy does not have
+                    kind = file.get_slice(name).get_dtype()
+                    raise InputError(f"{path} holds {name} as {kind}, which can't be read; {SAVE_AS}.") from None
+            return tensors
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{path} can't be read as safetensors ({error}); {REPLACE}.") from None
+
+
+def _read_pickled(path: Path) -> dict[str, np.ndarray]:
+    """Reads a pickled state dict by PyTorch's restricted loader, which makes tensors and nothing else."""
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    if torch is None or torch.__version__ < _TORCH:
+        raise InputError(
+            f"{path.parent} has pickled weights ({path.name}), and {UNSAFE}; run `pip install 'torch>=2.10'`, which "
+            f"reads them without that, or convert them once in that folder, {unpickle_command(path.name, WEIGHTS)}."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
+        whole = {name: value.detach().float().numpy() for name, value in state.items()}
+    except Exception:  # the file decides what goes wrong, and the loader's own message says how to run its code
+        raise InputError(
+            f"{path} is not a pickled dict of tensors, or is damaged, and {UNSAFE}; save the U-Net's state dict alone, "
+            "best as safetensors."
+        ) from None
+    for name, kind in kinds.items():
+        refuse_type(str(path), name, kind)
+    return whole
+
+
+def refuse_type(where: str, name: str, kind: str) -> None:
+    """Raises InputError if a tensor is of another type than weights are, such as numbers that stand for others."""
+    if kind not in ("float64", "float32", "float16", "bfloat16"):
+        raise InputError(f"{where} holds {name} as {kind}, which can't be read as weights; {SAVE_AS}.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Converts unconditional diffusers checkpoints to (module, params, schedule) and back.
 
-It reads only JSON and safetensors, and does not need diffusers.
+It reads JSON, safetensors and, by PyTorch's restricted loader, pickled weights, and does not need diffusers.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,29 @@ from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
 from side_jax.targets import parameters
-from side_jax.targets.checkpoint_files import REPLACE, WEIGHTS, read_safetensors, unet_folder, weight_files
+from side_jax.targets.checkpoint_files import REPLACE, WEIGHTS, read_weights, unet_folder, weight_files
 from side_jax.targets.schedules import read_schedule, scheduler_config
-from side_jax.targets.unets import image_shape, read_module, unet_config
+from side_jax.targets.unets import image_size, read_module, smallest_size, unet_config
 from side_jax.workdir import files
+
+logger = logging.getLogger(__name__)
 
 
 def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
     """Reads a local diffusers checkpoint.
 
     Args:
-      directory: a pipeline folder (model_index.json, unet/, scheduler/) or a UNet2DModel folder (config.json and
-        diffusion_pytorch_model.safetensors, sharded or not), with scheduler_config.json in it or in ../scheduler.
+      directory: a pipeline folder (model_index.json, unet/ or unet_ema/, scheduler/) or a UNet2DModel folder
+        (config.json and diffusion_pytorch_model.safetensors, sharded or not, or a single variant of it, or .bin if
+        PyTorch is installed), with scheduler_config.json in it or in ../scheduler. Of unet/ and unet_ema/, unet_ema/.
 
     Returns:
       (module, params, schedule). module.apply({"params": params}, x, t) is the model's prediction for images x, float32
       [b, h, w, c], and timesteps t, int32 [b]; schedule.prediction_type names what it predicts.
 
     Raises:
-      InputError: if a file is missing, damaged, pickled or does not belong to an unconditional UNet2DModel.
+      InputError: if a file is missing, damaged, pickled with more than tensors, or does not belong to an unconditional
+        UNet2DModel of images that was trained with DDPM's discrete noise.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -44,9 +49,22 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
       >>> jax.jit(module.apply)({"params": params}, x, t).shape
       (1, 8, 8, 1)
     """
-    folder = unet_folder(Path(os.path.expanduser(directory)))
+    folder = unet_folder(directory)
     module, schedule = read_module(folder), read_schedule(folder)
-    x = jax.ShapeDtypeStruct((1, *image_shape(folder)), jnp.float32)
+    image_size(folder, module)  # complains
+    if folder.name == "unet_ema" and (folder.parent / "unet").is_dir():
+        logger.info("%s: unet_ema is read, the moving average of the weights, and not unet.", folder.parent)
+    return module, read_params(folder, module), schedule
+
+
+def read_params(folder: Path, module: UNet) -> Any:
+    """Reads the parameters of a checkpoint's module.
+
+    Raises:
+      InputError: as from_diffusers.
+    """
+    side = smallest_size(module)
+    x = jax.ShapeDtypeStruct((1, side, side, module.out_channels), jnp.float32)
     try:
         shapes = jax.eval_shape(module.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -56,8 +74,8 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
         ) from None
     state: dict[str, np.ndarray] = {}
     for path in weight_files(folder):
-        state |= read_safetensors(path)
-    return module, parameters.from_state_dict(state, shapes, str(folder)), schedule
+        state |= read_weights(path)
+    return parameters.from_state_dict(state, shapes, str(folder))
 
 
 def to_diffusers(

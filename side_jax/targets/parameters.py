@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from side_jax.errors import InputError
+from side_jax.targets.checkpoint_files import refuse_type
 
 # Modules in lists, whose number is a part of its own; other numbers, as in linear_1 and conv1, belong to the name.
 _LISTED = "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out|layer[1-4]"
 # Names of the attention layers in diffusers before version 0.17; such checkpoints are still in use.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# What torch.compile and DataParallel put before the names of the module that they wrap.
+_WRAPPERS = ("_orig_mod.", "module.")
 
 # PyTorch's names of a module's own parameters, if not "weight".
 _LEAVES = {"bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -47,15 +51,17 @@ def from_state_dict(
     """Converts a state dict to parameters.
 
     Args:
-      state: arrays of any floating type by PyTorch's names; converted to float32.
+      state: arrays of any floating type by PyTorch's names, also as a wrapped module has them; converted to float32.
       shapes: the expected tree; its leaves have a shape, as those of jax.eval_shape of the module's init.
       where: the source of the state, for messages.
       model: the expected model, for messages.
       fix: what to do about a mismatch, for messages.
 
     Raises:
-      InputError: if tensors are missing, left over, or of another shape than the model's; names them.
+      InputError: if tensors are missing, left over, or of another shape or type than the model's; names them.
     """
+    while state and (wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in state)), None)):
+        state = {name.removeprefix(wrapper): value for name, value in state.items()}
     state = {_current_name(name): value for name, value in state.items()}
     expected = {state_dict_name(path): (path, leaf.shape) for path, leaf in _leaves(shapes)}
     missing, extra = expected.keys() - state.keys(), state.keys() - expected.keys()
@@ -66,6 +72,7 @@ def from_state_dict(
             raise InputError(f"the weights in {where} are not those of {model}: they {mismatch} ({listed}); {fix}.")
     tree: dict[str, Any] = {}
     for name, (path, shape) in expected.items():
+        refuse_type(where, name, str(state[name].dtype))
         # Attention was once a 1x1 convolution: [out, in, 1, 1] with the same values.
         value = np.asarray(state[name], np.float32)
         if len(shape) == 2 and value.ndim == 4 and value.shape[2:] == (1, 1):

@@ -13,6 +13,33 @@ logger = logging.getLogger(__name__)
 
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+# The classes of diffusers whose noise is the discrete process of DDPM. Each has its own beta_start and beta_end where a
+# config leaves them out, and its own clip_sample; None: it never clips, whatever the config says.
+_USUAL, _OTHER = (1e-4, 0.02), (0.00085, 0.012)
+SCHEDULERS: dict[str, tuple[tuple[float, float], bool | None]] = {
+    "DDPMScheduler": (_USUAL, True),
+    "DDPMParallelScheduler": (_USUAL, True),
+    "DDIMScheduler": (_USUAL, True),
+    "DDIMParallelScheduler": (_USUAL, True),
+    "DDIMInverseScheduler": (_USUAL, True),
+    "RePaintScheduler": (_USUAL, True),
+    "PNDMScheduler": (_USUAL, None),
+    "DPMSolverMultistepScheduler": (_USUAL, None),
+    "DPMSolverMultistepInverseScheduler": (_USUAL, None),
+    "DPMSolverSinglestepScheduler": (_USUAL, None),
+    "DPMSolverSDEScheduler": (_OTHER, None),
+    "UniPCMultistepScheduler": (_USUAL, None),
+    "DEISMultistepScheduler": (_USUAL, None),
+    "SASolverScheduler": (_USUAL, None),
+    "EulerDiscreteScheduler": (_USUAL, None),
+    "EulerAncestralDiscreteScheduler": (_USUAL, None),
+    "LMSDiscreteScheduler": (_USUAL, None),
+    "HeunDiscreteScheduler": (_OTHER, False),
+    "KDPM2DiscreteScheduler": (_OTHER, None),
+    "KDPM2AncestralDiscreteScheduler": (_OTHER, None),
+}
+# With other values than these, the same classes sample other models: of flow matching, and of EDM's noise levels.
+_DISCRETE = {"use_flow_sigmas": False, "timestep_type": "discrete"}
 # How diffusion.sampler samples. A scheduler with other values is sampled in this way too, with a warning.
 _SAMPLER_OPTIONS = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
 
@@ -42,8 +69,10 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
             "the model was trained with, so put there the one of its training."
         )
     config = read_json(path)
+    name = _class_name(path, config)
+    (beta_start, beta_end), clips = SCHEDULERS[name]
     prediction, kind = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
-    if prediction not in _PREDICTIONS:
+    if prediction not in [*_PREDICTIONS]:
         raise InputError(
             f"{path} has prediction_type = {json.dumps(prediction)}; give a model with {join_values(_PREDICTIONS)}."
         )
@@ -52,17 +81,9 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
             f"{path} has rescale_betas_zero_snr = true, a schedule that ends without signal, which is not supported; "
             "give a model trained without it."
         )
-    different = [
-        f"{name} = {json.dumps(config[name])}"
-        for name, value in _SAMPLER_OPTIONS.items()
-        if config.get(name, value) != value
-    ]
-    if different:
-        logger.warning(
-            "%s has %s; images are clipped to [-1, 1] at each step here regardless.", path, ", ".join(different)
-        )
+    _warn_of_clipping(path, config, name, clips)
     trained = config.get("trained_betas")
-    if trained is None and kind not in _SCHEDULES:
+    if trained is None and kind not in [*_SCHEDULES]:
         raise InputError(
             f"{path} has beta_schedule = {json.dumps(kind)}; give a model with {join_values(_SCHEDULES)}, or write its "
             "betas as trained_betas there."
@@ -71,8 +92,8 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
         options = {
             "schedule": _SCHEDULES.get(kind, "linear"),
             "num_timesteps": int(config.get("num_train_timesteps", 1000)) if trained is None else len(trained),
-            "beta_start": float(config.get("beta_start", 1e-4)),
-            "beta_end": float(config.get("beta_end", 0.02)),
+            "beta_start": float(config.get("beta_start", beta_start)),
+            "beta_end": float(config.get("beta_end", beta_end)),
             "prediction_type": _PREDICTIONS[prediction],
             "trained_betas": tuple(float(beta) for beta in trained or ()),
         }
@@ -81,6 +102,40 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} describes no noise schedule ({error}); {REPLACE}.") from None
     return options
+
+
+def _class_name(path: Path, config: dict[str, Any]) -> str:
+    """The scheduler's class, one of SCHEDULERS."""
+    name = config.get("_class_name")
+    if name is None:
+        logger.warning("%s has no _class_name; it is read as that of a DDPMScheduler.", path)
+        return "DDPMScheduler"
+    what = [("_class_name", name)] if name not in [*SCHEDULERS] else []
+    what += [(key, config[key]) for key, usual in _DISCRETE.items() if config.get(key, usual) not in (usual, None)]
+    if what:
+        key, value = what[0]
+        raise InputError(
+            f"{path} has {key} = {json.dumps(value)}, which is not known to be DDPM's discrete noise; only models "
+            "trained with that are read, whose schedulers have betas (DDPMScheduler, DDIMScheduler, PNDMScheduler and "
+            "others); give such a model, with the scheduler_config.json of its training."
+        )
+    return name
+
+
+def _warn_of_clipping(path: Path, config: dict[str, Any], name: str, clips: bool | None) -> None:
+    """Says where the scheduler would sample otherwise than diffusion.sampler; `clips` as in SCHEDULERS."""
+    given = {"clip_sample": clips} | config
+    different = [
+        f"{key} = {json.dumps(given[key])}"
+        for key, value in _SAMPLER_OPTIONS.items()
+        if given.get(key, value) != value and (clips is not None or key == "thresholding")
+    ]
+    if clips is None and not different:
+        different = [f"_class_name = {json.dumps(name)}, which does not clip"]
+    if different:
+        logger.warning(
+            "%s has %s; images are clipped to [-1, 1] at each step here regardless.", path, ", ".join(different)
+        )
 
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
-from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, unet_folder
+from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, refuse_other_parts, unet_folder
 
 # Options of UNet2DModel that the module has too, with diffusers' defaults.
 _OPTIONS: dict[str, Any] = {
@@ -49,7 +49,9 @@ def read_module(folder: Path) -> UNet:
     Raises:
       InputError: if the file is missing, damaged, or describes an unsupported model.
     """
-    path = unet_folder(folder) / "config.json"
+    folder = unet_folder(folder)
+    refuse_other_parts(folder)
+    path = folder / "config.json"
     config = read_json(path)
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise InputError(
@@ -92,9 +94,32 @@ def unet_config(module: UNet) -> dict[str, Any]:
     return {"out_channels": module.out_channels} | {name: getattr(module, name) for name in _OPTIONS} | labels
 
 
-def image_shape(folder: Path) -> tuple[int, int, int]:
-    """Returns the images' (height, width, channels); without a size in config.json, the U-Net's smallest."""
-    config = read_json(unet_folder(folder) / "config.json")
-    size = config.get("sample_size") or 2 ** (len(config.get("block_out_channels", (0,) * 4)) - 1)
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width, config.get("in_channels", 3)
+def smallest_size(module: UNet) -> int:
+    """Returns the height and width, in pixels, that a U-Net halves to 1; sizes are multiples of it."""
+    return 2 ** (len(module.block_out_channels) - 1)
+
+
+def image_size(folder: Path, module: UNet) -> tuple[int, int] | None:
+    """Returns the images' (height, width), or None if config.json does not say.
+
+    Raises:
+      InputError: if it says what the U-Net can't process.
+    """
+    path = unet_folder(folder) / "config.json"
+    size = read_json(path).get("sample_size")
+    if size is None:
+        return None
+    sides = size if isinstance(size, list) else [size, size]
+    fix = "write there the size of the images that it was trained on"
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise InputError(
+            f"{path} has sample_size = {json.dumps(size)}, but it must be a number of pixels, [height, width] or null; "
+            f"{fix}."
+        )
+    smallest = smallest_size(module)
+    if any(side % smallest for side in sides):
+        raise InputError(
+            f"{path} has sample_size = {json.dumps(size)}, but its U-Net can only process multiples of {smallest} "
+            f"pixels; {fix}."
+        )
+    return sides[0], sides[1]

@@ -1,7 +1,9 @@
 """Noise schedules, time grids and 20 steps of sampling against diffusers' schedulers, with a small random U-Net."""
 
 import functools
+import inspect
 import itertools
+import json
 import warnings
 
 import jax
@@ -14,6 +16,7 @@ from parity.theirs import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     apply,
+    diffusers,
     nchw,
     nhwc,
     random_unet,
@@ -24,8 +27,9 @@ from parity.theirs import (
 from side_jax.diffusion import sampler
 from side_jax.diffusion.schedule import make_schedule, time_grid
 from side_jax.diffusion.steps import step_table
+from side_jax.errors import InputError
 from side_jax.targets.diffusers_unet import from_diffusers
-from side_jax.targets.schedules import read_schedule
+from side_jax.targets.schedules import SCHEDULERS, read_schedule
 
 STEPS = 20
 BATCH = 2
@@ -178,6 +182,41 @@ def test_betas_are_theirs(unet, kind, options):
         atol = np.spacing(np.float32(ours.betas.max()))
         np.testing.assert_allclose(ours.betas, theirs.betas.numpy(), rtol=1e-6, atol=atol)
         np.testing.assert_allclose(ours.alpha_bar, theirs.alphas_cumprod.numpy(), rtol=3e-4)
+
+
+def options(name):
+    """The arguments of a scheduler's class, with its defaults; one that needs another package has none."""
+    found = inspect.signature(getattr(diffusers, name).__init__).parameters
+    return {key: value.default for key, value in found.items()}
+
+
+KNOWN = sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and "num_train_timesteps" in options(name))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_class_is_read_by_its_own_defaults_or_refused(unet, caplog, name):
+    """Read are those whose noise is given by betas, but not what was distilled or shifts the noise; all others not."""
+    _, directory, _ = unet
+    (directory / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))
+    theirs = options(name)
+    other = ("CogVideoX", "LCM", "TCD", "UnCLIP", "IPNDM")
+    if "trained_betas" not in theirs or name.startswith(other):
+        with pytest.raises(InputError, match=f'_class_name = "{name}"'):
+            read_schedule(directory)
+        return
+    ours = read_schedule(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, about some of their constructors
+        theirs = getattr(diffusers, name)()
+    np.testing.assert_allclose(ours.betas, theirs.betas.numpy(), rtol=1e-5)
+    assert theirs.config.get("prediction_type", "epsilon") == ours.prediction_type == "epsilon"
+    assert SCHEDULERS[name][1] == theirs.config.get("clip_sample")
+    assert bool(caplog.records) == (not theirs.config.get("clip_sample"))
+
+
+def test_every_class_that_is_read_is_theirs():
+    assert set(SCHEDULERS) - set(KNOWN) <= {"DPMSolverSDEScheduler"}  # which needs torchsde
+    assert hasattr(diffusers, "DPMSolverSDEScheduler")
 
 
 def test_trained_betas_are_theirs(unet):

@@ -18,12 +18,13 @@ with warnings.catch_warnings():
     diffusers = pytest.importorskip("diffusers")
     from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
     from diffusers.schedulers import scheduling_ddpm
+    from diffusers.training_utils import EMAModel
     from safetensors.torch import load_file, save_file
 
 __all__ = ["CONFIGS", "DDIMScheduler", "DDPMPipeline", "DDPMScheduler", "UNet2DModel", "scheduling_ddpm", "torch"]
 __all__ += ["DPMSolverMultistepScheduler"]
 __all__ += ["apply", "inputs", "nchw", "nhwc", "predict", "random_unet", "relative_error", "save"]
-__all__ += ["load_file", "save_file"]
+__all__ += ["EMAModel", "diffusers", "load_file", "save_file"]
 
 # Two threads that wait for each other after every small layer are 15 times slower than one where the CPUs are shared.
 torch.set_num_threads(1)

@@ -201,11 +201,16 @@ def test_a_foreign_model_whose_folder_and_data_are_gone(finished, tmp_path, monk
     dpm = stage_inputs.load_target(settings, finished).trees["ema"]
     theirs, workdir = tmp_path / "theirs", tmp_path / "run"
     to_diffusers(theirs / "model", unet, dpm, builders.build_schedule(settings), image_size=8)
+    (theirs / "model" / "unet").rename(theirs / "model" / "unet_ema")
+    to_diffusers(theirs / "model", unet, jax.tree.map(np.zeros_like, dpm), settings.diffusion.make(), image_size=8)
+    monkeypatch.setenv("HOME", str(theirs))
     for seed, name in enumerate(("seen", "unseen")):
         np.savez(theirs / f"{name}.npz", images=noise(seed))
     options = {"data__name": "npz", "data__path": theirs / "seen.npz", "data__heldout_from": theirs / "unseen.npz"}
-    options |= {"target__path": theirs / "model", "extract__attacks": "('unconditional',)"}
+    options |= {"target__path": "~/model", "extract__attacks": "('unconditional',)"}
     assert runs.run(runs.arguments(workdir, "train,extract", **options)) == 0
+    weights = files.read_json(workdir / "train" / "manifest.json")["weights"]
+    assert weights == ["unet_ema/diffusion_pytorch_model.safetensors"]
     shutil.rmtree(theirs)
     (workdir / "train" / "split.json").unlink()
     assert rank(workdir) == 0

@@ -2,18 +2,26 @@
 
 import functools
 import json
+import logging
+import pickle
 import shutil
+import struct
+import sys
+import types
 
 import foreign
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from safetensors.numpy import load_file, save_file
 
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.targets import parameters
 from side_jax.targets.diffusers_unet import from_diffusers, to_diffusers
+from side_jax.targets.schedules import SCHEDULERS, read_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY = foreign.TINY
@@ -119,8 +127,9 @@ def test_a_checkpoint_may_lie_flat_or_in_shards(checkpoint):
     jax.tree.map(np.testing.assert_array_equal, from_diffusers(folder)[1], random_params(SMALL))
     (folder / "b.safetensors").unlink()
     refused(folder, "b.safetensors is missing")
-    (folder / f"{WEIGHTS}.index.json").write_text("{}")
-    refused(folder, "has no weight_map", "replace it")
+    for index in ({}, *({"weight_map": {"conv_in.bias": name}} for name in (1, "../a.safetensors", str(folder / "a")))):
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+        refused(folder, "has no weight_map", "replace it")
 
 
 @pytest.mark.parametrize("name", ["nothing", "owner/name", "weights.safetensors"])
@@ -140,12 +149,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     refused(tmp_path, "neither config.json nor unet/config.json", "give a pipeline or unet folder")
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.ckpt"])
-def test_missing_and_pickled_weights_are_refused(checkpoint, name):
+def test_missing_and_pickled_weights_are_refused(checkpoint):
     (checkpoint / "unet" / WEIGHTS).unlink()
     refused(checkpoint, f"{WEIGHTS} is missing", "put it there")
-    (checkpoint / "unet" / name).write_bytes(b"never read")
-    refused(checkpoint, "pickled", name, "weights_only=True", "safetensors.torch.save_file")
+    (checkpoint / "unet" / "model.ckpt").write_bytes(b"never read")
+    refused(checkpoint, "pickled", "model.ckpt", "weights_only=True", "safetensors.torch.save_file")
 
 
 @pytest.mark.parametrize("cut", [slice(0, -4), slice(0, 100), slice(0, 0), slice(9, None)])
@@ -162,12 +170,262 @@ def test_a_damaged_config_is_refused(checkpoint, name, content):
     refused(checkpoint, str(checkpoint / name), "JSON", "replace it")
 
 
-def test_a_scheduler_that_samples_otherwise_is_named(checkpoint, caplog):
+def rewrite(directory, **values):
+    """Leaves nothing but these in the config of the scheduler."""
+    (directory / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("DDPMScheduler", {}, ""),
+        ("DDIMScheduler", {"clip_sample": True}, ""),
+        ("DDPMScheduler", {"clip_sample": False, "thresholding": True}, "clip_sample = false, thresholding = true;"),
+        ("DDIMScheduler", {"clip_sample_range": 2.0}, "clip_sample_range = 2.0;"),
+        ("HeunDiscreteScheduler", {}, "clip_sample = false;"),
+        ("HeunDiscreteScheduler", {"clip_sample": True}, ""),
+        ("PNDMScheduler", {}, '_class_name = "PNDMScheduler", which does not clip;'),
+        ("PNDMScheduler", {"clip_sample": True}, '_class_name = "PNDMScheduler", which does not clip;'),
+        ("UniPCMultistepScheduler", {"thresholding": True, "clip_sample": False}, "json has thresholding = true;"),
+    ],
+)
+def test_a_scheduler_that_samples_otherwise_is_named(checkpoint, caplog, name, values, said):
+    """Where the class really does so: a key that it does not know says nothing."""
+    rewrite(checkpoint, _class_name=name, **values)
+    read_schedule(checkpoint)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * bool(said)
+    assert said in caplog.text
+    assert ("images are clipped to [-1, 1] at each step here regardless" in caplog.text) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("DDPMScheduler", (1e-4, 0.02)),
+        ("DDIMScheduler", (1e-4, 0.02)),
+        ("PNDMScheduler", (1e-4, 0.02)),
+        ("DPMSolverMultistepScheduler", (1e-4, 0.02)),
+        ("UniPCMultistepScheduler", (1e-4, 0.02)),
+        ("EulerDiscreteScheduler", (1e-4, 0.02)),
+        ("EulerAncestralDiscreteScheduler", (1e-4, 0.02)),
+        ("LMSDiscreteScheduler", (1e-4, 0.02)),
+        ("DEISMultistepScheduler", (1e-4, 0.02)),
+        ("HeunDiscreteScheduler", (0.00085, 0.012)),
+        ("KDPM2DiscreteScheduler", (0.00085, 0.012)),
+    ],
+)
+def test_the_noise_of_ddpm_is_read_by_every_name(checkpoint, name, ends):
+    """With the betas of the class where the config leaves them out."""
+    rewrite(checkpoint, _class_name=name, prediction_type="v_prediction")
+    read = read_schedule(checkpoint)
+    np.testing.assert_allclose(read.betas, np.linspace(*ends, 1000), rtol=1e-12)
+    assert read.prediction_type == "v"
+    rewrite(checkpoint, _class_name=name, beta_start=0.001, beta_end=0.003, num_train_timesteps=5)
+    np.testing.assert_allclose(read_schedule(checkpoint).betas, np.linspace(0.001, 0.003, 5), rtol=1e-12)
+
+
+def test_a_config_without_a_class_is_read_as_ddpm(checkpoint, caplog):
+    rewrite(checkpoint)
+    np.testing.assert_allclose(read_schedule(checkpoint).betas, np.linspace(1e-4, 0.02, 1000), rtol=1e-12)
+    (record,) = caplog.records
+    assert "scheduler_config.json has no _class_name; it is read as that of a DDPMScheduler" in record.message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EDMEulerScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "CMStochasticIterativeScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+        "ScoreSdeVeScheduler",
+        "ScoreSdeVpScheduler",
+        "KarrasVeScheduler",
+        "VQDiffusionScheduler",
+        "UnCLIPScheduler",
+        "IPNDMScheduler",
+        "MyScheduler",
+        "",
+        ["DDPMScheduler"],
+    ],
+)
+def test_other_noise_is_refused(checkpoint, name):
+    """Though the config has betas and a prediction type that could be read."""
+    change(checkpoint / "scheduler" / "scheduler_config.json", _class_name=name)
+    words = ("scheduler_config.json has _class_name = " + json.dumps(name), "only models trained with that are read")
+    refused(checkpoint, *words, "DDPMScheduler, DDIMScheduler")
+
+
+def test_the_documentation_lists_the_schedulers():
+    said = (runs.ROOT / "docs" / "your_model.md").read_text()
+    for name in SCHEDULERS:
+        assert f"`{name.removesuffix('Scheduler')}`" in said, name
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"vqvae": ["diffusers", "VQModel"]},
+        {"vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"]},
+        {"mel": ["diffusers", "Mel"]},
+    ],
+)
+def test_a_pipeline_of_more_than_pixels_is_refused(checkpoint, others):
+    change(checkpoint / "model_index.json", _class_name="LDMPipeline", **others)
+    for folder in (checkpoint, checkpoint / "unet"):
+        refused(folder, f"{checkpoint} is a pipeline with {', '.join(sorted(others))} beside the U-Net", "only models")
+    change(checkpoint / "model_index.json", **dict.fromkeys(others, (None, None)))  # parts that a pipeline may have
     from_diffusers(checkpoint)
+
+
+def test_a_decoder_beside_the_unet_is_noticed_without_an_index(checkpoint):
+    (checkpoint / "model_index.json").unlink()
+    from_diffusers(checkpoint)
+    (checkpoint / "vqvae").mkdir()
+    for folder in (checkpoint, checkpoint / "unet"):
+        refused(folder, "with vqvae beside the U-Net", "give one of these")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_weights_may_be_a_variant(checkpoint, variant, shards):
+    """By the names that diffusers gives them; the plain ones are preferred."""
+    folder = checkpoint / "unet"
+    state = load_file(folder / WEIGHTS)
+    name, files = WEIGHTS.replace(".safetensors", f".{variant}.safetensors"), {}
+    if shards:
+        stem = WEIGHTS.replace(".safetensors", f".{variant}")
+        files = {key: f"{stem}-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(state)}
+        for file in set(files.values()):
+            save_file({key: state[key] for key in state if files[key] == file}, folder / file)
+        name = f"{WEIGHTS}.index.{variant}.json"
+        (folder / name).write_text(json.dumps({"weight_map": files}))
+    else:
+        save_file(state, folder / name)
+    save_file({key: 2 * value for key, value in state.items()}, folder / WEIGHTS)
+    plain = from_diffusers(checkpoint)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), plain, random_params(SMALL))
+    (folder / WEIGHTS).unlink()
+    jax.tree.map(np.testing.assert_array_equal, from_diffusers(checkpoint)[1], random_params(SMALL))
+    other = WEIGHTS.replace(".safetensors", ".other.safetensors")
+    save_file(state, folder / other)
+    refused(checkpoint, f"{folder} has several weights", name, other, f"but no {WEIGHTS}", "leave only one of them")
+    (folder / name).unlink()
+    jax.tree.map(np.testing.assert_array_equal, from_diffusers(checkpoint)[1], random_params(SMALL))
+
+
+def test_safe_weights_come_before_pickled_ones_and_plain_ones_before_variants(checkpoint, monkeypatch):
+    """The second whether PyTorch is installed or not, so that the same folder never is two models."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    folder = checkpoint / "unet"
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"never read")
+    jax.tree.map(np.testing.assert_array_equal, from_diffusers(checkpoint)[1], random_params(SMALL))
+    (folder / WEIGHTS).rename(folder / WEIGHTS.replace(".safetensors", ".fp16.safetensors"))
+    refused(checkpoint, "has pickled weights (diffusion_pytorch_model.bin)")
+
+
+def test_the_moving_average_is_preferred(checkpoint, caplog):
+    caplog.set_level(logging.INFO)
+    shutil.copytree(checkpoint / "unet", checkpoint / "unet_ema")
+    state = load_file(checkpoint / "unet" / WEIGHTS)
+    save_file({name: 2 * value for name, value in state.items()}, checkpoint / "unet" / WEIGHTS)
+    jax.tree.map(np.testing.assert_array_equal, from_diffusers(checkpoint)[1], random_params(SMALL))
+    assert f"{checkpoint}: unet_ema is read, the moving average of the weights, and not unet" in caplog.text
+    caplog.clear()
+    theirs = from_diffusers(checkpoint / "unet")[1]  # who names it gets it
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), theirs, random_params(SMALL))
     assert not caplog.records
-    change(checkpoint / "scheduler" / "scheduler_config.json", clip_sample=False, thresholding=True)
-    from_diffusers(checkpoint)
-    assert "scheduler_config.json has clip_sample = false, thresholding = true; images are clipped" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_of_a_wrapped_module_are_understood(checkpoint, prefix):
+    path = checkpoint / "unet" / WEIGHTS
+    state = load_file(path)
+    save_file({prefix + name: value for name, value in state.items()}, path)
+    jax.tree.map(np.testing.assert_array_equal, from_diffusers(checkpoint)[1], random_params(SMALL))
+    save_file({prefix * (name != "conv_in.bias") + name: value for name, value in state.items()}, path)
+    refused(checkpoint, "tensors that it has", "same checkpoint")  # not of all, so it is no wrapper's
+
+
+def test_weights_may_be_none(checkpoint):
+    save_file({}, checkpoint / "unet" / WEIGHTS)
+    refused(checkpoint, "lack", "conv_in.bias", "same checkpoint")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, WEIGHTS.replace("safetensors", "fp16.safetensors"), "shard.safetensors"])
+def test_a_pointer_of_git_lfs_is_named(checkpoint, name):
+    folder = checkpoint / "unet"
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 454744640\n")
+    if name.startswith("shard"):
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"conv_in.bias": name}}))
+    refused(checkpoint, f"{folder / name} is a Git LFS pointer", "run `git lfs pull`")
+
+
+@pytest.mark.parametrize("torch", [None, (2, 9, 1)], ids=["no PyTorch", "an unsafe PyTorch"])
+def test_pickled_weights_need_a_safe_loader(checkpoint, tmp_path, monkeypatch, torch):
+    """Without it nothing is unpickled, and the sentence says which one; tests/parity/test_pickled_weights.py has it."""
+    monkeypatch.setitem(sys.modules, "torch", torch and types.SimpleNamespace(__version__=torch, load=pickle.load))
+    made = tmp_path / "made"
+    (checkpoint / "unet" / WEIGHTS).unlink()
+    (checkpoint / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(foreign.Hostile(made)))
+    words = ("diffusion_pytorch_model.bin", "can run any code", "pip install 'torch>=2.10'", "weights_only=True")
+    refused(checkpoint, *words)
+    assert not made.exists()
+
+
+def write_raw(path, state, kind, width):
+    """A safetensors file of tensors of one type, all zero; `width` bytes each number."""
+    shapes, end = {}, 0
+    for name, value in state.items():
+        shapes[name] = {"dtype": kind, "shape": value.shape, "data_offsets": [end, end + width * value.size]}
+        end += width * value.size
+    header = json.dumps(shapes).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(end))
+
+
+@pytest.mark.parametrize(("kind", "width"), [("F8_E4M3", 1), ("F8_E5M2", 1), ("I8", 1), ("I64", 8), ("BOOL", 1)])
+def test_numbers_that_are_no_weights_are_refused(checkpoint, kind, width):
+    path = checkpoint / "unet" / WEIGHTS
+    write_raw(path, load_file(path), kind, width)
+    name = {"I8": "int8", "I64": "int64", "BOOL": "bool"}.get(kind, kind)
+    refused(checkpoint, f" as {name}, which can't be read", "float32, float16 or bfloat16")
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, np.float16, np.float64])
+def test_other_floats_are_read_as_float32_of_the_same_values(checkpoint, kind):
+    path = checkpoint / "unet" / WEIGHTS
+    save_file({name: value.astype(kind) for name, value in load_file(path).items()}, path)
+    expected = jax.tree.map(lambda value: value.astype(kind).astype(np.float32), random_params(SMALL))
+    jax.tree.map(np.testing.assert_array_equal, from_diffusers(checkpoint)[1], expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (27, ("sample_size = 27", "can only process multiples of 2 pixels", "trained on")),
+        ([8, 27], ("sample_size = [8, 27]", "multiples of 2")),
+        ("8", ('sample_size = "8"', "a number of pixels, [height, width] or null")),
+        (0, ("sample_size = 0", "a number of pixels")),
+        ([8], ("sample_size = [8]", "a number of pixels")),
+        (True, ("sample_size = true", "a number of pixels")),
+    ],
+)
+def test_sizes_that_can_not_be_are_refused(tmp_path, size, words):
+    write(tmp_path / "model", TINY)  # of two levels
+    change(tmp_path / "model" / "unet" / "config.json", sample_size=size)
+    refused(tmp_path / "model", "config.json has ", *words)
+
+
+def test_home_is_understood_in_every_path(checkpoint, monkeypatch):
+    monkeypatch.setenv("HOME", str(checkpoint.parent))
+    for given in ("~/model", "~/model/unet"):
+        module, params, schedule = from_diffusers(given)
+        assert module == SMALL
+    to_diffusers("~/copy", module, params, schedule, image_size=8)
+    assert (checkpoint.parent / "copy" / "unet" / WEIGHTS).read_bytes() == (checkpoint / "unet" / WEIGHTS).read_bytes()
 
 
 def test_a_missing_scheduler_config_is_refused(checkpoint):
@@ -206,7 +464,11 @@ def test_other_models_are_refused(checkpoint, values, words):
     [
         ({"trained_betas": None, "beta_schedule": "sigmoid"}, ('beta_schedule = "sigmoid"', "linear", "trained_betas")),
         ({"rescale_betas_zero_snr": True}, ("rescale_betas_zero_snr = true", "trained without it")),
-        ({"prediction_type": "flow"}, ('prediction_type = "flow"', '"v_prediction"')),
+        ({"prediction_type": "flow_prediction"}, ('prediction_type = "flow_prediction"', '"v_prediction"')),
+        ({"prediction_type": ["epsilon"]}, ('prediction_type = ["epsilon"]', '"v_prediction"')),
+        ({"trained_betas": None, "beta_schedule": []}, ("beta_schedule = []", "linear", "trained_betas")),
+        ({"use_flow_sigmas": True}, ("use_flow_sigmas = true", "only models trained with that are read")),
+        ({"timestep_type": "continuous"}, ('timestep_type = "continuous"', "only models trained with that are read")),
         ({"trained_betas": [0.1, 1.0]}, ("describes no noise schedule", "between 0 and 1", "replace it")),
         ({"trained_betas": "many"}, ("describes no noise schedule", "replace it")),
         ({"trained_betas": None, "beta_end": 2.0}, ("describes no noise schedule", "between 0 and 1", "replace it")),
