@@ -58,7 +58,7 @@ def write(settings: Settings, workdir: Path, directory: Path) -> list[str]:
         figures=tuple(_figures(results, settings, workdir)),
         notes=(_method_note(results, settings),),
         provenance=_provenance(results, settings),
-        config=json.dumps(_displayed_config(settings), indent=2),
+        config=json.dumps(displayed_config(settings), indent=2),
     )
     return writer.write(audit, directory)
 
@@ -246,7 +246,7 @@ def _provenance(results: Results, settings: Settings) -> tuple[tuple[str, str], 
     )
 
 
-def _displayed_config(settings: Settings) -> dict[str, Any]:
+def displayed_config(settings: Settings) -> dict[str, Any]:
     """The config; without paths in a private report."""
     shown = dataclasses.asdict(settings)
     if settings.report.private:
