@@ -127,7 +127,14 @@ def test_clean_removes_what_the_run_does_not_own_and_nothing_else(workdir, tmp_p
         name for name in found_in(workdir) if name.startswith(("stale/", "extract/side_1/", "extract/conditional_1/"))
     }
     gone |= {"evaluate/results.json.0.tmp"}
-    for name in ("notes.txt", "mine/manifest.json", "extract/notes.txt", "report/own.png", "own.tmp"):
+    for name in (
+        "notes.txt",
+        "mine/manifest.json",
+        "extract/mine/manifest.json",
+        "extract/notes.txt",
+        "report/own.png",
+        "own.tmp",
+    ):
         files.write_json(workdir / name, {"unit": "mine", "fingerprint": "0", "done": True})
     before = found_in(workdir)
     assert start(monkeypatch, "clean", f"--workdir={workdir}", "--dry-run") == 0
