@@ -2,6 +2,7 @@
 
 Usage: python -m side_jax.main --config=digits --workdir=runs/digits
    or: python -m side_jax.main --workdir=runs/digits --config.extract.num_images=4096    (with the saved config)
+   or: python -m side_jax.main verify --workdir=runs/digits    (also clean and share; each has a --help)
 """
 
 import sys
@@ -14,6 +15,8 @@ STAGES = stage_table.audit_stages()
 
 def main() -> None:
     """The console entry point."""
+    if cli.asks_for_custody(sys.argv[1:]):
+        sys.exit(cli.keep(sys.argv))
     sys.exit(cli.main(sys.argv, __doc__, STAGES))
 
 

@@ -396,6 +396,55 @@ FAULTS = (
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
         "pipeline/test_interruptions.py::test_a_run_holds_its_workdir",
     ),
+    # Changed and missing evidence.
+    Fault(
+        "changed files pass for the original",
+        "return path.exists() and files.file_digest(path) != digest",
+        "return False",
+        "pipeline/test_lost_files.py::test_a_stage_that_reads_what_is_changed_names_it",
+    ),
+    Fault(
+        "the split of an earlier version's run is not checked",
+        'if work.content().get("split_sha256", digest) != digest:',
+        "if False:",
+        "pipeline/test_lost_files.py::test_runs_of_earlier_versions_are_unverified_but_for_their_split",
+    ),
+    Fault(
+        "an unfinished training does not record its split",
+        "        unit.record(path)\n",
+        "        pass\n",
+        "pipeline/test_lost_files.py::test_a_split_changed_before_training_ends_is_noticed",
+    ),
+    Fault(
+        "an image that is gone is not looked for",
+        "        _check_nothing_gone(settings.data, path)\n",
+        "        pass\n",
+        "stages/test_stage_inputs.py",
+    ),
+    Fault(
+        "verify does not compare arrays",
+        "if files.array_digest(jax.tree.leaves(tree)) != digest:",
+        "if tree is None:",
+        "commands/test_custody.py::test_what_is_not_as_it_was_written_is_named",
+    ),
+    Fault(
+        "clean removes what others put there",
+        'manifest.get("unit") == name and',
+        'manifest.get("unit") and',
+        "commands/test_custody.py::test_clean_removes_what_the_run_does_not_own_and_nothing_else",
+    ),
+    Fault(
+        "a bundle's page is not private",
+        "report=dataclasses.replace(settings.report, private=True)",
+        "report=settings.report",
+        "commands/test_custody.py::test_a_bundle_neither_names_nor_shows_an_image",
+    ),
+    Fault(
+        "a private run's tables name files",
+        'names=("",) * len(ids) if settings.report.private else part.names',
+        "names=part.names",
+        "commands/test_custody.py::test_a_run_that_becomes_private_names_no_file",
+    ),
     # The report.
     Fault(
         "private pictures are not blurred",

@@ -17,7 +17,7 @@ import ml_collections
 from absl import flags
 from absl import logging as absl_logging
 
-from side_jax.commands import closed_form, options, sample_audit
+from side_jax.commands import closed_form, custody, options, sample_audit
 from side_jax.commands.options import UsageError, usage_errors
 from side_jax.config import default_config, from_config, load_config
 from side_jax.devices import process_group
@@ -89,6 +89,22 @@ def theory(argv: Sequence[str], description: str) -> int:
     )
     _define_workdir(values, "Folder for theory/results.json and theory/theorem1.png, which a finished run replaces.")
     return _command(argv, values, description, f"{_EXIT_CODES}.", functools.partial(_read_theory, values))
+
+
+def asks_for_custody(arguments: Sequence[str]) -> bool:
+    """Whether the arguments are those of a command on a workdir, see custody.py."""
+    return arguments[:1] != [] and arguments[0] in custody.COMMANDS
+
+
+def keep(argv: Sequence[str]) -> int:
+    """Runs a command on a workdir, which the first argument names, see custody.py. Returns the exit code."""
+    values, command = flags.FlagValues(), custody.COMMANDS[argv[1]]
+    _define_workdir(values, "Folder of a run.")
+    for name, default, metavar, meaning in command.options:
+        kind = flags.DEFINE_bool if default is False else flags.DEFINE_string
+        options.define(values, kind, name, default, metavar, meaning)
+    usage = f"{command.description}\n\nUsage: python -m side_jax.main {argv[1]} --workdir=DIR"
+    return _command(argv[1:], values, usage, f"{_EXIT_CODES}.", functools.partial(_read_custody, values, command))
 
 
 def _define_workdir(values: flags.FlagValues, meaning: str) -> None:
@@ -264,6 +280,12 @@ def _read_theory(values: flags.FlagValues, arguments: list[str]) -> tuple[Work, 
     name, arguments = options.take(arguments, "config")
     config, _ = options.parse(values, arguments, default_config(Theory) if name is None else _load(name))
     return lambda: print(closed_form.run(from_config(config, Theory), workdir)), workdir
+
+
+def _read_custody(values: flags.FlagValues, command: custody.Command, arguments: list[str]) -> tuple[Work, Path]:
+    workdir = _workdir(arguments)
+    options.parse(values, arguments, ml_collections.ConfigDict())  # it has no settings of its own
+    return lambda: command.run(workdir, values), workdir
 
 
 def _workdir(arguments: Sequence[str]) -> Path:

@@ -138,6 +138,7 @@ def run(request: Request) -> records.Results:
     _check_enough(sets, settings)
     extractor = _extractor(settings, sets.members.images.shape[-1], out) if settings.uses_features else None
     logger.info("read %d samples, %d members and %d held-out images.", *map(len, _sets(sets)))
+    files.make_private(out)
     work = out / UNFINISHED
     try:
         results = _write(request, settings, sets, repeats, extractor, work)
@@ -262,6 +263,9 @@ def _write(
 ) -> records.Results:
     """Measures, writes every file into `work`, and returns the results."""
     rng = np.random.default_rng(settings.seed)
+    if settings.report.private:
+        unnamed = {name: _unnamed(getattr(sets, name)) for name in LEAST}
+        sets = dataclasses.replace(sets, **unnamed)
     members, heldout = (_side(one, rng) for one in (sets.members, sets.heldout))
     embed = extractors.member_frame(extractor, members.images) if extractor else None
     metrics, e = builders.build_metrics(settings.evaluate), settings.evaluate
@@ -304,6 +308,11 @@ def _write(
         table.writerows(zip(range(len(one)), one.names, one.hashes, strict=True))
     writer.write(_audit(request, settings, results, sets.samples, (members, heldout), work), work)
     return results
+
+
+def _unnamed(one: ImageSet) -> ImageSet:
+    """A set whose images have no names, for tables that name no file."""
+    return dataclasses.replace(one, names=("",) * len(one))
 
 
 def _side(one: ImageSet, rng: np.random.Generator) -> Side:

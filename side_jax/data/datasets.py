@@ -74,6 +74,12 @@ def load(data: Data) -> Dataset:
     return _load(uncounted)
 
 
+def forget() -> None:
+    """Forgets what `load` keeps, so that it reads the dataset anew."""
+    _listed.cache_clear()
+    _load.cache_clear()
+
+
 @functools.lru_cache(maxsize=1)
 def _listed(data: Data) -> tuple[Source, np.ndarray, int | None]:
     """Returns (the source, its rows with labels that are frequent enough, the first of them that is only held out)."""

@@ -15,7 +15,8 @@ from side_jax.pipeline import plan, saved_config, space
 from side_jax.settings import Settings
 from side_jax.stages import stage_table, surrogate
 from side_jax.stages.stage_table import STAGES, Stage
-from side_jax.workdir import lock
+from side_jax.workdir import files, lock
+from side_jax.workdir.work_units import change
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) 
       StoppedError: on SIGTERM during training or sampling.
     """
     chosen = _prepare(settings, stages)
+    if process_group.primary():
+        files.make_private(workdir)
     with lock.locked(workdir) if process_group.primary() else contextlib.nullcontext():
         if process_group.primary():
             lock.check_writable(workdir)
@@ -112,7 +115,10 @@ def check_inputs(settings: Settings, workdir: Path, chosen: Sequence[str]) -> No
         needed = stage_table.missing(settings, workdir, STAGES[name])
         missing = [stage for stage in needed if stage not in chosen]
         if missing:
+            works = STAGES[missing[0]].plan(settings, workdir)
+            changed = [change(workdir / file) for work in works for file in work.unit.changed()]
+            why = f" ({changed[0]})" if changed else ""
             raise InputError(
                 f"stage {name} needs the output of stage {missing[0]}, but {workdir} does not hold it for this "
-                f"config; run --stages={','.join([*missing, *(c for c in chosen if c not in missing)])} instead."
+                f"config{why}; run --stages={','.join([*missing, *(c for c in chosen if c not in missing)])} instead."
             )

@@ -73,8 +73,8 @@ def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.P
     notes = [*audit.notes, explanation(results, audit.confidence)]
     if private:
         notes.append(
-            "Pictures are blurred beyond recognition, and images are identified by number. The CSV tables beside this "
-            "page hold file names: do not pass them on with it."
+            "Pictures are blurred beyond recognition, and images are identified by number, in the CSV tables too; "
+            "members.csv has the SHA-256 of each, which tells whoever holds an image that it is among them."
         )
     return model.Page(
         title=audit.title,

@@ -8,7 +8,7 @@ their bytes depend on the settings alone, so that only missing or damaged shards
 import collections
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from side_jax.errors import InputError, StoppedError
 from side_jax.progress import progress
 from side_jax.sampling.generation import Generator
 from side_jax.sampling.mode_generation import ModeGenerator
-from side_jax.workdir import files
+from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,11 @@ ARRAYS = ("images", "index", "label")  # of a shard
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file, and the global indices of its images."""
+    """One file, the global indices of its images, and the SHA-256 that it must have, if one is recorded."""
 
     path: Path
     index: range
+    sha256: str | None = None
 
     def intact(self, *, thorough: bool) -> bool:
         """Whether the file exists and is undamaged; thorough: also decompresses the images and checks their CRC."""
@@ -50,8 +51,10 @@ class Shard:
         """The arrays of the given names, which must include index and label.
 
         Raises:
-          InputError: if the file is missing or damaged, or holds other images.
+          InputError: if the file is missing, changed or damaged, or holds other images.
         """
+        if self.sha256 and work_units.differs(self.path, self.sha256):
+            raise InputError(f"{work_units.change(self.path)}; run the stage that writes it again.")
         arrays = files.read_npz(self.path, names)
         if not np.array_equal(arrays["index"], np.asarray(self.index)) or len(arrays["label"]) != len(self.index):
             raise InputError(
@@ -61,17 +64,23 @@ class Shard:
         return arrays
 
 
-def layout(directory: Path, num_images: int, batch_size: int) -> list[Shard]:
-    """The shards of images 0..num_images-1."""
-    ends = [*range(batch_size, num_images, batch_size), num_images]
+def layout(directory: Path, num_images: int, batch_size: int, known: Mapping[str, str] | None = None) -> list[Shard]:
+    """The shards of images 0..num_images-1; `known` maps names of files to the SHA-256 that they must have."""
+    ends, known = [*range(batch_size, num_images, batch_size), num_images], known or {}
+    names = [f"shard_{i:05d}.npz" for i in range(len(ends))]
     return [
-        Shard(path=directory / f"shard_{i:05d}.npz", index=range(i * batch_size, end)) for i, end in enumerate(ends)
+        Shard(path=directory / name, index=range(i * batch_size, end), sha256=known.get(name))
+        for i, (name, end) in enumerate(zip(names, ends, strict=True))
     ]
 
 
 def complete(shards: list[Shard]) -> bool:
-    """Whether all shards exist and are readable; if not, logs how many are affected."""
-    absent = [shard.path.name for shard in shards if not shard.intact(thorough=False)]
+    """Whether all shards exist and are readable; if not, logs how many are affected.
+
+    Does not compare the SHA-256, which their unit does as it begins.
+    """
+    plain = (dataclasses.replace(shard, sha256=None) for shard in shards)
+    absent = [shard.path.name for shard in plain if not shard.intact(thorough=False)]
     if absent:
         folder = shards[0].path.parent
         logger.info("%s: regenerating %d of %d shards, which are missing or damaged.", folder, len(absent), len(shards))

@@ -111,8 +111,8 @@ def _surrogate(settings: Settings, workdir: Path) -> records.Surrogate | None:
     if not settings.extract.needs_pseudo_labels:
         return None
     content = stage_table.unit(settings, workdir, "label").content()
-    for name in ("unit", "fingerprint", "format", "done"):
-        del content[name]
+    for name in ("unit", "fingerprint", "format", "done", work_units.DIGESTS):
+        content.pop(name, None)
     return records.Surrogate(
         **content, assignment=settings.label.assignment, synthetic_images=settings.synthesize.num_images
     )

@@ -26,9 +26,9 @@ def run(settings: Settings, workdir: Path) -> None:
     load = functools.cache(functools.partial(_load, settings, workdir, model))
     spread = functools.cache(functools.partial(stage_inputs.training_spread, settings, workdir))
     for attack_run, work in works:
-        parts = stage_table.extracted_shards(settings, work)
-        if not work.begin(functools.partial(shards.complete, parts)):
+        if not work.begin(lambda work=work: shards.complete(stage_table.extracted_shards(settings, work))):
             continue
+        parts = stage_table.extracted_shards(settings, work)
         sampler, params, classes = load(attack_run.attack)
         labels = generation.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
         shards.write(
@@ -40,7 +40,8 @@ def run(settings: Settings, workdir: Path) -> None:
             scale=attack_run.scale,
             description=f"extract {attack_run.name}",
         )
-        work.finish(attack=attack_run.attack, guidance_scale=attack_run.scale, index_range=[0, count])
+        written = [part.path for part in parts]
+        work.finish(written, attack=attack_run.attack, guidance_scale=attack_run.scale, index_range=[0, count])
     work_units.finish_stage(workdir, "extract", [work for _, work in works])
 
 

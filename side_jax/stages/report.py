@@ -22,7 +22,7 @@ from side_jax.settings import Settings
 from side_jax.settings.paths import path_fields
 from side_jax.stages import stage_inputs, stage_table, suspects
 from side_jax.training import monitor
-from side_jax.workdir import curves, files, work_units
+from side_jax.workdir import curves, files
 
 MODES = 48  # distinct images in the figure of mode seeking
 MORE_STARTS = 10  # times as many starts, for which distinct images are predicted
@@ -32,12 +32,13 @@ def run(settings: Settings, workdir: Path) -> None:
     """Writes report/index.html and its figures as PNG files."""
     work = stage_table.report_unit(settings, workdir)
     if work.begin():
-        drawn = _write(settings, workdir, work) if process_group.primary() else []
+        drawn = write(settings, workdir, work.directory) if process_group.primary() else []
         work.finish(page="index.html", figures=drawn)
 
 
-def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str]:
-    """Writes the report; returns the names of its figure files."""
+def write(settings: Settings, workdir: Path, directory: Path) -> list[str]:
+    """Writes the report of a workdir into a folder; returns the names of its figure files."""
+    stage_table.evaluation_unit(settings, workdir).check()
     results = records.read(workdir / "evaluate" / "results.json")
     members, heldout = stage_inputs.load_sides(settings, workdir)
     units = dict(stage_table.extraction_units(settings, workdir))
@@ -57,9 +58,9 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit) -> list[str
         figures=tuple(_figures(results, settings, workdir)),
         notes=(_method_note(results, settings),),
         provenance=_provenance(results, settings),
-        config=json.dumps(_displayed_config(settings), indent=2),
+        config=json.dumps(displayed_config(settings), indent=2),
     )
-    return writer.write(audit, work.directory)
+    return writer.write(audit, directory)
 
 
 def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]:
@@ -245,7 +246,7 @@ def _provenance(results: Results, settings: Settings) -> tuple[tuple[str, str], 
     )
 
 
-def _displayed_config(settings: Settings) -> dict[str, Any]:
+def displayed_config(settings: Settings) -> dict[str, Any]:
     """The config; without paths in a private report."""
     shown = dataclasses.asdict(settings)
     if settings.report.private:

@@ -9,21 +9,22 @@ import numpy as np
 from side_jax import builders
 from side_jax.attacks.table import Classifier
 from side_jax.builders import build_schedule, build_unet, build_weak_unet, init_fn
-from side_jax.data import datasets, split
+from side_jax.data import datasets, readers, split
 from side_jax.data.sides import Side
 from side_jax.devices import placement
 from side_jax.diffusion import mode_seeking, pixel_range
+from side_jax.errors import InputError
 from side_jax.features import denoiser
 from side_jax.features.choose import modelless_extractors
 from side_jax.features.extractors import Extractor
 from side_jax.measure.target_scores import TargetScores
-from side_jax.settings import Settings
+from side_jax.settings import Data, Settings
 from side_jax.settings.random_streams import stream_seed
-from side_jax.stages.stage_table import train_unit, twin_unit, unit, weak_unit
+from side_jax.stages.stage_table import lasting, train_unit, twin_unit, unit, weak_unit
 from side_jax.training import calibration
 from side_jax.workdir import files
 from side_jax.workdir.checkpoint import Checkpoints, Restored, checkpoint_directory
-from side_jax.workdir.work_units import Unit
+from side_jax.workdir.work_units import Unit, change
 
 SPREAD_IMAGES = 1000  # members from which their spread is computed
 
@@ -71,11 +72,46 @@ def load_split(
       settings: of the run.
       workdir: of the run.
       stream: whether images may be streamed; otherwise all are read into memory.
+
+    Raises:
+      InputError: if the split file or an image was changed since the split, or an image is gone; names it.
     """
-    *parts, member_ids, heldout_ids = split.apply_split(datasets.load(settings.data), workdir / "train" / "split.json")
+    path = _checked_split(settings, workdir)
+    try:
+        *parts, member_ids, heldout_ids = split.apply_split(datasets.load(settings.data), path)
+    except InputError:
+        _check_nothing_gone(settings.data, path)
+        raise
     if not stream:
         parts = [dataclasses.replace(part, images=np.asarray(part.images)) for part in parts]
     return *parts, member_ids, heldout_ids
+
+
+def _checked_split(settings: Settings, workdir: Path) -> Path:
+    """The split file; raises InputError if it is not as the train stage wrote it."""
+    work, name = train_unit(settings, workdir), "train/split.json"
+    work.check()
+    if work.begun():
+        digest = split_digest(files.read_json(workdir / name))
+        if work.content().get("split_sha256", digest) != digest:  # all that earlier versions recorded
+            raise InputError(f"{change(workdir / name)}; {lasting(name)}.")
+    return workdir / name
+
+
+def split_digest(data_split: dict[str, Any]) -> str:
+    """The digest of a split's images, independent of their location."""
+    return files.digest([[row["sha256"] for row in data_split[side]] for side in ("members", "heldout")])
+
+
+def _check_nothing_gone(data: Data, path: Path) -> None:
+    """Raises InputError if an image of the split file is no longer in the data, where others may have its id now."""
+    source = readers.READERS[data.name](data)
+    present = {*(readers.concatenate(source, readers.heldout(data)) if data.heldout_from else source).names}
+    rows = files.read_json(path)
+    gone = [row["name"] for side in ("members", "heldout") for row in rows[side] if row["name"] not in present]
+    if gone:
+        more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
+        raise InputError(f"the image {gone[0]}{more} of {path} is no longer in the data; restore what was removed.")
 
 
 def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
@@ -87,7 +123,7 @@ def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
         Side(
             images=part.images,
             ids=ids,
-            names=part.names,
+            names=("",) * len(ids) if settings.report.private else part.names,
             digests=tuple(row["sha256"] for row in rows[name]),
             groups=part.labels if by_identity else None,
             # Held-out images have no such mark, nor have splits of earlier versions.
@@ -101,6 +137,7 @@ def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
 def load_classifier(settings: Settings, workdir: Path, classifier: Classifier) -> tuple[Any, dict[str, Any]]:
     """A trained classifier: (module, {"classifier": averaged parameters, "temperature": float32 [T]})."""
     work = unit(settings, workdir, f"surrogate/{classifier.name}")
+    work.check()
     module = builders.build_classifier(settings, work.content()["classes"], time_dependent=classifier.noised)
     directory = work.directory / "best" if getattr(settings, classifier.section).patience else None
     params = restore_ema(settings, work, module, directory).trees["ema"]

@@ -20,7 +20,7 @@ from side_jax.settings import Settings
 from side_jax.stages import estimates
 from side_jax.stages.estimates import Clock, Cost
 from side_jax.workdir import files
-from side_jax.workdir.work_units import FORMAT_VERSION, Unit
+from side_jax.workdir.work_units import FORMAT_VERSION, META, Unit
 
 # Settings that change how a run is executed or monitored, or where its inputs lie, but not its results. The hashes in
 # the split file identify the data.
@@ -128,7 +128,8 @@ def _unused(settings: Settings) -> set[str]:
 def unit(settings: Settings, workdir: Path, name: str, directory: str | None = None, **extra: Any) -> Unit:
     """The unit of kind `name`, which owns <workdir>/<directory or name>; `extra` is as in fingerprint."""
     value = fingerprint(settings, name, **extra)
-    return Unit(workdir=workdir, name=directory or name, fingerprint=value, outputs=unit_stage(name).outputs)
+    outputs = unit_stage(name).outputs
+    return Unit(workdir=workdir, name=directory or name, fingerprint=value, outputs=outputs, lasting=lasting)
 
 
 def train_unit(settings: Settings, workdir: Path) -> Unit:
@@ -196,6 +197,8 @@ def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that scores every extraction run."""
     parents = [work.fingerprint for _, work in extraction_units(settings, workdir)]
     depends = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": EVALUATION_VERSION}
+    if settings.report.private:
+        depends["private"] = True  # its tables name no file
     if settings.uses_features:
         label = dataclasses.asdict(settings.label)
         depends["features"] = {name: value for name, value in label.items() if ("label", name) not in _IGNORED_SETTINGS}
@@ -221,17 +224,24 @@ def suspects_unit(settings: Settings, workdir: Path) -> Unit:
 
 
 def _unit_with(workdir: Path, stage: str, depends: dict[str, Any]) -> Unit:
-    return Unit(workdir=workdir, name=stage, fingerprint=files.digest(depends), outputs=STAGES[stage].outputs)
+    outputs = STAGES[stage].outputs
+    return Unit(workdir=workdir, name=stage, fingerprint=files.digest(depends), outputs=outputs, lasting=lasting)
 
 
 def synthetic_shards(settings: Settings, workdir: Path) -> list[shards.Shard]:
-    """The shards of the synthetic images."""
-    return shards.layout(workdir / "synthesize", settings.synthesize.num_images, settings.sampler.batch_size)
+    """The shards of the synthetic images, with the SHA-256 that a finished unit recorded."""
+    work = unit(settings, workdir, "synthesize")
+    return _shards(work, settings.synthesize.num_images, settings)
 
 
 def extracted_shards(settings: Settings, work: Unit) -> list[shards.Shard]:
-    """The shards of an extraction unit."""
-    return shards.layout(work.directory, settings.extract.num_images, settings.sampler.batch_size)
+    """The shards of an extraction unit, with the SHA-256 that a finished unit recorded."""
+    return _shards(work, settings.extract.num_images, settings)
+
+
+def _shards(work: Unit, num_images: int, settings: Settings) -> list[shards.Shard]:
+    known = {name.rpartition("/")[2]: digest for name, digest in work.digests().items()}
+    return shards.layout(work.directory, num_images, settings.sampler.batch_size, known)
 
 
 def missing(settings: Settings, workdir: Path, stage: Stage) -> list[str]:
@@ -365,6 +375,18 @@ def _surrogate_outputs(manifest: dict[str, Any]) -> list[str]:
 def _suspects_outputs(manifest: dict[str, Any]) -> list[str]:
     modes = ["suspects/modes.csv", "suspects/modes.png"] if manifest.get("has_modes") else []
     return ["suspects/suspects.csv", "suspects/suspects.png", *modes]
+
+
+def lasting(name: str) -> str:
+    """What the user can do if a file was changed that no stage makes anew; "" for all other files."""
+    if name == "train/split.json":
+        return "restore it, or delete it: then the same command makes it again from the same data"
+    if name.endswith(META):
+        folder = name.removesuffix(f"/{META}")
+        return f"restore it, or delete the folder {folder} to continue from an earlier step, or to start over"
+    if name.startswith("train/"):
+        return "restore it, or delete it: then the report has no figure of it"
+    return ""
 
 
 def _train_outputs(manifest: dict[str, Any]) -> list[str]:

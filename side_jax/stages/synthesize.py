@@ -25,9 +25,9 @@ def run(settings: Settings, workdir: Path) -> None:
         logger.info("synthesize: skipped, since no attack in config.extract.attacks learns from synthetic images.")
         return
     work = unit(settings, workdir, "synthesize")
-    parts = stage_table.synthetic_shards(settings, workdir)
-    if not work.begin(lambda: shards.complete(parts)):
+    if not work.begin(lambda: shards.complete(stage_table.synthetic_shards(settings, workdir))):
         return
+    parts = stage_table.synthetic_shards(settings, workdir)
     dpm = stage_inputs.load_target(settings, workdir)
     shards.write(
         builders.build_generator(settings),
@@ -43,4 +43,4 @@ def run(settings: Settings, workdir: Path) -> None:
         shown = shards.read(parts[: -(-SHOWN // settings.sampler.batch_size)])["images"][:SHOWN]
         with files.atomic(work.directory / "samples.png") as file:
             file.write(contact_sheet.png(contact_sheet.grid(shown, columns=8)))
-    work.finish(index_range=[0, settings.synthesize.num_images])
+    work.finish([part.path for part in parts], index_range=[0, settings.synthesize.num_images])

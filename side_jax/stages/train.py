@@ -49,7 +49,7 @@ def _run_twin(settings: Settings, workdir: Path) -> None:
     labels = member_labels.member_labels(settings, images, ids[:count])
     stops = {"watch": lambda step, _: step >= last, "watch_every": last}
     content = train_dpm.train(settings, unit, images, labels, description="train the twin", **stops)
-    unit.finish(**content)
+    unit.finish([unit.directory / "metrics.jsonl"], **content)
 
 
 def _run_target(settings: Settings, workdir: Path) -> None:
@@ -59,12 +59,15 @@ def _run_target(settings: Settings, workdir: Path) -> None:
         return
     if process_group.primary() and not path.exists():
         new_split = split.make_split(datasets.load(settings.data), settings.data, settings.seed)
-        if unit.content().get("split_sha256", _digest(new_split)) != _digest(new_split):
+        digest = stage_inputs.split_digest(new_split)
+        if unit.content().get("split_sha256", digest) != digest:
             raise InputError(
                 f"{path} is missing, and the data are no longer those that the model was trained on; restore "
                 "either, or use a new --workdir."
             )
         files.write_json(path, new_split)
+    if process_group.primary():
+        unit.record(path)
     process_group.barrier("split")
     members, heldout, ids, _ = stage_inputs.load_split(settings, workdir, stream=True)
     saved_split = files.read_json(path)
@@ -86,12 +89,8 @@ def _run_target(settings: Settings, workdir: Path) -> None:
     else:
         labels = member_labels.member_labels(settings, members, ids)
         content = _fit(settings, unit, members, heldout, labels, spread)
-    unit.finish(split=counts, split_sha256=_digest(saved_split), **content)
-
-
-def _digest(data_split: dict[str, Any]) -> str:
-    """The digest of a split's images, independent of their location."""
-    return files.digest([[row["sha256"] for row in data_split[side]] for side in ("members", "heldout")])
+    curves = [unit.directory / f"{name}.jsonl" for name in ("metrics", "monitor")]
+    unit.finish(curves, split=counts, split_sha256=stage_inputs.split_digest(saved_split), **content)
 
 
 def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:

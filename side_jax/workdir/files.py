@@ -44,6 +44,13 @@ def local(path: Path) -> bool:
     return "://" not in os.fspath(path)
 
 
+def make_private(folder: Path) -> None:
+    """Creates a folder that only its owner can open, on a local disk; an existing one keeps its mode."""
+    if local(folder):
+        with contextlib.suppress(OSError):  # whoever writes there next says what is wrong
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+
+
 @contextlib.contextmanager
 def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file that replaces `path` if the block ends without an error.

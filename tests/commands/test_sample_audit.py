@@ -380,8 +380,11 @@ def test_a_private_page_holds_no_name_and_no_path(tmp_path, images):
     assert text.count("Image 0") > 0
     assert "find an id or name" not in text.lower()
     assert not list((tmp_path / "out").glob("matches*.png"))
-    assert "lovelace" not in (tmp_path / "out" / "results.json").read_text()
-    assert "lovelace" not in (tmp_path / "out" / "matches.csv").read_text()
+    for name in ("results.json", "matches.csv", "members.csv", "samples.csv"):
+        assert "lovelace" not in (tmp_path / "out" / name).read_text()
+    for name in ("members.csv", "samples.csv"):
+        assert {row["name"] for row in table(tmp_path / "out" / name)} == {""}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
 
 
 def test_help_is_printed(capsys):

@@ -181,8 +181,7 @@ def test_split_file_notices_changed_data(tmp_path, storage):
     with pytest.raises(InputError, match="has only 10 images now"):
         split.apply_split(whole.take(np.arange(10)), path)
     Image.new("L", (8, 8), 3).save(folder / f"{member_ids[3]:02}.png")
-    datasets._load.cache_clear()
-    datasets._listed.cache_clear()
+    datasets.forget()
     with pytest.raises(InputError, match=f"image {member_ids[3]} of the dataset differs from the one in "):
         split.apply_split(datasets.load(data), path)
 
@@ -196,8 +195,7 @@ def test_storage_is_what_fits_and_is_logged(tmp_path, caplog):
     assert "257 x 64 x 64 x 1 images" in caplog.text
     assert "read for each batch: 1.0 MiB (data.storage = auto, data.memory_limit_mb = 1)" in caplog.text
     np.savez(tmp_path / "data.npz", images=noise(256, size=64))
-    datasets._load.cache_clear()
-    datasets._listed.cache_clear()
+    datasets.forget()
     assert isinstance(datasets.load(small).images, np.ndarray)
     assert "decoded into memory: 1.0 MiB" in caplog.text
     assert isinstance(datasets.load(dataclasses.replace(small, storage="stream")).images, Stream)

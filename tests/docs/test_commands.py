@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from side_jax.commands.custody import COMMANDS
 from side_jax.config import default_config, from_config
 from side_jax.settings import Settings
 from side_jax.settings.mixtures import Theory
@@ -127,6 +128,8 @@ def check_binary(module, arguments):
     assert importlib.util.find_spec(module), module
     modes = {"--samples": ("--samples=x",), "--suspects": ("--suspects",)}
     mode = next((more for flag, more in modes.items() if any(a.split("=")[0] == flag for a in arguments)), ())
+    if module == "side_jax.main" and arguments and arguments[0] in COMMANDS:
+        mode, arguments = (arguments[0],), arguments[1:]
     text = help_of(module, mode)
     known = {name.replace("-", "_") for name in re.findall(r"--(?:\[no\])?([a-z][\w-]*)", text)} | {"help", "suspects"}
     for argument in arguments:

@@ -11,7 +11,10 @@ import pytest
 import runs
 from foreign import write
 
+from side_jax.config import from_config
+from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
+from side_jax.stages import stage_table
 from side_jax.training import trainer
 
 
@@ -412,12 +415,18 @@ def test_labels_for_a_model_from_elsewhere(tmp_path, capsys, nothing_heavy):
     refused(capsys, runs.arguments(tmp_path / "run", **data, **labels), *words)
 
 
-def test_a_model_that_draws_one_flat_colour(workdir, capsys, nothing_heavy):
-    """No image has features, so there is nothing to cluster."""
+def draw(workdir, images):
+    """Puts images in the place of the synthetic ones."""
     for path in (workdir / "synthesize").glob("*.npz"):
         with np.load(path) as archive:
             arrays = dict(archive)
-        np.savez(path, **arrays | {"images": np.full_like(arrays["images"], 7)})
+        np.savez(path, **arrays | {"images": images[arrays["index"]]})
+    runs.sign(stage_table.unit(from_config(saved_config(workdir)), workdir, "synthesize"))
+
+
+def test_a_model_that_draws_one_flat_colour(workdir, capsys, nothing_heavy):
+    """No image has features, so there is nothing to cluster."""
+    draw(workdir, np.full((128, 8, 8, 1), 7, np.uint8))
     argv = runs.arguments(workdir, label__num_clusters=5)
     refused(capsys, argv, "pixels features of all 128 images are zero", "choose other features")
 
@@ -425,17 +434,10 @@ def test_a_model_that_draws_one_flat_colour(workdir, capsys, nothing_heavy):
 def test_a_model_that_draws_three_images(workdir, capsys, nothing_heavy):
     """Five clusters of three different images: two are empty, the rest are kept; with one alone nothing can be done."""
     made = shards.read(shards.layout(workdir / "synthesize", 128, 32))["images"]
-
-    def draw(count):
-        for path in (workdir / "synthesize").glob("*.npz"):
-            with np.load(path) as archive:
-                arrays = dict(archive)
-            np.savez(path, **arrays | {"images": made[arrays["index"] % count]})
-
-    draw(1)
+    draw(workdir, made[np.zeros(128, int)])
     few = runs.arguments(workdir, "label", label__num_clusters=5)
     refused(capsys, few, "1 of 5 clusters", "4 empty", "distinguish these")
-    draw(3)
+    draw(workdir, made[np.arange(128) % 3])
     assert runs.run(runs.arguments(workdir, "label", label__num_clusters=5)) == 0
     manifest = json.loads((workdir / "label" / "manifest.json").read_text())
     assert (manifest["kept"], manifest["empty"]) == (3, 2)
@@ -493,7 +495,7 @@ def test_damaged_file(workdir, capsys, nothing_heavy, name):
     unit = name.partition("/")[0]
     changed = {"synthesize": "label__num_clusters", "label": "surrogate__num_steps", "train": "conditional__num_steps"}
     stages = "label,surrogate" if unit == "synthesize" else "surrogate"
-    refused(capsys, runs.arguments(workdir, stages, **{changed[unit]: 5}), name, "is damaged")
+    refused(capsys, runs.arguments(workdir, stages, **{changed[unit]: 5}), name, "was changed after it was written")
 
 
 def test_damaged_config(workdir, capsys, nothing_heavy):
@@ -511,4 +513,4 @@ def test_exchanged_shard(workdir, capsys, nothing_heavy):
     folder = workdir / "extract" / "side_10"
     shutil.copy(folder / "shard_00000.npz", folder / "shard_00001.npz")
     again = runs.arguments(workdir, "evaluate", evaluate__rmse_below=0.2)
-    refused(capsys, again, "side_10/shard_00001.npz does not hold images 32 to 63", "delete it")
+    refused(capsys, again, "side_10/shard_00001.npz was changed after it was written", "run the stage")

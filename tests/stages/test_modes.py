@@ -228,6 +228,7 @@ def test_suspects_list_the_distinct_modes(finished, tmp_path):
     for part in stage_table.extracted_shards(own, units[run]):
         index = np.asarray(part.index)
         files.write_npz(part.path, images=planted[index], index=index, label=np.full(len(index), -1, np.int32))
+    runs.sign(units[run])
     with jax.numpy_dtype_promotion("standard"):
         suspects.run(own, copy)
     with (copy / "suspects" / "modes.csv").open() as file:
@@ -300,6 +301,7 @@ def test_the_report_shows_the_distinct_modes_most_frequent_first(finished, tmp_p
     for part in stage_table.extracted_shards(own, unit):
         index = np.asarray(part.index)
         files.write_npz(part.path, images=kinds[which[index]], index=index, label=np.full(len(index), -1, np.int32))
+    runs.sign(unit)
     shown, draw = {}, plots.modes
 
     def drawn(images, counts, matched):

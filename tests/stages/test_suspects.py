@@ -52,8 +52,13 @@ def read(workdir):
 def drawn(workdir, name):
     """The images of a run and their labels."""
     settings = from_config(saved_config(workdir))
-    unit = next(unit for run, unit in stage_table.extraction_units(settings, workdir) if run.name == name)
-    return shards.read(stage_table.extracted_shards(settings, unit))
+    return shards.read(stage_table.extracted_shards(settings, unit_of(workdir, name)))
+
+
+def unit_of(workdir, name):
+    """The unit of a run."""
+    units = stage_table.extraction_units(from_config(saved_config(workdir)), workdir)
+    return next(unit for run, unit in units if run.name == name)
 
 
 def plant(workdir, name, images):
@@ -61,6 +66,7 @@ def plant(workdir, name, images):
     for i, part in enumerate(np.split(images, 2)):
         path = workdir / "extract" / name / f"shard_{i:05d}.npz"
         files.write_npz(path, **(files.read_npz(path) | {"images": part}))
+    runs.sign(unit_of(workdir, name))
 
 
 def noise(seed):
