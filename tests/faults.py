@@ -343,9 +343,21 @@ FAULTS = (
     ),
     Fault(
         "two runs in one workdir",
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        'stack.enter_context(filelock.FileLock(workdir / ".lock", timeout=0))',
+        "pass",
         "pipeline/test_interruptions.py::test_a_run_holds_its_workdir",
+    ),
+    Fault(
+        "a second Ctrl-C waits",
+        "elif number == signal.SIGINT or not (",
+        "elif not (",
+        "devices/test_signals.py",
+    ),
+    Fault(
+        "what has no loop waits for one",
+        "not (_state.saving or",
+        "not (True or",
+        "devices/test_signals.py",
     ),
     # The report.
     Fault(

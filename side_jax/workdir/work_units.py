@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from side_jax import __version__
 from side_jax.devices import process_group
+from side_jax.errors import InputError
 from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,16 @@ class Unit:
         return self.directory / "manifest.json"
 
     def _read(self) -> dict[str, Any] | None:
-        return files.read_json(self._path) if self._path.exists() else None
+        """The manifest, if there is one; InputError if a version of side_jax wrote it whose format is another."""
+        if not self._path.exists():
+            return None
+        manifest = files.read_json(self._path)
+        if manifest.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+            raise InputError(
+                f"{self._path} was written by {written_by(manifest)} in format {manifest['format']}, but this is "
+                f"side_jax {__version__}, which reads format {FORMAT_VERSION}; use that version, or a new --workdir."
+            )
+        return manifest
 
     def _finished(self) -> bool:
         manifest = self._read()
@@ -102,8 +113,7 @@ class Unit:
             manifest = {}
         self.directory.mkdir(parents=True, exist_ok=True)
         # Keeps the recorded content: a new split is compared with the recorded one.
-        begun = {"unit": self.name, "fingerprint": self.fingerprint, "done": False}
-        files.write_json(self._path, manifest | begun)
+        files.write_json(self._path, manifest | self._head(done=False))
 
     def finish(self, **content: Any) -> None:
         """Marks the unit as done once all processes are, and records the first process's `content`."""
@@ -113,8 +123,17 @@ class Unit:
         process_group.barrier(f"{self.name} finished")
 
     def _finish(self, content: dict[str, Any]) -> None:
-        base = {"unit": self.name, "fingerprint": self.fingerprint, "format": FORMAT_VERSION, "done": True}
-        files.write_json(self._path, base | content)
+        files.write_json(self._path, self._head(done=True) | content)
+
+    def _head(self, done: bool) -> dict[str, Any]:
+        """What every manifest holds, beside what `finish` records."""
+        head = {"unit": self.name, "fingerprint": self.fingerprint, "done": done}
+        return head | {"format": FORMAT_VERSION, "side_jax": __version__}
+
+
+def written_by(record: dict[str, Any]) -> str:
+    """The side_jax that wrote a manifest or a checkpoint's meta, for messages; the first versions did not record it."""
+    return f"side_jax {record['side_jax']}" if "side_jax" in record else "an earlier version of side_jax"
 
 
 def finish_stage(workdir: Path, stage: str, units: list[Unit]) -> None:
