@@ -87,9 +87,9 @@ def noted() -> Iterator[None]:
     # What the shell ignores for a background job stays ignored; None is a handler that Python can't put back.
     before = {number: signal.getsignal(number) for number in NAMES}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    _state = _State(noted=True)
     for number in before:
         signal.signal(number, _note)
-    _state = _State(noted=True)
     try:
         yield
     finally:
