@@ -133,6 +133,7 @@ def _watch(heard: socket.socket) -> None:
         if first is None:
             if number in NAMES:
                 first, since = number, time.monotonic()
+                _state.first = _state.first or first  # the handler may be waiting for the main thread
                 if _state.shared and number == signal.SIGINT:
                     os.kill(os.getpid(), signal.SIGTERM)
         elif number == signal.SIGINT or not (_state.saving or _state.heeded or _state.shared):

@@ -11,19 +11,21 @@ import runs
 from side_jax.devices import signals
 
 WAITING = """
-import time
+import hashlib, time
 from side_jax.devices import signals
 with signals.handled():
-    {look}
     print("ready", flush=True)
-    while True:
-        time.sleep(0.01)
+    {work}
 """
 
 
-def waiting(look=""):
-    """A command that waits; after `look`, it is a loop that saves and is not done with its step."""
-    command = [sys.executable, "-c", WAITING.format(look=look)]
+COMPILING = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # minutes, in which no handler runs
+SAVING = "signals.look(); [time.sleep(0.01) for _ in range(10**5)]"  # a loop, not done with its step
+
+
+def waiting(work):
+    """A command at work."""
+    command = [sys.executable, "-c", WAITING.format(work=work)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # What is ignored here, as in a background job of a shell, would be ignored there.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +37,7 @@ def waiting(look=""):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_what_does_not_save(number):
-    process = waiting()
+    process = waiting(COMPILING)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said.count("\n")) == (128 + number, 1)
@@ -43,7 +45,7 @@ def test_a_signal_ends_what_does_not_save(number):
 
 
 def test_a_second_ctrl_c_ends_what_saves():
-    process = waiting("signals.look()")
+    process = waiting(SAVING)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
