@@ -6,4 +6,4 @@ class InputError(ValueError):
 
 
 class StoppedError(RuntimeError):
-    """The run was stopped by SIGTERM; the message says what is saved and how to continue."""
+    """The run was stopped by SIGTERM or Ctrl-C; the message says what is saved and how to continue."""

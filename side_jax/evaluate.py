@@ -9,7 +9,7 @@ The last form audits images alone, without a model; its options: python -m side_
 
 import sys
 
-from side_jax.commands import cli
+from side_jax.devices import signals
 
 STAGES = ("evaluate", "report")
 SUSPECTS = ("suspects",)
@@ -17,9 +17,12 @@ SUSPECTS = ("suspects",)
 
 def main() -> None:
     """The console entry point."""
-    if cli.asks_for_samples(sys.argv[1:]):
-        sys.exit(cli.audit_samples(sys.argv))
-    sys.exit(cli.main(sys.argv, __doc__, STAGES, suspects_stages=SUSPECTS))
+    with signals.handled():
+        from side_jax.commands import cli  # takes seconds, in which signals are handled already
+
+        if cli.asks_for_samples(sys.argv[1:]):
+            sys.exit(cli.audit_samples(sys.argv))
+        sys.exit(cli.main(sys.argv, __doc__, STAGES, suspects_stages=SUSPECTS))
 
 
 if __name__ == "__main__":

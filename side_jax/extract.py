@@ -5,14 +5,17 @@ Usage: python -m side_jax.extract --workdir=runs/digits
 
 import sys
 
-from side_jax.commands import cli
+from side_jax.devices import signals
 
 STAGES = ("synthesize", "label", "surrogate", "extract")
 
 
 def main() -> None:
     """The console entry point."""
-    sys.exit(cli.main(sys.argv, __doc__, STAGES))
+    with signals.handled():
+        from side_jax.commands import cli  # takes seconds, in which signals are handled already
+
+        sys.exit(cli.main(sys.argv, __doc__, STAGES))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,18 @@ Usage: python -m side_jax.main --config=digits --workdir=runs/digits
 
 import sys
 
-from side_jax.commands import cli
-from side_jax.stages import stage_table
-
-STAGES = stage_table.audit_stages()
+from side_jax.devices import signals
 
 
 def main() -> None:
     """The console entry point."""
-    if cli.asks_for_custody(sys.argv[1:]):
-        sys.exit(cli.keep(sys.argv))
-    sys.exit(cli.main(sys.argv, __doc__, STAGES))
+    with signals.handled():
+        from side_jax.commands import cli  # takes seconds, in which signals are handled already
+        from side_jax.stages import stage_table
+
+        if cli.asks_for_custody(sys.argv[1:]):
+            sys.exit(cli.keep(sys.argv))
+        sys.exit(cli.main(sys.argv, __doc__, stage_table.audit_stages()))
 
 
 if __name__ == "__main__":

@@ -392,8 +392,8 @@ FAULTS = (
     ),
     Fault(
         "two runs in one workdir",
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        'stack.enter_context(filelock.FileLock(workdir / ".lock", timeout=0))',
+        "pass",
         "pipeline/test_interruptions.py::test_a_run_holds_its_workdir",
     ),
     # Changed and missing evidence.
@@ -444,6 +444,18 @@ FAULTS = (
         'names=("",) * len(ids) if settings.report.private else part.names',
         "names=part.names",
         "commands/test_custody.py::test_a_run_that_becomes_private_names_no_file",
+    ),
+    Fault(
+        "a second Ctrl-C waits",
+        "elif number == signal.SIGINT or not (",
+        "elif not (",
+        "devices/test_signals.py",
+    ),
+    Fault(
+        "what has no loop waits for one",
+        "not (_state.saving or",
+        "not (True or",
+        "devices/test_signals.py",
     ),
     # The report.
     Fault(

@@ -111,7 +111,7 @@ def test_nothing_is_ever_unpickled():
 def test_import_has_no_side_effects():
     """Importing the package starts no backend and does not touch TensorFlow."""
     code = (
-        "import sys, side_jax.main, jax._src.xla_bridge as b; "
+        "import sys, side_jax.main, side_jax.commands.cli, jax._src.xla_bridge as b; "
         "assert not b._backends, b._backends; assert 'tensorflow' not in sys.modules; print('ok')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

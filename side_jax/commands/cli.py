@@ -1,6 +1,6 @@
 """The commands: their options, what they run, one sentence for each error, and exit codes.
 
-Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read; 143 SIGTERM.
+Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read; 130 Ctrl-C; 143 SIGTERM.
 """
 
 import errno
@@ -8,10 +8,11 @@ import functools
 import logging
 import os
 import shlex
-import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -20,7 +21,7 @@ from absl import logging as absl_logging
 from side_jax.commands import closed_form, custody, options, sample_audit
 from side_jax.commands.options import UsageError, usage_errors
 from side_jax.config import default_config, from_config, load_config
-from side_jax.devices import process_group
+from side_jax.devices import placement, process_group, signals
 from side_jax.errors import InputError, StoppedError
 from side_jax.pipeline import audit, saved_config
 from side_jax.pipeline.resolve import resolve
@@ -32,11 +33,12 @@ from side_jax.workdir import files
 
 Work = Callable[[], None]
 
-_EXIT_CODES = "Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read"
+_EXIT_CODES = """\
+Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read; 130 stopped by
+Ctrl-C (SIGINT); 143 stopped by SIGTERM. Finished work is kept; a second Ctrl-C does not wait."""
 _AUDIT_EPILOGUE = f"""\
 Results: DIR/report/index.html for people; DIR/evaluate/results.json and matches.csv for programs.
-{_EXIT_CODES};
-143 stopped by SIGTERM, after the progress was saved."""
+{_EXIT_CODES}"""
 
 
 def main(
@@ -69,7 +71,7 @@ def audit_samples(argv: Sequence[str]) -> int:
         "PATH is a folder of pictures (at any depth) or a ZIP of them, or an NPZ (`images`) or NPY of uint8 [n, h, w, "
         "1 or 3], or a folder of these."
     )
-    epilogue = f"Results: DIR/index.html for people; DIR/results.json and tables (CSV) for programs.\n{_EXIT_CODES}."
+    epilogue = f"Results: DIR/index.html for people; DIR/results.json and tables (CSV) for programs.\n{_EXIT_CODES}"
     return _command(argv, values, description, epilogue, functools.partial(_read_samples, values, argv))
 
 
@@ -88,7 +90,7 @@ def theory(argv: Sequence[str], description: str) -> int:
         "--config.SETTING=VALUE overrides one setting, such as --config.repeats=50.",
     )
     _define_workdir(values, "Folder for theory/results.json and theory/theorem1.png, which a finished run replaces.")
-    return _command(argv, values, description, f"{_EXIT_CODES}.", functools.partial(_read_theory, values))
+    return _command(argv, values, description, _EXIT_CODES, functools.partial(_read_theory, values))
 
 
 def asks_for_custody(arguments: Sequence[str]) -> bool:
@@ -351,7 +353,7 @@ def _guarded(work: Work, folder: Path) -> int:
     except InputError as error:
         return _fail(error, 1)
     except StoppedError as error:
-        return _fail(error, 128 + signal.SIGTERM)
+        return _fail(error, signals.exit_code())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
@@ -361,20 +363,42 @@ def _guarded(work: Work, folder: Path) -> int:
             "command again.",
             1,
         )
-    except KeyboardInterrupt:
-        return _fail("interrupted by the keyboard; run the same command again to continue.", 1)
+    except Exception:
+        reason = placement.missing_backend()
+        if not reason:
+            raise
+        return _fail(reason, 1)
     return 0
 
 
 def log_to_stderr() -> None:
-    """Shows the log lines of this package, and only the errors of orbax and JAX."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Shows the log lines of this package and the errors of JAX; orbax raises those that it logs."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logger = logging.getLogger("side_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger.handlers[:] = [handler]
+    for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
+        hook = getattr(module, name)
+        if not isinstance(hook, _Quiet):
+            setattr(module, name, _Quiet(hook))
+
+
+class _Quiet:
+    """A hook for errors in the background, without those of a full or damaged disk: the main thread raises its own.
+
+    Threads of orbax, tensorstore and tensorboardX each complain until the process ends, hundreds of lines in all.
+    """
+
+    def __init__(self, before: Callable[[Any], Any]):
+        self._before = before
+
+    def __call__(self, error: Any) -> None:
+        if not isinstance(error.exc_value, OSError) and str(error.exc_value) != "Event loop is closed":
+            self._before(error)
 
 
 def _fail(error: object, code: int) -> int:

@@ -12,6 +12,22 @@ from side_jax.devices import cpu
 from side_jax.errors import InputError
 
 
+def missing_backend() -> str:
+    """A sentence that says why JAX finds no device at all; empty if it finds one.
+
+    Asked after an error, since what JAX raises for it depends on its version and on the platform.
+    """
+    try:
+        jax.devices()
+    except Exception as error:
+        reason = str(error).partition("\n")[0].partition(" (set JAX")[0] or "its plugin is not installed"
+        return (
+            f"JAX finds no device with JAX_PLATFORMS={jax.config.jax_platforms or ''} ({reason}); set "
+            "JAX_PLATFORMS=cpu, or install JAX for that device."
+        )
+    return ""
+
+
 def check_divisible(key: str, batch_size: int, devices: int) -> None:
     """Raises InputError unless the batch splits evenly over the devices."""
     if batch_size % devices:

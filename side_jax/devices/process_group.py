@@ -7,6 +7,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from side_jax.devices import signals
 from side_jax.errors import InputError, StoppedError
 
 _passed: list[str] = []  # names of the barriers passed so far; all processes pass the same ones in the same order
@@ -34,6 +35,7 @@ def join(processes: int, coordinator: str | None, process_id: int | None) -> Non
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--processes={processes} could not be joined ({reason}); see --coordinator.") from None
+    signals.share()
     with propagate_errors():
         if jax.process_count() != processes:
             raise InputError(f"--processes={processes} was given, but {jax.process_count()} processes joined.")
@@ -61,7 +63,7 @@ def barrier(name: str) -> None:
         return
     check_others()
     if sigterm_received():
-        raise StoppedError("stopped by SIGTERM; run the same command again to continue.")
+        raise StoppedError(f"stopped by {signals.cause()}; run the same command again to continue.")
     client = multihost.get_jax_distributed_client()
     if client.key_value_increment(f"{_gate()} {name}", 1) == jax.process_count():
         client.key_value_set(_gate(), "")

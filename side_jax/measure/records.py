@@ -621,10 +621,13 @@ def read(path: Path) -> Results:
     Raises:
       InputError: if the file is missing or damaged, or holds what the records do not allow.
     """
+    value = files.read_json(path)
     try:
-        return from_json(files.read_json(path))
+        return from_json(value)
     except msgspec.ValidationError as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and run the stage that writes it again.") from None
+        author = value.get("versions", {}).get("side_jax", __version__) if isinstance(value, dict) else __version__
+        state = "damaged" if author == __version__ else f"of side_jax {author}, and this is side_jax {__version__}"
+        raise InputError(f"{path} is {state} ({error}); delete it and run the stage that writes it again.") from None
 
 
 def schema() -> dict[str, Any]:

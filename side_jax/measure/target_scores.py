@@ -19,6 +19,7 @@ from side_jax.measure.records import Divergence, Estimate, Membership, Operating
 from side_jax.memorization.membership import attack_quality
 from side_jax.memorization.statistics.intervals import halves
 from side_jax.memorization.theory.divergence import draw, log_q, mean
+from side_jax.progress import progress
 from side_jax.settings import Settings, random_streams
 from side_jax.workdir.checkpoint import Restored
 
@@ -34,13 +35,17 @@ MODES = ("movement", "posterior_variance")
 
 
 class TargetScores:
-    """Scores images with the target model, whose parameters are on the devices."""
+    """Scores images with the target model, whose parameters are on the devices.
+
+    Attributes:
+      digest: SHA-256 of the parameters.
+    """
 
     def __init__(self, settings: Settings, restored: Restored):
         """Takes the target model's checkpoint, as `stage_inputs.load_target` restores it."""
         self._settings = settings
         self._params = {"dpm": restored.trees["ema"]}
-        self._step, self._digest = restored.step, restored.meta["sha256"]["ema"]
+        self._step, self.digest = restored.step, restored.meta["sha256"]["ema"]
 
     def scores(
         self, kinds: tuple[str, ...], images: np.ndarray, stream: str, sigma: float = 1.0
@@ -64,7 +69,7 @@ class TargetScores:
         """
         return Target(
             step=self._step,
-            ema_sha256=self._digest,
+            ema_sha256=self.digest,
             parameters=builders.size(self._params),
             denoising_loss_members=self.mean_loss(members),
             denoising_loss_heldout=self.mean_loss(heldout),
@@ -93,7 +98,10 @@ class TargetScores:
         program = _program(_log_prob, self._settings)
         index = np.arange(len(x), dtype=np.uint32)
         labels = np.full(len(x), -1, np.int32) if labels is None else labels
-        return program((self._params, self._base(stream)), x, index, labels)
+        size, model = self._settings.sampler.batch_size, (self._params, self._base(stream))
+        parts = [slice(start, start + size) for start in range(0, len(x), size)]
+        shown = progress(parts, total=len(parts), description=stream, unit="batch")
+        return np.concatenate([program(model, x[part], index[part], labels[part]) for part in shown])
 
     def divergence(self, members: np.ndarray, heldout: np.ndarray) -> Divergence:
         """The memorisation divergence around members and around as many held-out images, for results.json.

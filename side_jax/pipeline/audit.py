@@ -34,9 +34,12 @@ def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) 
 
     Raises:
       InputError: if the input is unusable; all checks precede the first heavy step.
-      StoppedError: on SIGTERM during training or sampling.
+      StoppedError: on SIGTERM or Ctrl-C during training or sampling.
     """
     chosen = _prepare(settings, stages)
+    if lock.refused(workdir) and _done(settings, workdir, chosen):
+        logger.info("%s can't be written, but holds all results already.", workdir)
+        return
     if process_group.primary():
         files.make_private(workdir)
     with lock.locked(workdir) if process_group.primary() else contextlib.nullcontext():
@@ -60,6 +63,11 @@ def dry_run(settings: Settings, workdir: Path, stages: Sequence[str] | None = No
     _check(settings, workdir, chosen)
     saved_config.check_model(settings, workdir)
     return plan.text(settings, workdir, chosen)
+
+
+def _done(settings: Settings, workdir: Path, chosen: Sequence[str]) -> bool:
+    """Whether nothing is left to do."""
+    return all(work.unit.done() for name in chosen for work in STAGES[name].plan(settings, workdir))
 
 
 def _stage_function(stage: Stage):

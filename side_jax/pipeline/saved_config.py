@@ -6,11 +6,12 @@ from typing import Any
 
 import ml_collections
 
+from side_jax import __version__
 from side_jax.config import default_config, from_config, to_config
 from side_jax.errors import InputError
 from side_jax.settings import Settings
 from side_jax.stages import stage_table
-from side_jax.workdir import files
+from side_jax.workdir import files, work_units
 
 
 def saved_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -31,7 +32,16 @@ def _read(workdir: Path) -> Settings:
     try:
         return from_config(ml_collections.ConfigDict(_filled(saved, default_config().to_dict())))
     except InputError as error:
-        raise InputError(f"--workdir={workdir} was made by another version of side_jax: {error}") from None
+        raise InputError(
+            f"--workdir={workdir} was made by {_author(workdir)}, and this is side_jax {__version__}: {error} Use that "
+            "version, or a new --workdir."
+        ) from None
+
+
+def _author(workdir: Path) -> str:
+    """The version of side_jax that began a workdir."""
+    path = workdir / "train" / "manifest.json"
+    return work_units.written_by(files.read_json(path) if path.exists() else {})
 
 
 def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from side_jax.devices import placement, process_group
+from side_jax.devices import placement, process_group, signals
 from side_jax.devices.preemption import Preemption
 from side_jax.errors import InputError, StoppedError
 from side_jax.progress import progress
@@ -109,7 +109,7 @@ def write(
       description: for the progress bar.
 
     Raises:
-      StoppedError: on SIGTERM to any process, once the batches in flight are written.
+      StoppedError: on SIGTERM or Ctrl-C to any process, once the batches in flight are written.
       InputError: if another process failed, once the batches in flight are written.
       OSError: if a shard can't be written; earlier shards are kept.
     """
@@ -137,8 +137,8 @@ def write(
     if preemption.happened:
         saved = sum(shard.path.exists() for shard in assigned)
         raise StoppedError(
-            f"{description}: stopped by SIGTERM with {saved} of {len(assigned)} batches saved; run the same command "
-            "again to continue."
+            f"{description}: stopped by {signals.cause()} with {saved} of {len(assigned)} batches saved; run the same "
+            "command again to continue."
         )
 
 

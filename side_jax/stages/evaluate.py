@@ -3,11 +3,13 @@
 import logging
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from msgspec import UNSET, structs
 
 from side_jax import builders
 from side_jax.attacks.table import Run
+from side_jax.data.sides import Side
 from side_jax.devices import process_group
 from side_jax.features import extractors
 from side_jax.measure import records, target_scores
@@ -17,6 +19,7 @@ from side_jax.progress import progress
 from side_jax.sampling import shards
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import estimates, stage_inputs, stage_table
+from side_jax.stages.stage_table import EVALUATION_VERSION
 from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
             split_sha256=files.file_digest(workdir / "train" / "split.json"),
         ),
         membership=target_scores.quality(scores, settings, heldout.groups) if scores else None,
-        divergence=target.divergence(members.images, heldout.images[: len(members)]) if e.divergence else None,
+        divergence=_divergence(settings, workdir, target, members, heldout) if e.divergence else None,
         target=target.describe(members.images, heldout.images),
         surrogate=_surrogate(settings, workdir),
         classifiers=_classifiers(settings, workdir),
@@ -86,6 +89,25 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     )
     records.write(work.directory / "results.json", results)
     logger.info("evaluate: %d rows in %s.", len(results.rows), work.directory / "results.json")
+
+
+def _divergence(
+    settings: Settings, workdir: Path, target: target_scores.TargetScores, members: Side, heldout: Side
+) -> records.Divergence:
+    """The memorisation divergence, kept beside the model: another threshold of a metric does not change it."""
+    name, e, train = "train/divergence.json", settings.evaluate, stage_table.train_unit(settings, workdir)
+    path = workdir / name
+    own = {"model": target.digest, "seed": settings.seed, "version": EVALUATION_VERSION}
+    own |= {"epsilon": e.divergence_epsilon, "draws": e.divergence_draws}
+    own |= {"split": files.file_digest(workdir / "train" / "split.json")}
+    recorded = path.exists() and name in train.digests()  # which load_split has compared
+    kept = files.read_json(path) if recorded else {}
+    if kept.get("of") != own:
+        found = target.divergence(members.images, heldout.images[: len(members)])
+        kept = {"of": own, "divergence": msgspec.to_builtins(found)}
+        files.write_json(path, kept)
+        train.record(path)
+    return msgspec.convert(kept["divergence"], records.Divergence)
 
 
 def _record(settings: Settings, run: Run) -> records.Run:
@@ -111,8 +133,8 @@ def _surrogate(settings: Settings, workdir: Path) -> records.Surrogate | None:
     if not settings.extract.needs_pseudo_labels:
         return None
     content = stage_table.unit(settings, workdir, "label").content()
-    for name in ("unit", "fingerprint", "format", "done", work_units.DIGESTS):
-        content.pop(name, None)
+    for name in ("unit", "fingerprint", "format", "side_jax", "done", work_units.DIGESTS):
+        content.pop(name, None)  # earlier versions did not record all of them
     return records.Surrogate(
         **content, assignment=settings.label.assignment, synthetic_images=settings.synthesize.num_images
     )

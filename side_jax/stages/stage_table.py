@@ -384,6 +384,8 @@ def lasting(name: str) -> str:
     if name.endswith(META):
         folder = name.removesuffix(f"/{META}")
         return f"restore it, or delete the folder {folder} to continue from an earlier step, or to start over"
+    if name == "train/divergence.json":
+        return "restore it, or delete it: then it is computed again"
     if name.startswith("train/"):
         return "restore it, or delete it: then the report has no figure of it"
     return ""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from side_jax.devices import placement, process_group
+from side_jax.devices import placement, process_group, signals
 from side_jax.devices.preemption import Preemption
 from side_jax.errors import InputError, StoppedError
 from side_jax.models.classifier import split_trainable
@@ -253,15 +253,14 @@ def run(
 
     Raises:
       InputError: if the loss stops being finite, or a checkpoint can't be used.
-      StoppedError: on SIGTERM, after a checkpoint is saved.
+      StoppedError: on SIGTERM or Ctrl-C, after a checkpoint is saved.
     """
     stepper = Stepper(loss_fn, init_fn, fit, fetch(np.zeros(1, np.int64)))
     key = stepper.key(seed)
     with Checkpoints(checkpoints, keep=keep) as store, Preemption() as preemption:
         state, ema = _begin(stepper, store, meta["fingerprint"])
         first = done = int(state["step"])
-        # JAX's processes agree on a step after the last one passed to `reached`; an earlier signal stops the barrier.
-        preemption.reached(first)
+        preemption.begins(first)  # an earlier signal stops the barrier
         process_group.barrier(f"{description} begins")
         if first:
             logger.info("%s: continuing from the checkpoint of step %d of %d.", description, first, fit.num_steps)
@@ -287,13 +286,13 @@ def run(
                     log(done, jax.device_get(state["totals"]), last)
                 if save:
                     store.save(done, state=state, ema=ema, meta=meta)
-                if stop or (preempted and not last):
+                if stop or preempted:
                     break
         store.wait()
-        if preemption.happened and done < fit.num_steps and not stop:
+        if preemption.happened:
             raise StoppedError(
-                f"{description}: stopped by SIGTERM after step {done} of {fit.num_steps}, which is saved; run the same "
-                "command again to continue."
+                f"{description}: stopped by {signals.cause()} after step {done} of {fit.num_steps}, which is saved; "
+                "run the same command again to continue."
             )
     return jax.device_get(ema), done
 

@@ -5,9 +5,12 @@ else uses, and `meta` a JSON with the format version, the settings, their finger
 detects altered files regardless of the checks of the storage format.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from side_jax import __version__
 from side_jax.errors import InputError
 from side_jax.workdir import files
+from side_jax.workdir.work_units import written_by
 
 FORMAT_VERSION = 1
 
@@ -37,7 +42,11 @@ def _digest(tree: Any) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one network; a context manager, whose exit waits for the last write."""
+    """The checkpoints of one network; a context manager, whose exit waits for the last write.
+
+    An error in a write, such as a full disk, is raised by the next call or by the exit, as an OSError that names the
+    folder.
+    """
 
     def __init__(self, directory: Path, *, read_only: bool = False, keep: int | None = 2):
         """Opens the folder: to write, all processes must call this; to read, any process may.
@@ -64,13 +73,30 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What ended the block says more than a write that failed as well.
+        with contextlib.suppress(Exception) if kind else self._writing():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
     def wait(self) -> None:
         """Waits until the last write has finished."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes an OSError of what the system refused: tensorstore has the number in its message alone."""
+        try:
+            yield
+        except Exception as error:
+            known = re.search(r"os_error_code='(\d+)'", str(error))
+            number = error.errno if isinstance(error, OSError) else known and int(known[1])
+            if not number:
+                raise
+            raise OSError(number, os.strerror(number), str(self._directory)) from error
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None; a write interrupted by a kill does not count."""
@@ -81,9 +107,11 @@ class Checkpoints:
         # Copies on the host: orbax would compile programs to have each of several devices write a slice.
         host = {name: jax.tree.map(np.array, jax.device_get(tree)) for name, tree in trees.items()}
         digests = {name: _digest(tree) for name, tree in host.items()}
-        meta = meta | {"format": FORMAT_VERSION, "step": step, "sha256": digests}
+        meta = meta | {"format": FORMAT_VERSION, "side_jax": __version__, "step": step, "sha256": digests}
         items = {name: ocp.args.StandardSave(tree) for name, tree in host.items()}
-        if not self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), force=True):
+        with self._writing():
+            saved = self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), force=True)
+        if not saved:
             raise InputError(f"the checkpoint of step {step} was not written to {self._directory}; is it read-only?")
 
     def restore(self, *, fingerprint: str, step: int | None = None, **abstract: Any) -> Restored:
@@ -109,11 +137,7 @@ class Checkpoints:
         path = self._directory / str(step)
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            if meta["format"] != FORMAT_VERSION or meta["fingerprint"] != fingerprint:
-                raise InputError(
-                    f"the checkpoint {path} was written with other settings or by another version; "
-                    "use the original config, or a new --workdir."
-                )
+            _check_origin(path, meta, fingerprint)
             items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
             trees = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items()) if items else {}
             altered = [name for name, tree in trees.items() if _digest(tree) != meta["sha256"][name]]
@@ -132,6 +156,21 @@ class Checkpoints:
                 "meta; delete that folder to continue from an earlier step, or to start over."
             )
         return Restored(step=step, trees=trees, meta=meta)
+
+
+def _check_origin(path: Path, meta: dict[str, Any], fingerprint: str) -> None:
+    """Raises InputError if another version's format, or other settings, made a checkpoint with this meta."""
+    author = f"the checkpoint {path} was written by {written_by(meta)}"
+    if meta["format"] != FORMAT_VERSION:
+        raise InputError(
+            f"{author} in format {meta['format']}, but this is side_jax {__version__}, which reads format "
+            f"{FORMAT_VERSION}; use that version, or a new --workdir."
+        )
+    if meta["fingerprint"] != fingerprint:
+        raise InputError(
+            f"{author} with other settings than this config has in side_jax {__version__}; use the original config "
+            "and that version, or a new --workdir."
+        )
 
 
 def latest_step(directory: Path) -> int | None:

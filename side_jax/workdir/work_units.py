@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from side_jax import __version__
 from side_jax.devices import process_group
 from side_jax.errors import InputError
 from side_jax.workdir import files
@@ -54,7 +55,16 @@ class Unit:
         return self.directory / "manifest.json"
 
     def _read(self) -> dict[str, Any] | None:
-        return files.read_json(self._path) if self._path.exists() else None
+        """The manifest, if there is one; InputError if a version of side_jax wrote it whose format is another."""
+        if not self._path.exists():
+            return None
+        manifest = files.read_json(self._path)
+        if manifest.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+            raise InputError(
+                f"{self._path} was written by {written_by(manifest)} in format {manifest['format']}, but this is "
+                f"side_jax {__version__}, which reads format {FORMAT_VERSION}; use that version, or a new --workdir."
+            )
+        return manifest
 
     def _finished(self) -> bool:
         manifest = self._read()
@@ -146,8 +156,7 @@ class Unit:
         self.directory.mkdir(parents=True, exist_ok=True)
         # Keeps the recorded content: a new split is compared with the recorded one. The files are about to change.
         manifest.pop(DIGESTS, None)
-        begun = {"unit": self.name, "fingerprint": self.fingerprint, "done": False}
-        files.write_json(self._path, manifest | begun)
+        files.write_json(self._path, manifest | self._head(done=False))
 
     def _set_changed_aside(self) -> list[str]:
         """Moves changed files to <workdir>/stale/changed, so that the unit makes them anew; returns their names."""
@@ -185,11 +194,16 @@ class Unit:
         process_group.barrier(f"{self.name} finished")
 
     def _finish(self, content: dict[str, Any], more: Sequence[Path]) -> None:
-        base = {"unit": self.name, "fingerprint": self.fingerprint, "format": FORMAT_VERSION, "done": True}
+        base = self._head(done=True)
         outputs = (self.workdir / name for name in self.outputs(base | content))
         paths = [*(path / META if path.is_dir() else path for path in outputs), *more]
         known = {_name(path, self.workdir): files.file_digest(path) for path in paths if path.exists()}
         files.write_json(self._path, base | content | ({DIGESTS: known} if known else {}))
+
+    def _head(self, done: bool) -> dict[str, Any]:
+        """What every manifest holds, beside what `finish` records."""
+        head = {"unit": self.name, "fingerprint": self.fingerprint, "done": done}
+        return head | {"format": FORMAT_VERSION, "side_jax": __version__}
 
 
 def recorded(manifest: dict[str, Any]) -> dict[str, str]:
@@ -217,6 +231,11 @@ def change(path: Path) -> str:
 
 def _name(path: Path, workdir: Path) -> str:
     return path.relative_to(workdir).as_posix()
+
+
+def written_by(record: dict[str, Any]) -> str:
+    """The side_jax that wrote a manifest or a checkpoint's meta, for messages; the first versions did not record it."""
+    return f"side_jax {record['side_jax']}" if "side_jax" in record else "an earlier version of side_jax"
 
 
 def finish_stage(workdir: Path, stage: str, units: list[Unit]) -> None:

@@ -176,7 +176,14 @@ def test_a_workdir_of_another_version(tmp_path, monkeypatch, capsys):
     assert config.modes.to_dict() == default_config().modes.to_dict()
     (tmp_path / "config.json").write_text('{"name": "old", "train": {"speed": 7}}')
     assert start(main, monkeypatch, f"--workdir={tmp_path}", "--config.seed=1") == 1
-    assert "was made by another version of side_jax: config.train.speed is not a setting" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was made by an earlier version of side_jax, and this is side_jax" in said
+    assert f"{side_jax.__version__}: config.train.speed is not a setting" in said
+    assert said.endswith("Use that version, or a new --workdir.\n")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "manifest.json").write_text('{"side_jax": "9.8"}')
+    assert start(main, monkeypatch, f"--workdir={tmp_path}", "--config.seed=1") == 1
+    assert "was made by side_jax 9.8, and this is" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{")
     assert start(main, monkeypatch, f"--workdir={tmp_path}") == 1
     assert "config.json is damaged" in capsys.readouterr().err
@@ -211,6 +218,32 @@ def test_an_error_of_a_stage_is_one_sentence(finished, monkeypatch, capsys):
     monkeypatch.setattr(audit, "run", fail)
     assert start(main, monkeypatch, f"--workdir={finished}") == 1
     assert capsys.readouterr().err == "side_jax: this can't be used; use that.\n"
+
+
+def test_no_device_is_one_sentence_and_a_bug_is_none(finished, monkeypatch, capsys):
+    """JAX raises what it likes: an AssertionError for cuda without its plugin."""
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(audit, "run", fail)
+    with pytest.raises(AssertionError):
+        start(main, monkeypatch, f"--workdir={finished}")
+    monkeypatch.setattr(jax, "devices", fail)
+    assert start(main, monkeypatch, f"--workdir={finished}") == 1
+    assert capsys.readouterr().err.startswith("side_jax: JAX finds no device with JAX_PLATFORMS=cpu (its plugin is not")
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    """Also for a command that reads images alone."""
+    np.save(tmp_path / "images.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    paths = [f"--{name}={tmp_path / 'images.npy'}" for name in ("samples", "members", "heldout")]
+    command = [sys.executable, "-m", "side_jax.evaluate", *paths, f"--out={tmp_path / 'out'}"]
+    env = runs.environment(1) | {"JAX_PLATFORMS": "abacus"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=runs.ROOT, env=env, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("side_jax: JAX finds no device with JAX_PLATFORMS=abacus (")
+    assert "set JAX_PLATFORMS=cpu, or install JAX for that device" in done.stderr
 
 
 def test_the_real_command(tmp_path):

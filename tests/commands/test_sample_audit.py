@@ -341,7 +341,6 @@ def raising(error):
             OSError(errno.ENOSPC, "No space left on device", "page"),
             "writing page failed: No space left on device. What was written before is kept; fix this and run the same",
         ),
-        (KeyboardInterrupt(), "interrupted by the keyboard"),
     ],
 )
 def test_a_failure_halfway_leaves_the_earlier_result(tmp_path, sets, finished, capsys, monkeypatch, error, words):

@@ -82,19 +82,21 @@ def calm():
     return shared.made_once("two_processes", lambda workdir: finish(start(workdir, 2)))
 
 
-def told_to_stop(workdir, processes):
+def told_to_stop(workdir, processes, number=signal.SIGTERM, code=143, cause="SIGTERM"):
     """Tells one of the processes to stop: all do at the same step, and what was done is saved."""
     told = start(workdir, processes)
     runs.wait_for(workdir / "checkpoints" / "40" / "meta", told)
-    told[-1].send_signal(signal.SIGTERM)
-    errors = finish(told, code=143)
+    told[-1].send_signal(number)
+    errors = finish(told, code)
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert f"stopped by SIGTERM after step {saved} of 80" in errors[0]
+    assert f"stopped by {cause} after step {saved} of 80" in errors[0]
+    assert "Traceback" not in errors[0]
     assert 40 < saved < 80
 
 
-def test_sigterm_saves_before_it_exits(tmp_path):
-    told_to_stop(tmp_path / "run", 1)
+@pytest.mark.parametrize("told", [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_saves_before_it_ends_training(tmp_path, told):
+    told_to_stop(tmp_path / "run", 1, *told)
 
 
 @pytest.mark.slow

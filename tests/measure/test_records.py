@@ -92,6 +92,7 @@ DAMAGES = {
 def test_reader_and_schema_refuse_the_same(results, tmp_path, damage):
     change, words = DAMAGES[damage]
     value = copy.deepcopy(json.loads(json.dumps(records.to_json(results))))
+    value["versions"]["side_jax"] = records.versions()["side_jax"]
     change(value)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(value, records.schema())
@@ -99,3 +100,7 @@ def test_reader_and_schema_refuse_the_same(results, tmp_path, damage):
     with pytest.raises(InputError, match=r"results\.json is damaged") as raised:
         records.read(tmp_path / "results.json")
     assert words in str(raised.value)
+    value["versions"]["side_jax"] = "9.8"
+    (tmp_path / "results.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"results\.json is of side_jax 9\.8, and this is side_jax \d"):
+        records.read(tmp_path / "results.json")

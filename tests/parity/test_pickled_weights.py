@@ -8,12 +8,13 @@ import foreign
 import jax
 import numpy as np
 import pytest
-import safetensors.torch
+import safetensors
 
 from parity.theirs import CONFIGS, EMAModel, UNet2DModel, random_unet, save, save_file, torch
 from side_jax.errors import InputError
 from side_jax.targets.diffusers_unet import from_diffusers
 
+pytest.importorskip("safetensors.torch")
 BIN, SAFE = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
 
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -94,6 +95,97 @@ def test_a_killed_run_goes_on(finished, tmp_path):
     assert not list(workdir.rglob("*.tmp"))
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("number", "code", "lost", "moment"),
+    [
+        (signal.SIGINT, 130, "", "stage train."),  # compiles
+        (signal.SIGTERM, 143, "evaluate", "stage evaluate."),
+        (signal.SIGTERM, 143, "extract/unconditional", "extract/unconditional/shard_00001.npz"),
+    ],
+)
+def test_a_signal_ends_a_run_in_one_line(finished, tmp_path, number, code, lost, moment):
+    """Wherever it comes; the same command then does what is left."""
+    workdir, many = tmp_path / "run", {"extract__num_images": 4096, "extract__attacks": "('unconditional',)"}
+    if lost:
+        shutil.copytree(finished, workdir)
+        shutil.rmtree(workdir / lost)
+    argv = runs.arguments(workdir, **(many if lost.startswith("extract") else {}))
+    cache = {"JAX_ENABLE_COMPILATION_CACHE": False} if not lost else shared.compilation_settings(tmp_path / "compiled")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits what is ignored
+    process = runs.start(argv, cache=cache, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, before)
+    if moment.endswith(".npz"):
+        runs.wait_for(workdir / moment, [process])
+    else:
+        while moment not in process.stderr.readline():
+            assert process.poll() is None
+    process.send_signal(number)
+    said = [line for line in process.communicate(timeout=120)[1].splitlines() if line[2:3] != ":"]  # no log line
+    assert process.returncode == code
+    assert len(said) == 1
+    assert said[0].startswith("side_jax: ")
+    assert f"stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}" in said[0]
+    kept = len(list((workdir / "extract" / "unconditional").glob("shard_*.npz")))
+    if moment.endswith(".npz"):
+        assert 2 <= kept < 128
+        assert f"with {kept} of 128 batches saved" in said[0]
+    elif lost:
+        assert runs.run(argv) == 0
+        assert files_of(workdir) == files_of(finished)
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+from side_jax.commands import cli
+sys.exit(cli.main(["side_jax", *sys.argv[1:]], "test", ("train", "extract")))
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        (40_000, "/checkpoints failed: File too large. What was written before is kept"),
+        (2**30, "/checkpoints/40 is damaged (NOT_FOUND"),
+    ],
+    ids=["full", "damaged"],
+)
+def test_a_full_disk_and_a_damaged_checkpoint_are_one_sentence(finished, tmp_path, limit, sentence):
+    """Whatever the threads of orbax, tensorstore and tensorboardX, and the end of the process, make of it."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    if limit < 2**30:
+        shutil.rmtree(workdir / "checkpoints")
+    else:
+        (workdir / "checkpoints" / "40" / "ema" / "manifest.ocdbt").unlink()
+        shutil.rmtree(workdir / "extract")
+    command = [sys.executable, "-c", FULL.format(limit=limit), *runs.arguments(workdir)]
+    env = runs.environment(1, {"JAX_ENABLE_COMPILATION_CACHE": False})  # the limit would cut short what it keeps
+    done = subprocess.run(command, cwd=runs.ROOT, env=env, capture_output=True, text=True, check=False, timeout=240)
+    said = [line for line in done.stderr.splitlines() if line[2:3] != ":"]  # no log line
+    assert (done.returncode, len(said)) == (1, 1), done.stderr[-3000:]
+    assert said[0].startswith("side_jax: ")
+    assert sentence in said[0]
+    assert (workdir / "train" / "split.json").exists()
+
+
+def test_a_finished_run_that_cannot_be_written_prints_its_verdict(workdir, monkeypatch, capsys):
+    """Root may write everything, so that the system's answer is made up."""
+
+    def times():
+        return {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+    access, before = os.access, times()
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: not mode & os.W_OK and access(path, mode, **more))
+    assert runs.run(runs.arguments(workdir)) == 0
+    assert "Report: " in capsys.readouterr().out
+    assert times() == before
+    (workdir / "report" / "index.html").unlink()
+    assert runs.run(runs.arguments(workdir)) == 1
+    assert "can't be written; change its permissions" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif(not KILLS, reason="nightly or before a release: SIDE_JAX_KILLS=20")
@@ -141,9 +233,32 @@ def test_a_run_holds_its_workdir(tmp_path, capsys):
     assert "is in use by another run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("left", ['{"unit": "tr', ""])
-def test_a_manifest_cut_short_is_named(tmp_path, capsys, left):
+def test_the_lock_needs_no_fcntl(tmp_path):
+    """As on Windows."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "from side_jax.commands import cli\nfrom side_jax.workdir import files, lock\n"
+        "with lock.locked(files.as_path(sys.argv[1])), lock.locked(files.as_path(sys.argv[1])): pass"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("wait for it to end, or use another --workdir.")
+
+
+@pytest.mark.parametrize(
+    ("left", "sentence"),
+    [
+        ('{"unit": "tr', "manifest.json is damaged"),
+        ("", "manifest.json is damaged"),
+        (
+            '{"format": 99, "side_jax": "9.8"}',
+            "manifest.json was written by side_jax 9.8 in format 99, but this is side",
+        ),
+        ('{"format": 0}', "manifest.json was written by an earlier version of side_jax in format 0"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path, capsys, left, sentence):
     (tmp_path / "run" / "train").mkdir(parents=True)
     (tmp_path / "run" / "train" / "manifest.json").write_text(left)
     assert runs.run(runs.arguments(tmp_path / "run")) == 1
-    assert "manifest.json is damaged" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err

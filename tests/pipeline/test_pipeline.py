@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import jsonschema
 import numpy as np
@@ -11,6 +12,7 @@ import runs
 from PIL import Image
 
 from side_jax.config import from_config
+from side_jax.measure.target_scores import TargetScores
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.settings import Evaluate
 from side_jax.stages import stage_inputs
@@ -203,6 +205,29 @@ def test_new_clusters_leave_the_target_and_the_baselines_alone(workdir, no_figur
             assert after[path] == before[path], path
     assert json.loads((workdir / "label" / "manifest.json").read_text())["clusters"] == 3
     assert len(list((workdir / "stale").glob("label-*"))) == 1
+
+
+def test_another_threshold_leaves_the_divergence_alone(whole, tmp_path, monkeypatch, capsys):
+    """Other draws do not; and a file that was changed is not believed."""
+
+    def fail(*_):
+        raise ArithmeticError("computed anew")
+
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(TargetScores, "divergence", fail)
+    fewer = runs.WHOLE | {"evaluate__controls": False, "evaluate__distribution": False, "evaluate__membership": False}
+    assert runs.run(runs.arguments(workdir, "evaluate", **fewer, evaluate__rmse_below=0.3)) == 0
+    kept, made = (json.loads((w / "evaluate" / "results.json").read_text()) for w in (workdir, whole))
+    assert kept["divergence"] == made["divergence"]
+    with pytest.raises(ArithmeticError):
+        runs.run(runs.arguments(workdir, "evaluate", **fewer, evaluate__divergence_draws=3))
+    path = workdir / "train" / "divergence.json"
+    path.write_text(path.read_text().replace(made["target"]["ema_sha256"], "0"))
+    assert runs.run(runs.arguments(workdir, "evaluate", **fewer, evaluate__rmse_below=0.4)) == 1
+    assert "train/divergence.json was changed" in capsys.readouterr().err
+    path.unlink()
+    with pytest.raises(ArithmeticError):
+        runs.run(runs.arguments(workdir, "evaluate", **fewer, evaluate__rmse_below=0.4))
 
 
 def test_binaries_share_the_workdir(finished, tmp_path, no_figures):

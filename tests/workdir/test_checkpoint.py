@@ -1,5 +1,6 @@
 """Checkpoints give back what was saved, or say in one sentence why they can't."""
 
+import errno
 import shutil
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from side_jax.errors import InputError
+from side_jax.workdir import checkpoint
 from side_jax.workdir.checkpoint import Checkpoints, latest_step
 
 TREE = {"w": jax.ShapeDtypeStruct((3,), np.float32)}
@@ -47,6 +49,29 @@ def test_the_averages_of_another_step_are_noticed(folder):
 def test_other_settings_are_refused(folder):
     with pytest.raises(InputError, match="with other settings"):
         restored(folder, "g")
+
+
+def test_another_format_names_the_version_that_wrote_it(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, Checkpoints(tmp_path) as store:
+        patch.setattr(checkpoint, "FORMAT_VERSION", 99)
+        patch.setattr(checkpoint, "__version__", "9.8")
+        store.save(1, ema=ema(1), meta={"fingerprint": "f"})
+    with pytest.raises(InputError, match=r"/1 was written by side_jax 9\.8 in format 99, but this is side_jax \d"):
+        restored(tmp_path)
+
+
+def test_a_full_disk_is_an_error_of_the_system(folder, monkeypatch):
+    """Which says so on leaving, too, unless something else went wrong before."""
+
+    def full(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "wait_until_finished", full)
+    with pytest.raises(OSError, match="No space left on device") as caught, Checkpoints(folder):
+        pass
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(folder))
+    with pytest.raises(KeyError, match="first"), Checkpoints(folder):
+        raise KeyError("first")
 
 
 def test_an_earlier_step_comes_back_where_it_was_kept(tmp_path):
