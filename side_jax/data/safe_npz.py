@@ -55,14 +55,23 @@ def read(path: Path, where: str, name: str | None) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
+def header(path: Path, where: str, name: str | None) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns (shape, type) of the array that `read` would read.
+
+    Raises:
+      InputError: as `read`, but for data that is damaged.
+    """
+    with _refusing(where), _opened(path, name) as (file, size):
+        return _header(file, size)
+
+
 def image_shape(path: Path, where: str, name: str | None) -> tuple[int, ...]:
     """Returns the shape of an array of images, from its header: [n, h, w] or [n, h, w, 1 or 3], nowhere empty.
 
     Raises:
       InputError: if it can't be read or is not such an array of uint8.
     """
-    with _refusing(where), _opened(path, name) as (file, size):
-        shape, dtype = _header(file, size)
+    shape, dtype = header(path, where, name)
     check_images(shape, dtype, where if name is None else f"`{name}` in {where}")
     return shape
 

@@ -51,6 +51,7 @@ OTHER, HIDDEN, LINKED, REDUCED = (
     "link to a folder that is read already",
     "thumbnail in a TIFF",
 )
+RUN_FILE = "manifest.json"  # beside the shards of a run
 MAX_ENTRY = 2**28  # bytes of one picture in a ZIP
 
 
@@ -159,26 +160,20 @@ def _folder(path: str, flag: str, orientation: str) -> Source:
     if shards:
         if pictures:
             raise InputError(f"{where} holds both shards and pictures; move one of them elsewhere.")
-        return _arrays([root / name for name in shards], flag, numbered=True)
-    usable, failed = [], []
-    for name in arrays:
-        try:
-            _image_array(root / name, f"the file {describe(flag, str(root / name))}")
-            usable.append(name)
-        except InputError as error:
-            failed.append(error)
-    if pictures and usable:
+        passed_over.update(_kind(name) for name in names if name not in {*shards, RUN_FILE})
+        found = _arrays([root / name for name in shards], flag, numbered=True)
+        return dataclasses.replace(found, passed_over=passed_over)
+    images = [name for name in arrays if _may_hold_images(root / name, flag, strict=not pictures)]
+    if pictures and images:
         raise InputError(
-            f"{where} holds both pictures and an array of images, {short(usable[0])}; name that file, or move one of "
+            f"{where} holds both pictures and an array of images, {short(images[0])}; name that file, or move one of "
             "them elsewhere."
         )
-    chosen = set(pictures or usable)
+    chosen = set(pictures or images)
     passed_over.update(_kind(name) for name in names if name not in chosen)
-    if usable:
-        return dataclasses.replace(_arrays([root / name for name in usable], flag), passed_over=passed_over)
+    if images:
+        return dataclasses.replace(_arrays([root / name for name in images], flag), passed_over=passed_over)
     if not pictures:
-        if failed:
-            raise failed[0]
         raise InputError(
             f"{where} holds no image{_held(passed_over)}; NPZ, NPY and pictures of {', '.join(suffixes())} are read."
         )
@@ -255,6 +250,37 @@ def _identity(folder: str) -> tuple[int, int]:
 # Files of arrays.
 
 
+def _may_hold_images(file: Path, flag: str, *, strict: bool) -> bool:
+    """Whether a file of arrays in a folder is meant to be read, and not, say, an array of labels or statistics.
+
+    Args:
+      file: an NPZ or NPY.
+      flag: the option that named the folder.
+      strict: whether an unusable array of three or more dimensions counts too, so that it will be refused and not
+        passed over.
+
+    Raises:
+      InputError: if strict, and the file is damaged.
+    """
+    where = f"the file {describe(flag, str(file))}"
+    try:
+        name = None if safe_npz.is_npy(file, where) else _image_name(file, where)
+        if name == "":
+            return False
+        shape, dtype = safe_npz.header(file, where, name)
+    except InputError:
+        if strict:
+            raise
+        return False
+    return len(shape) >= 3 and (strict or dtype == np.uint8)
+
+
+def _image_name(file: Path, where: str) -> str:
+    """The name of the array of images in an NPZ; "" if it has none."""
+    names = safe_npz.names(file, where)
+    return next((name for name in IMAGES if name in names), "")
+
+
 def _image_array(file: Path, where: str) -> tuple[str | None, tuple[int, ...]]:
     """Returns (name of the array of images in an NPZ, None for an NPY; its shape), from the header alone.
 
@@ -263,12 +289,11 @@ def _image_array(file: Path, where: str) -> tuple[str | None, tuple[int, ...]]:
     """
     name = None
     if not safe_npz.is_npy(file, where):
-        names = safe_npz.names(file, where)
-        name = next((name for name in IMAGES if name in names), None)
-        if name is None:
+        name = _image_name(file, where)
+        if not name:
+            names = short(", ".join(safe_npz.names(file, where))) or "none"
             raise InputError(
-                f"{where} has no array `images` or `arr_0`, but {short(', '.join(names)) or 'none'}; save it with "
-                "np.savez(path, images=...)."
+                f"{where} has no array `images` or `arr_0`, but {names}; save it with np.savez(path, images=...)."
             )
     return name, safe_npz.image_shape(file, where, name)
 

@@ -665,8 +665,10 @@ def test_shards(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(image_sets, "MEMORY_LIMIT", limit)
     images = noise(300, 8, 3)
     folder = shards(tmp_path / "set", images, range(0, 301, 60))
-    (folder / "unit.json").write_text("{}")
+    (folder / "manifest.json").write_text("{}")
+    (folder / "notes.txt").write_text("of the day")
     found = read_images(str(folder), "--samples")
+    assert found.reading["passed_over"] == {".txt": 1}
     np.testing.assert_array_equal(found.images, images)
     np.testing.assert_array_equal(found.images[np.asarray([299, 0, 60])], images[[299, 0, 60]])
     assert found.names[60] == "60"

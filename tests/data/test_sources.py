@@ -157,10 +157,23 @@ def test_a_folder_of_arrays(tmp_path):
     assert loaded.labels.tolist() == [*labels[:7], 0, 0]
 
 
-def test_arrays_of_which_none_holds_images(tmp_path):
-    np.save(tmp_path / "a.npy", noise(3) / 255)
-    np.savez(tmp_path / "b.npz", mu=np.zeros(3))
-    refused(lambda: read_images(str(tmp_path), "--members"), "a.npy is of type float64, but it must be uint8")
+def test_an_unusable_array_among_others_is_refused_and_not_passed_over(tmp_path):
+    np.savez(tmp_path / "a.npz", images=noise(3))
+    np.save(tmp_path / "b.npy", noise(3) / 255)
+    refused(lambda: read_images(str(tmp_path), "--members"), "b.npy is of type float64, but it must be uint8")
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:300])
+    refused(lambda: read_images(str(tmp_path), "--members"), "b.npy can't be read as an NPZ of plain arrays")
+
+
+def test_labels_beside_images_are_passed_over(tmp_path):
+    np.save(tmp_path / "images.npy", noise(3))
+    np.save(tmp_path / "labels.npy", np.arange(3))
+    found = read_images(str(tmp_path), "--members")
+    assert (len(found), found.reading["passed_over"]) == (3, {".npy": 1})
+    (tmp_path / "images.npy").unlink()
+    np.save(tmp_path / "floats.npy", noise(3) / 255)  # beside pictures, no array of images
+    pictures(tmp_path, noise(4))
+    assert read_images(str(tmp_path), "--members").reading["passed_over"] == {".npy": 2}
 
 
 @pytest.mark.parametrize(
