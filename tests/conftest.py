@@ -7,6 +7,7 @@ import logging
 import mmap
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -37,6 +38,8 @@ for name, value in shared.compilation_settings().items():
     jax.config.update(name.lower(), value)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a shell's background job; side_jax would respect that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The files that take longest, longest first: a worker that began one of these last would keep the other waiting.
 FIRST = (
