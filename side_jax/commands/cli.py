@@ -106,7 +106,7 @@ def keep(argv: Sequence[str]) -> int:
         kind = flags.DEFINE_bool if default is False else flags.DEFINE_string
         options.define(values, kind, name, default, metavar, meaning)
     usage = f"{command.description}\n\nUsage: python -m side_jax.main {argv[1]} --workdir=DIR"
-    return _command(argv[1:], values, usage, f"{_EXIT_CODES}.", functools.partial(_read_custody, values, command))
+    return _command(argv[1:], values, usage, _EXIT_CODES, functools.partial(_read_custody, values, command))
 
 
 def _define_workdir(values: flags.FlagValues, meaning: str) -> None:
