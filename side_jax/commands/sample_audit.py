@@ -1,5 +1,6 @@
 """The samples-only audit: generated images from any source against members and held-out images, without a model."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -138,6 +139,7 @@ def run(request: Request) -> records.Results:
     _check_enough(sets, settings)
     extractor = _extractor(settings, sets.members.images.shape[-1], out) if settings.uses_features else None
     logger.info("read %d samples, %d members and %d held-out images.", *map(len, _sets(sets)))
+    created = [path for path in (out, *out.parents) if not path.exists()] if files.local(out) else []
     files.make_private(out)
     work = out / UNFINISHED
     try:
@@ -145,6 +147,9 @@ def run(request: Request) -> records.Results:
         _replace(work, out)
     finally:
         work.rmtree(missing_ok=True)
+        with contextlib.suppress(OSError):  # they hold results, unless something failed
+            for path in created:
+                os.rmdir(path)
     return results
 
 

@@ -353,6 +353,12 @@ def test_a_failure_halfway_leaves_the_earlier_result(tmp_path, sets, finished, c
     assert not (out / sample_audit.UNFINISHED).exists()
 
 
+def test_a_failure_leaves_no_folder_that_it_made(tmp_path, sets, monkeypatch):
+    monkeypatch.setattr(writer, "write", raising(InputError("no")))
+    assert cli.audit_samples(arguments(sets, tmp_path / "new" / "out", *SHORT)) == 1
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_what_a_kill_left_is_no_hindrance(tmp_path, sets):
     """Killed while files were moved to their place the first time: there is no results.json yet."""
