@@ -144,10 +144,8 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # orbax and tensorstore raise many types for a damaged file
-            reason = str(error).strip().splitlines()
-            reason = reason[0][:200] if reason else type(error).__name__
             raise InputError(
-                f"the checkpoint {path} is damaged ({reason}); delete that folder to continue from an earlier "
+                f"the checkpoint {path} is damaged ({damage(error)}); delete that folder to continue from an earlier "
                 "step, or to start over."
             ) from error
         if altered:
@@ -156,6 +154,12 @@ class Checkpoints:
                 "meta; delete that folder to continue from an earlier step, or to start over."
             )
         return Restored(step=step, trees=trees, meta=meta)
+
+
+def damage(error: Exception) -> str:
+    """Why a checkpoint can't be read, on one line; tensorstore's text goes on with addresses in memory."""
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". See full")[0][:200] if lines else type(error).__name__
 
 
 def _check_origin(path: Path, meta: dict[str, Any], fingerprint: str) -> None:

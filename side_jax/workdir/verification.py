@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 
 from side_jax.errors import InputError
 from side_jax.workdir import files, work_units
+from side_jax.workdir.checkpoint import damage
 from side_jax.workdir.work_units import META
 
 
@@ -99,8 +100,7 @@ def _read(folder: Path, name: str, found: Findings) -> None:
                     found.wrong.append(f"{name}/{item} was changed: its arrays have another SHA-256 than in {META}")
                     return
     except Exception as error:  # orbax and tensorstore raise many types for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        found.wrong.append(f"{name} is damaged ({reason})")
+        found.wrong.append(f"{name} is damaged ({damage(error)})")
         return
     found.checkpoints += 1
 
