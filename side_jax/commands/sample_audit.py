@@ -353,10 +353,7 @@ def _audit(
 ) -> Audit:
     private = settings.report.private
     shown = {name: value for name, value in dataclasses.asdict(settings).items() if name in SECTIONS}
-    shown |= {
-        "seed": settings.seed,
-        "data": {key[5:]: getattr(settings.data, key[5:]) for key in SINGLE if key.startswith("data.")},
-    }
+    shown |= {"seed": settings.seed, "data": {name: getattr(settings.data, name) for name in DATA}}
     provenance = [(f"{name}, SHA-256 of all pixels", one.sha256) for name, one in results.sets.items()]
     provenance += [("Settings, SHA-256", files.digest(shown)), *results.versions.items()]
     if not private:
