@@ -5,8 +5,7 @@ python -m side_jax.main --config=configs/faces.py --workdir=runs/faces
 
 50 members and 50 held-out images. The identities are unknown, so the split is by image and there is no conditional
 baseline, which needs labels. Training ends when the monitor measures d1 / d2 < 1/3 for 2% of its samples, a limit set
-in advance. This is a small version of the paper's CelebA experiments. docs/results.md has the results: more matches,
-from fewer members. Takes 21 minutes on two CPU cores.
+in advance. This is a small version of the paper's CelebA experiments. docs/results_faces.md has the results.
 """
 
 import ml_collections

@@ -16,10 +16,7 @@ from PIL import Image, ImageOps
 from side_jax.settings import Data
 
 # Kinds of pixels, and nothing executable: an EPS file is a program.
-FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TIFF"),
-    "WEBP",
-)
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TIFF", "WEBP")
 BY_NAME = "TGA"  # has no mark of its own at its beginning, so it is only tried where the file's name says so
 MAX_PIXELS = 2**26  # for example 8192 x 8192; each copy in colour takes 256 MiB
 WHITE = 65535  # of 16-bit grey
@@ -87,7 +84,8 @@ class Facts:
 def _formats(by_name: bool = False) -> tuple[str, ...]:
     """The kinds that are read, of those that this PIL knows."""
     Image.init()
-    return tuple(kind for kind in (*FORMATS, BY_NAME)[: None if by_name else -1] if kind in Image.OPEN)
+    kinds = (*FORMATS, BY_NAME) if by_name else FORMATS
+    return tuple(kind for kind in kinds if kind in Image.OPEN)
 
 
 @functools.cache

@@ -177,21 +177,37 @@ def _folder(path: str, flag: str, orientation: str) -> Source:
         raise InputError(
             f"{where} holds no image{_held(passed_over)}; NPZ, NPY and pictures of {', '.join(suffixes())} are read."
         )
+    return _pictures(pictures, lambda at: root / pictures[at], orientation, passed_over)
+
+
+def _pictures(
+    names: Sequence[str],
+    file: Callable[[int], Path | io.BytesIO],
+    orientation: str,
+    passed_over: collections.Counter[str],
+) -> Source:
+    """Lists files of pictures, and every page of a TIFF.
+
+    Args:
+      names: of the files.
+      file: position in names -> what `read_picture` takes; may raise anything for a damaged one.
+      orientation: as of decode.Rules.
+      passed_over: as of Source; thumbnails are added.
+    """
     rows = []
-    for name in pictures:
-        numbers, reduced = pages(root / name) if _suffix(name) in TIFF else ([0], 0)
-        rows += [(name, page) for page in numbers]
+    for at, name in enumerate(names):
+        numbers, reduced = [0], 0
+        if _suffix(name) in TIFF:
+            with contextlib.suppress(Exception):  # reading it later says what is wrong
+                numbers, reduced = pages(file(at))
+        rows += [(at, page) for page in numbers]
         passed_over[REDUCED] += reduced
     return Source(
-        read=lambda row: read_picture(root / rows[row][0], rows[row][1], orientation),
-        labels=[_label(name) for name, _ in rows],
-        names=[_page_name(name, page) for name, page in rows],
+        read=lambda row: read_picture(file(rows[row][0]), rows[row][1], orientation),
+        labels=[_label(names[at]) for at, _ in rows],
+        names=[f"{names[at]}#page={page + 1}" if page else names[at] for at, page in rows],
         passed_over=+passed_over,
     )
-
-
-def _page_name(name: str, page: int) -> str:
-    return f"{name}#page={page + 1}" if page else name
 
 
 def _held(passed_over: Mapping[str, int]) -> str:
@@ -363,14 +379,7 @@ def _file(path: str, flag: str, orientation: str) -> Source:
     if suffix in suffixes() and suffix not in TIFF:
         raise InputError(f"{where} is a single picture; name the folder that holds it.")
     if suffix in TIFF:
-        numbers, reduced = pages(file)
-        rows = [(file.name, page) for page in numbers]
-        return Source(
-            read=lambda row: read_picture(file, rows[row][1], orientation),
-            labels=[""] * len(rows),
-            names=[_page_name(*row) for row in rows],
-            passed_over={REDUCED: reduced} if reduced else {},
-        )
+        return _pictures([file.name], lambda _: file, orientation, collections.Counter())
     if not safe_npz.is_npy(file, where) and not safe_npz.names(file, where):
         archive = zipfile.ZipFile(file)  # open as long as its pictures are read
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
@@ -382,9 +391,10 @@ def _file(path: str, flag: str, orientation: str) -> Source:
 def _archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], orientation: str) -> Source:
     """Lists the pictures of a ZIP; nothing is unpacked to disk."""
     passed_over: collections.Counter[str] = collections.Counter()
-    rows: list[tuple[zipfile.ZipInfo, int]] = []
+    pictures: list[zipfile.ZipInfo] = []
 
-    def content(entry: zipfile.ZipInfo) -> io.BytesIO:
+    def content(at: int) -> io.BytesIO:
+        entry = pictures[at]
         if entry.compress_type not in safe_npz.RATIOS:
             raise ValueError("its compression method is not one of a plain ZIP")
         packed = entry.compress_size * safe_npz.RATIOS[entry.compress_type]
@@ -399,15 +409,5 @@ def _archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], orientati
         elif suffix not in suffixes():
             passed_over[_kind(entry.filename)] += 1
         else:
-            numbers, reduced = [0], 0
-            if suffix in TIFF:
-                with contextlib.suppress(Exception):  # reading it later says what is wrong
-                    numbers, reduced = pages(content(entry))
-            rows += [(entry, page) for page in numbers]
-            passed_over[REDUCED] += reduced
-    return Source(
-        read=lambda row: read_picture(content(rows[row][0]), rows[row][1], orientation),
-        labels=[_label(entry.filename) for entry, _ in rows],
-        names=[_page_name(entry.filename, page) for entry, page in rows],
-        passed_over=+passed_over,
-    )
+            pictures.append(entry)
+    return _pictures([entry.filename for entry in pictures], content, orientation, passed_over)

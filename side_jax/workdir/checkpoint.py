@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from side_jax import __version__
 from side_jax.errors import InputError
 from side_jax.workdir import files
-from side_jax.workdir.work_units import written_by
+from side_jax.workdir.work_units import check_format, written_by
 
 FORMAT_VERSION = 1
 
@@ -164,16 +164,11 @@ def damage(error: Exception) -> str:
 
 def _check_origin(path: Path, meta: dict[str, Any], fingerprint: str) -> None:
     """Raises InputError if another version's format, or other settings, made a checkpoint with this meta."""
-    author = f"the checkpoint {path} was written by {written_by(meta)}"
-    if meta["format"] != FORMAT_VERSION:
-        raise InputError(
-            f"{author} in format {meta['format']}, but this is side_jax {__version__}, which reads format "
-            f"{FORMAT_VERSION}; use that version, or a new --workdir."
-        )
+    check_format(f"the checkpoint {path}", meta, FORMAT_VERSION)
     if meta["fingerprint"] != fingerprint:
         raise InputError(
-            f"{author} with other settings than this config has in side_jax {__version__}; use the original config "
-            "and that version, or a new --workdir."
+            f"the checkpoint {path} was written by {written_by(meta)} with other settings than this config has in "
+            f"side_jax {__version__}; use the original config and that version, or a new --workdir."
         )
 
 

@@ -59,11 +59,7 @@ class Unit:
         if not self._path.exists():
             return None
         manifest = files.read_json(self._path)
-        if manifest.get("format", FORMAT_VERSION) != FORMAT_VERSION:
-            raise InputError(
-                f"{self._path} was written by {written_by(manifest)} in format {manifest['format']}, but this is "
-                f"side_jax {__version__}, which reads format {FORMAT_VERSION}; use that version, or a new --workdir."
-            )
+        check_format(f"{self._path}", manifest, FORMAT_VERSION)
         return manifest
 
     def _finished(self) -> bool:
@@ -231,6 +227,15 @@ def change(path: Path) -> str:
 
 def _name(path: Path, workdir: Path) -> str:
     return path.relative_to(workdir).as_posix()
+
+
+def check_format(what: str, record: dict[str, Any], reads: int) -> None:
+    """Raises InputError if another version wrote `what`, a manifest or a checkpoint, in another format."""
+    if record.get("format", reads) != reads:
+        raise InputError(
+            f"{what} was written by {written_by(record)} in format {record['format']}, but this is side_jax "
+            f"{__version__}, which reads format {reads}; use that version, or a new --workdir."
+        )
 
 
 def written_by(record: dict[str, Any]) -> str:
