@@ -74,7 +74,7 @@ def load_settings(size: str, batch_size: int, dtype: str) -> Settings:
 
 def make_unet(settings: Settings) -> Any:
     """The U-Net of diffusers with the same options and its own initialisation, whose last layer is not zero."""
-    module = builders.build_unet(settings)
+    module = builders.build_network(settings)
     names = [field.name for field in dataclasses.fields(settings.model) if field.name not in ("dtype", "remat")]
     channels = settings.data.channels
     options = {name: getattr(module, name) for name in names} | {"sample_size": settings.data.image_size}

@@ -146,7 +146,7 @@ def train_privately(
 ) -> None:
     """Trains by DP-SGD with Adam, all images in each step; the averages and learning rate are the stage's."""
     fit, seed = settings.train, random_streams.stream_seed(settings, "train")
-    unet = builders.build_unet(settings)
+    unet = builders.build_network(settings)
     loss_fn = build_loss(settings, unet, builders.build_schedule(settings))
     private = differentially_private_aggregate(CLIP, noise, key=jax.random.key(seed))
     optimizer = optax.chain(private, optax.adam(fit.learning_rate))

@@ -229,7 +229,7 @@ def run_size(size: str, options: argparse.Namespace, device: str) -> list[dict[s
     batch_size, shape = settings.sampler.batch_size, builders.image_shape(settings)
     net, classifier = contest.make_unet(settings), HalfUNet(settings)
     params = {
-        "dpm": contest.converted(net, builders.build_unet(settings), settings),
+        "dpm": contest.converted(net, builders.build_network(settings), settings),
         "classifier": classifier_params(classifier, settings),
         "temperature": np.ones(settings.diffusion.num_timesteps, np.float32),
     }

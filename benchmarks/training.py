@@ -33,7 +33,7 @@ class Jax:
     """side_jax as in the train stage: the Stepper, its shuffle, and its placement of batches on the devices."""
 
     def __init__(self, settings: Settings, images: np.ndarray, net: Any):
-        unet, self._images, self._fit = builders.build_unet(settings), images, settings.train
+        unet, self._images, self._fit = builders.build_network(settings), images, settings.train
         self._schedule = builders.build_schedule(settings)
         params = contest.converted(net, unet, settings)
         self.parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))

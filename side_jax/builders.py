@@ -21,6 +21,8 @@ from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
 from side_jax.settings import Diffusion, Evaluate, Sampler, Settings
 from side_jax.settings.checks import check
+from side_jax.targets import networks
+from side_jax.targets.target import Target
 
 
 def image_shape(settings: Settings) -> tuple[int, int, int]:
@@ -38,19 +40,37 @@ def _schedule(diffusion: Diffusion) -> Schedule:
     return diffusion.make()
 
 
-def build_unet(settings: Settings, *, labels: bool = True) -> UNet:
+def build_network(settings: Settings, *, labels: bool = True) -> Any:
     """The network of the target DPM, or without its labels; settings of 0 become None where diffusers has null."""
+    if settings.target.network:
+        computed = {"dtype": jnp.dtype(settings.model.dtype), "remat": settings.model.remat}
+        return networks.build(settings.target.network, **computed)
     options = dataclasses.asdict(settings.model)
-    for name in ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim"):
+    for name in ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_attention_heads"):
         options[name] = options[name] or None
     options["dtype"] = jnp.dtype(options["dtype"])
-    count = settings.condition.num_labels if labels else 0
-    return UNet(out_channels=settings.data.channels, num_labels=count, **options)
+    condition = settings.condition
+    options |= {"num_labels": condition.num_labels, "null_label": condition.null_label} if labels else {}
+    return UNet(out_channels=settings.data.channels, **options)
 
 
-def build_weak_unet(settings: Settings) -> UNet:
+@functools.lru_cache(maxsize=8)
+def build_target(settings: Settings) -> Target:
+    """The audited model, whose parameters are trained here or were read from a file."""
+    condition = settings.condition
+    return Target(
+        network=build_network(settings),
+        diffusion=settings.diffusion,
+        channels=settings.data.channels,
+        num_labels=condition.num_labels,
+        null_label=condition.null_label,
+        size=image_shape(settings)[:2],
+    )
+
+
+def build_weak_network(settings: Settings) -> UNet:
     """The network of the weaker model: the target's own at an earlier step, or one that learned no labels."""
-    return build_unet(settings, labels=bool(settings.weak.step))
+    return build_network(settings, labels=bool(settings.weak.step))
 
 
 def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bool) -> Classifier:
@@ -87,7 +107,7 @@ def _initializer(module: Any, shape: tuple[int, int, int]) -> Callable[[np.uint3
 
 def parameter_count(settings: Settings, module: Any = None) -> int:
     """The number of parameters of a network, by default the U-Net; computes shapes only."""
-    return size(jax.eval_shape(init_fn(module or build_unet(settings), settings, 0)))
+    return size(jax.eval_shape(init_fn(module or build_network(settings), settings, 0)))
 
 
 def size(params: Any) -> int:
@@ -108,30 +128,37 @@ def build_step_table(settings: Settings, sampler: Sampler) -> steps.StepTable:
 
 
 def build_denoise(settings: Settings) -> ApplyFn:
-    """The DPM without labels: ({"dpm": parameters}, x_t, t) -> prediction, of the schedule's prediction type."""
-    unet = build_unet(settings)
-    return lambda params, x, t: unet.apply({"params": params["dpm"]}, x, t)
+    """The DPM as plain sampling uses it, without labels, see Target.default_labels.
+
+    Returns:
+      ({"dpm": parameters}, x_t, t, the images' global indices) -> prediction, of the schedule's prediction type. Only
+      a model that always needs a label needs the indices.
+    """
+    target = build_target(settings)
+    return lambda params, x, t, index=None: target.denoise(params["dpm"], x, t, target.default_labels(index))
 
 
-def build_conditional_denoise(settings: Settings) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """As build_denoise, with labels: (params, x_t, t, labels int32 [b]) -> prediction; label -1 means none."""
-    unet = build_unet(settings)
-    return lambda params, x, t, labels: unet.apply({"params": params["dpm"]}, x, t, labels=labels)
+def build_conditional_denoise(settings: Settings) -> ApplyFn:
+    """As build_denoise, with labels int32 [b] in place of indices; label -1 means none."""
+    target = build_target(settings)
+    return lambda params, x, t, labels: target.denoise(params["dpm"], x, t, labels)
 
 
 def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -> ApplyFn:
-    """The log-probabilities for guidance: (the generator's parameters, x_t, t) -> [b, classes]."""
+    """The log-probabilities for guidance: (the generator's parameters, x_t, t, indices) -> [b, classes]."""
     denoise, schedule = build_denoise(settings), build_schedule(settings)
 
     def calibrated(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
         values = log_probs(classifier, params["classifier"], x, t)
         return jax.nn.log_softmax(values / params["temperature"][t][:, None])
 
-    def at_clean(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        classify, dpm = functools.partial(calibrated, params), functools.partial(denoise, params)
-        return guidance.at_predicted_x0(classify, dpm, schedule)(x, t)
+    def log_prob(params: Any, x: jax.Array, t: jax.Array, index: jax.Array | None = None) -> jax.Array:
+        classify = functools.partial(calibrated, params)
+        if at_x0:
+            classify = guidance.at_predicted_x0(classify, lambda x, t: denoise(params, x, t, index), schedule)
+        return classify(x, t)
 
-    return at_clean if at_x0 else calibrated
+    return log_prob
 
 
 @functools.lru_cache(maxsize=4)  # attacks that differ only in what their classifiers learned share one program
@@ -161,18 +188,18 @@ def build_generator(
     sampler = sampler or settings.sampler
     log_prob = build_log_prob(settings, classifier, at_x0=at_x0) if classifier else None
     conditional, schedule = build_conditional_denoise(settings), build_schedule(settings)
-    denoise, weak_unet = build_denoise(settings), build_weak_unet(settings)
+    denoise, weak_network = build_denoise(settings), build_weak_network(settings)
 
-    def guide(params: Any, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
+    def guide(params: Any, index: jax.Array, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
         if weak:
             variables = {"params": params["weak"]}
             gradient = guidance.extrapolation_gradient(
-                functools.partial(denoise, params), lambda x, t: weak_unet.apply(variables, x, t), schedule
+                lambda x, t: denoise(params, x, t, index), lambda x, t: weak_network.apply(variables, x, t), schedule
             )
         elif own_labels:
             gradient = guidance.implicit_gradient(functools.partial(conditional, params), labels, schedule)
         else:
-            gradient = guidance.classifier_gradient(functools.partial(log_prob, params), labels)
+            gradient = guidance.classifier_gradient(lambda x, t: log_prob(params, x, t, index), labels)
         if settings.extract.normalize_gradient:
             gradient = guidance.normalize(gradient)
         return guidance.Guidance(gradient_fn=gradient, scale=scale, form=settings.extract.guidance_form)

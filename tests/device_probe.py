@@ -35,7 +35,7 @@ def made(*ways):
     settings = from_config(config)
     classifier = builders.build_classifier(settings, 5, time_dependent=True)
     params = {
-        "dpm": noisy(builders.init_fn(builders.build_unet(settings), settings, 0)()),
+        "dpm": noisy(builders.init_fn(builders.build_network(settings), settings, 0)()),
         "classifier": noisy(builders.init_fn(classifier, settings, 0)()),
         "temperature": np.linspace(0.5, 2, settings.diffusion.num_timesteps, dtype=np.float32),
     }

@@ -34,7 +34,7 @@ def main():
     directory, counts = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]]
     table = step_table(make_schedule("linear", 10), 2)
     generator = generation.Generator(
-        denoise=lambda params, x, t: params * x, table=table, shape=SHAPE, batch_size=200, loop="scan"
+        denoise=lambda params, x, t, index: params * x, table=table, shape=SHAPE, batch_size=200, loop="scan"
     )
     sets, peaks = [shards.layout(directory, count, 200) for count in counts], []
     for count, parts in zip(counts, sets, strict=True):

@@ -60,7 +60,7 @@ def test_config_builds_its_shapes(variant):
     assert config.is_locked
     settings = from_config(config)
     shape = builders.image_shape(settings)
-    predicted, variables = traced(builders.build_unet(settings), shape)
+    predicted, variables = traced(builders.build_network(settings), shape)
     assert predicted.shape == (2, *shape)
     assert builders.size(variables) == PARAMETERS[variant.partition(":")[0]]
     log_probs, _ = traced(builders.build_classifier(settings, 10, time_dependent=True), shape)

@@ -142,7 +142,7 @@ def _mean_loss(settings: Settings) -> Callable:
     def fn(whole: tuple[Any, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
         params, base = whole
         x0, keys = pixel_range.to_float(images), sample_keys(base, index)
-        return denoising_loss(lambda x, t: denoise(params, x, t), schedule, x0, keys)[0]
+        return denoising_loss(lambda x, t: denoise(params, x, t, index), schedule, x0, keys)[0]
 
     return fn
 
@@ -176,7 +176,7 @@ def _scorer(settings: Settings, kinds: tuple[str, ...]) -> Callable:
     def fn(whole: tuple[Any, jax.Array, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
         params, base, sigma = whole
         x0, keys = pixel_range.to_float(images), sample_keys(base, index)
-        common = (lambda x, t: denoise(params, x, t)), schedule, x0
+        common = (lambda x, t: denoise(params, x, t, index)), schedule, x0
         denoiser = mode_seeking.from_network(*common[:2])
         known = {
             "loss": lambda: membership_scores.denoising_loss_at(*common, keys, t, REPEATS),

@@ -54,6 +54,7 @@ class HalfUNet(Classifier):
             eps=1e-5,
             dropout=0.0,
             head_dim=head_dim,
+            num_heads=None,
             time_scale_shift="scale_shift",
             dtype=jnp.float32,
             remat=False,

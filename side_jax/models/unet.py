@@ -5,6 +5,7 @@ down_blocks.0.resnets.1.conv1.weight), so targets/parameters.py needs a rule ins
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +24,22 @@ def _pointwise(x: jax.Array, kernel: jax.Array, *_: Any, precision: Any = None, 
     return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=precision)
 
 
+def halve(x: jax.Array) -> jax.Array:
+    """Averages 2x2 pixels: [b, h, w, c] to [b, h / 2, w / 2, c]."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def double(x: jax.Array) -> jax.Array:
+    """Repeats each pixel 2x2 times: [b, h, w, c] to [b, 2 h, 2 w, c]."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
 class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, conv; time embedding (added, or scale and shift); GroupNorm, SiLU, dropout, conv; skip."""
+    """GroupNorm, SiLU, conv; time embedding (added, or scale and shift); GroupNorm, SiLU, dropout, conv; skip.
+
+    `resize`, halve or double, acts on both branches, in front of the first convolution.
+    """
 
     channels: int
     num_groups: int
@@ -33,15 +48,19 @@ class ResnetBlock(nn.Module):
     time_scale_shift: str
     scale_factor: float
     dtype: Any
+    resize: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array | None, deterministic: bool) -> jax.Array:
-        """x: [b, h, w, c]; emb: the time embedding [b, e] or None; returns [b, h, w, channels]."""
+        """x: [b, h, w, c]; emb: the time embedding [b, e] or None; returns [b, h, w, channels], resized."""
 
         def norm(name: str) -> GroupNorm:
             return GroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name=name)
 
-        h = Conv3x3(self.channels, padding=1, dtype=self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
+        h = nn.silu(norm("norm1")(x))
+        if self.resize is not None:
+            x, h = self.resize(x), self.resize(h)
+        h = Conv3x3(self.channels, padding=1, dtype=self.dtype, name="conv1")(h)
 
         def projected(emb: jax.Array, width: int) -> jax.Array:
             return nn.Dense(width, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))[:, None, None, :]
@@ -108,8 +127,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [b, h, w, c]; returns [b, 2 h, 2 w, c]."""
-        x = x.repeat(2, axis=1).repeat(2, axis=2)
-        return Conv3x3(x.shape[-1], padding=1, dtype=self.dtype, name="conv")(x)
+        return Conv3x3(x.shape[-1], padding=1, dtype=self.dtype, name="conv")(double(x))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,12 +139,19 @@ class BlockFactory:
     eps: float
     dropout: float
     head_dim: int | None
+    num_heads: int | None
     time_scale_shift: str
     dtype: Any
     remat: bool
 
-    def resnet(self, channels: int, index: int, scale_factor: float = 1.0) -> nn.Module:
-        """Makes the ResnetBlock number `index` of a level; its output is divided by scale_factor."""
+    def resnet(
+        self,
+        channels: int,
+        name: str,
+        scale_factor: float = 1.0,
+        resize: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> nn.Module:
+        """Makes a ResnetBlock; its output is divided by scale_factor."""
         cls = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
         return cls(
             channels,
@@ -136,36 +161,42 @@ class BlockFactory:
             time_scale_shift=self.time_scale_shift,
             scale_factor=scale_factor,
             dtype=self.dtype,
-            name=f"resnets_{index}",
+            resize=resize,
+            name=name,
         )
 
-    def attention(self, index: int, scale_factor: float = 1.0, middle: bool = False) -> nn.Module:
+    def attention(self, channels: int, index: int, scale_factor: float = 1.0, middle: bool = False) -> nn.Module:
         """Makes the Attention number `index` of a level; its output is divided by scale_factor."""
         cls = nn.remat(Attention) if self.remat else Attention
         num_groups = self.attn_num_groups if middle else self.num_groups
-        return cls(self.head_dim, num_groups, self.eps, scale_factor, self.dtype, name=f"attentions_{index}")
+        head_dim = channels // self.num_heads if self.num_heads else self.head_dim
+        return cls(head_dim, num_groups, self.eps, scale_factor, self.dtype, name=f"attentions_{index}")
 
 
 class DownBlock(nn.Module):
-    """DownBlock2D and AttnDownBlock2D: residual blocks, each followed by attention if `attend`, then a downsampling."""
+    """DownBlock2D and others: residual blocks, each followed by attention if `attend`, then a downsampling."""
 
     factory: BlockFactory
     channels: int
     num_layers: int
     attend: bool
     downsample_padding: int | None  # None: no downsampling, for the last level
+    downsample_type: str = "conv"
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array | None, deterministic: bool) -> tuple[jax.Array, list[jax.Array]]:
         """h: [b, h, w, c]; emb: as in ResnetBlock; returns (the output, the skip connections)."""
         skips = []
         for i in range(self.num_layers):
-            h = self.factory.resnet(self.channels, i)(h, emb, deterministic)
+            h = self.factory.resnet(self.channels, f"resnets_{i}")(h, emb, deterministic)
             if self.attend:
-                h = self.factory.attention(i)(h)
+                h = self.factory.attention(self.channels, i)(h)
             skips.append(h)
         if self.downsample_padding is not None:
-            h = Downsample(self.downsample_padding, self.factory.dtype, name="downsamplers_0")(h)
+            if self.downsample_type == "resnet":
+                h = self.factory.resnet(self.channels, "downsamplers_0", resize=halve)(h, emb, deterministic)
+            else:
+                h = Downsample(self.downsample_padding, self.factory.dtype, name="downsamplers_0")(h)
             skips.append(h)
         return h, skips
 
@@ -180,29 +211,42 @@ class MidBlock(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array | None, deterministic: bool) -> jax.Array:
         """h: [b, h, w, c], returned in the same shape; emb: as in ResnetBlock."""
-        h = self.factory.resnet(h.shape[-1], 0, self.scale_factor)(h, emb, deterministic)
+        channels = h.shape[-1]
+        h = self.factory.resnet(channels, "resnets_0", self.scale_factor)(h, emb, deterministic)
         if self.attend:
-            h = self.factory.attention(0, self.scale_factor, middle=True)(h)
-        return self.factory.resnet(h.shape[-1], 1, self.scale_factor)(h, emb, deterministic)
+            h = self.factory.attention(channels, 0, self.scale_factor, middle=True)(h)
+        return self.factory.resnet(channels, "resnets_1", self.scale_factor)(h, emb, deterministic)
 
 
 class UpBlock(nn.Module):
-    """UpBlock2D and AttnUpBlock2D: residual blocks over skips, attention after each if `attend`, an upsampling."""
+    """UpBlock2D and others: residual blocks over skips, attention after each if `attend`, an upsampling."""
 
     factory: BlockFactory
     channels: int
     num_layers: int
     attend: bool
     upsample: bool
+    upsample_type: str = "conv"
 
     @nn.compact
     def __call__(self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, deterministic: bool) -> jax.Array:
         """h: [b, h, w, c]; skips: one per layer, used from the last; returns [b, h', w', channels]."""
         for i, skip in enumerate(reversed(skips)):
-            h = self.factory.resnet(self.channels, i)(jnp.concatenate([h, skip], axis=-1), emb, deterministic)
+            h = self.factory.resnet(self.channels, f"resnets_{i}")(
+                jnp.concatenate([h, skip], axis=-1), emb, deterministic
+            )
             if self.attend:
-                h = self.factory.attention(i)(h)
-        return Upsample(self.factory.dtype, name="upsamplers_0")(h) if self.upsample else h
+                h = self.factory.attention(self.channels, i)(h)
+        if not self.upsample:
+            return h
+        if self.upsample_type == "resnet":
+            return self.factory.resnet(self.channels, "upsamplers_0", resize=double)(h, emb, deterministic)
+        return Upsample(self.factory.dtype, name="upsamplers_0")(h)
+
+
+def _sampling(kind: str, always: str, of_attention: str) -> str:
+    """How a block of some kind changes the size, "conv" or "resnet"; as in diffusers, the option is for attention."""
+    return "resnet" if kind == always else of_attention if kind.startswith("Attn") else "conv"
 
 
 class UNet(nn.Module):
@@ -210,8 +254,12 @@ class UNet(nn.Module):
 
     Attributes:
       out_channels: of the image.
-      num_labels: number of labels C. The embedding of labels has one row more, the last, for images without a label; it
-        is added to the time embedding. 0: an unconditional model, without this embedding.
+      num_labels: number of labels C, whose embedding is added to the time embedding. 0: an unconditional model, without
+        this embedding.
+      null_label: whether the embedding has one row more, the last, for images without a label. Without it, an image
+        without a label has no embedding added.
+      num_attention_heads: of every attention layer; None: as many as attention_head_dim makes.
+      timestep_scale: what timesteps are multiplied with before they are embedded.
       dtype: of the computation. Parameters, output, the angles of the time embedding, the statistics of norms and
         softmaxes are always float32.
       remat: recompute each residual block and attention layer in the backward pass.
@@ -236,7 +284,12 @@ class UNet(nn.Module):
     mid_block_scale_factor: float = 1.0
     resnet_time_scale_shift: str = "default"
     center_input_sample: bool = False
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    num_attention_heads: int | None = None
+    timestep_scale: float = 1.0
     num_labels: int = 0
+    null_label: bool = True
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -261,10 +314,13 @@ class UNet(nn.Module):
             eps=self.norm_eps,
             dropout=self.dropout,
             head_dim=self.attention_head_dim,
+            num_heads=self.num_attention_heads,
             time_scale_shift=self.resnet_time_scale_shift,
             dtype=self.dtype,
             remat=self.remat,
         )
+        if self.timestep_scale != 1.0:
+            t = t.astype(jnp.float32) * self.timestep_scale
         emb = sinusoidal_embedding(t, first, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)
         width = self.time_embedding_dim or 4 * first
         emb = TimeEmbedding(width, self.dtype, name="time_embedding")(emb)
@@ -272,21 +328,29 @@ class UNet(nn.Module):
             labels = jnp.full(x.shape[:1], -1, jnp.int32) if labels is None else labels
             # PyTorch's initialisation of nn.Embedding; Flax's default would be negligible beside the time embedding.
             options = {"embedding_init": nn.initializers.normal(1.0), "dtype": self.dtype, "name": "class_embedding"}
-            table = nn.Embed(self.num_labels + 1, width, **options)
-            emb = emb + table(jnp.where(labels < 0, self.num_labels, labels))
+            if self.null_label:
+                table = nn.Embed(self.num_labels + 1, width, **options)
+                emb = emb + table(jnp.where(labels < 0, self.num_labels, labels))
+            else:
+                label_emb = nn.Embed(self.num_labels, width, **options)(jnp.maximum(labels, 0))
+                emb = emb + jnp.where(labels[:, None] < 0, jnp.zeros_like(label_emb), label_emb)
         if self.center_input_sample:
             x = 2.0 * x - 1.0
         h = Conv3x3(first, padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
         for i, (channels, kind) in enumerate(zip(self.block_out_channels, self.down_block_types, strict=True)):
             attend, padding = kind == "AttnDownBlock2D", None if i == last else self.downsample_padding
-            block = DownBlock(factory, channels, self.layers_per_block, attend, padding, name=f"down_blocks_{i}")
+            sampling = _sampling(kind, "ResnetDownsampleBlock2D", self.downsample_type)
+            block = DownBlock(
+                factory, channels, self.layers_per_block, attend, padding, sampling, name=f"down_blocks_{i}"
+            )
             h, more = block(h, emb, deterministic)
             skips += more
         h = MidBlock(factory, self.add_attention, self.mid_block_scale_factor, name="mid_block")(h, emb, deterministic)
         for i, (channels, kind) in enumerate(zip(self.block_out_channels[::-1], self.up_block_types, strict=True)):
-            layers = self.layers_per_block + 1
-            up = UpBlock(factory, channels, layers, kind == "AttnUpBlock2D", i != last, name=f"up_blocks_{i}")
+            layers, sampling = self.layers_per_block + 1, _sampling(kind, "ResnetUpsampleBlock2D", self.upsample_type)
+            attend = kind == "AttnUpBlock2D"
+            up = UpBlock(factory, channels, layers, attend, i != last, sampling, name=f"up_blocks_{i}")
             h = up(h, skips[-layers:], emb, deterministic)
             del skips[-layers:]
         norm = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="conv_norm_out")

@@ -75,7 +75,7 @@ class _Clock:
     def train_step(self) -> float:
         """Device-seconds of one training step of the DPM."""
         settings = self._settings
-        unet = builders.build_unet(settings)
+        unet = builders.build_network(settings)
         loss_fn = build_loss(settings, unet, builders.build_schedule(settings))
         labels = (np.zeros(settings.train.batch_size, np.int32),) if settings.condition.labels else ()
         return self._device_seconds("train", lambda: self._step(loss_fn, unet, settings.train, labels))
@@ -113,9 +113,9 @@ class _Clock:
         sampler = dataclasses.replace(self._settings.sampler, num_steps=steps)
         extract = dataclasses.replace(self._settings.extract, guidance_interval=())
         settings = dataclasses.replace(self._settings, sampler=sampler, extract=extract)
-        params, classifier = {"dpm": builders.init_fn(builders.build_unet(settings), settings, 0)()}, None
+        params, classifier = {"dpm": builders.init_fn(builders.build_network(settings), settings, 0)()}, None
         if weak:
-            params["weak"] = builders.init_fn(builders.build_weak_unet(settings), settings, 0)()
+            params["weak"] = builders.init_fn(builders.build_weak_network(settings), settings, 0)()
         elif guided and not own_labels:
             classifier = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=noised)
             params["classifier"] = builders.init_fn(classifier, settings, 0)()

@@ -13,8 +13,11 @@ from side_jax.config import from_config
 from side_jax.data import config_files, datasets, split
 from side_jax.errors import InputError
 from side_jax.features import onnx, sscd
+from side_jax.models.unet import UNet
 from side_jax.settings import Model, Settings
-from side_jax.targets import checkpoint_files, diffusers_unet, schedules, unets
+from side_jax.settings.target import OWN
+from side_jax.targets import formats, networks
+from side_jax.targets.target import Origin, Target
 from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
@@ -44,35 +47,46 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
       InputError: if the folder can't be used, its weights do not match target.sha256, or config.data does not match
         the shape of the model's images.
     """
-    target = config.get("target")
-    if target is None or not target.path:
+    given = config.get("target")
+    if given is None or not given.path:
         return config
-    folder = Path(os.path.expanduser(target.path))
-    if target.sha256 and not folder.exists():
+    path = Path(os.path.expanduser(given.path))
+    if given.sha256 and not path.exists():
         return config
     try:
-        module, diffusion = unets.read_module(folder), schedules.read_schedule_options(folder)
-        _check_images(config.data, folder, unets.image_size(folder, module), module.out_channels)
-        digest = weights_digest(folder)
-        if not target.sha256:  # nobody has read these weights yet, so they may be of another model
-            diffusers_unet.read_params(folder, module)
+        target = formats.read_target(path, formats.hints(config))
+        _check_images(config.data, path, target)
+        digest = weights_digest(target.origin)
+        if not given.sha256:  # nobody has read these weights yet, so they may be of another model
+            target.origin.read_params()
     except InputError as error:
         raise InputError(f"config.target.path: {error}") from None
-    if target.sha256 not in ("", digest):
+    if given.sha256 not in ("", digest):
         raise InputError(
-            f"config.target.sha256 is {target.sha256[:12]}..., but the weights in {folder} have {digest[:12]}...: they "
+            f"config.target.sha256 is {given.sha256[:12]}..., but the weights in {path} have {digest[:12]}...: they "
             "are not the ones audited before; use a new --workdir for them."
         )
+    if not given.sha256:
+        for note in target.origin.notes:
+            logger.warning("%s: %s.", path, note)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.target.sha256 = digest
-        config.model = {name: getattr(config.model, name) for name in _LOCAL_OPTIONS} | _model_options(module)
-        config.diffusion = diffusion
+        config.target.sha256, config.target.format = digest, target.origin.format
+        if isinstance(target.network, UNet):
+            computed = {name: getattr(config.model, name) for name in _LOCAL_OPTIONS}
+            config.model = computed | _model_options(target.network)
+        else:
+            config.target.network = networks.describe(target.network)
+        config.diffusion = dataclasses.asdict(target.diffusion)
+        if target.num_labels:
+            config.condition.labels, config.condition.num_labels = OWN, target.num_labels
+            config.condition.null_label = target.null_label
     return config.lock()
 
 
-def _check_images(data: ml_collections.ConfigDict, folder: Path, size: tuple[int, int] | None, channels: int) -> None:
-    """Raises InputError if config.data does not have the model's images; `size` is None where the model has no own."""
+def _check_images(data: ml_collections.ConfigDict, folder: Path, target: Target) -> None:
+    """Raises InputError if config.data does not have the model's images."""
+    size, channels = target.size, target.channels
     height, width = size or (data.image_size, data.image_size)
     model = f"the model in {folder} generates images of {height}x{width} pixels and {channels} channels"
     if height != width:
@@ -88,10 +102,10 @@ def _check_images(data: ml_collections.ConfigDict, folder: Path, size: tuple[int
         logger.warning("%s does not say the size of its images; config.data.image_size, %d, is taken.", folder, height)
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(origin: Origin) -> str:
     """SHA-256 of the SHA-256 digests of the weight files, in the order of their names."""
     total = hashlib.sha256()
-    for path in checkpoint_files.weight_files(folder):
+    for path in origin.weights:
         total.update(bytes.fromhex(files.file_digest(path)))
     return total.hexdigest()
 

@@ -19,9 +19,11 @@ from side_jax.diffusion.guidance import Guidance
 from side_jax.diffusion.pixel_range import to_uint8
 from side_jax.diffusion.steps import StepTable
 
-ApplyFn = Callable[[Any, jax.Array, jax.Array], jax.Array]  # (all parameters, x_t, t) -> prediction
+# (all parameters, x_t, t, the images' global indices [b]) -> prediction
+ApplyFn = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
-GuideFn = Callable[[Any, jax.Array, jax.Array], Guidance]  # (all parameters, labels [b], scale) -> guidance
+# (all parameters, global indices [b], labels [b], scale) -> guidance
+GuideFn = Callable[[Any, jax.Array, jax.Array, jax.Array], Guidance]
 
 
 def target_labels(base: jax.Array, num_images: int, num_classes: int) -> np.ndarray:
@@ -52,12 +54,12 @@ class Generator:
         """Prepares the compiled functions.
 
         Args:
-          denoise: the DPM, (params, x_t, t) -> its prediction, of the table's prediction type.
+          denoise: the DPM, (params, x_t, t, indices) -> its prediction, of the table's prediction type.
           table: the sampler's coefficients.
           shape: of one image, (height, width, channels).
           batch_size: images per batch; divisible by the number of local devices.
           loop: "scan", "dispatch" or "auto"; see settings.Sampler.
-          guide: for guided sampling, (params, labels, scale) -> the guidance of a step.
+          guide: for guided sampling, (params, indices, labels, scale) -> the guidance of a step.
         """
         if loop == "auto":
             loop = "dispatch" if guide is not None and jax.default_backend() == "cpu" else "scan"
@@ -68,15 +70,16 @@ class Generator:
         def start(base, index):
             return sampler.start(sampler.sample_keys(base, index), shape)
 
-        def bind(guided, params, labels, scale):
-            return (lambda x, t: denoise(params, x, t)), guide(params, labels, scale) if guided else None
+        def bind(guided, params, index, labels, scale):
+            guidance = guide(params, index, labels, scale) if guided else None
+            return (lambda x, t: denoise(params, x, t, index)), guidance
 
         def step(guided, params, base, index, labels, scale, at, state):
-            denoise_fn, guidance = bind(guided, params, labels, scale)
+            denoise_fn, guidance = bind(guided, params, index, labels, scale)
             return sampler.sample_step(denoise_fn, at, state, sampler.sample_keys(base, index), guidance)
 
         def whole(params, base, index, labels, scale):
-            denoise_fn, guidance = bind(guide is not None, params, labels, scale)
+            denoise_fn, guidance = bind(guide is not None, params, index, labels, scale)
             return to_uint8(sampler.sample(denoise_fn, table, sampler.sample_keys(base, index), shape, guidance))
 
         def mapped_step(guided: bool) -> Callable:

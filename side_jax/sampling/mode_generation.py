@@ -40,7 +40,7 @@ class ModeProgram:
         """Prepares the compiled function.
 
         Args:
-          denoise: the DPM, (params, x_t, t float32) -> its prediction, of the schedule's prediction type.
+          denoise: the DPM, (params, x_t, t float32, indices) -> its prediction, of the schedule's prediction type.
           schedule: of the DPM.
           shape: of one image, (height, width, channels).
           batch_size: images per batch; divisible by the number of local devices.
@@ -54,7 +54,7 @@ class ModeProgram:
         def seek(params: Any, base: jax.Array, levels: jax.Array, index: jax.Array, images: jax.Array) -> jax.Array:
             keys = sampler.sample_keys(base, index)
             x = jnp.clip(sampler.initial_noise(keys, shape), -1.0, 1.0) if from_noise else to_float(images)
-            denoiser = mode_seeking.from_network(lambda x, t: denoise(params, x, t), schedule)
+            denoiser = mode_seeking.from_network(lambda x, t: denoise(params, x, t, index), schedule)
             options = {"relaxation": relaxation, "anderson": anderson}
             return to_uint8(mode_seeking.seek(denoiser, levels, x, keys if random else None, **options).x)
 

@@ -17,7 +17,7 @@ from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
 from side_jax.settings.extraction import Extract, Modes, Sampler, Weak
-from side_jax.settings.target import Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
+from side_jax.settings.target import OWN, Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
     "ClassifierFit",
@@ -146,12 +146,18 @@ class Settings:
 
     def _check_condition(self) -> None:
         labels, data, attacks = self.condition.labels, self.data, self.extract.attacks
-        need = "empty while target.path is set: only unconditional models can be imported"
-        check(not (labels and self.target.path), "condition.labels", labels, need)
+        own = bool(self.target.path)
+        need = "empty while target.path is set: the model was trained with its own labels, or none"
+        check(not own or labels in ("", OWN), "condition.labels", labels, need)
+        need = "one of your own data's while target.path is empty"
+        check(own or labels != OWN, "condition.labels", labels, need)
         count = self.condition.num_labels
         members, _ = data.counts
         need = f"at most data.num_members ({members}): every label needs a member"
-        check(count <= members, "condition.num_labels", count, need)
+        check(own or count <= members, "condition.num_labels", count, need)
+        need = "without conditional_model: the model in target.path always needs a label, so plain sampling has labels"
+        guided = any(ATTACKS[attack].own_labels for attack in attacks)
+        check(self.condition.null_label or not guided, "extract.attacks", attacks, need)
         need = (
             "without conditional_model while condition.labels is empty: set condition.labels and condition.num_labels "
             "to train the model with labels"

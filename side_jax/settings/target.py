@@ -8,9 +8,12 @@ from side_jax.settings.checks import check, one_of
 from side_jax.settings.paths import path_field
 
 DATASETS = ("digits", "faces", "folder", "npz", "tfds")
-DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
-UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+RESIZES = ("conv", "resnet")
 DTYPES = ("float32", "bfloat16")
+OWN = "target"  # recorded for a model that was trained elsewhere with labels
+FORMATS = ("diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm")
 LABELS = ("true", "random", "single", "file")
 UNCOUNTED = 2**40
 
@@ -124,11 +127,10 @@ class Model:
     """The U-Net. Its options have the names of diffusers' UNet2DModel."""
 
     block_out_channels: tuple[int, ...] = (32, 64)  # channels of each level; every level but the last halves the image
-    down_block_types: tuple[str, ...] = (
-        "DownBlock2D",
-        "DownBlock2D",
-    )  # finest level first; "AttnDownBlock2D" has attention
-    up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")  # coarsest level first; "AttnUpBlock2D" has attention
+    # Finest level first; "AttnDownBlock2D" has attention, "ResnetDownsampleBlock2D" halves in a residual block.
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")
+    # Coarsest level first; "AttnUpBlock2D" has attention, "ResnetUpsampleBlock2D" doubles in a residual block.
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")
     layers_per_block: int = 1  # residual blocks of each level
     attention_head_dim: int = 8  # channels of one attention head; 0: one head over all channels (null in diffusers)
     norm_num_groups: int = 8  # groups of every group normalisation
@@ -143,6 +145,10 @@ class Model:
     mid_block_scale_factor: float = 1.0  # divides the output of the middle block's residual connections
     resnet_time_scale_shift: str = "default"  # how the timestep enters residual blocks: "default" or "scale_shift"
     center_input_sample: bool = False  # whether inputs are mapped from [0, 1] to [-1, 1] first
+    downsample_type: str = "conv"  # how levels with attention halve the image: "conv" or "resnet" (a residual block)
+    upsample_type: str = "conv"  # how levels with attention double it: "conv" or "resnet"
+    num_attention_heads: int = 0  # heads of every attention layer; 0: as many as attention_head_dim makes
+    timestep_scale: float = 1.0  # what timesteps are multiplied with before they are embedded
     dtype: str = "float32"  # type of the computation; "bfloat16" halves memory on accelerators. Parameters stay float32
     remat: bool = False  # recompute blocks in the backward pass: a third more time, far less memory (for 256x256)
 
@@ -163,7 +169,7 @@ class Model:
         attend = {c for c, kind in zip(channels, self.down_block_types, strict=True) if kind.startswith("Attn")}
         attend |= {c for c, kind in zip(channels[::-1], self.up_block_types, strict=True) if kind.startswith("Attn")}
         attend |= {channels[-1]} if self.add_attention else set()
-        ok = head >= 0 and all(c % (head or c) == 0 for c in attend)
+        ok = head >= 0 and all(c % (head or c) == 0 for c in (() if self.num_attention_heads else attend))
         need = f"0, or a divisor of the channels of every level with attention ({', '.join(map(str, sorted(attend)))})"
         check(ok, "model.attention_head_dim", head, need)
         attention_groups = self.attn_norm_num_groups
@@ -179,6 +185,13 @@ class Model:
         check(self.time_embedding_dim >= 0, "model.time_embedding_dim", self.time_embedding_dim, "at least 0")
         check(self.downsample_padding in (0, 1), "model.downsample_padding", self.downsample_padding, "0 or 1")
         one_of("model.resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift"))
+        one_of("model.downsample_type", self.downsample_type, RESIZES)
+        one_of("model.upsample_type", self.upsample_type, RESIZES)
+        heads = self.num_attention_heads
+        need = f"0, or a divisor of the channels of every level with attention ({', '.join(map(str, sorted(attend)))})"
+        ok = heads >= 0 and all(c % (heads or 1) == 0 for c in attend)
+        check(ok, "model.num_attention_heads", heads, need)
+        check(self.timestep_scale > 0, "model.timestep_scale", self.timestep_scale, "above 0")
         one_of("model.dtype", self.dtype, DTYPES)
 
 
@@ -195,14 +208,16 @@ class Condition:
     path: str = path_field(digest="sha256")
     sha256: str = ""  # SHA-256 of that file; recorded when it is first read, so that a changed file is noticed
     dropout: float = 0.1  # share of training images shown without their label; guidance needs that prediction too
+    null_label: bool = True  # whether the model can be used without a label; recorded for a model trained elsewhere
 
     def __post_init__(self) -> None:
         labels, count = self.labels, self.num_labels
         need = f"empty (an unconditional model) or one of {', '.join(LABELS)}"
-        check(labels in ("", *LABELS), "condition.labels", labels, need)
+        check(labels in ("", *LABELS, OWN), "condition.labels", labels, need)
         ok, need = {
             "": (count == 0, "0 while condition.labels is empty: an unconditional model has no labels"),
             "single": (count == 1, "1 with condition.labels = single, the label that all members share"),
+            OWN: (count >= 1, "the number of labels of the model in target.path"),
         }.get(labels, (count >= 2, f"at least 2 with condition.labels = {labels}"))
         check(ok, "condition.num_labels", count, need)
         if labels == "file":
@@ -291,6 +306,29 @@ class Monitor:
 class Target:
     """An existing checkpoint to audit, in place of a DPM that is trained here."""
 
-    # A local folder in the format of diffusers; its own config replaces the sections `model` and `diffusion`.
+    # A local folder or file; see docs/your_model.md. It replaces the sections `model` and `diffusion`.
     path: str = path_field(digest="sha256")
     sha256: str = ""  # SHA-256 of its weights; recorded when they are first read, so that a changed file is noticed
+    format: str = ""  # "diffusers", "pytorch_ddpm", "adm", "monai" or "torchcfm"; "": by the files' content
+    # What some files do not say, and is then asked for. The noise that the model was trained with: "linear",
+    # "scaled_linear" or "cosine", with the other values of the section `diffusion`.
+    schedule: str = ""
+    num_heads: int = 0  # heads of every attention layer; 0: head_channels says it
+    head_channels: int = 0  # channels of each attention head; 0: num_heads says it
+    norm_groups: int = 0  # groups of every normalisation of a MONAI model; 0: 32, its default
+    qkv_order: str = ""  # of queries, keys and values in one layer: "legacy" ([heads, 3, c]) or "new" ([3, heads, c])
+    timesteps: str = ""  # how the network gets timesteps if these are not 1000: "plain", or "rescaled" to 1000
+    # The label that stands for "no label", such as 10 of 0..10; -1: there is none.
+    null_label: int = -1
+    network: str = ""  # recorded for a network that the section `model` can't describe: its class and options, as JSON
+
+    def __post_init__(self) -> None:
+        one_of("target.format", self.format, ("", *FORMATS))
+        one_of("target.schedule", self.schedule, ("", *SCHEDULES))
+        one_of("target.qkv_order", self.qkv_order, ("", "legacy", "new"))
+        one_of("target.timesteps", self.timesteps, ("", "plain", "rescaled"))
+        for name in ("num_heads", "head_channels", "norm_groups"):
+            check(getattr(self, name) >= 0, f"target.{name}", getattr(self, name), "at least 0")
+        need = f"0 with target.num_heads = {self.num_heads}: one says the other"
+        check(not (self.num_heads and self.head_channels), "target.head_channels", self.head_channels, need)
+        check(self.null_label >= -1, "target.null_label", self.null_label, "at least 0, or -1")

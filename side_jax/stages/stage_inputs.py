@@ -8,7 +8,7 @@ import numpy as np
 
 from side_jax import builders
 from side_jax.attacks.table import Classifier
-from side_jax.builders import build_schedule, build_unet, build_weak_unet, init_fn
+from side_jax.builders import build_network, build_schedule, build_weak_network, init_fn
 from side_jax.data import datasets, readers, split
 from side_jax.data.sides import Side
 from side_jax.devices import placement
@@ -38,7 +38,7 @@ def build_extractor(settings: Settings, workdir: Path) -> Extractor:
     label, batch = settings.label, {"batch_size": settings.sampler.batch_size}
 
     def build_denoiser() -> Extractor:
-        unet, seed = build_unet(settings), stream_seed(settings, "label")
+        unet, seed = build_network(settings), stream_seed(settings, "label")
         params = load_target(settings, workdir).trees["ema"]
         return denoiser.extractor(unet, params, build_schedule(settings), label, seed=seed, **batch)
 
@@ -151,17 +151,17 @@ def load_classifier(settings: Settings, workdir: Path, classifier: Classifier) -
 
 def load_target(settings: Settings, workdir: Path) -> Restored:
     """The target model's averaged parameters, and its checkpoint's meta."""
-    return restore_ema(settings, train_unit(settings, workdir), build_unet(settings))
+    return restore_ema(settings, train_unit(settings, workdir), build_network(settings))
 
 
 def load_twin(settings: Settings, workdir: Path) -> Restored:
     """The twin model's averaged parameters, and its checkpoint's meta."""
-    return restore_ema(settings, twin_unit(settings, workdir), build_unet(settings))
+    return restore_ema(settings, twin_unit(settings, workdir), build_network(settings))
 
 
 def load_weak(settings: Settings, workdir: Path) -> Restored:
     """The weaker model's averaged parameters, and its checkpoint's meta."""
-    module = build_weak_unet(settings)
+    module = build_weak_network(settings)
     if settings.weak.step:
         return restore_ema(settings, train_unit(settings, workdir), module, step=settings.weak.step)
     return restore_ema(settings, weak_unit(settings, workdir), module)

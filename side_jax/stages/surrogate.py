@@ -45,7 +45,7 @@ def run(settings: Settings, workdir: Path) -> None:
             _fit(settings, work, classifier, _examples(settings, workdir, classifier))
     if settings.trains_weak and (weak := stage_table.weak_unit(settings, workdir)).begin():
         images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
-        options = {"unet": builders.build_weak_unet(settings), "fit": settings.weak}
+        options = {"unet": builders.build_weak_network(settings), "fit": settings.weak}
         options["description"] = "train the weaker model"
         weak.finish(**train_dpm.train(settings, weak, images, **options))
     work_units.finish_stage(workdir, "surrogate", works)

@@ -19,7 +19,7 @@ from side_jax.errors import InputError
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Modes, Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table, train_dpm
-from side_jax.targets import checkpoint_files, diffusers_unet
+from side_jax.targets import formats
 from side_jax.training.monitor import Monitor, Sides
 from side_jax.workdir import checkpoint, files
 from side_jax.workdir.curves import Curves
@@ -96,15 +96,23 @@ def _run_target(settings: Settings, workdir: Path) -> None:
 def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
     """Saves the imported model's weights as the checkpoint of step 0."""
     path = settings.target.path
-    _, params, _ = diffusers_unet.from_diffusers(path)
-    weights = [os.path.relpath(file, path) for file in checkpoint_files.weight_files(path)]
+    origin = formats.read_target(path, formats.hints(settings)).origin
+    params, folder = origin.read_params(), path if os.path.isdir(path) else os.path.dirname(path)
+    weights = [os.path.relpath(file, folder) for file in origin.weights]
     meta = checkpoint.settings_meta(settings, unit.fingerprint) | {"spread": spread}
     with checkpoint.Checkpoints(checkpoint.checkpoint_directory(unit.workdir, "train")) as store:
         if store.latest_step() is None:  # otherwise only another output was lost
             params = placement.place(params, placement.training_mesh())
             store.save(0, state={"params": params}, ema=params, meta=meta)
     logger.info("train: imported %s of %s; nothing is trained.", ", ".join(weights), path)
-    return {"steps": 0, "imported": path, "weights": weights, "parameters": builders.size(params)}
+    return {
+        "steps": 0,
+        "imported": path,
+        "format": origin.format,
+        "weights": weights,
+        "notes": list(origin.notes),
+        "parameters": builders.size(params),
+    }
 
 
 def _fit(

@@ -44,7 +44,7 @@ def train(
       meta: more of the checkpoints' meta.
       keep: number of newest checkpoints to keep; None: all.
     """
-    unet, schedule = unet or builders.build_unet(settings), builders.build_schedule(settings)
+    unet, schedule = unet or builders.build_network(settings), builders.build_schedule(settings)
     seed = random_streams.stream_seed(settings, unit.name)
     pixels = images.images if isinstance(images, Dataset) else images
     targets = () if labels is None else (labels,)

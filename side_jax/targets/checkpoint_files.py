@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,28 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_pickled(path: Path) -> dict[str, np.ndarray]:
     """Reads a pickled state dict by PyTorch's restricted loader, which makes tensors and nothing else."""
+    content = load_pickled(path)
+    try:
+        return arrays(content, str(path))
+    except (TypeError, AttributeError):
+        raise _not_tensors(path) from None
+
+
+def load_state(path: Path) -> Any:
+    """Loads what a file holds: a dict of tensors, or what a training program saved around them.
+
+    Raises:
+      InputError: if it can't be read.
+    """
+    return read_safetensors(path) if path.suffix == ".safetensors" else load_pickled(path)
+
+
+def load_pickled(path: Path) -> Any:
+    """Loads what torch.save wrote: tensors, numbers and text in dicts and lists; never runs anything of the file.
+
+    Raises:
+      InputError: if PyTorch is not installed, or the file is damaged or holds more than that.
+    """
     try:
         import torch
     except ImportError:
@@ -158,17 +181,30 @@ def _read_pickled(path: Path) -> dict[str, np.ndarray]:
             f"reads them without that, or convert them once in that folder, {unpickle_command(path.name, WEIGHTS)}."
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
-        whole = {name: value.detach().float().numpy() for name, value in state.items()}
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # the file decides what goes wrong, and the loader's own message says how to run its code
-        raise InputError(
-            f"{path} is not a pickled dict of tensors, or is damaged, and {UNSAFE}; save the U-Net's state dict alone, "
-            "best as safetensors."
-        ) from None
-    for name, kind in kinds.items():
-        refuse_type(str(path), name, kind)
-    return whole
+        raise _not_tensors(path) from None
+
+
+def _not_tensors(path: Path) -> InputError:
+    return InputError(
+        f"{path} is not a pickled dict of tensors, or is damaged, and {UNSAFE}; save the U-Net's state dict alone, "
+        "best as safetensors."
+    )
+
+
+def arrays(state: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+    """Converts tensors, PyTorch's or NumPy's, to float32 arrays.
+
+    Raises:
+      InputError: if one is of another type than weights are; names it.
+    """
+    for name, value in state.items():
+        refuse_type(where, name, str(value.dtype).removeprefix("torch."))
+    return {
+        name: value.astype(np.float32) if isinstance(value, np.ndarray) else value.detach().float().numpy()
+        for name, value in state.items()
+    }
 
 
 def refuse_type(where: str, name: str, kind: str) -> None:

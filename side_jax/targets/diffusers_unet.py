@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
+from side_jax.settings import Diffusion
 from side_jax.targets import parameters
-from side_jax.targets.checkpoint_files import REPLACE, WEIGHTS, read_weights, unet_folder, weight_files
-from side_jax.targets.schedules import read_schedule, scheduler_config
+from side_jax.targets.checkpoint_files import REPLACE, WEIGHTS, read_json, read_weights, unet_folder, weight_files
+from side_jax.targets.schedules import read_schedule, read_schedule_options, scheduler_config
+from side_jax.targets.target import Hints, Origin, Target
 from side_jax.targets.unets import image_size, read_module, smallest_size, unet_config
 from side_jax.workdir import files
 
+FORMAT = "diffusers"
 logger = logging.getLogger(__name__)
 
 
@@ -57,16 +59,35 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
     return module, read_params(folder, module), schedule
 
 
+def read(path: Path, hints: Hints) -> Target:
+    """Reads a checkpoint as a target; see from_diffusers.
+
+    Raises:
+      InputError: as from_diffusers.
+    """
+    folder = unet_folder(path)
+    network, diffusion = read_module(folder), Diffusion(**read_schedule_options(folder))
+    weights = tuple(weight_files(folder))
+    return Target(
+        network=network,
+        diffusion=diffusion,
+        channels=network.out_channels,
+        num_labels=network.num_labels,
+        null_label=network.null_label,
+        size=image_size(folder, network),
+        origin=Origin(format=FORMAT, weights=weights, read_params=lambda: read_params(folder, network)),
+    )
+
+
 def read_params(folder: Path, module: UNet) -> Any:
     """Reads the parameters of a checkpoint's module.
 
     Raises:
       InputError: as from_diffusers.
     """
-    side = smallest_size(module)
-    x = jax.ShapeDtypeStruct((1, side, side, module.out_channels), jnp.float32)
+    whole = module.clone(out_channels=read_json(folder / "config.json").get("out_channels", 3))
     try:
-        shapes = jax.eval_shape(module.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+        shapes = parameters.shapes_of(whole, module.out_channels, smallest_size(module))
     except (ValueError, TypeError, ArithmeticError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
@@ -75,7 +96,10 @@ def read_params(folder: Path, module: UNet) -> Any:
     state: dict[str, np.ndarray] = {}
     for path in weight_files(folder):
         state |= read_weights(path)
-    return parameters.from_state_dict(state, shapes, str(folder))
+    params = parameters.from_state_dict(state, shapes, str(folder))
+    # Without a learned variance, which nothing needs: the second half of the output's channels.
+    params["conv_out"] = {name: leaf[..., : module.out_channels] for name, leaf in params["conv_out"].items()}
+    return params
 
 
 def to_diffusers(
@@ -85,7 +109,8 @@ def to_diffusers(
 
     Args:
       directory: created if needed; existing files of the same names are replaced.
-      module: the U-Net. A conditional one is written with one extra class for "no label", and can't be read back here.
+      module: the U-Net. A conditional one is written with one extra class for "no label", its last, which
+        config.target.null_label names when it is read back.
       params: its parameters.
       schedule: the noise schedule, written as trained_betas in full precision.
       image_size: height and width, or (height, width); the pipelines use it.

@@ -8,6 +8,8 @@ The path down_blocks_0/resnets_1/conv1/kernel becomes down_blocks.0.resnets.1.co
 import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from side_jax.errors import InputError
@@ -33,6 +35,12 @@ def state_dict_name(path: tuple[str, ...]) -> str:
     """Maps a path to a name: ("down_blocks_0", "conv", "kernel") -> "down_blocks.0.conv.weight"."""
     *modules, leaf = (re.sub(rf"^({_LISTED})_(\d+)$", r"\1.\2", part) for part in path)
     return ".".join([*modules, _LEAVES.get(leaf, "weight")])
+
+
+def shapes_of(module: Any, channels: int, side: int) -> Any:
+    """The tree of a network's parameters, of shapes alone; for images of `channels` channels and side x side pixels."""
+    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
 
 
 def to_state_dict(params: Any) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
+from side_jax.settings.target import DOWN_BLOCKS, UP_BLOCKS
 from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, refuse_other_parts, unet_folder
 
 # Options of UNet2DModel that the module has too, with diffusers' defaults.
@@ -27,20 +28,21 @@ _OPTIONS: dict[str, Any] = {
     "mid_block_scale_factor": 1,
     "resnet_time_scale_shift": "default",
     "center_input_sample": False,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
 }
 # Options that must have one of these values, since the module supports no other.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "class_embed_type": (None,),
-    "num_class_embeds": (None,),
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",),
-    "downsample_type": ("conv",),
-    "upsample_type": ("conv",),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
     "act_fn": ("silu", "swish"),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "downsample_padding": (0, 1),
 }
-_BLOCKS = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("UpBlock2D", "AttnUpBlock2D")}
+_BLOCKS = {"down_block_types": DOWN_BLOCKS, "up_block_types": UP_BLOCKS}
 
 
 def read_module(folder: Path) -> UNet:
@@ -76,21 +78,28 @@ def read_module(folder: Path) -> UNet:
                     f"{path} has {kind} among its {name}, which is not supported; give a model with "
                     f"{join_values(allowed)}."
                 )
-    channels = config.get("in_channels", 3), config.get("out_channels", 3)
-    if channels[0] != channels[1]:
+    channels, given = config.get("in_channels", 3), config.get("out_channels", 3)
+    if given not in (channels, 2 * channels):
         raise InputError(
-            f"{path} has in_channels = {channels[0]} and out_channels = {channels[1]}; a learned variance or a "
-            "condition is not supported, give a model whose output is one image."
+            f"{path} has in_channels = {channels} and out_channels = {given}; give a model whose output is one image, "
+            "or one and its variance."
+        )
+    labels = config.get("num_class_embeds")
+    if labels is not None and (type(labels) is not int or labels < 1):
+        raise InputError(
+            f"{path} has num_class_embeds = {json.dumps(labels)}, which is no number of labels; {REPLACE}."
         )
     return UNet(
-        out_channels=channels[1],
+        out_channels=channels,  # of a learned variance, the second half of the output, nothing is needed
+        num_labels=labels or 0,
+        null_label=not labels,
         **{name: tuple(value) if name in tuples else value for name, value in options.items()},
     )
 
 
 def unet_config(module: UNet) -> dict[str, Any]:
     """Returns a module as config.json, without in_channels and sample_size, which a module does not know."""
-    labels = {"num_class_embeds": module.num_labels + 1} if module.num_labels else {}
+    labels = {"num_class_embeds": module.num_labels + module.null_label} if module.num_labels else {}
     return {"out_channels": module.out_channels} | {name: getattr(module, name) for name in _OPTIONS} | labels
 
 

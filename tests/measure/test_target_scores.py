@@ -88,7 +88,7 @@ def test_it_is_the_checkpoints_law_for_each_point_by_its_own_key(witness, sides,
     monkeypatch.setattr(target_scores, "_program", target_scores._program.__wrapped__)  # neither finds nor leaves any
     settings = from_config(saved_config.saved_config(finished))
     x = pixel_range.to_float(sides[0][:34])
-    unet = builders.build_unet(settings)
+    unet = builders.build_network(settings)
     params = stage_inputs.load_target(settings, finished).trees["ema"]
     base = random_streams.stream_key(settings, "divergence/members")
 

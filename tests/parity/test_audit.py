@@ -110,5 +110,5 @@ def test_configs_have_diffusers_number_of_parameters(variant):
     """tests/test_configs.py counts ours."""
     settings = from_config(test_configs.load(variant))
     with torch.device("meta"):
-        theirs = UNet2DModel(in_channels=settings.data.channels, **unet_config(builders.build_unet(settings)))
+        theirs = UNet2DModel(in_channels=settings.data.channels, **unet_config(builders.build_network(settings)))
     assert sum(parameter.numel() for parameter in theirs.parameters()) == test_configs.PARAMETERS[variant]

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 __all__ = ["CONFIGS", "DDIMScheduler", "DDPMPipeline", "DDPMScheduler", "UNet2DModel", "scheduling_ddpm", "torch"]
 __all__ += ["DPMSolverMultistepScheduler"]
-__all__ += ["apply", "inputs", "nchw", "nhwc", "predict", "random_unet", "relative_error", "save"]
+__all__ += ["apply", "inputs", "nchw", "nhwc", "predict", "random_numbers", "random_unet", "relative_error", "save"]
 __all__ += ["EMAModel", "diffusers", "load_file", "save_file"]
 
 # Two threads that wait for each other after every small layer are 15 times slower than one where the CPUs are shared.
@@ -87,11 +87,17 @@ CONFIGS = {
 
 
 def random_unet(config, seed=0):
+    """UNet2DModel with the parameters of random_numbers."""
+    return random_numbers(UNet2DModel(**config).eval(), seed)
+
+
+def random_numbers(net, seed=0):
     """Random numbers in every parameter, of a size that keeps each layer's output near 1, so none hides another."""
-    net = UNet2DModel(**config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
+            if not parameter.requires_grad:  # a table that is computed
+                continue
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.2 * noise)
         for module in net.modules():
@@ -139,8 +145,8 @@ def predict(net, x, t):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def apply(module, params, x, t):
-    return module.apply({"params": params}, x, t)
+def apply(module, params, x, t, labels=None):
+    return module.apply({"params": params}, x, t, labels=labels)
 
 
 def relative_error(ours, theirs):

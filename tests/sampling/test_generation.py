@@ -14,11 +14,11 @@ from side_jax.sampling import generation
 
 
 def make(schedule, loop, traced, interval=(), guided=True):
-    def denoise(params, x, t):
+    def denoise(params, x, t, index):
         traced.append(None)
         return params["dpm"]["a"] * x
 
-    def guide(params, labels, scale):
+    def guide(params, index, labels, scale):
         def log_prob(x, t):
             return jax.nn.log_softmax(x.reshape(len(x), -1)[:, :3] * params["classifier"]["b"])
 

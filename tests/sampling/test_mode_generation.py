@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (40, 2, 2, 1), np.uint8)
 PARAMS = {"dpm": {"a": np.float32(0.7)}}
 
 
-def denoise(params, x, t):
+def denoise(params, x, t, index):
     """Some network, which depends on the timestep."""
     return params["dpm"]["a"] * jnp.tanh(x) + 0.01 * t[:, None, None, None]
 
@@ -35,7 +35,7 @@ def test_it_takes_the_rounds_from_its_start(options, noise):
     if noise:
         x = np.clip(sampler.initial_noise(keys, (2, 2, 1)), -1, 1)
     own = {name: value for name, value in options.items() if name != "random"}
-    denoiser = mode_seeking.from_network(lambda x, t: denoise(PARAMS, x, t), SCHEDULE)
+    denoiser = mode_seeking.from_network(lambda x, t: denoise(PARAMS, x, t, INDEX), SCHEDULE)
     state = mode_seeking.seek(denoiser, LEVELS, x, keys if "random" in options else None, **own)
     images = generator(None if noise else lambda index: IMAGES[index], **options)(PARAMS, BASE, INDEX, LABELS, 5.0)
     difference = np.abs(images.astype(int) - np.asarray(pixel_range.to_uint8(state.x)).astype(int))

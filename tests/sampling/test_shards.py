@@ -27,7 +27,7 @@ COUNT, BATCH = 72, 16  # the last shard is half full
 def generator():
     table = step_table(make_schedule("linear", 1000), 2)
     return generation.Generator(
-        denoise=lambda params, x, t: params * x, table=table, shape=(2, 2, 1), batch_size=BATCH, loop="scan"
+        denoise=lambda params, x, t, index: params * x, table=table, shape=(2, 2, 1), batch_size=BATCH, loop="scan"
     )
 
 

@@ -66,12 +66,12 @@ def test_images_are_drawn_by_both_networks(earlier):
     )
     index, labels = np.arange(own.sampler.batch_size), np.full(own.sampler.batch_size, -1, np.int32)
     params["weak"] = stage_inputs.load_weak(own, workdir).trees["ema"]
-    unet = builders.build_unet(own)
+    unet = builders.build_network(own)
     sampler = own.guided_sampler
     with jax.numpy_dtype_promotion("standard"):
         plain = builders.build_generator(own, sampler=sampler)(params, base, index, labels, 0.0)
         moved = builders.Generator(
-            denoise=lambda p, x, t: (
+            denoise=lambda p, x, t, index: (
                 3 * unet.apply({"params": p["dpm"]}, x, t) - 2 * unet.apply({"params": p["weak"]}, x, t)
             ),
             table=builders.build_step_table(own, sampler),

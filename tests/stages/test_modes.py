@@ -137,7 +137,7 @@ def test_images_are_the_rounds_from_those_of_the_start(finished):
     assert run.start == "unconditional"
     np.testing.assert_array_equal(start["index"], found["index"])
     assert (found["label"] == -1).all()
-    params, unet = {"params": stage_inputs.load_target(own, workdir).trees["ema"]}, builders.build_unet(own)
+    params, unet = {"params": stage_inputs.load_target(own, workdir).trees["ema"]}, builders.build_network(own)
     denoiser = mode_seeking.from_network(lambda x, t: unet.apply(params, x, t), builders.build_schedule(own))
     members = pixel_range.to_float(stage_inputs.load_split(own, workdir)[0].images)
     levels = mode_seeking.noise_levels(run.noise * mode_seeking.spread(members), run.rounds)

@@ -121,7 +121,7 @@ def test_the_rank_is_that_of_the_mean_of_the_four(ranked):
 def test_evidence_is_of_the_image_of_its_row(ranked):
     """The norm of the predicted noise and the classifier's certainty, computed afresh."""
     settings = from_config(saved_config(ranked))
-    unet = builders.build_unet(settings)
+    unet = builders.build_network(settings)
     dpm = stage_inputs.load_target(settings, ranked).trees["ema"]
     classifier, guide = stage_inputs.load_classifier(settings, ranked, ATTACKS["side"].classifier)
     x, t = to_float(drawn(ranked, "side_10")["images"]), np.zeros(64, np.int32)
@@ -203,7 +203,7 @@ def test_the_flag(ranked, tmp_path, monkeypatch, capsys, said):
 
 def test_a_foreign_model_whose_folder_and_data_are_gone(finished, tmp_path, monkeypatch):
     settings = from_config(saved_config(finished))
-    unet = builders.build_unet(settings)
+    unet = builders.build_network(settings)
     dpm = stage_inputs.load_target(settings, finished).trees["ema"]
     theirs, workdir = tmp_path / "theirs", tmp_path / "run"
     to_diffusers(theirs / "model", unet, dpm, builders.build_schedule(settings), image_size=8)

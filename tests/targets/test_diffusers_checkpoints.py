@@ -85,7 +85,9 @@ def test_a_conditional_model_is_written_with_its_labels(tmp_path):
     state, params = load_file(tmp_path / "unet" / WEIGHTS), random_params(module)
     np.testing.assert_array_equal(state["class_embedding.weight"], params["class_embedding"]["embedding"])
     jax.tree.map(np.testing.assert_array_equal, parameters.from_state_dict(state, params, "here"), params)
-    refused(tmp_path / "unet", "num_class_embeds = 3", "class-conditional models are not read")
+    read = from_diffusers(tmp_path)
+    assert (read[0].num_labels, read[0].null_label) == (3, False)  # which of them is none, a setting says
+    jax.tree.map(np.testing.assert_array_equal, read[1], params)
 
 
 def test_what_is_read_predicts(checkpoint):
@@ -437,17 +439,19 @@ def test_a_missing_scheduler_config_is_refused(checkpoint):
     ("values", "words"),
     [
         ({"_class_name": "UNet2DConditionModel"}, ("UNet2DConditionModel", "unconditional UNet2DModel")),
-        ({"num_class_embeds": 10}, ("num_class_embeds = 10", "class-conditional models are not read")),
+        ({"num_class_embeds": 10}, ("lack 1 tensors", "class_embedding.weight")),
+        ({"num_class_embeds": "ten"}, ('num_class_embeds = "ten"', "no number of labels")),
         ({"class_embed_type": "timestep"}, ('class_embed_type = "timestep"', "class-conditional")),
         ({"time_embedding_type": "fourier"}, ('time_embedding_type = "fourier"', '"positional"')),
         ({"mid_block_type": None}, ("mid_block_type = null", "not supported", '"UNetMidBlock2D"')),
-        ({"downsample_type": "resnet"}, ('downsample_type = "resnet"', '"conv"')),
+        ({"downsample_type": "bilinear"}, ('downsample_type = "bilinear"', '"conv", "resnet"')),
         ({"act_fn": "gelu"}, ('act_fn = "gelu"', '"silu"')),
         ({"resnet_time_scale_shift": "spatial"}, ('"spatial"', '"default", "scale_shift"')),
         ({"downsample_padding": 2}, ("downsample_padding = 2", "0, 1")),
         ({"down_block_types": ["SkipDownBlock2D"]}, ("SkipDownBlock2D", '"AttnDownBlock2D"')),
-        ({"up_block_types": ["ResnetUpsampleBlock2D"]}, ("ResnetUpsampleBlock2D", '"AttnUpBlock2D"')),
-        ({"out_channels": 2}, ("in_channels = 1 and out_channels = 2", "give a model whose output is one image")),
+        ({"up_block_types": ["SimpleCrossAttnUpBlock2D"]}, ("SimpleCrossAttnUpBlock2D", '"AttnUpBlock2D"')),
+        ({"out_channels": 3}, ("in_channels = 1 and out_channels = 3", "give a model whose output is one image")),
+        ({"out_channels": 2}, ("the weights in", "conv_out", "shape (1,")),
         ({"block_out_channels": [4, 8]}, ("lists of one length", "block_out_channels", "replace it")),
         ({"block_out_channels": 4}, ("lists of one length", "block_out_channels", "replace it")),
         ({"norm_num_groups": 3}, ("describes no network that can be built", "replace it")),

@@ -230,7 +230,7 @@ def small_dpm(network):
     config.model.update(norm_num_groups=4, layers_per_block=1)
     config.train.update(batch_size=32, log_every=20, learning_rate=1e-4)
     settings = from_config(config)
-    unet = network() if network else builders.build_unet(settings)
+    unet = network() if network else builders.build_network(settings)
     loss = build_loss(settings, unet, builders.build_schedule(settings))
     return settings, loss, jax.device_get(builders.init_fn(unet, settings, 0)())
 

@@ -1,0 +1,100 @@
+"""Finds out the format of a checkpoint by its content, and reads it: one entry a format.
+
+A folder is a diffusers checkpoint or a MONAI bundle; a file is a state dict or what a training program saved.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from side_jax import settings
+from side_jax.config import from_config
+from side_jax.errors import InputError
+from side_jax.settings import Settings
+from side_jax.targets import adm, checkpoint_files, diffusers_unet, monai_unet, pytorch_ddpm, torchcfm
+from side_jax.targets.target import Hints, Target
+
+# Formats of a single file: (whether a content is of it, the target of a path and its content).
+_FILES: dict[str, tuple[Callable[[Any], bool], Callable[[Path, Any, Hints], Target]]] = {
+    module.FORMAT: (module.matches, module.read) for module in (pytorch_ddpm, adm, monai_unet, torchcfm)
+}
+_BUNDLE = Path("models") / "model.pt"  # in the folder of a MONAI bundle
+
+
+def read_target(path: str | Path, hints: Hints) -> Target:
+    """Reads a model: its network, its noise and, when asked, its weights.
+
+    Args:
+      path: a folder or a file.
+      hints: what files may not say.
+
+    Raises:
+      InputError: if it can't be read, is of no known format, or does not say what a setting must; in one sentence.
+    """
+    target = _read(Path(os.path.expanduser(path)), hints)
+    label = hints.target.null_label
+    return target if label < 0 else with_null_label(target, label, str(path))
+
+
+def _read(path: Path, hints: Hints) -> Target:
+    name = hints.target.format
+    if path.is_dir() and (path / _BUNDLE).is_file() and name in ("", monai_unet.FORMAT):
+        path = path / _BUNDLE
+    if name == diffusers_unet.FORMAT or (path.is_dir() and not name):
+        return diffusers_unet.read(path, hints)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, but config.target.format = {name} is of a file; name the file in it.")
+    if not path.is_file():
+        raise InputError(f"{path} is neither a folder nor a file; name a local checkpoint (download it first).")
+    content = checkpoint_files.load_state(path)
+    if not name:
+        name = next((known for known, (matches, _) in _FILES.items() if matches(content)), "")
+    elif not _FILES[name][0](content):
+        raise InputError(f"{path} is not of the format {name}, which config.target.format names; {_known()}.")
+    if not name:
+        raise InputError(f"{path} holds no model of a known format; {_known()}.")
+    return _FILES[name][1](path, content, hints)
+
+
+def hints(config: Any) -> Hints:
+    """What files may not say, from Settings or a ConfigDict."""
+    if isinstance(config, Settings):
+        return Hints(target=config.target, diffusion=config.diffusion)
+    sections = {"target": settings.Target, "diffusion": settings.Diffusion}
+    return Hints(**{name: from_config(config[name], cls) for name, cls in sections.items()})
+
+
+def with_null_label(target: Target, label: int, where: str) -> Target:
+    """The same model with one of its labels as the one of images without a label, the network's last.
+
+    Raises:
+      InputError: if the model has no such label.
+    """
+    if label >= target.num_labels or target.num_labels == 1:
+        raise InputError(
+            f"config.target.null_label is {label}, but {where} has {target.num_labels} labels"
+            + (f", 0 to {target.num_labels - 1}; name one of these." if target.num_labels else "; set it to -1.")
+        )
+
+    def read_params() -> Any:
+        params = target.origin.read_params()
+        table = params["class_embedding"]["embedding"]
+        table = np.concatenate([np.delete(table, label, axis=0), table[label : label + 1]])
+        return params | {"class_embedding": {"embedding": table}}
+
+    rest = target.num_labels - 1
+    return dataclasses.replace(
+        target,
+        network=target.network.clone(num_labels=rest, null_label=True),
+        num_labels=rest,
+        null_label=True,
+        origin=dataclasses.replace(target.origin, read_params=read_params),
+    )
+
+
+def _known() -> str:
+    return f"give a diffusers folder, or a file of {', '.join(_FILES)}, as docs/your_model.md describes them"

@@ -1,0 +1,146 @@
+"""What is audited: a network, its noise schedule, and what its file says about both.
+
+Every model is a network that predicts at the timesteps t = 0..T-1 of a variance-preserving schedule (schedule.py), so
+that one sampler, one likelihood and one mode seeking serve all. Models of other noise become such a network:
+
+    discrete    the network gets (x_t, t) itself, with x_t = a_t x_0 + s_t e,  s_t = sqrt(1 - a_t^2)    (1)
+    EDM         D(y; sigma) predicts x_0 from y = x_0 + sigma e (Karras et al. 2022). Timestep t has the noise
+                sigma_t of a grid, a_t = (1 + sigma_t^2)^(-1/2), and x_0 = D(x_t / a_t; sigma_t)        (2)
+    flow        v(z, u) predicts the velocity at z = (1 - u) x_0 + u e (Lipman et al. 2023; u = 1 is noise), so that
+                x_0 = z - u v(z, u). Timestep t has u_t of a grid, sigma_t = u_t / (1 - u_t), and
+                z = x_t (1 - u_t) / a_t                                                                 (3)
+
+Between two timesteps t is a real number, linear in log sigma, as mode seeking and the likelihood need it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from side_jax import settings
+from side_jax.diffusion.schedule import Schedule
+from side_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """A model, trained here or read from a file.
+
+    Attributes:
+      network: a Flax module; apply({"params": params}, x, t, labels=labels) is its prediction for x, float32
+        [b, h, w, c], at t, int32 or float32 [b], of the schedule's prediction type, with the shape of x.
+      diffusion: the settings of its noise schedule.
+      channels: of its images.
+      num_labels: number of labels; 0: an unconditional model.
+      null_label: whether it can be used without a label.
+      size: (height, width) of its images; None: the file does not say.
+      origin: where it was read from; None: it is trained here.
+    """
+
+    network: Any
+    diffusion: settings.Diffusion
+    channels: int
+    num_labels: int = 0
+    null_label: bool = True
+    size: tuple[int, int] | None = None
+    origin: "Origin | None" = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its noise schedule."""
+        return self.diffusion.make()
+
+    def denoise(self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        """The network's prediction; labels int32 [b], -1 for none; None: no image has one."""
+        if not self.num_labels:
+            return self.network.apply({"params": params}, x, t)
+        return self.network.apply({"params": params}, x, t, labels=labels)
+
+    def default_labels(self, index: jax.Array | None) -> jax.Array | None:
+        """The labels of images where nothing asks for others: none, or those in turn if the model always needs one.
+
+        So plain samples of a model that always needs a label are a mixture of all its labels in equal shares.
+
+        Args:
+          index: int [b], the images' global indices; None will do for a model without labels, or with one for none.
+        """
+        if not self.num_labels or self.null_label:
+            return None
+        if index is None:
+            raise ValueError("a model that always needs a label needs the indices of the images")
+        return (index % self.num_labels).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Origin:
+    """The files of a model.
+
+    Attributes:
+      format: name of their format.
+      weights: the files that hold the weights; their digest identifies the model.
+      read_params: reads the parameters of the network.
+      notes: what the files do not say and was taken from the settings or the format, each a clause for the log.
+    """
+
+    format: str
+    weights: tuple[Path, ...]
+    read_params: Callable[[], Any] = dataclasses.field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a file may not say: the settings of the section target, and those of its noise."""
+
+    target: settings.Target
+    diffusion: settings.Diffusion
+
+    def noise(self, where: Path, *, per_thousand: bool = False) -> tuple[settings.Diffusion, tuple[str, ...]]:
+        """(the noise that target.schedule names, a note), of a file that does not say its own.
+
+        Args:
+          where: the file.
+          per_thousand: whether linear betas are given for 1000 timesteps, and are larger the fewer there are, as
+            openai's programs have it.
+
+        Raises:
+          InputError: if no schedule is named.
+        """
+        name, given = self.target.schedule, self.diffusion
+        if not name:
+            raise InputError(
+                f"{where} does not say the noise that it was trained with; set config.target.schedule to linear, "
+                "scaled_linear or cosine, and num_timesteps, beta_start, beta_end and prediction_type of "
+                f"config.diffusion where they are not {given.num_timesteps}, {given.beta_start:g}, {given.beta_end:g} "
+                f"and {given.prediction_type}."
+            )
+        noise = dataclasses.replace(given, schedule=name, trained_betas=())
+        if per_thousand and name == "linear" and given.num_timesteps != 1000:
+            betas = noise.make().betas * (1000 / given.num_timesteps)
+            noise = dataclasses.replace(noise, trained_betas=tuple(betas.tolist()))
+        return noise, (f"its noise is taken as {name} with {given.num_timesteps} timesteps, as config.target says",)
+
+
+def heads_of(channels: int, where: str, hints: Hints) -> int:
+    """The number of heads of attention over so many channels, of a file that does not say it.
+
+    Raises:
+      InputError: if no setting says it, or the channels can't be cut into so many.
+    """
+    heads, width = hints.target.num_heads, hints.target.head_channels
+    if not (heads or width):
+        raise InputError(
+            f"{where} does not say how many heads its attention has; set config.target.num_heads or "
+            "config.target.head_channels to what it was trained with."
+        )
+    if channels % (heads or width):
+        name, value = ("num_heads", heads) if heads else ("head_channels", width)
+        raise InputError(
+            f"config.target.{name} is {value}, but {where} has attention over {channels} channels, which can't be cut "
+            "so; set it to what the model was trained with."
+        )
+    return heads or channels // width

@@ -1,0 +1,174 @@
+"""Checkpoints of other training programs against these programs' networks, on random weights, and their samples."""
+
+import numpy as np
+import pytest
+
+from parity.programs import AdmUNet, DdpmUNet
+from parity.theirs import (
+    apply,
+    nchw,
+    nhwc,
+    random_numbers,
+    relative_error,
+    torch,
+)
+from side_jax.settings import Diffusion
+from side_jax.settings import Target as Section
+from side_jax.targets.formats import read_target
+from side_jax.targets.target import Hints
+
+monai = pytest.importorskip("monai.networks.nets")
+
+
+def hints(diffusion=None, **options):
+    return Hints(target=Section(**options), diffusion=Diffusion(**(diffusion or {})))
+
+
+class Case:
+    """A program's network of random weights, and what its checkpoint is read as."""
+
+    def __init__(self, net, path, saved, options, channels=3, labels=0, size=16):
+        self.net, self.labels = random_numbers(net).eval(), labels
+        saved = saved(self.net.state_dict())
+        torch.save(saved, path)
+        self.target = read_target(path, options)
+        self.params = self.target.origin.read_params()
+        self.shape = (size, size, channels)
+
+    def theirs(self, x, t, labels=None):
+        with torch.no_grad():
+            given = () if labels is None else (torch.from_numpy(labels).long(),)
+            return nhwc(self.net(nchw(x), torch.from_numpy(np.asarray(t)), *given))[..., : self.shape[-1]]
+
+    def ours(self, x, t, labels=None):
+        return apply(self.target.network, self.params, x, t, labels)
+
+
+class Monai(torch.nn.Module):
+    """MONAI's network, called as the others are."""
+
+    def __init__(self, **options):
+        super().__init__()
+        common = {"spatial_dims": 2, "num_res_blocks": 1, "channels": (32, 64), "attention_levels": (False, True)}
+        self.net = monai.DiffusionModelUNet(**(common | options))
+
+    def forward(self, x, t, labels=None):
+        return self.net(x, t, class_labels=labels)
+
+
+def ema(state):
+    return {"net_model": {}, "ema_model": state, "step": 7, "x_T": torch.zeros(4, 3, 16, 16)}
+
+
+def inner(state):
+    return {name.removeprefix("net."): value for name, value in state.items()}
+
+
+def generative_models(state):
+    """As the older package GenerativeModels named its attention."""
+    names = {name: name.replace(".attn.to_", ".to_").replace(".attn.out_proj.", ".proj_attn.") for name in inner(state)}
+    return {names[name]: value for name, value in inner(state).items()}
+
+
+class Flow(torch.nn.Module):
+    """A velocity as a prediction of x_0 at the timesteps that it is read with; time 1 is data."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = AdmUNet(heads=-32, order="new")
+
+    def forward(self, x, t):
+        sigma = torch.exp(torch.lerp(*(torch.tensor(v).log() for v in (0.002, 500.0)), t / 999))[:, None, None, None]
+        z = x * torch.sqrt(1 + sigma**2) / (1 + sigma)
+        return z + sigma / (1 + sigma) * self.net(z, 1 / (1 + sigma[:, 0, 0, 0]))
+
+
+LINEAR = {"schedule": "linear"}
+CASES = {
+    "pytorch_ddpm": lambda path: Case(DdpmUNet(), path, ema, hints()),
+    "pytorch_ddpm, deeper": lambda path: Case(
+        DdpmUNet(multiples=(1, 2, 2), attend=(0, 2), blocks=2), path, ema, hints()
+    ),
+    "adm": lambda path: Case(AdmUNet(), path, dict, hints(**LINEAR, num_heads=2, qkv_order="legacy")),
+    "adm, new order and a head's channels": lambda path: Case(
+        AdmUNet(multiples=(1, 2, 3), attend=(1, 2), blocks=2, heads=-16, order="new", shift=True, out_channels=6),
+        path,
+        dict,
+        hints(schedule="cosine", head_channels=16, qkv_order="new"),
+    ),
+    "adm, residual resizing, labels and rescaled timesteps": lambda path: Case(
+        AdmUNet(attend=(), residual_resize=True, shift=True, labels=5, scale=0.25, out_channels=6),
+        path,
+        dict,
+        hints({"num_timesteps": 4000}, **LINEAR, num_heads=2, qkv_order="legacy", timesteps="rescaled"),
+        labels=5,
+    ),
+    "monai": lambda path: Case(
+        Monai(in_channels=1, out_channels=1, num_head_channels=16),
+        path,
+        inner,
+        hints(**LINEAR, head_channels=16),
+        channels=1,
+    ),
+    "monai, residual resizing, labels and groups": lambda path: Case(
+        Monai(
+            in_channels=3,
+            out_channels=3,
+            channels=(8, 24, 24),
+            attention_levels=(False, True, True),
+            num_res_blocks=2,
+            num_head_channels=(0, 8, 8),
+            norm_num_groups=4,
+            resblock_updown=True,
+            num_class_embeds=4,
+        ),
+        path,
+        inner,
+        hints(schedule="scaled_linear", head_channels=8, norm_groups=4),
+        labels=4,
+    ),
+    "monai, one layer for the three and none at the end": lambda path: Case(
+        Monai(in_channels=1, out_channels=2, num_head_channels=8, include_fc=False, use_combined_linear=True),
+        path,
+        inner,
+        hints(**LINEAR, head_channels=8),
+        channels=1,
+    ),
+    "monai, of GenerativeModels": lambda path: Case(
+        Monai(in_channels=1, out_channels=1, num_head_channels=32),
+        path,
+        generative_models,
+        hints(**LINEAR, num_heads=2),
+        channels=1,
+    ),
+    "torchcfm": lambda path: Case(
+        Flow(), path, lambda state: {"ema_model": inner(state)}, hints(head_channels=32, qkv_order="new")
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """name -> a case, made when first asked for."""
+    made = {}
+
+    def case(name):
+        if name not in made:
+            made[name] = CASES[name](tmp_path_factory.mktemp("format") / "model.pt")
+        return made[name]
+
+    return case
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predictions_agree(cases, name):
+    case = cases(name)
+    x = np.random.default_rng(0).standard_normal((3, *case.shape)).astype(np.float32)
+    t = np.asarray([0, 417, 999], np.int32)
+    labels = np.asarray([0, case.labels - 1, 1], np.int32) if case.labels else None
+    theirs = case.theirs(x, t, labels)
+    assert 0.1 < theirs.std() < 10
+    assert relative_error(case.theirs(x, t[::-1].copy(), labels), theirs) > 1e-2  # every timestep matters
+    if case.labels:
+        assert relative_error(case.theirs(x, t, labels[::-1].copy()), theirs) > 1e-2
+    assert relative_error(case.ours(x, t, labels), theirs) < 2e-5
