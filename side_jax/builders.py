@@ -27,7 +27,7 @@ from side_jax.targets.target import Target
 
 def image_shape(settings: Settings) -> tuple[int, int, int]:
     """(height, width, channels) of the images."""
-    return settings.data.image_size, settings.data.image_size, settings.data.channels
+    return settings.data.shape
 
 
 def build_schedule(settings: Settings) -> Schedule:

@@ -106,7 +106,7 @@ def _load(data: Data) -> Dataset:
     source, rows, start = _listed(data)
     used_labels, labels = np.unique(np.asarray(source.labels)[rows], return_inverse=True)
     names = tuple(source.names[row] for row in rows)
-    shape, facts = (data.image_size, data.image_size, data.channels), {}
+    shape, facts = data.shape, {}
 
     def read(row: int) -> np.ndarray:
         image, changed = convert(source.read(row), shape, rules(data))

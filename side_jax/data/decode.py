@@ -32,7 +32,7 @@ class Rules:
 
     Attributes:
       orientation: "apply": a picture is turned as its EXIF data says; "ignore": its pixels are taken as stored.
-      fit: to a square, "crop": the centre; "squash": the whole picture, without its aspect ratio.
+      fit: to another aspect ratio, "crop": the centre; "squash": the whole picture, without its aspect ratio.
       bit_range: the 16-bit grey value that becomes white, 255..65535; 0: 65535.
     """
 
@@ -51,13 +51,14 @@ class Picture:
     """A decoded picture.
 
     Attributes:
-      image: its pixels, turned if that was asked for.
+      image: its pixels, turned if that was asked for. Of an array with other than 1 or 3 channels, one grey picture
+        for each.
       rotated: whether its EXIF data says that it must be turned.
       animated: whether it has further frames, which are not read.
       deep_colour: whether its colours had 16 bits, of which PIL keeps the upper 8.
     """
 
-    image: Image.Image
+    image: Image.Image | tuple[Image.Image, ...]
     rotated: bool = False
     animated: bool = False
     deep_colour: bool = False
@@ -166,13 +167,20 @@ def convert(picture: Picture, shape: tuple[int, int, int], rules: Rules) -> tupl
 
     Args:
       picture: of any mode but floating point.
-      shape: (h, w, c), with c = 1 (grey) or 3 (colour).
+      shape: (h, w, c), with c = 1 (grey), 3 (colour), or as many as the picture's array has.
       rules: how.
 
     Raises:
-      ValueError: if the grey values are floating-point numbers, or outside 0..65535 or rules.bit_range.
+      ValueError: if the grey values are floating-point numbers, or outside 0..65535 or rules.bit_range, or the channels
+        are not c.
     """
     height, width, channels = shape
+    bands = picture.image if isinstance(picture.image, tuple) else None
+    if channels not in (1, 3) or bands:
+        if channels != len(bands or (None,)):
+            raise ValueError(f"it has {len(bands) if bands else '1 or 3'} channels, not {channels}")
+        grey, facts = zip(*(convert(Picture(image=band), (height, width, 1), rules) for band in bands), strict=True)
+        return np.concatenate(grey, axis=-1), facts[0]
     image, largest = _eight_bits(picture, rules)
     image = image.convert("L" if channels == 1 else "RGB")
     scale = min(image.width / width, image.height / height)

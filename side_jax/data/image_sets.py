@@ -12,7 +12,7 @@ import numpy as np
 
 from side_jax.data import duplicates, reading
 from side_jax.data.decode import Facts, Rules, convert
-from side_jax.data.listed import ImageSource, Listing, describe, find, location
+from side_jax.data.listed import ImageSource, Listing, common_channels, describe, find, location
 from side_jax.data.printable import short
 from side_jax.data.sources import check_path
 from side_jax.data.split import store_hashes
@@ -125,7 +125,8 @@ def read_sets(
     paths = dict(zip(FLAGS, (samples, members, heldout), strict=True))
     _check_apart(paths)
     listings = [find(path, flag, max_corrupt, rules) for flag, path in paths.items()]
-    shape = (*common_size(listings, size), 3 if any(listing.colour for listing in listings) else 1)
+    channels = common_channels((listing.channels for listing in listings), "the three sets")
+    shape = (*common_size(listings, size), channels)
     (generated, _), (seen, seen_signatures), (unseen, unseen_signatures) = (
         read_set(listing, shape) for listing in listings
     )
@@ -222,7 +223,7 @@ def read_set(listing: Listing, shape: tuple[int, int, int]) -> tuple[ImageSet, n
         names=listing.names,
         hashes=tuple(hashes),
         damaged=listing.damaged,
-        colour=listing.colour,
+        colour=listing.channels > 1,
         reading=reading.summary(
             facts.values(), listing.passed_over, listing.rules, describe(listing.flag, listing.path)
         ),

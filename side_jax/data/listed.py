@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ class Listing:
       names: n printable strings: a file's path in its folder, a position in an array, or an index in shards.
       read: position in 0..n-1 -> decoded picture; may raise anything, and is safe to call from several threads.
       sizes: int32 [n, 2], height and width.
-      colour: whether any picture's mode or palette has colours, used or not.
+      channels: 1, or 3 if any picture's mode or palette has colours, used or not, or as many as the arrays have.
       array: all images, uint8 [n, h, w, c], if the file is an array; else None.
       damaged: names of unreadable images, which are not among the n.
       passed_over: number of files that are not read, by their kind.
@@ -45,7 +45,7 @@ class Listing:
     names: tuple[str, ...]
     read: Callable[[int], Picture]
     sizes: np.ndarray
-    colour: bool
+    channels: int
     array: np.ndarray | None = None
     damaged: tuple[str, ...] = ()
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -68,7 +68,7 @@ def find(path: ImageSource, flag: str, max_corrupt: int = 0, rules: Rules | None
     """Lists the images of a path and checks each one, on several threads.
 
     Args:
-      path: as of sources.open_source, or an array: uint8 [n, h, w] or [n, h, w, 1 or 3].
+      path: as of sources.open_source, or an array: uint8 [n, h, w] or [n, h, w, c].
       flag: the option that named the path.
       max_corrupt: number of pictures that may be damaged; they are logged and left out.
       rules: by which pictures will be converted.
@@ -87,25 +87,27 @@ def find(path: ImageSource, flag: str, max_corrupt: int = 0, rules: Rules | None
 def _listing(source: Source, path: str, flag: str, max_corrupt: int, rules: Rules) -> Listing:
     where = sources.describe(flag, path)
     names = [printable(name) for name in source.names]
-    sizes, colour, damaged = np.zeros((len(names), 2), np.int32), np.zeros(len(names), bool), {}
+    sizes, channels, damaged = np.zeros((len(names), 2), np.int32), np.ones(len(names), np.int32), {}
 
     def check_rows(_: np.ndarray, rows: np.ndarray) -> None:
         for row in rows.tolist():
             try:
                 picture = source.read(row)
-                size = picture.image.height, picture.image.width
-                convert(picture, (*size, 1), rules)  # a few kinds of pictures can't be converted
+                several = isinstance(picture.image, tuple)
+                first = picture.image[0] if several else picture.image
+                own = len(picture.image) if several else 3 if _coloured(first) else 1
+                convert(picture, (first.height, first.width, own), rules)  # a few kinds can't be converted
             except InputError:
                 raise  # a damaged array, of which no picture can be left out
             except Exception as error:  # damaged files make decoders raise nearly anything
                 damaged[row] = f"{short(source.names[row])} ({reason(error)})"
             else:
-                sizes[row], colour[row] = size, _coloured(picture.image)
+                sizes[row], channels[row] = (first.height, first.width), own
 
     if source.array is None:
         scan(np.arange(len(names)), check_rows)
     else:
-        sizes[:], colour[:] = source.array.shape[1:3], source.array.shape[3] == 3
+        sizes[:], channels[:] = source.array.shape[1:3], source.array.shape[3]
     reasons = [damaged[row] for row in sorted(damaged)]
     if len(damaged) > max_corrupt or len(damaged) == len(names):
         listed = ", ".join(reasons[:10]) + (", ..." if len(reasons) > 10 else "")
@@ -129,12 +131,26 @@ def _listing(source: Source, path: str, flag: str, max_corrupt: int, rules: Rule
         names=tuple(names[row] for row in rows),
         read=read,
         sizes=sizes[rows],
-        colour=bool(colour.any()),
+        channels=common_channels(channels, where),
         array=source.array,
         damaged=tuple(names[row] for row in sorted(damaged)),
         passed_over=source.passed_over,
         rules=rules,
     )
+
+
+def common_channels(channels: Iterable[int], where: str) -> int:
+    """The number of channels of images that have these: grey ones become coloured, others must be alike.
+
+    Raises:
+      InputError: if they can't be made alike.
+    """
+    found = sorted({int(number) for number in channels})
+    if len(found) > 1 and found != [1, 3]:
+        raise InputError(
+            f"the images of {where} have {' and '.join(map(str, found))} channels; save all with the same number."
+        )
+    return found[-1]
 
 
 def _coloured(picture: Image.Image) -> bool:

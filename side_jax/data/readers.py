@@ -19,10 +19,9 @@ def digits(data: Data) -> Source:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels; its 17 grey levels are spread over 0..255."""
     from sklearn.datasets import load_digits
 
-    shape = (data.image_size, data.image_size, data.channels)
-    if shape != (8, 8, 1):
+    if data.shape != (8, 8, 1):
         raise InputError(
-            f"config.data asks for images of {shape} (height, width, channels), but digits gives (8, 8, 1); set "
+            f"config.data asks for images of {data.shape} (height, width, channels), but digits gives (8, 8, 1); set "
             "data.image_size and data.channels to that."
         )
     loaded = load_digits()

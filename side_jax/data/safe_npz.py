@@ -15,6 +15,7 @@ from side_jax.data.printable import reason, short
 from side_jax.errors import InputError
 
 LIMIT = 2**34  # bytes of one array, 16 GiB
+MOST_CHANNELS = 16  # of an image; a last axis that is longer is no axis of channels
 RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # largest number of bytes per packed byte
 NPY, ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")  # first bytes of the files; the last is an empty ZIP
 
@@ -83,7 +84,7 @@ def read_images(path: Path, where: str, name: str | None) -> np.ndarray:
 
 
 def check_images(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
-    """Raises InputError unless an array is uint8 [n, h, w] or [n, h, w, 1 or 3], all of them at least 1.
+    """Raises InputError unless an array is uint8 [n, h, w] or [n, h, w, c], all of them at least 1, c at most 16.
 
     Args:
       shape: of the array.
@@ -95,11 +96,12 @@ def check_images(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
             f"{what} is of type {dtype.name}, but it must be uint8 (0..255); scale its values to that range, round "
             "them and save them as uint8."
         )
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
-        first = len(shape) == 4 and shape[1] in (1, 3)
+    first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3)
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] > MOST_CHANNELS) or first or 0 in shape:
         hint = "; np.transpose(images, (0, 2, 3, 1)) puts channels last" if first else ""
         raise InputError(
-            f"{what} has the shape {short(str(shape))}, but it must be [n, h, w] or [n, h, w, 1 or 3]{hint}."
+            f"{what} has the shape {short(str(shape))}, but it must be [n, h, w] or [n, h, w, c] with at most "
+            f"{MOST_CHANNELS} channels c{hint}."
         )
     if len(shape) == 3 and shape[2] == 3:
         raise InputError(

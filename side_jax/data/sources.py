@@ -93,7 +93,7 @@ def open_source(path: str, flag: str, orientation: str = "apply") -> Source:
     A folder holds either picture files at any depth, in the order of their relative paths, where the first-level
     subfolder is the label (a class or an identity) and pictures directly in the folder share one; or NPZ and NPY files
     in the order of their paths; or the shards of a run. A ZIP holds pictures likewise. The array of an NPZ is `images`
-    or else `arr_0`, uint8 [n, h, w] or [n, h, w, 1 or 3]; `labels` or `arr_1` are optional integers [n]. Every page of
+    or else `arr_0`, uint8 [n, h, w] or [n, h, w, c]; `labels` or `arr_1` are optional integers [n]. Every page of
     a TIFF is a picture. Links to folders are followed, each folder once. Hidden files are passed over.
 
     Args:
@@ -121,8 +121,10 @@ def in_memory(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
 
 
 def _picture(image: np.ndarray) -> Picture:
-    array = image.squeeze(-1) if image.shape[2] == 1 else np.ascontiguousarray(image)
-    return Picture(image=Image.fromarray(array))
+    if image.shape[2] == 3:
+        return Picture(image=Image.fromarray(np.ascontiguousarray(image)))
+    bands = tuple(Image.fromarray(band) for band in np.moveaxis(image, -1, 0))
+    return Picture(image=bands if len(bands) > 1 else bands[0])
 
 
 def _suffix(name: str) -> str:

@@ -26,7 +26,8 @@ def prepare(images: jax.Array, label: Label, channels: int = 3) -> jax.Array:
     """Returns an encoder's input.
 
     Args:
-      images: uint8 [b, h, w, c]; grey images are repeated if the encoder takes three channels.
+      images: uint8 [b, h, w, c]. They are squashed to a square. Grey is repeated if the encoder takes three channels;
+        other numbers of channels than the encoder's are averaged to grey first.
       label: encoder_size, encoder_mean and encoder_std.
       channels: of the encoder; if 1, only the first mean and standard deviation are used.
 
@@ -35,11 +36,14 @@ def prepare(images: jax.Array, label: Label, channels: int = 3) -> jax.Array:
     """
     scales = (label.encoder_mean, label.encoder_std)
     mean, std = (np.asarray(values[:channels], np.float32).reshape(1, 1, 1, channels) for values in scales)
-    x = (resize(images, label.encoder_size) / 255.0 - mean) / std
+    x = resize(images, label.encoder_size)
+    if x.shape[-1] != channels:
+        x = x.mean(axis=-1, keepdims=True)
+    x = (x / 255.0 - mean) / std
     return jnp.broadcast_to(x, (*x.shape[:3], channels))
 
 
 def description(label: Label) -> dict[str, Any]:
     """Returns the preprocessing, for an extractor's identity."""
     mean, std = list(label.encoder_mean), list(label.encoder_std)
-    return {"resize": "PIL bilinear", "size": label.encoder_size, "mean": mean, "std": std}
+    return {"resize": "PIL bilinear, to a square", "size": label.encoder_size, "mean": mean, "std": std}

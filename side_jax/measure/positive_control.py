@@ -54,6 +54,8 @@ DISTORTIONS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], tuple[fl
 
 
 def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    if images.shape[-1] not in (1, 3):  # a picture has no other number of channels
+        return np.concatenate([_each(band, change) for band in np.split(images, images.shape[-1], axis=-1)], axis=-1)
     grey = images.shape[-1] == 1
     changed = [np.asarray(change(Image.fromarray(image.squeeze(-1) if grey else image))) for image in images]
     return np.stack(changed).reshape(images.shape)

@@ -14,7 +14,7 @@ from side_jax.data import config_files, datasets, split
 from side_jax.errors import InputError
 from side_jax.features import onnx, sscd
 from side_jax.models.unet import UNet
-from side_jax.settings import Model, Settings
+from side_jax.settings import Data, Model, Settings
 from side_jax.settings.target import OWN
 from side_jax.targets import formats, networks
 from side_jax.targets.target import Origin, Target
@@ -86,20 +86,19 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 
 def _check_images(data: ml_collections.ConfigDict, folder: Path, target: Target) -> None:
     """Raises InputError if config.data does not have the model's images."""
-    size, channels = target.size, target.channels
-    height, width = size or (data.image_size, data.image_size)
-    model = f"the model in {folder} generates images of {height}x{width} pixels and {channels} channels"
-    if height != width:
-        raise InputError(f"{model}, but only square ones are supported here; give a model of such images.")
-    if channels not in (1, 3):
-        raise InputError(f"{model}, but only grey (1) and colour (3) are supported here; give a model of such images.")
-    if (height, channels) != (data.image_size, data.channels):
+    own = from_config(data, Data).shape
+    height, width, channels = shape = *(target.size or own[:2]), target.channels
+    if shape != own:
+        across = f", config.data.image_width = {width}" if height != width or data.image_width else ""
         raise InputError(
-            f"{model}; set config.data.image_size = {height} and config.data.channels = {channels} (now "
-            f"{data.image_size} and {data.channels})."
+            f"the model in {folder} generates images of {height}x{width} pixels and {channels} channels; set "
+            f"config.data.image_size = {height}{across} and config.data.channels = {channels} (now {own[0]}x{own[1]} "
+            f"and {own[2]})."
         )
-    if size is None:
-        logger.warning("%s does not say the size of its images; config.data.image_size, %d, is taken.", folder, height)
+    if target.size is None:
+        logger.warning(
+            "%s does not say the size of its images; that of config.data, %dx%d, is taken.", folder, *own[:2]
+        )
 
 
 def weights_digest(origin: Origin) -> str:

@@ -7,8 +7,16 @@ import numpy as np
 from PIL import Image
 
 
+def visible(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [..., c] as people can see them: grey or RGB as they are, others by the mean of their channels."""
+    if images.shape[-1] in (1, 3):
+        return images
+    return np.round(images.mean(axis=-1, keepdims=True)).astype(np.uint8)
+
+
 def grid(images: np.ndarray, columns: int, side: int = 48, gap: int = 2) -> Image.Image:
     """Tiles uint8 images [n, h, w, c] row by row; each is enlarged by whole factors to about `side` pixels."""
+    images = visible(images)
     n, h, w, c = images.shape
     factor = max(1, round(side / max(h, w)))
     tiles = images.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -90,6 +90,7 @@ def _pictures(
     for images, member, other in zip(generated, *near, strict=True):
         tiles = np.stack([*images, members.images[member], heldout.images[other]])
         tiles = np.concatenate([tiles, pictures.difference(tiles[-3:-2], tiles[-2:-1])])
+        tiles = contact_sheet.visible(tiles)
         yield pictures.strip(tiles, private=private), "" if private else members.names[member]
 
 
@@ -145,5 +146,5 @@ def sheet(row: Row, columns: Columns, members: Side, heldout: Side, fetch: Fetch
         ]
         groups = np.stack([*generated, *near], axis=1)
     strips = np.stack([np.asarray(contact_sheet.grid(group, columns=width)) for group in groups])
-    strips = strips.reshape((*strips.shape[:3], shape[-1]))
+    strips = strips.reshape((*strips.shape[:3], -1))
     return contact_sheet.png(contact_sheet.grid(strips, 4, side=1, gap=10))

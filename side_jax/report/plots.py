@@ -14,6 +14,7 @@ from matplotlib import ticker
 
 from side_jax.attacks.table import ATTACKS, PLAIN
 from side_jax.measure.records import Control, NoiseLevel, Rarefaction, Row
+from side_jax.report.contact_sheet import visible
 
 _COLOURS = {name: attack.colour for name, attack in ATTACKS.items()}
 _BY_SCALE = {name: attack.colour for name, attack in ATTACKS.items() if attack.guided or name == PLAIN.name}
@@ -135,7 +136,7 @@ def clusters(images: np.ndarray, features: np.ndarray, result: dict[str, Any], *
     for axis, k in zip(axes[:, 0], shown, strict=True):
         members = np.flatnonzero(result["cluster"] == k)
         nearest = members[np.argsort(-(features[members] @ result["centroids"][k]), kind="stable")]
-        for i, image in enumerate(images[nearest[:columns]]):
+        for i, image in enumerate(visible(images[nearest[:columns]])):
             image = image.squeeze(-1) if image.shape[-1] == 1 else image
             axis.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(i, i + 0.95, 0, 0.95 * ratio))
         axis.set(xlim=(0, columns), ylim=(0, ratio), aspect="equal")
@@ -159,7 +160,7 @@ def modes(images: np.ndarray, counts: Sequence[int], matched: Sequence[bool]) ->
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.2 / (down + 0.2), hspace=0.35, wspace=0.12)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, count, hit in zip(axes.flat, images, counts, matched, strict=False):
+    for axis, image, count, hit in zip(axes.flat, visible(images), counts, matched, strict=False):
         image = image.squeeze(-1) if image.shape[-1] == 1 else image
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
         axis.set_title(f"{count:,}", fontsize=8, pad=2)

@@ -79,12 +79,10 @@ class Settings:
         check(ok, "data.heldout_from", self.data.heldout_from, need)
         self._check_condition()
         data, halvings = self.data, len(self.model.block_out_channels) - 1
-        check(
-            data.image_size % 2**halvings == 0,
-            "data.image_size",
-            data.image_size,
-            f"divisible by {2**halvings}, since the U-Net of {halvings + 1} levels halves it {halvings} times",
-        )
+        sides = {"data.image_size": data.shape[0], "data.image_width": data.shape[1]}
+        need = f"divisible by {2**halvings}, since the U-Net of {halvings + 1} levels halves it {halvings} times"
+        for name, side in sides.items():
+            check(side % 2**halvings == 0 or bool(self.target.network), name, side, need)
         n_syn = self.synthesize.num_images
         need = f"at most synthesize.num_images ({n_syn}): every cluster needs an image"
         check(self.label.num_clusters <= n_syn, "label.num_clusters", self.label.num_clusters, need)
@@ -228,8 +226,9 @@ class Settings:
                 check(value <= most, key, value, f"at most {most}, given {sides}")
         for metric in e.make_metrics():
             key = f"evaluate.{metric.name}_{metric.side_setting}"
-            need = f"a divisor of data.image_size ({data.image_size})"
-            check(data.image_size % metric.side_divisor == 0, key, metric.side_divisor, need)
+            height, width, _ = data.shape
+            need = f"a divisor of the images' height and width ({height} and {width})"
+            check(height % metric.side_divisor == width % metric.side_divisor == 0, key, metric.side_divisor, need)
         steps = self.diffusion.num_timesteps
         need = f"below diffusion.num_timesteps ({steps})"
         check(e.membership_timestep < steps, "evaluate.membership_timestep", e.membership_timestep, need)

@@ -31,9 +31,10 @@ class Data:
     # since only its owner knows which images it saw.
     heldout_from: str = path_field()
     image_size: int = 8  # height and width in pixels, after an area resize; digits have 8
-    channels: int = 1  # 1 (grey) or 3 (colour)
-    # A picture that is not square: "crop" (its centre square) or "squash" (all of it, without its aspect ratio); use
-    # what the model's trainer used.
+    image_width: int = 0  # width in pixels where it is not the height; 0: image_size
+    channels: int = 1  # 1 (grey), 3 (colour), or as many as the arrays of an NPZ or NPY have
+    # A picture of another aspect ratio: "crop" (its centre) or "squash" (all of it, without its aspect ratio); use what
+    # the model's trainer used.
     fit: str = "crop"
     # A picture whose EXIF data says that it must be turned: "apply" (turned) or "ignore" (pixels as stored); trainers
     # differ.
@@ -66,7 +67,8 @@ class Data:
             "empty for data.name = digits or faces, which have a single part",
         )
         check(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
-        check(self.channels in (1, 3), "data.channels", self.channels, "1 (grey) or 3 (colour)")
+        check(self.image_width == 0 or self.image_width >= 4, "data.image_width", self.image_width, "0, or at least 4")
+        check(self.channels >= 1, "data.channels", self.channels, "1 (grey), 3 (colour) or another number of channels")
         one_of("data.fit", self.fit, ("crop", "squash"))
         one_of("data.orientation", self.orientation, ("apply", "ignore"))
         ok = self.bit_range == 0 or 255 <= self.bit_range <= 65535
@@ -81,6 +83,11 @@ class Data:
         check(self.max_corrupt >= 0, "data.max_corrupt", self.max_corrupt, "at least 0")
         one_of("data.storage", self.storage, ("auto", "memory", "stream"))
         check(self.memory_limit_mb >= 1, "data.memory_limit_mb", self.memory_limit_mb, "at least 1")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images."""
+        return self.image_size, self.image_width or self.image_size, self.channels
 
     @property
     def counts(self) -> tuple[int, int]:

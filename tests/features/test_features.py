@@ -363,7 +363,7 @@ def test_sscd_runs_from_a_file_once_and_from_the_workdir_then(sscd_path, tmp_pat
     assert extractor.identity == {
         "name": "sscd",
         "weights_sha256": settings.label.weights_sha256,
-        "resize": "PIL bilinear",
+        "resize": "PIL bilinear, to a square",
         "size": 40,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],

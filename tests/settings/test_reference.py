@@ -21,7 +21,7 @@ def test_every_setting_has_a_meaning(section):
 
 def test_a_comment_stands_on_the_line_or_above_it():
     found = reference.meanings(Data)
-    assert found["channels"] == "1 (grey) or 3 (colour)"
+    assert found["image_width"].startswith("width in pixels where it is not the height")
     assert found["num_heldout"].startswith("Number of images that the model never sees")
     assert found["num_heldout"].endswith("all of them calibrate thresholds.")
     assert found["split_by"].startswith('"image", or "identity"')
@@ -41,7 +41,7 @@ def test_the_meaning_of_a_made_field_is_in_its_metadata():
     both = dataclasses.make_dataclass("Both", [("more", int, field())], bases=(base, Data), frozen=True, kw_only=True)
     found = reference.meanings(both)
     assert (found["extra"], found["more"]) == ("one more", "one more")
-    assert found["channels"] == "1 (grey) or 3 (colour)"
+    assert found["image_width"].startswith("width in pixels where it is not the height")
 
 
 def test_the_page():
@@ -53,7 +53,9 @@ def test_the_page():
     assert len(rows) == count
     for row in rows:
         assert row.replace("\\|", "").count("|") == 5, row
-    assert "| `data.channels` | int | `1` | 1 (grey) or 3 (colour) |" in page
+    assert (
+        "| `data.channels` | int | `1` | 1 (grey), 3 (colour), or as many as the arrays of an NPZ or NPY have |" in page
+    )
     assert "| `data.path` | path | `''` | " in page
     assert "| `extract.guidance_scales` | tuple of float | `(1.0, 3.0, 10.0, 30.0)` | " in page
     assert "\n## Settings of side_jax.theory\n" in page

@@ -27,8 +27,8 @@ _QUALITIES = (95, 90, 80, 65, 45)  # of lossy WebP, the best that fits is taken
 
 def _checked(images: np.ndarray, name: str) -> np.ndarray:
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(f"{name} must be uint8 [n, h, w, 1 or 3] and not empty, got {images.dtype} {images.shape}")
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"{name} must be uint8 [n, h, w, c] and not empty, got {images.dtype} {images.shape}")
     return images
 
 
