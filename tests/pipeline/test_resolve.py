@@ -62,7 +62,7 @@ def test_what_the_settings_must_be_is_said_and_works(model):
 def test_without_its_size_the_settings_decide(model, caplog, size):
     change(model / CONFIG, sample_size=None)
     resolve(model, image_size=size, channels=1)
-    assert f"does not say the size of its images; {size}x{size}, that of config.data, is taken" in caplog.text
+    assert f"does not say the size of its images; that of config.data, {size}x{size}, is taken" in caplog.text
     refused("data.image_size is 9", "divisible by 2", model=model, image_size=9, channels=1)
     refused("config.data.channels = 1", model=model, image_size=size, channels=3)
 
