@@ -13,6 +13,7 @@ from side_jax.diffusion import guidance, mode_seeking, steps
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.memorization.metrics import Metric
+from side_jax.models.callback import Callback
 from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
@@ -21,7 +22,8 @@ from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
 from side_jax.settings import Diffusion, Evaluate, Sampler, Settings
 from side_jax.settings.checks import check
-from side_jax.targets import networks
+from side_jax.settings.target import OBJECT
+from side_jax.targets import networks, objects
 from side_jax.targets.target import Target
 
 
@@ -43,6 +45,8 @@ def _schedule(diffusion: Diffusion) -> Schedule:
 def build_network(settings: Settings, *, labels: bool = True) -> Any:
     """The network of the target DPM, or without its labels; settings of 0 become None where diffusers has null."""
     if settings.target.network:
+        if settings.target.format == OBJECT:
+            objects.require(settings.target.sha256)
         computed = {"dtype": jnp.dtype(settings.model.dtype), "remat": settings.model.remat}
         return networks.build(settings.target.network, **computed)
     options = dataclasses.asdict(settings.model)
@@ -70,6 +74,8 @@ def build_target(settings: Settings) -> Target:
 
 def build_weak_network(settings: Settings) -> UNet:
     """The network of the weaker model: the target's own at an earlier step, or one that learned no labels."""
+    if settings.target.format == OBJECT:  # which can't be trained, in contrast to the section `model`
+        settings = dataclasses.replace(settings, target=type(settings.target)())
     return build_network(settings, labels=bool(settings.weak.step))
 
 
@@ -108,6 +114,12 @@ def _initializer(module: Any, shape: tuple[int, int, int]) -> Callable[[np.uint3
 def parameter_count(settings: Settings, module: Any = None) -> int:
     """The number of parameters of a network, by default the U-Net; computes shapes only."""
     return size(jax.eval_shape(init_fn(module or build_network(settings), settings, 0)))
+
+
+def count(settings: Settings, params: Any) -> int:
+    """The number of parameters of the target; 0 for a Python object that does not say."""
+    network = build_network(settings)
+    return network.num_parameters if isinstance(network, Callback) else size(params)
 
 
 def size(params: Any) -> int:

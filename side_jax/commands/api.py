@@ -1,6 +1,7 @@
 """Audits from Python: what the commands do, with a result object. `import side_jax` offers all of it."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,15 @@ from side_jax.data.listed import ImageSource
 from side_jax.measure import records
 from side_jax.pipeline import audit as pipeline
 from side_jax.pipeline import saved_config
-from side_jax.pipeline.resolve import resolve
+from side_jax.pipeline.resolve import resolve, with_target
 from side_jax.report import findings
 from side_jax.report.verdict import verdict as verdict_of
 from side_jax.settings import Settings
 from side_jax.stages import stage_table
+from side_jax.targets.target import Target
 from side_jax.workdir import files
+
+logger = logging.getLogger(__name__)
 
 Config = str | Path | ml_collections.ConfigDict | Settings
 
@@ -49,7 +53,9 @@ class AuditResult:
     members: Path
 
 
-def audit(config: Config | None, workdir: str | Path, stages: Sequence[str] | None = None) -> AuditResult:
+def audit(
+    config: Config | None, workdir: str | Path, stages: Sequence[str] | None = None, *, target: Target | None = None
+) -> AuditResult:
     """Audits a model, as the command `side-jax` does: trains or reads it, attacks it, and measures what comes out.
 
     A second call with the same arguments continues where the first one stopped; if everything is done, it only reads
@@ -60,6 +66,8 @@ def audit(config: Config | None, workdir: str | Path, stages: Sequence[str] | No
         load_config returns, or Settings; None: the config saved in the workdir.
       workdir: folder for everything that the run writes; created if needed.
       stages: the stages to run; None: all stages of an audit.
+      target: a model that is a Python object, see side_jax.targets.from_torch and from_function, in place of one that
+        the config names or trains. What needs its derivatives, such as the likelihood, is left out or refused.
 
     Raises:
       InputError: if anything can't work, in a sentence that names the value and the fix. All checks come before the
@@ -76,7 +84,8 @@ def audit(config: Config | None, workdir: str | Path, stages: Sequence[str] | No
       ['distance_ratio', 'normalized_l2', 'rmse']
     """
     folder = files.as_path(workdir)
-    settings = resolve(_config(config, folder), folder)
+    given = _config(config, folder)
+    settings = resolve(given if target is None else _with_object(given, target), folder)
     pipeline.run(settings, folder, stages)
     evaluated = stage_table.evaluation_unit(settings, folder).done()
     results = records.read(folder / "evaluate" / "results.json") if evaluated else None
@@ -148,6 +157,17 @@ def _config(config: Config | None, workdir: Path) -> ml_collections.ConfigDict:
     if isinstance(config, Settings):
         return to_config(config)
     return load_config(config) if isinstance(config, (str, Path)) else config
+
+
+def _with_object(config: ml_collections.ConfigDict, target: Target) -> ml_collections.ConfigDict:
+    """The config of a run that audits a Python object."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.target.path = f"{target.origin.format}:{target.origin.name}"
+        (config.data.image_size, config.data.image_width), config.data.channels = target.size, target.channels
+        config.evaluate.divergence = False  # needs derivatives
+    logger.info("The memorisation divergence is not computed: a Python object has values and no derivatives.")
+    return with_target(config, target, target.origin.digest)
 
 
 def _shown(value: Any) -> str:

@@ -70,7 +70,7 @@ class TargetScores:
         return Target(
             step=self._step,
             ema_sha256=self.digest,
-            parameters=builders.size(self._params),
+            parameters=builders.count(self._settings, self._params),
             denoising_loss_members=self.mean_loss(members),
             denoising_loss_heldout=self.mean_loss(heldout),
         )

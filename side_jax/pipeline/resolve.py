@@ -69,6 +69,11 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     if not given.sha256:
         for note in target.origin.notes:
             logger.warning("%s: %s.", path, note)
+    return with_target(config, target, digest)
+
+
+def with_target(config: ml_collections.ConfigDict, target: Target, digest: str) -> ml_collections.ConfigDict:
+    """The config of a run that audits a model from elsewhere; `digest` is that of its weights."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.target.sha256, config.target.format = digest, target.origin.format

@@ -17,7 +17,7 @@ from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
 from side_jax.settings.extraction import Extract, Modes, Sampler, Weak
-from side_jax.settings.target import OWN, Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
+from side_jax.settings.target import OBJECT, OWN, Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 
 __all__ = [
     "ClassifierFit",
@@ -153,6 +153,15 @@ class Settings:
         members, _ = data.counts
         need = f"at most data.num_members ({members}): every label needs a member"
         check(own or count <= members, "condition.num_labels", count, need)
+        needs_derivatives = [attack for attack in attacks if ATTACKS[attack].at_x0]
+        need = f"without {', '.join(needs_derivatives)}: a Python object has values, not the derivatives that it needs"
+        value_only = self.target.format == OBJECT
+        check(not (value_only and needs_derivatives), "extract.attacks", attacks, need)
+        need = "False: a Python object has values, not the derivatives that the likelihood needs"
+        check(not (value_only and self.evaluate.divergence), "evaluate.divergence", True, need)
+        need = "another kind while target.path is no U-Net whose blocks have names"
+        ok = not (self.target.network and self.label.features == "denoiser")
+        check(ok, "label.features", self.label.features, need)
         need = "without conditional_model: the model in target.path always needs a label, so plain sampling has labels"
         guided = any(ATTACKS[attack].own_labels for attack in attacks)
         check(self.condition.null_label or not guided, "extract.attacks", attacks, need)

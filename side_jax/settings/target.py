@@ -13,7 +13,8 @@ UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 RESIZES = ("conv", "resnet")
 DTYPES = ("float32", "bfloat16")
 OWN = "target"  # recorded for a model that was trained elsewhere with labels
-FORMATS = ("diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm")
+OBJECT = "object"  # recorded for a model that is a Python object, which has values alone and no derivatives
+FORMATS = ("diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm", OBJECT)
 LABELS = ("true", "random", "single", "file")
 UNCOUNTED = 2**40
 

@@ -18,8 +18,9 @@ from side_jax.diffusion import pixel_range
 from side_jax.errors import InputError
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Modes, Settings, random_streams
+from side_jax.settings.target import OBJECT
 from side_jax.stages import stage_inputs, stage_table, train_dpm
-from side_jax.targets import formats
+from side_jax.targets import formats, objects
 from side_jax.training.monitor import Monitor, Sides
 from side_jax.workdir import checkpoint, files
 from side_jax.workdir.curves import Curves
@@ -96,9 +97,13 @@ def _run_target(settings: Settings, workdir: Path) -> None:
 def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
     """Saves the imported model's weights as the checkpoint of step 0."""
     path = settings.target.path
-    origin = formats.read_target(path, formats.hints(settings)).origin
-    params, folder = origin.read_params(), path if os.path.isdir(path) else os.path.dirname(path)
-    weights = [os.path.relpath(file, folder) for file in origin.weights]
+    if settings.target.format == OBJECT:
+        params, weights, notes = objects.parameters_of(settings.target.sha256), ["a Python object"], ()
+    else:
+        origin = formats.read_target(path, formats.hints(settings)).origin
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        params, notes = origin.read_params(), origin.notes
+        weights = [os.path.relpath(file, folder) for file in origin.weights]
     meta = checkpoint.settings_meta(settings, unit.fingerprint) | {"spread": spread}
     with checkpoint.Checkpoints(checkpoint.checkpoint_directory(unit.workdir, "train")) as store:
         if store.latest_step() is None:  # otherwise only another output was lost
@@ -108,10 +113,10 @@ def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
     return {
         "steps": 0,
         "imported": path,
-        "format": origin.format,
+        "checkpoint_format": settings.target.format,
         "weights": weights,
-        "notes": list(origin.notes),
-        "parameters": builders.size(params),
+        "notes": list(notes),
+        "parameters": builders.count(settings, params),
     }
 
 

@@ -15,7 +15,7 @@ from side_jax import settings
 from side_jax.config import from_config
 from side_jax.errors import InputError
 from side_jax.settings import Settings
-from side_jax.targets import adm, checkpoint_files, diffusers_unet, monai_unet, pytorch_ddpm, torchcfm
+from side_jax.targets import adm, checkpoint_files, diffusers_unet, monai_unet, objects, pytorch_ddpm, torchcfm
 from side_jax.targets.target import Hints, Target
 
 # Formats of a single file: (whether a content is of it, the target of a path and its content).
@@ -42,6 +42,8 @@ def read_target(path: str | Path, hints: Hints) -> Target:
 
 def _read(path: Path, hints: Hints) -> Target:
     name = hints.target.format
+    if name == objects.FORMAT:
+        raise InputError(f"{path} is no file, but a Python object; pass it to side_jax.audit as target=.")
     if path.is_dir() and (path / _BUNDLE).is_file() and name in ("", monai_unet.FORMAT):
         path = path / _BUNDLE
     if name == diffusers_unet.FORMAT or (path.is_dir() and not name):

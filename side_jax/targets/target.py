@@ -82,6 +82,8 @@ class Origin:
     Attributes:
       format: name of their format.
       weights: the files that hold the weights; their digest identifies the model.
+      name: of a Python object, which has no files.
+      digest: SHA-256 of a Python object.
       read_params: reads the parameters of the network.
       notes: what the files do not say and was taken from the settings or the format, each a clause for the log.
     """
@@ -90,6 +92,8 @@ class Origin:
     weights: tuple[Path, ...]
     read_params: Callable[[], Any] = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()
+    name: str = ""
+    digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
