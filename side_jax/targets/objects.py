@@ -86,7 +86,7 @@ def from_torch(
 
     def fn(x: np.ndarray, t: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         times = torch.from_numpy(t.astype(np.int64 if t.dtype == np.int32 else np.float32))
-        given = [torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))), times]
+        given = [torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), times]
         if labels is not None:
             given.append(torch.from_numpy(np.where(labels < 0, num_labels, labels).astype(np.int64)))
         with torch.no_grad():

@@ -2,14 +2,19 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import runs
 import test_configs
 from sklearn.datasets import load_digits
 
+import side_jax
 from side_jax import builders
 from side_jax.config import from_config
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.targets import from_torch
+from side_jax.targets.diffusers_unet import from_diffusers
 from side_jax.targets.unets import unet_config
 
 from .theirs import DDPMPipeline, DDPMScheduler, UNet2DModel, torch
@@ -112,3 +117,23 @@ def test_configs_have_diffusers_number_of_parameters(variant):
     with torch.device("meta"):
         theirs = UNet2DModel(in_channels=settings.data.channels, **unet_config(builders.build_network(settings)))
     assert sum(parameter.numel() for parameter in theirs.parameters()) == test_configs.PARAMETERS[variant]
+
+
+def test_the_module_itself_gives_the_results_of_its_checkpoint(foreign, tmp_path):
+    """By calls of PyTorch, without conversion; images differ by the rounding of a level, if at all."""
+    attacks = {"extract__attacks": "('unconditional','modes')", "evaluate__divergence": False}
+    assert runs.run(arguments(foreign, tmp_path / "converted", **attacks)) == 0
+    net = UNet2DModel.from_pretrained(foreign[0], subfolder="unet", use_safetensors=True)
+    target = from_torch(net, from_diffusers(foreign[0])[2], (8, 8, 1))
+    with jax.numpy_dtype_promotion("standard"):
+        side_jax.audit(saved_config(tmp_path / "converted"), tmp_path / "called", target=target)
+    found = [
+        json.loads((tmp_path / name / "evaluate" / "results.json").read_text()) for name in ("converted", "called")
+    ]
+    assert found[1]["target"]["parameters"] == found[0]["target"]["parameters"]
+    for ours, theirs in zip(*(one["rows"] for one in found), strict=True):
+        assert ours["attack"] == theirs["attack"]
+        assert abs(ours["ams"] - theirs["ams"]) <= 1 / 128
+        assert abs(ours["unique"] - theirs["unique"]) <= 1
+    loss = [one["target"]["denoising_loss_members"] for one in found]
+    assert loss[1] == pytest.approx(loss[0], rel=1e-4)

@@ -1,23 +1,27 @@
 """Checkpoints of other training programs against these programs' networks, on random weights, and their samples."""
 
+import itertools
+import warnings
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from parity.programs import AdmUNet, DdpmUNet
-from parity.theirs import (
-    apply,
-    nchw,
-    nhwc,
-    random_numbers,
-    relative_error,
-    torch,
-)
+from parity.theirs import apply, nchw, nhwc, random_numbers, relative_error, torch
+from side_jax.diffusion.sampler import initial_noise, sample, sample_keys
+from side_jax.diffusion.steps import step_table
+from side_jax.errors import InputError
 from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
 from side_jax.targets.formats import read_target
 from side_jax.targets.target import Hints
 
-monai = pytest.importorskip("monai.networks.nets")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecation warnings of its dependencies, by version
+    monai = pytest.importorskip("monai.networks.nets")
+    from monai.networks import schedulers as monai_schedulers
 
 
 def hints(diffusion=None, **options):
@@ -27,8 +31,11 @@ def hints(diffusion=None, **options):
 class Case:
     """A program's network of random weights, and what its checkpoint is read as."""
 
-    def __init__(self, net, path, saved, options, channels=3, labels=0, size=16):
+    def __init__(self, net, path, saved, options, channels=3, labels=0, size=16, calm=None):
         self.net, self.labels = random_numbers(net).eval(), labels
+        if calm:  # a layer whose output is small, so that samples of random weights don't amplify every rounding
+            with torch.no_grad():
+                calm(self.net).weight.mul_(0.1)
         saved = saved(self.net.state_dict())
         torch.save(saved, path)
         self.target = read_target(path, options)
@@ -172,3 +179,92 @@ def test_predictions_agree(cases, name):
     if case.labels:
         assert relative_error(case.theirs(x, t, labels[::-1].copy()), theirs) > 1e-2
     assert relative_error(case.ours(x, t, labels), theirs) < 2e-5
+
+
+KEYS = sample_keys(jax.random.key(3), jnp.arange(4, dtype=jnp.uint32))
+
+
+def drawn(case, steps=20, **options):
+    """Our samples of 20 steps, and the noise that they start from."""
+    table = step_table(case.target.schedule, steps, **options)
+    images = jax.jit(
+        lambda params: sample(lambda x, t: case.target.network.apply({"params": params}, x, t), table, KEYS, case.shape)
+    )(case.params)
+    return np.asarray(images), np.array(initial_noise(KEYS, case.shape)), table
+
+
+def test_monai_samples_agree(tmp_path):
+    """By MONAI's DDIM, which keeps the network's noise where it clips the image."""
+    net, told = Monai(in_channels=1, out_channels=1, num_head_channels=16), hints(**LINEAR, head_channels=16)
+    case = Case(net, tmp_path / "model.pt", inner, told, channels=1, calm=lambda net: net.net.out[2].conv)
+    ours, x, _ = drawn(case, spacing="leading", recompute=False)
+    scheduler = monai_schedulers.DDIMScheduler(1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02)
+    scheduler.set_timesteps(20)
+    for t in scheduler.timesteps:
+        prediction = case.theirs(x, np.full(len(x), int(t)))
+        x = nhwc(scheduler.step(nchw(prediction), int(t), nchw(x))[0])
+    assert relative_error(ours, x) < 1e-3
+
+
+def test_adm_samples_agree(cases):
+    """By its DDIM (Song et al. 2021, eq. 12), which computes the noise anew from the clipped image."""
+    case = cases("adm")
+    ours, x, _ = drawn(case, spacing="leading")
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    for t in range(950, -1, -50):
+        now, then = alpha_bar[t], alpha_bar[t - 50] if t else 1.0
+        epsilon = case.theirs(x.astype(np.float32), np.full(len(x), t))
+        clean = np.clip((x - (1 - now) ** 0.5 * epsilon) / now**0.5, -1, 1)
+        epsilon = (x - now**0.5 * clean) / (1 - now) ** 0.5
+        x = then**0.5 * clean + (1 - then) ** 0.5 * epsilon
+    assert relative_error(ours, x) < 1e-3
+
+
+def test_pytorch_ddpm_samples_agree(tmp_path):
+    """By its ancestral sampler with the large variance, over all 20 timesteps of a model, on the same noise."""
+    case = Case(DdpmUNet(timesteps=20), tmp_path / "ckpt.pt", ema, hints())
+    ours, x, _ = drawn(case, eta=1.0, variance="large")
+    betas = np.linspace(1e-4, 0.02, 20)
+    alpha_bar = np.cumprod(1 - betas)
+    for number, t in enumerate(range(19, -1, -1)):
+        now, before = alpha_bar[t], alpha_bar[t - 1] if t else 1.0
+        epsilon = case.theirs(x.astype(np.float32), np.full(len(x), t))
+        clean = np.clip((x - (1 - now) ** 0.5 * epsilon) / now**0.5, -1, 1)
+        x = (before**0.5 * betas[t] * clean + (1 - betas[t]) ** 0.5 * (1 - before) * x) / (1 - now)
+        if t:
+            folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(KEYS, jnp.uint32(number + 1))
+            noise = jax.vmap(lambda key: jax.random.normal(key, case.shape, jnp.float32))(folded)
+            x = x + betas[t] ** 0.5 * np.asarray(noise)
+    assert relative_error(ours, x) < 1e-3
+
+
+def test_torchcfm_samples_agree(cases):
+    """By Euler's steps of the velocity, at the times of our grid; DDIM takes the same steps."""
+    case = cases("torchcfm")
+    ours, x, table = drawn(case, spacing="log_snr", clip=False)
+    sigma = np.asarray(table.steps.sigma / table.steps.signal, np.float64)
+    times = 1 / (1 + np.append(sigma, 0))
+    z = x * times[0] * np.sqrt(1 + sigma[0] ** 2)
+    for now, then in itertools.pairwise(times):
+        with torch.no_grad():
+            velocity = nhwc(case.net.net(nchw(z.astype(np.float32)), torch.full((len(z),), now, dtype=torch.float32)))
+        z = z + (then - now) * velocity
+    assert relative_error(ours, z) < 1e-3
+
+
+def test_a_label_can_stand_for_none(tmp_path):
+    case = CASES["adm, residual resizing, labels and rescaled timesteps"](tmp_path / "model.pt")
+    options = {"num_heads": 2, "qkv_order": "legacy", "timesteps": "rescaled"}
+    told = hints({"num_timesteps": 4000}, **LINEAR, **options, null_label=2)
+    target = read_target(tmp_path / "model.pt", told)
+    assert (target.num_labels, target.null_label) == (4, True)
+    params, x = target.origin.read_params(), np.ones((3, 16, 16, 3), np.float32)
+    t = np.asarray([10, 20, 30], np.int32)
+    theirs = case.theirs(x, t, np.asarray([2, 3, 0]))
+    for labels in (np.asarray([-1, 2, 0], np.int32), np.asarray([4, 2, 0], np.int32)):
+        assert relative_error(apply(target.network, params, x, t, labels), theirs) < 2e-5
+    without = target.denoise(params, x, t)
+    assert relative_error(without, case.theirs(x, t, np.full(3, 2))) < 2e-5
+    told = hints({"num_timesteps": 4000}, **LINEAR, **options, null_label=5)
+    with pytest.raises(InputError, match=r"null_label is 5, but .* has 5 labels, 0 to 4"):
+        read_target(tmp_path / "model.pt", told)
