@@ -1,5 +1,6 @@
 """Checkpoints of other training programs against these programs' networks, on random weights, and their samples."""
 
+import dataclasses
 import itertools
 import warnings
 
@@ -184,9 +185,9 @@ def test_predictions_agree(cases, name):
 KEYS = sample_keys(jax.random.key(3), jnp.arange(4, dtype=jnp.uint32))
 
 
-def drawn(case, steps=20, **options):
-    """Our samples of 20 steps, and the noise that they start from."""
-    table = step_table(case.target.schedule, steps, **options)
+def drawn(case, steps=20, change=lambda table: table, **options):
+    """Our samples of 20 steps, the noise that they start from, and the table of the steps."""
+    table = change(step_table(case.target.schedule, steps, **options))
     images = jax.jit(
         lambda params: sample(lambda x, t: case.target.network.apply({"params": params}, x, t), table, KEYS, case.shape)
     )(case.params)
@@ -194,12 +195,24 @@ def drawn(case, steps=20, **options):
 
 
 def test_monai_samples_agree(tmp_path):
-    """By MONAI's DDIM, which keeps the network's noise where it clips the image."""
+    """By MONAI's DDIM, which keeps the network's noise where it clips the image.
+
+    It goes from each of its timesteps, 999 to 0, to the noise of 50 timesteps earlier, though the next is 52 or 53 away.
+    """
+
+    def theirs(table):
+        t = table.steps.t
+        alpha_bar = np.where(t < 50, 1.0, case.target.schedule.alpha_bar[t - 50])
+        steps = {"next_signal": np.sqrt(alpha_bar), "next_sigma": np.sqrt(1 - alpha_bar)}
+        steps = {name: value.astype(np.float32) for name, value in steps.items()}
+        return dataclasses.replace(table, steps=dataclasses.replace(table.steps, **steps))
+
     net, told = Monai(in_channels=1, out_channels=1, num_head_channels=16), hints(**LINEAR, head_channels=16)
     case = Case(net, tmp_path / "model.pt", inner, told, channels=1, calm=lambda net: net.net.out[2].conv)
-    ours, x, _ = drawn(case, spacing="leading", recompute=False)
+    ours, x, table = drawn(case, change=theirs, spacing="linspace", recompute=False)
     scheduler = monai_schedulers.DDIMScheduler(1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02)
     scheduler.set_timesteps(20)
+    np.testing.assert_array_equal(table.steps.t, scheduler.timesteps)
     for t in scheduler.timesteps:
         prediction = case.theirs(x, np.full(len(x), int(t)))
         x = nhwc(scheduler.step(nchw(prediction), int(t), nchw(x))[0])
