@@ -134,7 +134,7 @@ CASES = {
             learned_variance=True,
             attn_heads=(1, 2, 3),
             attn_dim_head=(8, 16, 4),
-            full_attn=(False, True, False),
+            full_attn=(True, False, False),
         ),
         path,
         "epsilon",
