@@ -14,7 +14,7 @@ RESIZES = ("conv", "resnet")
 DTYPES = ("float32", "bfloat16")
 OWN = "target"  # recorded for a model that was trained elsewhere with labels
 OBJECT = "object"  # recorded for a model that is a Python object, which has values alone and no derivatives
-FORMATS = ("diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm", OBJECT)
+FORMATS = ("diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm", "lucidrains", "edm", OBJECT)
 LABELS = ("true", "random", "single", "file")
 UNCOUNTED = 2**40
 
@@ -317,13 +317,15 @@ class Target:
     # A local folder or file; see docs/your_model.md. It replaces the sections `model` and `diffusion`.
     path: str = path_field(digest="sha256")
     sha256: str = ""  # SHA-256 of its weights; recorded when they are first read, so that a changed file is noticed
-    format: str = ""  # "diffusers", "pytorch_ddpm", "adm", "monai" or "torchcfm"; "": by the files' content
+    format: str = ""  # "diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm" or "lucidrains"; "": by content
     # What some files do not say, and is then asked for. The noise that the model was trained with: "linear",
     # "scaled_linear" or "cosine", with the other values of the section `diffusion`.
     schedule: str = ""
     num_heads: int = 0  # heads of every attention layer; 0: head_channels says it
     head_channels: int = 0  # channels of each attention head; 0: num_heads says it
-    norm_groups: int = 0  # groups of every normalisation of a MONAI model; 0: 32, its default
+    norm_groups: int = (
+        0  # groups of every normalisation of a MONAI model, or a lucidrains one of before 2.0; 0: 32 or 8
+    )
     qkv_order: str = ""  # of queries, keys and values in one layer: "legacy" ([heads, 3, c]) or "new" ([3, heads, c])
     timesteps: str = ""  # how the network gets timesteps if these are not 1000: "plain", or "rescaled" to 1000
     # The label that stands for "no label", such as 10 of 0..10; -1: there is none.

@@ -12,9 +12,10 @@ import flax.linen as nn
 
 from side_jax.models.callback import Callback
 from side_jax.models.continuous import Edm, Flow
+from side_jax.models.memory_unet import MemoryUNet
 from side_jax.models.unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (UNet, Edm, Flow, Callback)}
+NETWORKS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (UNet, Edm, Flow, MemoryUNet, Callback)}
 # How a network is computed, which the section `model` decides, and what every Flax module has.
 _LEFT_OUT = ("dtype", "remat", "parent", "name")
 
