@@ -13,7 +13,7 @@ UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 RESIZES = ("conv", "resnet")
 DTYPES = ("float32", "bfloat16")
 OWN = "target"  # recorded for a model that was trained elsewhere with labels
-FORMATS = ("diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm")
+FORMATS = ("diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm", "edm")
 LABELS = ("true", "random", "single", "file")
 UNCOUNTED = 2**40
 
@@ -309,7 +309,7 @@ class Target:
     # A local folder or file; see docs/your_model.md. It replaces the sections `model` and `diffusion`.
     path: str = path_field(digest="sha256")
     sha256: str = ""  # SHA-256 of its weights; recorded when they are first read, so that a changed file is noticed
-    format: str = ""  # "diffusers", "pytorch_ddpm", "adm", "monai" or "torchcfm"; "": by the files' content
+    format: str = ""  # "diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm" or "edm"; "": by the files' content
     # What some files do not say, and is then asked for. The noise that the model was trained with: "linear",
     # "scaled_linear" or "cosine", with the other values of the section `diffusion`.
     schedule: str = ""

@@ -15,12 +15,12 @@ from side_jax import settings
 from side_jax.config import from_config
 from side_jax.errors import InputError
 from side_jax.settings import Settings
-from side_jax.targets import adm, checkpoint_files, diffusers_unet, monai_unet, pytorch_ddpm, torchcfm
+from side_jax.targets import adm, checkpoint_files, diffusers_unet, edm, monai_unet, pytorch_ddpm, torchcfm
 from side_jax.targets.target import Hints, Target
 
 # Formats of a single file: (whether a content is of it, the target of a path and its content).
 _FILES: dict[str, tuple[Callable[[Any], bool], Callable[[Path, Any, Hints], Target]]] = {
-    module.FORMAT: (module.matches, module.read) for module in (pytorch_ddpm, adm, monai_unet, torchcfm)
+    module.FORMAT: (module.matches, module.read) for module in (pytorch_ddpm, adm, monai_unet, torchcfm, edm)
 }
 _BUNDLE = Path("models") / "model.pt"  # in the folder of a MONAI bundle
 
