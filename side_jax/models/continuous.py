@@ -49,19 +49,12 @@ class _Continuous(nn.Module):
         return jnp.exp(math.log(self.sigma_min) + share * math.log(self.sigma_max / self.sigma_min))
 
 
-class Edm(_Continuous):
-    """EDM's preconditioned denoiser (Karras et al. 2022, table 1, "Ours").
+class _Denoiser(_Continuous):
+    """A preconditioned denoiser D(y; sigma) = c_skip y + c_out F(c_in y; c_noise) (Karras et al. 2022, equation 7)."""
 
-    With sd = sigma_data,
-
-        D(y; sigma) = c_skip y + c_out F(c_in y; ln(sigma) / 4),
-        c_skip = sd^2 / (sigma^2 + sd^2),   c_out = sigma sd / sqrt(sigma^2 + sd^2),   c_in = 1 / sqrt(sigma^2 + sd^2).
-
-    Attributes:
-      sigma_data: sd.
-    """
-
-    sigma_data: float = 0.5
+    def preconditioning(self, sigma: jax.Array) -> tuple[jax.Array, ...]:
+        """Returns (c_skip, c_out, c_in, c_noise), each float32 [b], at noises [b]."""
+        raise NotImplementedError
 
     @nn.compact
     def __call__(
@@ -69,12 +62,62 @@ class Edm(_Continuous):
     ) -> jax.Array:
         """Returns x_0 for x_t, as UNet's prediction; labels as there."""
         sigma = self.noise(t)
-        total = jnp.square(sigma) + self.sigma_data**2
-        scale = [jnp.sqrt(1.0 + jnp.square(sigma)), self.sigma_data**2 / total]
-        scale += [sigma * self.sigma_data / jnp.sqrt(total), jax.lax.rsqrt(total)]
-        one_over_a, c_skip, c_out, c_in = (value[:, None, None, None] for value in scale)
+        *scale, c_noise = self.preconditioning(sigma)
+        scale.append(jnp.sqrt(1.0 + jnp.square(sigma)))
+        c_skip, c_out, c_in, one_over_a = (value[:, None, None, None] for value in scale)
         y = x * one_over_a
-        return c_skip * y + c_out * self.net(c_in * y, jnp.log(sigma) / 4, deterministic, labels)
+        return c_skip * y + c_out * self.net(c_in * y, c_noise, deterministic, labels)
+
+
+class Edm(_Denoiser):
+    """EDM's own (table 1, "Ours"). With sd = sigma_data,
+
+        c_skip = sd^2 / (sigma^2 + sd^2),   c_out = sigma sd / sqrt(sigma^2 + sd^2),
+        c_in = 1 / sqrt(sigma^2 + sd^2),    c_noise = ln(sigma) / 4.
+
+    Attributes:
+      sigma_data: sd.
+    """
+
+    sigma_data: float = 0.5
+
+    def preconditioning(self, sigma: jax.Array) -> tuple[jax.Array, ...]:
+        """As of _Denoiser."""
+        total = jnp.square(sigma) + self.sigma_data**2
+        one_over_root = jax.lax.rsqrt(total)
+        return self.sigma_data**2 / total, sigma * self.sigma_data * one_over_root, one_over_root, jnp.log(sigma) / 4
+
+
+class EdmVp(_Denoiser):
+    """The variance-preserving SDE's (Song et al. 2021) in EDM's form (table 1, "VP").
+
+        c_skip = 1,   c_out = -sigma,   c_in = 1 / sqrt(sigma^2 + 1),   c_noise = (M - 1) u,
+        where ln(1 + sigma^2) = beta_d u^2 / 2 + beta_min u.
+
+    Attributes:
+      beta_d: slope of the schedule.
+      beta_min: its start.
+      M: timesteps of the original formulation.
+    """
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    M: int = 1000
+
+    def preconditioning(self, sigma: jax.Array) -> tuple[jax.Array, ...]:
+        """As of _Denoiser."""
+        height = jnp.log1p(jnp.square(sigma))
+        # The root of the quadratic equation in the form that loses no digits at small noises.
+        u = 2 * height / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * self.beta_d * height))
+        return jnp.ones_like(sigma), -sigma, jax.lax.rsqrt(1.0 + jnp.square(sigma)), (self.M - 1) * u
+
+
+class EdmVe(_Denoiser):
+    """The variance-exploding SDE's in EDM's form: c_skip = c_in = 1, c_out = sigma, c_noise = ln(sigma / 2)."""
+
+    def preconditioning(self, sigma: jax.Array) -> tuple[jax.Array, ...]:
+        """As of _Denoiser."""
+        return jnp.ones_like(sigma), sigma, jnp.ones_like(sigma), jnp.log(0.5 * sigma)
 
 
 class Flow(_Continuous):

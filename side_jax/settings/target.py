@@ -317,7 +317,8 @@ class Target:
     # A local folder or file; see docs/your_model.md. It replaces the sections `model` and `diffusion`.
     path: str = path_field(digest="sha256")
     sha256: str = ""  # SHA-256 of its weights; recorded when they are first read, so that a changed file is noticed
-    format: str = ""  # "diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm" or "lucidrains"; "": by content
+    # "diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm", "lucidrains" or "edm"; "": by the files' content.
+    format: str = ""
     # What some files do not say, and is then asked for. The noise that the model was trained with: "linear",
     # "scaled_linear" or "cosine", with the other values of the section `diffusion`.
     schedule: str = ""

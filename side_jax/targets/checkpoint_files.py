@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from side_jax.errors import InputError
+from side_jax.targets import inert_pickle
 
 REPLACE = "replace it with a whole copy of the original"
 _NAME = "diffusion_pytorch_model"
@@ -162,7 +163,9 @@ def load_state(path: Path) -> Any:
     Raises:
       InputError: if it can't be read.
     """
-    return read_safetensors(path) if path.suffix == ".safetensors" else load_pickled(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return inert_pickle.read(path) if inert_pickle.is_plain_pickle(path) else load_pickled(path)
 
 
 def load_pickled(path: Path) -> Any:

@@ -19,6 +19,7 @@ from side_jax.targets import (
     adm,
     checkpoint_files,
     diffusers_unet,
+    edm,
     lucidrains,
     monai_unet,
     objects,
@@ -29,7 +30,8 @@ from side_jax.targets.target import Hints, Target
 
 # Formats of a single file: (whether a content is of it, the target of a path and its content).
 _FILES: dict[str, tuple[Callable[[Any], bool], Callable[[Path, Any, Hints], Target]]] = {
-    module.FORMAT: (module.matches, module.read) for module in (pytorch_ddpm, adm, monai_unet, torchcfm, lucidrains)
+    module.FORMAT: (module.matches, module.read)
+    for module in (pytorch_ddpm, adm, monai_unet, torchcfm, lucidrains, edm)
 }
 _BUNDLE = Path("models") / "model.pt"  # in the folder of a MONAI bundle
 
