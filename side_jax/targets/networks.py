@@ -10,10 +10,12 @@ from typing import Any
 
 import flax.linen as nn
 
+from side_jax.models.autoencoders import Autoencoder
 from side_jax.models.continuous import Edm, Flow
+from side_jax.models.latent import Latent
 from side_jax.models.unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (UNet, Edm, Flow)}
+NETWORKS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (UNet, Edm, Flow, Latent, Autoencoder)}
 # How a network is computed, which the section `model` decides, and what every Flax module has.
 _LEFT_OUT = ("dtype", "remat", "parent", "name")
 
