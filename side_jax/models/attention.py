@@ -1,7 +1,13 @@
-"""Self-attention: jax.nn's, or on CPU one with the keys' axis first, which is faster with and without gradients."""
+"""Self-attention: jax.nn's, or on CPU one with the keys' axis first, which is faster with and without gradients.
+
+Over many pixels, as in autoencoders of large images, queries are taken in parts: the weights of all would need more
+memory than everything else.
+"""
 
 import jax
 import jax.numpy as jnp
+
+_MOST_WEIGHTS = 2**22  # of one head of one image that are held at once
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -15,6 +21,23 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     Returns:
       [b, n, heads, d], with the dtype of q.
     """
+    b, n, heads, d = q.shape
+    parts = _parts(n, k.shape[1])
+    if parts == 1:
+        return _whole(q, k, v)
+    # Recomputed in the backward pass, which would otherwise keep the weights of all parts.
+    part = jax.checkpoint(lambda queries: _whole(queries, k, v))
+    return jax.lax.map(part, q.reshape(b, parts, n // parts, heads, d).swapaxes(0, 1)).swapaxes(0, 1).reshape(q.shape)
+
+
+def _parts(n: int, m: int) -> int:
+    """Into how many equal parts n queries of m keys are cut: the fewest with at most _MOST_WEIGHTS weights each."""
+    least = -(-n * m // _MOST_WEIGHTS)
+    return next((parts for parts in range(least, n) if n % parts == 0), n)
+
+
+def _whole(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """All queries at once."""
     if jax.default_backend() == "cpu" and q.dtype == jnp.float32:
         return _keys_first(q, k, v)
     return jax.nn.dot_product_attention(q, k, v)

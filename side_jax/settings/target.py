@@ -324,9 +324,15 @@ class Target:
     schedule: str = ""
     num_heads: int = 0  # heads of every attention layer; 0: head_channels says it
     head_channels: int = 0  # channels of each attention head; 0: num_heads says it
-    norm_groups: int = (
-        0  # groups of every normalisation of a MONAI model, or a lucidrains one of before 2.0; 0: 32 or 8
-    )
+    # Groups of every normalisation of a MONAI model, or of a lucidrains one of before 2.0; 0: 32 or 8, their defaults.
+    norm_groups: int = 0
+    # Of a model of latents: what latents are multiplied with before the network gets them. Asked for of MONAI's models;
+    # of diffusers', it replaces the scaling_factor of the files. 0: the files say it.
+    latent_scale: float = 0.0
+    latent_groups: int = 0  # groups of the normalisations of a MONAI autoencoder; 0: norm_groups
+    # The pixels that a MONAI autoencoder was trained on: "unit" ([0, 1]) or "signed" ([-1, 1]); "": unit, as in MONAI's
+    # own bundles.
+    pixels: str = ""
     qkv_order: str = ""  # of queries, keys and values in one layer: "legacy" ([heads, 3, c]) or "new" ([3, heads, c])
     timesteps: str = ""  # how the network gets timesteps if these are not 1000: "plain", or "rescaled" to 1000
     # The label that stands for "no label", such as 10 of 0..10; -1: there is none.
@@ -338,7 +344,8 @@ class Target:
         one_of("target.schedule", self.schedule, ("", *SCHEDULES))
         one_of("target.qkv_order", self.qkv_order, ("", "legacy", "new"))
         one_of("target.timesteps", self.timesteps, ("", "plain", "rescaled"))
-        for name in ("num_heads", "head_channels", "norm_groups"):
+        one_of("target.pixels", self.pixels, ("", "unit", "signed"))
+        for name in ("num_heads", "head_channels", "norm_groups", "latent_groups", "latent_scale"):
             check(getattr(self, name) >= 0, f"target.{name}", getattr(self, name), "at least 0")
         need = f"0 with target.num_heads = {self.num_heads}: one says the other"
         check(not (self.num_heads and self.head_channels), "target.head_channels", self.head_channels, need)

@@ -22,7 +22,7 @@ SAVE_AS = "save the weights as float32, float16 or bfloat16"
 _TORCH = (2, 10)
 _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 _UNETS = ("unet_ema", "unet")  # training scripts write the moving average of the weights beside the last ones
-_LATENT = ("vae", "vqvae", "text_encoder")
+_AUTOENCODERS = ("vae", "vqvae")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -46,15 +46,36 @@ def unet_folder(directory: str | Path) -> Path:
     )
 
 
-def refuse_other_parts(folder: Path) -> None:
-    """Raises InputError if the pipeline around a U-Net has parts that give its output another meaning than an image."""
+def autoencoder_folder(folder: Path) -> Path | None:
+    """The folder of the autoencoder in the pipeline around a U-Net; None: a model of pixels.
+
+    Raises:
+      InputError: if the pipeline has other parts, which are of a model with a condition.
+    """
+    pipeline, others = _other_parts(folder)
+    if others and others not in [[name] for name in _AUTOENCODERS]:
+        raise InputError(
+            f"{pipeline} is a pipeline with {', '.join(others)} beside the U-Net; only models of images alone are "
+            f"read, whose pipeline has a unet, a scheduler and at most one of {' and '.join(_AUTOENCODERS)}: give one "
+            "of these."
+        )
+    return pipeline / others[0] if others else None
+
+
+def _other_parts(folder: Path) -> tuple[Path, list[str]]:
+    """(the pipeline around a U-Net, its parts that are neither this U-Net nor a scheduler)."""
     pipeline = folder.parent if folder.name in _UNETS else folder
     index = pipeline / "model_index.json"
     if index.exists():
         parts = [name for name, kind in read_json(index).items() if isinstance(kind, list) and any(kind)]
     else:
-        parts = [name for name in _LATENT if (pipeline / name).is_dir()]
-    others = sorted({*parts} - {*_UNETS, "scheduler"})
+        parts = [name for name in (*_AUTOENCODERS, "text_encoder") if (pipeline / name).is_dir()]
+    return pipeline, sorted({*parts} - {*_UNETS, "scheduler"})
+
+
+def refuse_other_parts(folder: Path) -> None:
+    """Raises InputError if the pipeline around a U-Net has parts that give its output another meaning than an image."""
+    pipeline, others = _other_parts(folder)
     if others:
         raise InputError(
             f"{pipeline} is a pipeline with {', '.join(others)} beside the U-Net, a latent or conditional model; only "

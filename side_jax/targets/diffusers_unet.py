@@ -16,8 +16,17 @@ from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
 from side_jax.settings import Diffusion
-from side_jax.targets import parameters
-from side_jax.targets.checkpoint_files import REPLACE, WEIGHTS, read_json, read_weights, unet_folder, weight_files
+from side_jax.targets import diffusers_vae, parameters
+from side_jax.targets.checkpoint_files import (
+    REPLACE,
+    WEIGHTS,
+    autoencoder_folder,
+    read_json,
+    read_weights,
+    refuse_other_parts,
+    unet_folder,
+    weight_files,
+)
 from side_jax.targets.schedules import read_schedule, read_schedule_options, scheduler_config
 from side_jax.targets.target import Hints, Origin, Target
 from side_jax.targets.unets import image_size, read_module, smallest_size, unet_config
@@ -52,6 +61,7 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
       (1, 8, 8, 1)
     """
     folder = unet_folder(directory)
+    refuse_other_parts(folder)
     module, schedule = read_module(folder), read_schedule(folder)
     image_size(folder, module)  # complains
     if folder.name == "unet_ema" and (folder.parent / "unet").is_dir():
@@ -60,15 +70,16 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
 
 
 def read(path: Path, hints: Hints) -> Target:
-    """Reads a checkpoint as a target; see from_diffusers.
+    """Reads a checkpoint as a target; see from_diffusers. With vae/ or vqvae/ beside unet/, it is a model of latents.
 
     Raises:
       InputError: as from_diffusers.
     """
     folder = unet_folder(path)
-    network, diffusion = read_module(folder), Diffusion(**read_schedule_options(folder))
+    autoencoder = autoencoder_folder(folder)
+    network, diffusion = read_module(folder), Diffusion(**read_schedule_options(folder, latent=bool(autoencoder)))
     weights = tuple(weight_files(folder))
-    return Target(
+    target = Target(
         network=network,
         diffusion=diffusion,
         channels=network.out_channels,
@@ -77,6 +88,7 @@ def read(path: Path, hints: Hints) -> Target:
         size=image_size(folder, network),
         origin=Origin(format=FORMAT, weights=weights, read_params=lambda: read_params(folder, network)),
     )
+    return diffusers_vae.with_autoencoder(target, autoencoder, hints) if autoencoder else target
 
 
 def read_params(folder: Path, module: UNet) -> Any:

@@ -93,19 +93,25 @@ def with_null_label(target: Target, label: int, where: str) -> Target:
             + (f", 0 to {target.num_labels - 1}; name one of these." if target.num_labels else "; set it to -1.")
         )
 
-    def read_params() -> Any:
-        params = target.origin.read_params()
+    def reordered(params: Any) -> Any:
+        if "class_embedding" not in params:
+            return params | {"net": reordered(params["net"])}
         table = params["class_embedding"]["embedding"]
         table = np.concatenate([np.delete(table, label, axis=0), table[label : label + 1]])
         return params | {"class_embedding": {"embedding": table}}
 
+    def renumbered(network: Any) -> Any:
+        if not hasattr(network, "num_labels"):
+            return network.clone(net=renumbered(network.net))
+        return network.clone(num_labels=rest, null_label=True)
+
     rest = target.num_labels - 1
     return dataclasses.replace(
         target,
-        network=target.network.clone(num_labels=rest, null_label=True),
+        network=renumbered(target.network),
         num_labels=rest,
         null_label=True,
-        origin=dataclasses.replace(target.origin, read_params=read_params),
+        origin=dataclasses.replace(target.origin, read_params=lambda: reordered(target.origin.read_params())),
     )
 
 

@@ -1,7 +1,7 @@
 """Reads 2-D DiffusionModelUNets of MONAI, and of GenerativeModels before it: a bare state dict, or a bundle's folder.
 
 The network is UNet2DModel by other names. A file does not say how many channels an attention head has, or the noise;
-settings of the section target do.
+settings of the section target do. With the file of an AutoencoderKL beside it, it is a model of latents (monai_vae.py).
 """
 
 import re
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from side_jax.errors import InputError
+from side_jax.targets import monai_vae
 from side_jax.targets.checkpoint_files import arrays
+from side_jax.targets.monai_attention import whole_attention
 from side_jax.targets.target import Hints, Origin, Target, heads_of
 from side_jax.targets.unet_shapes import State, first_half, infer_unet, read_unet
 
@@ -69,17 +69,26 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
         freq_shift=0.0,
     )
     diffusion, notes = hints.noise(path)
-    notes = (*notes, *note)
-    return Target(
+    origin = Origin(
+        format=FORMAT, weights=(path,), read_params=lambda: read_unet(state, network, str(path)), notes=notes + note
+    )
+    target = Target(
         network=network,
         diffusion=diffusion,
         channels=channels,
         num_labels=network.num_labels,
         null_label=network.null_label,
-        origin=Origin(
-            format=FORMAT, weights=(path,), read_params=lambda: read_unet(state, network, str(path)), notes=notes
-        ),
+        origin=origin,
     )
+    autoencoder = monai_vae.beside(path)
+    if autoencoder:
+        return monai_vae.with_autoencoder(target, autoencoder, hints)
+    if hints.target.pixels == "unit":
+        raise InputError(
+            f"config.target.pixels is unit, but {path} has no autoencoder beside it, and only models of pixels in "
+            "[-1, 1] are read; give one of these."
+        )
+    return target
 
 
 def _renamed(state: State, where: str) -> State:
@@ -94,18 +103,8 @@ def _renamed(state: State, where: str) -> State:
     for name, value in state.items():
         for old, new in _NAMES:
             name = re.sub(old, new, name)
-        if ".qkv." in name:  # one layer for the three, in thirds
-            for one, part in zip(("to_q", "to_k", "to_v"), np.split(value, 3), strict=True):
-                renamed[name.replace(".qkv.", f".{one}.")] = part
-        else:
-            renamed[name] = value
-    # Without a last layer of its own, attention ends with the identity.
-    for name in [name for name in renamed if name.endswith(".to_q.weight")]:
-        layer, width = name.removesuffix(".to_q.weight"), renamed[name].shape[0]
-        renamed.setdefault(f"{layer}.to_out.0.weight", np.eye(width, dtype=np.float32))
-        for one in ("to_q", "to_k", "to_v", "to_out.0"):
-            renamed.setdefault(f"{layer}.{one}.bias", np.zeros(width, np.float32))
-    return renamed
+        renamed[name] = value
+    return whole_attention(renamed)
 
 
 def _attended(state: State) -> int:

@@ -42,6 +42,7 @@ SCHEDULERS: dict[str, tuple[tuple[float, float], bool | None]] = {
 _DISCRETE = {"use_flow_sigmas": False, "timestep_type": "discrete"}
 # How diffusion.sampler samples. A scheduler with other values is sampled in this way too, with a warning.
 _SAMPLER_OPTIONS = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
+_LATENT_OPTIONS = {"clip_sample": False, "thresholding": False}
 
 
 def read_schedule(folder: Path) -> Schedule:
@@ -54,8 +55,12 @@ def read_schedule(folder: Path) -> Schedule:
     return make_schedule(options.pop("schedule"), **options)
 
 
-def read_schedule_options(folder: Path) -> dict[str, Any]:
+def read_schedule_options(folder: Path, *, latent: bool = False) -> dict[str, Any]:
     """Reads the same as a dict, with the fields of settings.Diffusion.
+
+    Args:
+      folder: as for read_schedule.
+      latent: whether the model's images are latents, which are not clipped.
 
     Raises:
       InputError: if the file is missing, damaged, or of an unsupported kind.
@@ -81,7 +86,7 @@ def read_schedule_options(folder: Path) -> dict[str, Any]:
             f"{path} has rescale_betas_zero_snr = true, a schedule that ends without signal, which is not supported; "
             "give a model trained without it."
         )
-    _warn_of_clipping(path, config, name, clips)
+    _warn_of_clipping(path, config, name, clips, latent)
     trained = config.get("trained_betas")
     if trained is None and kind not in [*_SCHEDULES]:
         raise InputError(
@@ -122,20 +127,19 @@ def _class_name(path: Path, config: dict[str, Any]) -> str:
     return name
 
 
-def _warn_of_clipping(path: Path, config: dict[str, Any], name: str, clips: bool | None) -> None:
+def _warn_of_clipping(path: Path, config: dict[str, Any], name: str, clips: bool | None, latent: bool) -> None:
     """Says where the scheduler would sample otherwise than diffusion.sampler; `clips` as in SCHEDULERS."""
     given = {"clip_sample": clips} | config
     different = [
         f"{key} = {json.dumps(given[key])}"
-        for key, value in _SAMPLER_OPTIONS.items()
+        for key, value in (_LATENT_OPTIONS if latent else _SAMPLER_OPTIONS).items()
         if given.get(key, value) != value and (clips is not None or key == "thresholding")
     ]
-    if clips is None and not different:
+    if clips is None and not different and not latent:
         different = [f"_class_name = {json.dumps(name)}, which does not clip"]
+    here = "latents are not clipped" if latent else "images are clipped to [-1, 1] at each step"
     if different:
-        logger.warning(
-            "%s has %s; images are clipped to [-1, 1] at each step here regardless.", path, ", ".join(different)
-        )
+        logger.warning("%s has %s; %s here regardless.", path, ", ".join(different), here)
 
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:

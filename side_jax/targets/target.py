@@ -11,6 +11,8 @@ that one sampler, one likelihood and one mode seeking serve all. Models of other
                 z = x_t (1 - u_t) / a_t                                                                 (3)
 
 Between two timesteps t is a real number, linear in log sigma, as mode seeking and the likelihood need it.
+
+What x_t is of is what a model samples: images, or latents, which its network encodes and decodes (models/latent.py).
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 from side_jax import settings
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
+from side_jax.models.latent import Latent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +37,7 @@ class Target:
       network: a Flax module; apply({"params": params}, x, t, labels=labels) is its prediction for x, float32
         [b, h, w, c], at t, int32 or float32 [b], of the schedule's prediction type, with the shape of x.
       diffusion: the settings of its noise schedule.
-      channels: of its images.
+      channels: of its images, which a model of latents decodes.
       num_labels: number of labels; 0: an unconditional model.
       null_label: whether it can be used without a label.
       size: (height, width) of its images; None: the file does not say.
@@ -53,6 +56,38 @@ class Target:
     def schedule(self) -> Schedule:
         """Its noise schedule."""
         return self.diffusion.make()
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """The (height, width, channels) of x: of the images, or of their latents.
+
+        Args:
+          size: (height, width) of the images.
+
+        Raises:
+          InputError: if no latents have images of that size.
+        """
+        height, width = size
+        if not isinstance(self.network, Latent):
+            return height, width, self.channels
+        factor = self.network.factor
+        if height % factor or width % factor:
+            raise InputError(
+                f"the images are of {height}x{width} pixels, but the model's autoencoder makes one pixel of {factor}x"
+                f"{factor}; set config.data.image_size to a multiple of {factor}, what the model was trained with."
+            )
+        return height // factor, width // factor, self.network.latent_channels
+
+    def encode(self, params: Any, images: jax.Array) -> jax.Array:
+        """What the model would sample for images, float32 [b, h, w, c] in [-1, 1]: themselves, or their latents."""
+        if not isinstance(self.network, Latent):
+            return images
+        return self.network.apply({"params": params}, images, method="encode")
+
+    def decode(self, params: Any, x: jax.Array) -> jax.Array:
+        """The images of what the model sampled, in about [-1, 1]; see encode."""
+        if not isinstance(self.network, Latent):
+            return x
+        return self.network.apply({"params": params}, x, method="decode")
 
     def denoise(self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """The network's prediction; labels int32 [b], -1 for none; None: no image has one."""

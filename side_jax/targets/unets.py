@@ -7,7 +7,7 @@ from typing import Any
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
 from side_jax.settings.target import DOWN_BLOCKS, UP_BLOCKS
-from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, refuse_other_parts, unet_folder
+from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, unet_folder
 
 # Options of UNet2DModel that the module has too, with diffusers' defaults.
 _OPTIONS: dict[str, Any] = {
@@ -51,9 +51,7 @@ def read_module(folder: Path) -> UNet:
     Raises:
       InputError: if the file is missing, damaged, or describes an unsupported model.
     """
-    folder = unet_folder(folder)
-    refuse_other_parts(folder)
-    path = folder / "config.json"
+    path = unet_folder(folder) / "config.json"
     config = read_json(path)
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise InputError(

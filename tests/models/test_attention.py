@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from side_jax.models import attention as module
 from side_jax.models.attention import attention
 
 
@@ -71,6 +72,31 @@ def test_gradients_are_those_of_float64():
                 moved[which][at] += step
                 ends.append(value(*moved))
             np.testing.assert_allclose(ours[at], (ends[0] - ends[1]) / 2e-5, atol=1e-5)
+
+
+def test_queries_in_parts_have_the_same_values_and_derivatives(monkeypatch):
+    """Of 9 queries of 5 keys: three parts of three."""
+    expected, _ = both(*tensors(4, 2))
+    monkeypatch.setattr(module, "_MOST_WEIGHTS", 22)
+    assert module._parts(9, 5) == 3
+    primals, tangents, cotangent = tensors(4, 2)
+
+    @jax.jit  # anew, since the limit is read when it is traced
+    def in_parts(primals, tangents, cotangent):
+        value, pull = jax.vjp(attention, *primals)
+        return value, pull(cotangent), jax.jvp(attention, primals, tangents)
+
+    close(in_parts(primals, tangents, cotangent), expected, atol=5e-6)
+    loop = str(jax.make_jaxpr(attention)(*primals))
+    assert "scan" in loop or "while" in loop
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "parts"), [(1024, 1024, 1), (2048, 2048, 1), (4096, 4096, 4), (16384, 16384, 64), (4489, 4489, 67)]
+)
+def test_parts_are_equal_and_hold_a_bounded_number_of_weights(n, m, parts):
+    assert module._parts(n, m) == parts
+    assert n % parts == 0
 
 
 def test_huge_scores_choose_one_key():
