@@ -32,6 +32,11 @@ def image_shape(settings: Settings) -> tuple[int, int, int]:
     return settings.data.shape
 
 
+def sampled_shape(settings: Settings) -> tuple[int, int, int]:
+    """(height, width, channels) of what the model samples: of the images, or of their latents."""
+    return build_target(settings).shape(image_shape(settings)[:2])
+
+
 def build_schedule(settings: Settings) -> Schedule:
     """The DPM's noise schedule: one object for equal settings, so that what is compiled for it is found again."""
     return _schedule(settings.diffusion)
@@ -94,7 +99,7 @@ def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bo
 
 def init_fn(module: Any, settings: Settings, seed: int) -> Callable[[], Any]:
     """A compiled function that returns the module's initial parameters and running statistics."""
-    return functools.partial(_initializer(module, image_shape(settings)), np.uint32(seed))
+    return functools.partial(_initializer(module, sampled_shape(settings)), np.uint32(seed))
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,14 +133,15 @@ def size(params: Any) -> int:
 
 
 def build_step_table(settings: Settings, sampler: Sampler) -> steps.StepTable:
-    """A sampler's coefficients, and which of its steps are guided."""
+    """A sampler's coefficients, and which of its steps are guided. Latents have no range to be clipped to."""
+    clip = {"clip": False} if build_target(settings).latent else {}
     return steps.step_table(
         build_schedule(settings),
         sampler.num_steps,
         solver=sampler.solver,
         spacing=sampler.spacing,
         interval=settings.extract.guidance_interval,
-        **sampler.solver_options,
+        **(sampler.solver_options | clip),
     )
 
 
@@ -150,6 +156,18 @@ def build_denoise(settings: Settings) -> ApplyFn:
     return lambda params, x, t, index=None: target.denoise(params["dpm"], x, t, target.default_labels(index))
 
 
+def build_decode(settings: Settings) -> Callable[[Any, jax.Array], jax.Array]:
+    """({"dpm": parameters}, what the model sampled) -> images, float32 [b, h, w, c] in about [-1, 1]."""
+    target = build_target(settings)
+    return lambda params, x: target.decode(params["dpm"], x)
+
+
+def build_encode(settings: Settings) -> Callable[[Any, jax.Array], jax.Array]:
+    """({"dpm": parameters}, images float32 [b, h, w, c]) -> what the model would sample for them."""
+    target = build_target(settings)
+    return lambda params, images: target.encode(params["dpm"], images)
+
+
 def build_conditional_denoise(settings: Settings) -> ApplyFn:
     """As build_denoise, with labels int32 [b] in place of indices; label -1 means none."""
     target = build_target(settings)
@@ -158,7 +176,7 @@ def build_conditional_denoise(settings: Settings) -> ApplyFn:
 
 def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -> ApplyFn:
     """The log-probabilities for guidance: (the generator's parameters, x_t, t, indices) -> [b, classes]."""
-    denoise, schedule = build_denoise(settings), build_schedule(settings)
+    denoise, schedule, target = build_denoise(settings), build_schedule(settings), build_target(settings)
 
     def calibrated(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
         values = log_probs(classifier, params["classifier"], x, t)
@@ -167,7 +185,8 @@ def build_log_prob(settings: Settings, classifier: Classifier, *, at_x0: bool) -
     def log_prob(params: Any, x: jax.Array, t: jax.Array, index: jax.Array | None = None) -> jax.Array:
         classify = functools.partial(calibrated, params)
         if at_x0:
-            classify = guidance.at_predicted_x0(classify, lambda x, t: denoise(params, x, t, index), schedule)
+            predict = functools.partial(denoise, params, index=index)
+            classify = guidance.at_predicted_x0(classify, predict, schedule, clip=not target.latent)
         return classify(x, t)
 
     return log_prob
@@ -218,9 +237,10 @@ def build_generator(
 
     return Generator(
         denoise=denoise,
+        decode=build_decode(settings),
         guide=guide if classifier or own_labels or weak else None,
         table=build_step_table(settings, sampler),
-        shape=image_shape(settings),
+        shape=sampled_shape(settings),
         batch_size=sampler.batch_size,
         loop=sampler.loop,
     )
@@ -232,9 +252,12 @@ def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
     modes = settings.modes
     return ModeProgram(
         denoise=build_denoise(settings),
+        encode=build_encode(settings),
+        decode=build_decode(settings),
         schedule=build_schedule(settings),
-        shape=image_shape(settings),
+        shape=sampled_shape(settings) if from_noise else image_shape(settings),
         batch_size=settings.sampler.batch_size,
+        clip=not build_target(settings).latent,
         from_noise=from_noise,
         random=modes.random,
         relaxation=modes.relaxation,

@@ -82,7 +82,9 @@ def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> GradientFn
     return jax.grad(total)
 
 
-def at_predicted_x0(log_prob_fn: LogProbFn, denoise_fn: DenoiseFn, schedule: Schedule) -> LogProbFn:
+def at_predicted_x0(
+    log_prob_fn: LogProbFn, denoise_fn: DenoiseFn, schedule: Schedule, *, clip: bool = True
+) -> LogProbFn:
     """Returns the log-probabilities of equation (6) as a function of (x_t, t).
 
     x0_hat is clipped to the data's range [-1, 1], which the classifier was trained on. The gradient ignores the
@@ -92,12 +94,14 @@ def at_predicted_x0(log_prob_fn: LogProbFn, denoise_fn: DenoiseFn, schedule: Sch
       log_prob_fn: a classifier of clean images; it is called with t = 0.
       denoise_fn: the DPM, (x_t, t) -> the prediction named by schedule.prediction_type.
       schedule: of the DPM.
+      clip: whether x0_hat is clipped.
     """
 
     def log_prob(x: jax.Array, t: jax.Array) -> jax.Array:
         signal, sigma = coefficients(schedule, t, x)
         _, x0 = epsilon_and_x0(schedule.prediction_type, denoise_fn(x, t), x, signal, sigma)
-        x0 = x0 + jax.lax.stop_gradient(jnp.clip(x0, -1.0, 1.0) - x0)
+        if clip:
+            x0 = x0 + jax.lax.stop_gradient(jnp.clip(x0, -1.0, 1.0) - x0)
         return log_prob_fn(x0, jnp.zeros_like(t))
 
     return log_prob

@@ -11,5 +11,7 @@ def to_uint8(x: jax.Array) -> jax.Array:
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """Converts uint8 0..255 to float32 in [-1, 1]; the inverse of to_uint8."""
+    """Converts uint8 0..255 to float32 in [-1, 1]; the inverse of to_uint8. Latents, which are float32, stay."""
+    if images.dtype == np.float32:
+        return images
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)

@@ -493,6 +493,10 @@ class Target(Record, frozen=True, kw_only=True):
     parameters: Count
     denoising_loss_members: Annotated[Amount, Meta(description="mean over all timesteps")]
     denoising_loss_heldout: Annotated[Amount, Meta(description="the same on held-out images: more shows overfitting")]
+    latent: Annotated[
+        bool,
+        Meta(description="whether it samples latents: losses, membership scores and likelihoods are then of these"),
+    ] = False
 
 
 class Surrogate(Record, frozen=True, kw_only=True):
@@ -584,6 +588,11 @@ class Results(Measured, frozen=True, kw_only=True):
     target: Target | UnsetType = UNSET
     surrogate: Surrogate | UnsetType | None = UNSET
     classifiers: Annotated[dict[str, Classifier], Meta(description="that guided attacks, by name")] | UnsetType = UNSET
+
+    @property
+    def of_latents(self) -> bool:
+        """Whether the audited model samples latents."""
+        return isinstance(self.target, Target) and self.target.latent
 
 
 NULLABLE = ("membership", "divergence", "surrogate")  # sections that are None here and {} in the file where empty

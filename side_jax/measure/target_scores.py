@@ -60,6 +60,10 @@ class TargetScores:
         scores = program((self._params, self._base(stream), np.float32(sigma)), images, index)
         return {kind: scores[:, i] for i, kind in enumerate(kinds)}
 
+    def encoded(self, images: np.ndarray) -> np.ndarray:
+        """What the model samples, for images uint8 [n, h, w, c]: float32 [n, ...], the images or their latents."""
+        return encoded(self._settings, self._params["dpm"], images)
+
     def describe(self, members: np.ndarray, heldout: np.ndarray) -> Target:
         """What the audited model is, and how far it overfits, for results.json.
 
@@ -73,6 +77,7 @@ class TargetScores:
             parameters=builders.count(self._settings, self._params),
             denoising_loss_members=self.mean_loss(members),
             denoising_loss_heldout=self.mean_loss(heldout),
+            latent=builders.build_target(self._settings).latent,
         )
 
     def mean_loss(self, images: np.ndarray) -> float:
@@ -113,7 +118,7 @@ class TargetScores:
         e = self._settings.evaluate
         terms = {}
         for name, images in (("members", members), ("heldout", heldout)):
-            stream, images = f"divergence/{name}", pixel_range.to_float(images)
+            stream, images = f"divergence/{name}", self.encoded(images)
             x, _ = draw(images, e.divergence_epsilon, self._base(stream), e.divergence_draws)
             terms[name] = log_q(x, images, e.divergence_epsilon) - self.log_prob(x, stream)
         unsolved = sum(int((~np.isfinite(values)).sum()) for values in terms.values())
@@ -129,19 +134,33 @@ class TargetScores:
         return random_streams.stream_key(self._settings, stream)
 
 
+def encoded(settings: Settings, params: Any, images: np.ndarray) -> np.ndarray:
+    """As TargetScores.encoded, with the target's parameters."""
+    if not builders.build_target(settings).latent:
+        return pixel_range.to_float(images)
+    return _program(_encoder, settings)({"dpm": params}, images)
+
+
 @functools.lru_cache(maxsize=8)  # members and held-out images share a program, and so do audits of equal settings
 def _program(make: Callable[..., Callable], settings: Settings, *arguments: Any) -> Callable:
     """The function that `make(settings, *arguments)` returns, in batches over all devices."""
     return placement.in_batches(make(settings, *arguments), settings.sampler.batch_size)
 
 
+def _encoder(settings: Settings) -> Callable:
+    """(parameters, images uint8 [b, h, w, c]) -> float32 [b, ...]."""
+    encode = builders.build_encode(settings)
+    return lambda params, images: encode(params, pixel_range.to_float(images))
+
+
 def _mean_loss(settings: Settings) -> Callable:
     """((parameters, base key), images uint8 [b, h, w, c], index uint32 [b]) -> denoising losses float32 [b]."""
     schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
+    encode = builders.build_encode(settings)
 
     def fn(whole: tuple[Any, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
         params, base = whole
-        x0, keys = pixel_range.to_float(images), sample_keys(base, index)
+        x0, keys = encode(params, pixel_range.to_float(images)), sample_keys(base, index)
         return denoising_loss(lambda x, t: denoise(params, x, t, index), schedule, x0, keys)[0]
 
     return fn
@@ -171,13 +190,14 @@ def _log_prob(settings: Settings) -> Callable:
 def _scorer(settings: Settings, kinds: tuple[str, ...]) -> Callable:
     """((parameters, base key, sigma), images uint8 [b, h, w, c], index uint32 [b]) -> float32 [b, kinds]."""
     schedule, denoise = builders.build_schedule(settings), builders.build_denoise(settings)
+    encode, clip = builders.build_encode(settings), not builders.build_target(settings).latent
     t, stride = timesteps(settings)
 
     def fn(whole: tuple[Any, jax.Array, jax.Array], images: jax.Array, index: jax.Array) -> jax.Array:
         params, base, sigma = whole
-        x0, keys = pixel_range.to_float(images), sample_keys(base, index)
+        x0, keys = encode(params, pixel_range.to_float(images)), sample_keys(base, index)
         common = (lambda x, t: denoise(params, x, t, index)), schedule, x0
-        denoiser = mode_seeking.from_network(*common[:2])
+        denoiser = mode_seeking.from_network(*common[:2], clip=clip)
         known = {
             "loss": lambda: membership_scores.denoising_loss_at(*common, keys, t, REPEATS),
             "secmi": lambda: membership_scores.secmi_t_error(*common, t // stride * stride, stride),

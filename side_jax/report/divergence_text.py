@@ -3,9 +3,14 @@
 from side_jax.measure.records import Divergence, Estimate
 
 
-def sentence(divergence: Divergence) -> str:
-    """What the memorisation divergence of an audit is and means."""
-    at = f"memorisation divergence at noise {divergence.epsilon:g}"
+def sentence(divergence: Divergence, *, latent: bool = False) -> str:
+    """What the memorisation divergence of an audit is and means.
+
+    Args:
+      divergence: of results.json.
+      latent: whether it is that of a model's latents.
+    """
+    at = f"memorisation divergence{' of latents' if latent else ''} at noise {divergence.epsilon:g}"
     near, far, lead = divergence.members, divergence.heldout, divergence.difference
     if near is None or far is None or lead is None:
         return (

@@ -42,7 +42,7 @@ def sentences(results: Results, confidence: float) -> list[str]:
     strongest = max(shown, key=lambda row: row.ams, default=rows[0])
     text.append(_heldout_control(strongest, data.heldout_used, confidence))
     if results.divergence:
-        text.append(divergence_text.sentence(results.divergence))
+        text.append(divergence_text.sentence(results.divergence, latent=results.of_latents))
     if plain and from_elsewhere(plain):
         text += _other_measures(results.rows, plain)
     return text + _reading(results)

@@ -73,7 +73,7 @@ def tables(results: Results) -> list[model.Table]:
     listed += [_calibrated(calibrated, results)] if calibrated else []
     listed += [_unseen(results.rarefaction)]
     listed += [_distributions(results.distribution)] if results.distribution else []
-    return listed + ([_membership(results.membership)] if results.membership else [])
+    return listed + ([_membership(results.membership, results.of_latents)] if results.membership else [])
 
 
 def _high(rows: Sequence[Row]) -> list[Row]:
@@ -400,7 +400,7 @@ def _operating_cell(point: Operating, quality: Quality) -> model.Cell:
     return _cell(f"{text}; {point.called_heldout:,} of {quality.evaluation:,} false", point.true_positive_rate)
 
 
-def _membership(membership: Membership) -> model.Table:
+def _membership(membership: Membership, latent: bool) -> model.Table:
     qualities = membership.scores
     first = next(iter(qualities.values()))
     columns = (
@@ -423,6 +423,7 @@ def _membership(membership: Membership) -> model.Table:
         f"By the model itself, at timestep {membership.timestep}: denoising loss, SecMI's t-error, PIA. Thresholds are "
         f"fixed on {first.calibration} held-out images, rates of false positives measured on the others."
     )
+    note += " The model scores latents of the images." if latent else ""
     missing = dict.fromkeys(point.note for quality in qualities.values() for point in quality.at if point.note)
     note += "".join(f" Not known: {reason}." for reason in missing)
     return model.Table(caption="Membership scores", columns=columns, rows=cells, note=note)

@@ -45,6 +45,7 @@ class Generator:
         self,
         *,
         denoise: ApplyFn,
+        decode: Callable[[Any, jax.Array], jax.Array] = lambda params, x: x,
         table: StepTable,
         shape: tuple[int, int, int],
         batch_size: int,
@@ -55,8 +56,9 @@ class Generator:
 
         Args:
           denoise: the DPM, (params, x_t, t, indices) -> its prediction, of the table's prediction type.
+          decode: (params, what was sampled) -> images in about [-1, 1]; by default, images are sampled.
           table: the sampler's coefficients.
-          shape: of one image, (height, width, channels).
+          shape: of what is sampled for one image, (height, width, channels).
           batch_size: images per batch; divisible by the number of local devices.
           loop: "scan", "dispatch" or "auto"; see settings.Sampler.
           guide: for guided sampling, (params, indices, labels, scale) -> the guidance of a step.
@@ -80,7 +82,8 @@ class Generator:
 
         def whole(params, base, index, labels, scale):
             denoise_fn, guidance = bind(guide is not None, params, index, labels, scale)
-            return to_uint8(sampler.sample(denoise_fn, table, sampler.sample_keys(base, index), shape, guidance))
+            sampled = sampler.sample(denoise_fn, table, sampler.sample_keys(base, index), shape, guidance)
+            return to_uint8(decode(params, sampled))
 
         def mapped_step(guided: bool) -> Callable:
             batched = (False, False, True, True, False, False, True)
@@ -88,7 +91,9 @@ class Generator:
 
         self._start = placement.pmap_batch(start, batched=(False, True))
         self._step = {guided: mapped_step(guided) for guided in (False, True)}
-        self._finish = placement.pmap_batch(lambda state: to_uint8(state.x), batched=(True,))
+        self._finish = placement.pmap_batch(
+            lambda params, state: to_uint8(decode(params, state.x)), batched=(False, True)
+        )
         self._whole = placement.pmap_batch(whole, batched=(False, False, True, True, False))
 
     def dispatch(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> jax.Array:
@@ -104,7 +109,7 @@ class Generator:
         for first, last, guided in self._segments:
             for i in range(first, last):
                 state = self._step[guided](params, base, *parts, scale, self._table[i], state)
-        return self._finish(state)
+        return self._finish(params, state)
 
     def __call__(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
         """Images uint8 [n, h, w, c] of the global indices [n], n at most batch_size (a smaller batch is padded).

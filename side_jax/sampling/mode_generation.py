@@ -29,9 +29,12 @@ class ModeProgram:
         self,
         *,
         denoise: ApplyFn,
+        encode: Callable[[Any, jax.Array], jax.Array] = lambda params, images: images,
+        decode: Callable[[Any, jax.Array], jax.Array] = lambda params, x: x,
         schedule: Schedule,
         shape: tuple[int, int, int],
         batch_size: int,
+        clip: bool = True,
         from_noise: bool = False,
         random: bool = False,
         relaxation: float = 1.0,
@@ -41,10 +44,13 @@ class ModeProgram:
 
         Args:
           denoise: the DPM, (params, x_t, t float32, indices) -> its prediction, of the schedule's prediction type.
+          encode: (params, images float32 in [-1, 1]) -> what the model would sample for them.
+          decode: (params, what it sampled) -> images in about [-1, 1].
           schedule: of the DPM.
-          shape: of one image, (height, width, channels).
+          shape: (height, width, channels) of one image, or from noise, of what is sampled for it.
           batch_size: images per batch; divisible by the number of local devices.
-          from_noise: whether to start from x_T, clipped to [-1, 1], instead of given images.
+          clip: whether what is sampled is clipped to [-1, 1].
+          from_noise: whether to start from x_T instead of given images.
           random: whether each round adds noise first, from an image's own key.
           relaxation: see mode_seeking.seek_round.
           anderson: see there.
@@ -53,10 +59,15 @@ class ModeProgram:
 
         def seek(params: Any, base: jax.Array, levels: jax.Array, index: jax.Array, images: jax.Array) -> jax.Array:
             keys = sampler.sample_keys(base, index)
-            x = jnp.clip(sampler.initial_noise(keys, shape), -1.0, 1.0) if from_noise else to_float(images)
-            denoiser = mode_seeking.from_network(lambda x, t: denoise(params, x, t, index), schedule)
+            if from_noise:
+                x = sampler.initial_noise(keys, shape)
+                x = jnp.clip(x, -1.0, 1.0) if clip else x
+            else:
+                x = encode(params, to_float(images))
+            denoiser = mode_seeking.from_network(lambda x, t: denoise(params, x, t, index), schedule, clip=clip)
             options = {"relaxation": relaxation, "anderson": anderson}
-            return to_uint8(mode_seeking.seek(denoiser, levels, x, keys if random else None, **options).x)
+            found = mode_seeking.seek(denoiser, levels, x, keys if random else None, **options).x
+            return to_uint8(decode(params, found))
 
         self.call = placement.pmap_batch(seek, batched=(False, False, False, True, True))
 

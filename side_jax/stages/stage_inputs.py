@@ -1,6 +1,7 @@
 """Loads the outputs of earlier stages: networks, images, the split, extractors and classifiers."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +180,21 @@ def training_spread(settings: Settings, workdir: Path) -> float:
     return recorded if recorded is not None else spread_of(load_split(settings, workdir, stream=True)[0])
 
 
-def spread_of(members: datasets.Dataset) -> float:
-    """The spread of a dataset, from its first images."""
-    images = np.asarray(members.take(np.arange(min(len(members), SPREAD_IMAGES))).images[:])
-    return mode_seeking.spread(pixel_range.to_float(images))
+def spread_of(members: datasets.Dataset, encode: Callable[[np.ndarray], np.ndarray] = pixel_range.to_float) -> float:
+    """The spread of what a model samples for a dataset, from its first images.
+
+    Args:
+      members: the dataset.
+      encode: images uint8 [n, h, w, c] -> what the model samples for them, float32 [n, ...].
+    """
+    return mode_seeking.spread(encode(np.asarray(members.take(np.arange(min(len(members), SPREAD_IMAGES))).images[:])))
+
+
+def sampled(settings: Settings, workdir: Path, images: np.ndarray) -> np.ndarray:
+    """What the target samples for images uint8 [n, h, w, c]: these, or latents, float32 [n, ...]."""
+    if not builders.build_target(settings).latent:
+        return images
+    return load_target_scores(settings, workdir).encoded(images)
 
 
 def load_target_scores(settings: Settings, workdir: Path) -> TargetScores:

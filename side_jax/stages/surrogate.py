@@ -42,7 +42,9 @@ def run(settings: Settings, workdir: Path) -> None:
     for name, work in stage_table.classifier_units(settings, workdir).items():
         if work.begin():
             classifier = known_classifiers()[name]
-            _fit(settings, work, classifier, _examples(settings, workdir, classifier))
+            examples = _examples(settings, workdir, classifier)
+            images = stage_inputs.sampled(settings, workdir, examples.images)
+            _fit(settings, work, classifier, dataclasses.replace(examples, images=images))
     if settings.trains_weak and (weak := stage_table.weak_unit(settings, workdir)).begin():
         images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
         options = {"unet": builders.build_weak_network(settings), "fit": settings.weak}
@@ -64,7 +66,10 @@ def check_true_labels(settings: Settings, num_classes: int) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Examples:
-    """Training data: uint8 images [n, h, w, c], int32 labels [n], the number of classes, teacher log-probs [n, C]."""
+    """Training data: uint8 images [n, h, w, c], int32 labels [n], the number of classes, teacher log-probs [n, C].
+
+    Of a target of latents, float32 latents take the place of the images.
+    """
 
     images: np.ndarray
     labels: np.ndarray

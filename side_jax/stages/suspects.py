@@ -172,7 +172,7 @@ def _confidence(settings: Settings, workdir: Path) -> Callable[[np.ndarray], np.
         return jnp.exp(log_probs(classifier, params["classifier"], pixel_range.to_float(images), t)).max(axis=1)
 
     compute = placement.in_batches(fn, settings.sampler.batch_size)
-    return lambda images: compute(params, images)
+    return lambda images: compute(params, stage_inputs.sampled(settings, workdir, images))
 
 
 def summary_text(workdir: Path) -> str:

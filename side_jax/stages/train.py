@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from side_jax.data.datasets import Dataset
 from side_jax.devices import placement, process_group
 from side_jax.diffusion import pixel_range
 from side_jax.errors import InputError
+from side_jax.measure import target_scores
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Modes, Settings, random_streams
 from side_jax.settings.target import OBJECT
@@ -81,20 +83,25 @@ def _run_target(settings: Settings, workdir: Path) -> None:
         counts["exact_duplicates_left_out"],
         counts["near_duplicates_moved"],
     )
-    spread = stage_inputs.spread_of(members)
-    for run in settings.runs():
-        if run.rounds:
-            builders.mode_noise_levels(settings, run.noise, run.rounds, spread)  # complains before anything is trained
     if settings.target.path:
-        content = _import(settings, unit, spread)
+        content = _import(settings, unit, members)
     else:
+        spread = _checked_spread(settings, stage_inputs.spread_of(members))
         labels = member_labels.member_labels(settings, members, ids)
         content = _fit(settings, unit, members, heldout, labels, spread)
     curves = [unit.directory / f"{name}.jsonl" for name in ("metrics", "monitor")]
     unit.finish(curves, split=counts, split_sha256=stage_inputs.split_digest(saved_split), **content)
 
 
-def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
+def _checked_spread(settings: Settings, spread: float) -> float:
+    """The spread; raises InputError if mode seeking has no such noise, before anything is trained."""
+    for run in settings.runs():
+        if run.rounds:
+            builders.mode_noise_levels(settings, run.noise, run.rounds, spread)
+    return spread
+
+
+def _import(settings: Settings, unit: Unit, members: Dataset) -> dict[str, Any]:
     """Saves the imported model's weights as the checkpoint of step 0."""
     path = settings.target.path
     if settings.target.format == OBJECT:
@@ -104,6 +111,8 @@ def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
         folder = path if os.path.isdir(path) else os.path.dirname(path)
         params, notes = origin.read_params(), origin.notes
         weights = [os.path.relpath(file, folder) for file in origin.weights]
+    encode = functools.partial(target_scores.encoded, settings, params)
+    spread = _checked_spread(settings, stage_inputs.spread_of(members, encode))
     meta = checkpoint.settings_meta(settings, unit.fingerprint) | {"spread": spread}
     with checkpoint.Checkpoints(checkpoint.checkpoint_directory(unit.workdir, "train")) as store:
         if store.latest_step() is None:  # otherwise only another output was lost

@@ -28,6 +28,8 @@ from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.models.latent import Latent
 
+DECODED = 4  # images that one device decodes at once
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
@@ -67,7 +69,7 @@ class Target:
           InputError: if no latents have images of that size.
         """
         height, width = size
-        if not isinstance(self.network, Latent):
+        if not self.latent:
             return height, width, self.channels
         factor = self.network.factor
         if height % factor or width % factor:
@@ -77,17 +79,26 @@ class Target:
             )
         return height // factor, width // factor, self.network.latent_channels
 
+    @property
+    def latent(self) -> bool:
+        """Whether it samples latents, which have no bounds, and not images."""
+        return isinstance(self.network, Latent)
+
     def encode(self, params: Any, images: jax.Array) -> jax.Array:
         """What the model would sample for images, float32 [b, h, w, c] in [-1, 1]: themselves, or their latents."""
-        if not isinstance(self.network, Latent):
+        if not self.latent:
             return images
         return self.network.apply({"params": params}, images, method="encode")
 
     def decode(self, params: Any, x: jax.Array) -> jax.Array:
-        """The images of what the model sampled, in about [-1, 1]; see encode."""
-        if not isinstance(self.network, Latent):
+        """The images of what the model sampled, in about [-1, 1]; see encode. Few at a time, since images are large."""
+        if not self.latent:
             return x
-        return self.network.apply({"params": params}, x, method="decode")
+
+        def one(z: jax.Array) -> jax.Array:
+            return self.network.apply({"params": params}, z[None], method="decode")[0]
+
+        return jax.lax.map(one, x, batch_size=DECODED)
 
     def denoise(self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """The network's prediction; labels int32 [b], -1 for none; None: no image has one."""

@@ -197,7 +197,7 @@ def drawn(case, steps=20, change=lambda table: table, **options):
 def test_monai_samples_agree(tmp_path):
     """By MONAI's DDIM, which keeps the network's noise where it clips the image.
 
-    It goes from each of its timesteps, 999 to 0, to the noise of 50 timesteps earlier, though the next is 52 or 53 away.
+    It goes from each of its timesteps, 999 to 0, to the noise of 50 timesteps earlier, though the next is 52 or 53 off.
     """
 
     def theirs(table):

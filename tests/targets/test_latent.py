@@ -8,15 +8,25 @@ import foreign
 import jax
 import numpy as np
 import pytest
+import runs
 from safetensors.numpy import load_file, save_file
 
+from side_jax import builders
+from side_jax.attacks.table import ATTACKS
+from side_jax.config import from_config
+from side_jax.diffusion.mode_seeking import spread
+from side_jax.diffusion.pixel_range import to_float, to_uint8
+from side_jax.diffusion.sampler import sample, sample_keys
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.models.autoencoders import Autoencoder
 from side_jax.models.latent import Latent
 from side_jax.models.unet import UNet
-from side_jax.settings import Diffusion
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.sampling import shards
+from side_jax.settings import Diffusion, random_streams
 from side_jax.settings import Target as Section
+from side_jax.stages import stage_inputs, stage_table
 from side_jax.targets import monai_vae, networks, parameters
 from side_jax.targets.diffusers_unet import to_diffusers
 from side_jax.targets.formats import read_target
@@ -390,3 +400,54 @@ def test_other_files_beside_a_model_of_monai_are_refused(monai_params, tmp_path,
     path = tmp_path / "autoencoder.safetensors"
     save_file(damage(monai_state(monai_params)), path)
     refused_monai(path, str(path), *words)
+
+
+def test_the_whole_audit_runs_in_latents(wholes, tmp_path):
+    """Sampling, guidance, mode seeking and likelihood are of latents; what is stored and compared are images."""
+    rng = np.random.default_rng(0)
+    for name in ("seen", "unseen"):
+        np.savez(tmp_path / f"{name}.npz", images=rng.integers(0, 256, (64, 16, 16, 1), np.uint8))
+    argv = runs.arguments(
+        tmp_path / "run",
+        target__path=str(wholes["vae"][0]),
+        data__name="npz",
+        data__path=str(tmp_path / "seen.npz"),
+        data__heldout_from=str(tmp_path / "unseen.npz"),
+        data__image_size=16,
+        extract__attacks="('unconditional','side','modes')",
+        extract__guidance_scales="(1.0,)",
+        modes__rounds="(1,)",
+        modes__starts="('noise',)",
+        modes__noise_levels="(1.0,)",
+        evaluate__membership=True,
+        evaluate__divergence=True,
+        label__cohesion_threshold=0.0,
+    )
+    assert runs.run(argv) == 0
+    workdir = tmp_path / "run"
+    settings = from_config(saved_config(workdir))
+    assert builders.sampled_shape(settings) == (8, 8, 2)
+    target, params = builders.build_target(settings), stage_inputs.load_target(settings, workdir).trees["ema"]
+    table = builders.build_step_table(settings, settings.sampler)
+    assert not table.steps.solver.clip
+    keys = sample_keys(random_streams.stream_key(settings, "extract"), np.arange(32, dtype=np.uint32))
+    with jax.numpy_dtype_promotion("standard"):
+        z = sample(lambda x, t: target.network.apply({"params": params}, x, t), table, keys, (8, 8, 2))
+        expected = to_uint8(target.network.apply({"params": params}, z, method="decode"))
+    units = {run.name: unit for run, unit in stage_table.extraction_units(settings, workdir)}
+    drawn = shards.read(stage_table.extracted_shards(settings, units["unconditional"]))["images"]
+    assert drawn.shape == (64, 16, 16, 1)
+    assert np.abs(drawn[:32].astype(int) - np.asarray(expected)).max() <= 1
+    assert len(np.unique(drawn)) > 20
+    _, guide = stage_inputs.load_classifier(settings, workdir, ATTACKS["side"].classifier)
+    assert 2 in {leaf.shape[2] for leaf in jax.tree.leaves(guide["classifier"]) if leaf.ndim == 4}  # latent channels
+    members = stage_inputs.load_split(settings, workdir)[0]
+    latents = target.encode(params, to_float(members.images))
+    assert stage_inputs.training_spread(settings, workdir) == pytest.approx(spread(latents), rel=1e-5)
+    results = json.loads((workdir / "evaluate" / "results.json").read_text())
+    assert results["divergence"]["members"] is not None
+    assert results["dataset"]["image_shape"] == [16, 16, 1]
+    assert results["target"]["latent"]
+    page = (workdir / "report" / "index.html").read_text()
+    assert "memorisation divergence of latents" in page
+    assert "The model scores latents of the images." in page
