@@ -95,9 +95,10 @@ def _run_target(settings: Settings, workdir: Path) -> None:
 
 def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
     """Saves the imported model's weights as the checkpoint of step 0."""
-    path = settings.target.path
-    origin = formats.read_target(path, formats.hints(settings)).origin
-    params, folder = origin.read_params(), path if os.path.isdir(path) else os.path.dirname(path)
+    path, revision = settings.target.path, settings.target.revision
+    local = formats.located(settings.target)
+    origin = formats.read_target(local, formats.hints(settings)).origin
+    params, folder = origin.read_params(), local if local.is_dir() else local.parent
     weights = [os.path.relpath(file, folder) for file in origin.weights]
     meta = checkpoint.settings_meta(settings, unit.fingerprint) | {"spread": spread}
     with checkpoint.Checkpoints(checkpoint.checkpoint_directory(unit.workdir, "train")) as store:
@@ -108,7 +109,8 @@ def _import(settings: Settings, unit: Unit, spread: float) -> dict[str, Any]:
     return {
         "steps": 0,
         "imported": path,
-        "format": origin.format,
+        **({"revision": revision} if revision else {}),
+        "target_format": origin.format,  # "format" is the manifest's own
         "weights": weights,
         "notes": list(origin.notes),
         "parameters": builders.size(params),

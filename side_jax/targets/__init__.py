@@ -1,1 +1,1 @@
-"""Reads models that were trained elsewhere from local files, and never runs code in them."""
+"""Reads models that were trained elsewhere from files, local or of the hub, and never runs code in them."""
