@@ -29,6 +29,7 @@ setup(
         "faces": ["scikit-image>=0.22"],
         "sscd": ["torch>=2.6"],
         "onnx": ["onnxruntime>=1.20"],
+        "hub": ["huggingface_hub>=0.34", "pyarrow>=17"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.8",
@@ -40,6 +41,8 @@ setup(
             "onnxruntime>=1.20",
             "nbclient>=0.10",
             "ipykernel>=6.29",
+            "huggingface_hub>=0.34",
+            "pyarrow>=17",
         ],
         "lint": ["ruff>=0.6", "import-linter>=2.17", "mypy>=2.4"],
         "coverage": ["pytest-cov>=7", "coverage>=7.10"],

@@ -305,11 +305,12 @@ def _load(name: str) -> ml_collections.ConfigDict:
 
 
 def _forget_digests(config: ml_collections.ConfigDict, overridden: set[str]) -> None:
-    """Clears the recorded SHA-256 of a file whose path is overridden: another file is meant."""
+    """Clears what is recorded of a file whose path is overridden, such as its SHA-256: another file is meant."""
     with config.unlocked():
-        for section, name, digest in path_fields(Settings):
-            if digest and f"{section}.{name}" in overridden and f"{section}.{digest}" not in overridden:
-                config[section][digest] = ""
+        for path in path_fields(Settings):
+            for recorded in path.recorded if f"{path.section}.{path.name}" in overridden else ():
+                if f"{path.section}.{recorded}" not in overridden:
+                    config[path.section][recorded] = ""
 
 
 def _command(

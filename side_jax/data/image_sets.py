@@ -14,10 +14,11 @@ from side_jax.data import duplicates, reading
 from side_jax.data.decode import Facts, Rules, convert
 from side_jax.data.listed import ImageSource, Listing, common_channels, describe, find, location
 from side_jax.data.printable import short
-from side_jax.data.sources import check_path
+from side_jax.data.sources import check_path, hub_files
 from side_jax.data.split import store_hashes
 from side_jax.data.stream import Stream, scan
 from side_jax.errors import InputError
+from side_jax.hub import repository
 
 MEMORY_LIMIT = 2**31  # bytes, 2 GiB; larger sets are read when they are indexed
 MAX_SIZE = 8192  # pixels, of height and width
@@ -155,8 +156,10 @@ def _check_size(size: int | None) -> None:
 
 
 def _check_apart(sources: dict[str, ImageSource]) -> None:
-    """Raises InputError if two paths lead to the same place, or if one folder contains another."""
+    """Raises InputError if two paths lead to the same place or share files, or if one folder contains another."""
     paths = {flag: location(source) for flag, source in sources.items() if not isinstance(source, np.ndarray)}
+    _check_hub_apart({flag: path for flag, path in paths.items() if repository.is_id(path)})
+    paths = {flag: path for flag, path in paths.items() if not repository.is_id(path)}
     for flag, path in paths.items():
         check_path(path, flag)
     real = {flag: os.path.realpath(path) for flag, path in paths.items()}
@@ -168,6 +171,16 @@ def _check_apart(sources: dict[str, ImageSource]) -> None:
             raise InputError(
                 f"of {both}, the first contains the second; move it out, since folders are read at any depth."
             )
+
+
+def _check_hub_apart(paths: dict[str, str]) -> None:
+    """Raises InputError if two ids of the hub name the same files."""
+    found = {flag: hub_files(path, flag) for flag, path in paths.items()}
+    files = {flag: {one.folder / name for name in one.names} for flag, one in found.items()}
+    for first, second in itertools.combinations(files, 2):
+        if shared := files[first] & files[second]:
+            both = f"{describe(first, paths[first])} and {describe(second, paths[second])}"
+            raise InputError(f"{both} share {len(shared)} of their files; each set needs its own images.")
 
 
 def common_size(listings: list[Listing], size: int | None) -> tuple[int, int]:

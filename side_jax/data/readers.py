@@ -47,7 +47,7 @@ def faces(data: Data) -> Source:
 
 def path(data: Data) -> Source:
     """The images of data.path, see sources.open_source."""
-    return open_source(data.path, "config.data.path", data.orientation)
+    return open_source(data.path, "config.data.path", data.orientation, data.revision)
 
 
 def tfds(data: Data, split: str = "train") -> Source:
@@ -131,7 +131,7 @@ def heldout(data: Data) -> Source:
     try:
         if data.name == "tfds":
             return tfds(data, data.heldout_from)
-        return READERS[data.name](dataclasses.replace(data, path=data.heldout_from))
+        return READERS[data.name](dataclasses.replace(data, path=data.heldout_from, revision=data.heldout_revision))
     except InputError as error:
         raise InputError(str(error).replace("config.data.path", "config.data.heldout_from")) from None
 

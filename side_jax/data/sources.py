@@ -1,4 +1,7 @@
-"""Lists the images of a path: pictures in a folder or a ZIP, or arrays in NPZ and NPY files; decoded only on demand."""
+"""Lists the images of a path: pictures in a folder or a ZIP, arrays, or rows of Parquet files; decoded on demand.
+
+A path may be an id of the Hugging Face hub, whose files are downloaded first.
+"""
 
 import collections
 import contextlib
@@ -15,17 +18,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from side_jax.data import safe_npz
+from side_jax.data import hub_images, parquet, safe_npz
 from side_jax.data.decode import Picture, pages, read_picture, suffixes
 from side_jax.data.printable import short
 from side_jax.data.stream import THREADS
 from side_jax.errors import InputError
+from side_jax.hub import repository
 
 ARRAYS = (".npz", ".npy")
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")  # names of arrays in an NPZ, the first that is there
 TIFF = (".tif", ".tiff")
-KINDS = "a folder or a ZIP of pictures, an NPZ or an NPY"
-INDEXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".parquet", ".tfrecord", ".xlsx")
+KINDS = "a folder or a ZIP of pictures, an NPZ, an NPY or a Parquet file"
+INDEXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".tfrecord", ".xlsx")
 # Suffixes that reports may name, beside those of Pillow and of common types; others could be parts of names.
 NAMED = (
     *(
@@ -87,26 +91,46 @@ def check_path(path: str, flag: str) -> None:
         raise InputError(f"{describe(flag, path)} is neither a folder nor a file; name {KINDS}.")
 
 
-def open_source(path: str, flag: str, orientation: str = "apply") -> Source:
+def hub_files(path: str, flag: str, revision: str = "") -> hub_images.Files:
+    """Downloads what open_source reads of a repository of the hub.
+
+    Args:
+      path: an id of the hub.
+      flag: the option or setting that named it, for messages.
+      revision: the commit to read; "": that of the id's revision.
+
+    Raises:
+      InputError: if it can't be downloaded.
+    """
+    try:
+        return hub_images.fetch(path, revision, ((*suffixes(), *ARRAYS), (parquet.SUFFIX,)))
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
+
+
+def open_source(path: str, flag: str, orientation: str = "apply", revision: str = "") -> Source:
     """Lists the images of a path.
 
     A folder holds either picture files at any depth, in the order of their relative paths, where the first-level
     subfolder is the label (a class or an identity) and pictures directly in the folder share one; or NPZ and NPY files
     in the order of their paths; or the shards of a run. A ZIP holds pictures likewise. The array of an NPZ is `images`
-    or else `arr_0`, uint8 [n, h, w] or [n, h, w, c]; `labels` or `arr_1` are optional integers [n]. Every page of
-    a TIFF is a picture. Links to folders are followed, each folder once. Hidden files are passed over.
+    or else `arr_0`, uint8 [n, h, w] or [n, h, w, c]; `labels` or `arr_1` are optional integers [n]. Every page of a
+    TIFF is a picture. Of a folder without pictures and arrays, Parquet files are read, see parquet.open_rows. Links to
+    folders are followed, each folder once. Hidden files are passed over.
 
     Args:
-      path: of the folder or file.
+      path: of the folder or file, or an id of the hub.
       flag: the option or setting that named it, for messages.
       orientation: as of decode.Rules.
+      revision: of an id of the hub, the commit to read; "": that of the id's revision.
 
     Raises:
       InputError: if the path does not exist, holds no image, mixes pictures and arrays, or holds an unusable array.
     """
+    if repository.is_id(path):
+        return _repository(path, flag, orientation, revision)
     check_path(path, flag)
-    read = _folder if os.path.isdir(path) else _file
-    return read(path, flag, orientation)
+    return _folder(path, flag, orientation) if os.path.isdir(path) else _file(path, flag, orientation)
 
 
 def in_memory(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
@@ -145,15 +169,40 @@ def _label(name: str) -> str:
     return name.partition("/")[0] if "/" in name else ""
 
 
-# Folders.
+# Folders, of this machine and of the hub.
 
 
 def _folder(path: str, flag: str, orientation: str) -> Source:
-    where, root = describe(flag, path), Path(path)
+    where = describe(flag, path)
     try:
         names, passed_over = _walk(path, flag)
     except RecursionError:  # before Python 3.12
         raise InputError(f"{where} has folders nested too deep to list; move the images higher.") from None
+    return _listed(Path(path), names, passed_over, where, flag, orientation)
+
+
+def _repository(path: str, flag: str, orientation: str, revision: str) -> Source:
+    found = hub_files(path, flag, revision)
+    if found.alone:
+        return _file(str(found.folder / found.names[0]), flag, orientation)
+    hidden = [any(part.startswith(".") for part in name.split("/")) for name in found.others]
+    kinds = (HIDDEN if is_hidden else _kind(name) for name, is_hidden in zip(found.others, hidden, strict=True))
+    return _listed(found.folder, list(found.names), collections.Counter(kinds), describe(flag, path), flag, orientation)
+
+
+def _listed(
+    root: Path, names: list[str], passed_over: collections.Counter[str], where: str, flag: str, orientation: str
+) -> Source:
+    """Lists the images in the files of a folder.
+
+    Args:
+      root: the folder.
+      names: of the files, relative paths in order.
+      passed_over: as of Source, of the other files; more are added.
+      where: what sentences call the folder.
+      flag: the option that named it.
+      orientation: as of decode.Rules.
+    """
     pictures = [name for name in names if _suffix(name) in suffixes()]
     arrays = [name for name in names if _suffix(name) in ARRAYS]
     shards = sorted(
@@ -171,13 +220,17 @@ def _folder(path: str, flag: str, orientation: str) -> Source:
             f"{where} holds both pictures and an array of images, {short(images[0])}; name that file, or move one of "
             "them elsewhere."
         )
-    chosen = set(pictures or images)
+    tables = [name for name in names if _suffix(name) == parquet.SUFFIX]
+    chosen = set(pictures or images or tables)
     passed_over.update(_kind(name) for name in names if name not in chosen)
     if images:
         return dataclasses.replace(_arrays([root / name for name in images], flag), passed_over=passed_over)
+    if not pictures and tables:
+        return dataclasses.replace(_rows(root, tables, where, orientation), passed_over=passed_over)
     if not pictures:
         raise InputError(
-            f"{where} holds no image{_held(passed_over)}; NPZ, NPY and pictures of {', '.join(suffixes())} are read."
+            f"{where} holds no image{_held(passed_over)}; NPZ, NPY, Parquet files and pictures of "
+            f"{', '.join(suffixes())} are read."
         )
     return _pictures(pictures, lambda at: root / pictures[at], orientation, passed_over)
 
@@ -210,6 +263,12 @@ def _pictures(
         names=[f"{names[at]}#page={page + 1}" if page else names[at] for at, page in rows],
         passed_over=+passed_over,
     )
+
+
+def _rows(root: Path, names: Sequence[str], where: str, orientation: str) -> Source:
+    """Lists the rows of Parquet files; the arguments are as of parquet.open_rows."""
+    read, labels, rows = parquet.open_rows(root, names, where, orientation)
+    return Source(read=read, labels=labels, names=rows)
 
 
 def _held(passed_over: Mapping[str, int]) -> str:
@@ -378,6 +437,8 @@ def _file(path: str, flag: str, orientation: str) -> Source:
     suffix = _suffix(file.name)
     if suffix in INDEXES:
         raise InputError(f"{where} is a list or a table, not images; name {KINDS} that holds the images themselves.")
+    if suffix == parquet.SUFFIX:
+        return _rows(file.parent, [file.name], describe(flag, path), orientation)
     if suffix in suffixes() and suffix not in TIFF:
         raise InputError(f"{where} is a single picture; name the folder that holds it.")
     if suffix in TIFF:

@@ -1,9 +1,8 @@
-"""Resolves a config to settings: fills in an imported model's options, numbers of images and the hashes of files."""
+"""Resolves a config to settings: fills in an imported model's options, numbers of images, hashes and commits."""
 
 import dataclasses
 import hashlib
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,12 @@ from side_jax.config import from_config
 from side_jax.data import config_files, datasets, split
 from side_jax.errors import InputError
 from side_jax.features import onnx, sscd
+from side_jax.hub import repository
 from side_jax.models.unet import UNet
 from side_jax.settings import Data, Model, Settings
+from side_jax.settings.paths import path_fields
 from side_jax.settings.target import OWN
+from side_jax.settings.target import Target as TargetSettings
 from side_jax.targets import formats, networks
 from side_jax.targets.target import Origin, Target
 from side_jax.workdir import files
@@ -35,13 +37,45 @@ def resolve(config: ml_collections.ConfigDict, workdir: Path) -> Settings:
     Raises:
       InputError: if the config is invalid, or a file is missing, not the one used before, or can't be used.
     """
-    return resolve_counts(resolve_features(resolve_condition(from_config(resolve_target(config))), workdir))
+    config = resolve_target(resolve_revisions(config, workdir))
+    return resolve_counts(resolve_features(resolve_condition(from_config(config)), workdir))
+
+
+def resolve_revisions(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
+    """Fills in the commits of what lies in repositories of the hub; those that the workdir records for the same paths.
+
+    So a run keeps its files when a branch moves on, also where its command is given again.
+
+    Raises:
+      InputError: if there is no such repository or revision, or nobody can say its commit.
+    """
+    saved = workdir / "config.json"
+    before = files.read_json(saved) if saved.exists() else {}
+    found = {}
+    for setting in path_fields(Settings):
+        given = config.get(setting.section)
+        path = given.get(setting.name) if isinstance(given, ml_collections.ConfigDict) else ""
+        if not setting.revision or not repository.is_id(path) or given.get(setting.revision):
+            continue
+        recorded = before.get(setting.section, {})
+        commit = recorded.get(setting.revision) if recorded.get(setting.name) == path else ""
+        try:
+            found[setting.section, setting.revision] = commit or repository.commit_of(path)
+        except InputError as error:
+            raise InputError(f"config.{setting.section}.{setting.name}: {error}") from None
+    if not found:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for (section, name), commit in found.items():
+            config[section][name] = commit
+    return config.lock()
 
 
 def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Fills in the sections model and diffusion and the hash from config.target.path; without it, returns the config.
 
-    A config with a recorded hash is complete, so the folder may then be missing.
+    A config with a recorded hash is complete, so the folder may then be missing, or a repository not in the cache.
 
     Raises:
       InputError: if the folder can't be used, its weights do not match target.sha256, or config.data does not match
@@ -50,12 +84,14 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     given = config.get("target")
     if given is None or not given.path:
         return config
-    path = Path(os.path.expanduser(given.path))
-    if given.sha256 and not path.exists():
-        return config
     try:
-        target = formats.read_target(path, formats.hints(config))
-        _check_images(config.data, path, target)
+        hints = formats.hints(config)
+        path = _located(hints.target)
+        if path is None:
+            return config
+        where = given.path if repository.is_id(given.path) else path
+        target = formats.read_target(path, hints)
+        _check_images(config.data, where, target)
         digest = weights_digest(target.origin)
         if not given.sha256:  # nobody has read these weights yet, so they may be of another model
             target.origin.read_params()
@@ -63,12 +99,12 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         raise InputError(f"config.target.path: {error}") from None
     if given.sha256 not in ("", digest):
         raise InputError(
-            f"config.target.sha256 is {given.sha256[:12]}..., but the weights in {path} have {digest[:12]}...: they "
+            f"config.target.sha256 is {given.sha256[:12]}..., but the weights in {where} have {digest[:12]}...: they "
             "are not the ones audited before; use a new --workdir for them."
         )
     if not given.sha256:
         for note in target.origin.notes:
-            logger.warning("%s: %s.", path, note)
+            logger.warning("%s: %s.", where, note)
     return with_target(config, target, digest)
 
 
@@ -89,7 +125,18 @@ def with_target(config: ml_collections.ConfigDict, target: Target, digest: str) 
     return config.lock()
 
 
-def _check_images(data: ml_collections.ConfigDict, folder: Path, target: Target) -> None:
+def _located(target: TargetSettings) -> Path | None:
+    """Where the checkpoint lies; None if its files are gone, which a recorded hash allows."""
+    try:
+        path = formats.located(target, cached=bool(target.sha256))
+    except InputError:
+        if not target.sha256:
+            raise
+        return None
+    return None if target.sha256 and not path.exists() else path
+
+
+def _check_images(data: ml_collections.ConfigDict, folder: str | Path, target: Target) -> None:
     """Raises InputError if config.data does not have the model's images."""
     own = from_config(data, Data).shape
     height, width, channels = shape = *(target.size or own[:2]), target.channels

@@ -5,7 +5,7 @@ import dataclasses
 from side_jax.diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from side_jax.errors import InputError
 from side_jax.settings.checks import check, one_of
-from side_jax.settings.paths import path_field
+from side_jax.settings.paths import check_revision, path_field
 
 DATASETS = ("digits", "faces", "folder", "npz", "tfds")
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -24,13 +24,17 @@ class Data:
     """Where the images come from, and how they are split into members and held-out images."""
 
     name: str = "digits"  # "digits", "faces", "folder", "npz" or "tfds"
-    path: str = path_field()  # for name = "folder" or "npz": a folder or a ZIP of pictures, an NPZ or an NPY
+    # For name = "folder" or "npz": a folder or a ZIP of pictures, an NPZ, an NPY, or Parquet files; or these in a data
+    # set of the Hugging Face hub: hf://datasets/OWNER/NAME@REVISION/PATH.
+    path: str = path_field(revision="revision")
+    revision: str = ""  # the commit that `path` names in a repository of the hub; recorded when it is first read
     tfds_name: str = ""  # for name = "tfds": the dataset, such as "celeb_a", "cifar10" or "imagenette/full-size"
     data_dir: str = path_field()  # folder of prepared TFDS datasets; "": the default of TFDS
     # Source of the held-out images: another folder or NPZ, or another TFDS split, such as "test"; members are then
     # drawn from `path` alone. "": both sides are drawn from `path`. Required for a model that was trained elsewhere,
     # since only its owner knows which images it saw.
-    heldout_from: str = path_field()
+    heldout_from: str = path_field(revision="heldout_revision")
+    heldout_revision: str = ""  # the commit that `heldout_from` names in a repository of the hub; likewise recorded
     image_size: int = 8  # height and width in pixels, after an area resize; digits have 8
     image_width: int = 0  # width in pixels where it is not the height; 0: image_size
     channels: int = 1  # 1 (grey), 3 (colour), or as many as the arrays of an NPZ or NPY have
@@ -67,6 +71,8 @@ class Data:
             self.heldout_from,
             "empty for data.name = digits or faces, which have a single part",
         )
+        check_revision("data.revision", self.revision)
+        check_revision("data.heldout_revision", self.heldout_revision)
         check(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
         check(self.image_width == 0 or self.image_width >= 4, "data.image_width", self.image_width, "0, or at least 4")
         check(self.channels >= 1, "data.channels", self.channels, "1 (grey), 3 (colour) or another number of channels")
@@ -314,9 +320,11 @@ class Monitor:
 class Target:
     """An existing checkpoint to audit, in place of a DPM that is trained here."""
 
-    # A local folder or file; see docs/your_model.md. It replaces the sections `model` and `diffusion`.
-    path: str = path_field(digest="sha256")
+    # A local folder or file, or one in a repository of the Hugging Face hub: hf://OWNER/NAME@REVISION/PATH. It replaces
+    # the sections `model` and `diffusion`; see docs/your_model.md.
+    path: str = path_field(digest="sha256", revision="revision")
     sha256: str = ""  # SHA-256 of its weights; recorded when they are first read, so that a changed file is noticed
+    revision: str = ""  # the commit that `path` names in a repository of the hub; recorded when it is first read
     # "diffusers", "pytorch_ddpm", "adm", "monai", "torchcfm", "lucidrains" or "edm"; "": by the files' content.
     format: str = ""
     # What some files do not say, and is then asked for. The noise that the model was trained with: "linear",
@@ -340,6 +348,7 @@ class Target:
     network: str = ""  # recorded for a network that the section `model` can't describe: its class and options, as JSON
 
     def __post_init__(self) -> None:
+        check_revision("target.revision", self.revision)
         one_of("target.format", self.format, ("", *FORMATS))
         one_of("target.schedule", self.schedule, ("", *SCHEDULES))
         one_of("target.qkv_order", self.qkv_order, ("", "legacy", "new"))

@@ -247,11 +247,13 @@ def _provenance(results: Results, settings: Settings) -> tuple[tuple[str, str], 
 
 
 def displayed_config(settings: Settings) -> dict[str, Any]:
-    """The config; without paths in a private report."""
+    """The config; without paths in a private report, and the commits that they have in repositories."""
     shown = dataclasses.asdict(settings)
     if settings.report.private:
-        for section, name, _ in path_fields(Settings):
-            shown[section][name] = "(left out)" if shown[section][name] else ""
+        for path in path_fields(Settings):
+            section = shown[path.section]
+            for name in filter(None, (path.name, path.revision)):
+                section[name] = "(left out)" if section[name] else ""
     return shown
 
 

@@ -32,11 +32,12 @@ _IGNORED_SETTINGS = [
     ],
     ("label", "weights"),  # identified by weights_sha256
     ("surrogate", "teacher_path"),
-    *[("data", key) for key in ("path", "data_dir", "storage", "memory_limit_mb", "max_corrupt")],
+    *[("data", key) for key in ("path", "revision", "heldout_revision", "data_dir")],
+    *[("data", key) for key in ("storage", "memory_limit_mb", "max_corrupt")],
     *[("data", key) for key in ("fit", "orientation", "bit_range")],  # other pixels have other hashes
     ("model", "remat"),
     ("train", "keep_checkpoints"),
-    ("target", "path"),
+    *[("target", key) for key in ("path", "revision")],
     ("condition", "path"),  # identified by sha256
 ]
 EVALUATION_VERSION = 2  # of results.json; results of another version are computed anew

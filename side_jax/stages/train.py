@@ -103,13 +103,13 @@ def _checked_spread(settings: Settings, spread: float) -> float:
 
 def _import(settings: Settings, unit: Unit, members: Dataset) -> dict[str, Any]:
     """Saves the imported model's weights as the checkpoint of step 0."""
-    path = settings.target.path
+    path, revision = settings.target.path, settings.target.revision
     if settings.target.format == OBJECT:
         params, weights, notes = objects.parameters_of(settings.target.sha256), ["a Python object"], ()
     else:
-        origin = formats.read_target(path, formats.hints(settings)).origin
-        folder = path if os.path.isdir(path) else os.path.dirname(path)
-        params, notes = origin.read_params(), origin.notes
+        local = formats.located(settings.target)
+        origin = formats.read_target(local, formats.hints(settings)).origin
+        params, notes, folder = origin.read_params(), origin.notes, local if local.is_dir() else local.parent
         weights = [os.path.relpath(file, folder) for file in origin.weights]
     encode = functools.partial(target_scores.encoded, settings, params)
     spread = _checked_spread(settings, stage_inputs.spread_of(members, encode))
@@ -122,7 +122,8 @@ def _import(settings: Settings, unit: Unit, members: Dataset) -> dict[str, Any]:
     return {
         "steps": 0,
         "imported": path,
-        "checkpoint_format": settings.target.format,
+        **({"revision": revision} if revision else {}),
+        "target_format": settings.target.format,  # "format" is the manifest's own
         "weights": weights,
         "notes": list(notes),
         "parameters": builders.count(settings, params),

@@ -1,4 +1,4 @@
-"""Reads models that were trained elsewhere from local files, and never runs code in them; makes targets of objects."""
+"""Makes targets of files, local or of the hub, without running code in them, and of Python objects."""
 
 from side_jax.targets.objects import from_function, from_torch
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ SAVE_AS = "save the weights as float32, float16 or bfloat16"
 # Its restricted loader is safe since that version: CVE-2025-32434 and CVE-2026-24747 are about earlier ones.
 _TORCH = (2, 10)
 _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
-_UNETS = ("unet_ema", "unet")  # training scripts write the moving average of the weights beside the last ones
+UNETS = ("unet_ema", "unet")  # training scripts write the moving average of the weights beside the last ones
 _AUTOENCODERS = ("vae", "vqvae")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -29,7 +29,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 def unet_folder(directory: str | Path) -> Path:
     """Returns the folder with the U-Net's config.json: the given one, its unet_ema/ or its unet/, in this order."""
     directory = Path(os.path.expanduser(directory))
-    for folder in (directory, *(directory / name for name in _UNETS)):
+    for folder in (directory, *(directory / name for name in UNETS)):
         if (folder / "config.json").exists():
             return folder
     if not directory.is_dir():
@@ -64,13 +64,13 @@ def autoencoder_folder(folder: Path) -> Path | None:
 
 def _other_parts(folder: Path) -> tuple[Path, list[str]]:
     """(the pipeline around a U-Net, its parts that are neither this U-Net nor a scheduler)."""
-    pipeline = folder.parent if folder.name in _UNETS else folder
+    pipeline = folder.parent if folder.name in UNETS else folder
     index = pipeline / "model_index.json"
     if index.exists():
         parts = [name for name, kind in read_json(index).items() if isinstance(kind, list) and any(kind)]
     else:
         parts = [name for name in (*_AUTOENCODERS, "text_encoder") if (pipeline / name).is_dir()]
-    return pipeline, sorted({*parts} - {*_UNETS, "scheduler"})
+    return pipeline, sorted({*parts} - {*UNETS, "scheduler"})
 
 
 def refuse_other_parts(folder: Path) -> None:
@@ -90,13 +90,10 @@ def weight_files(directory: str | Path) -> list[Path]:
       InputError: if there are none, if it is not clear which they are, or if they are pointers of Git LFS.
     """
     folder = unet_folder(directory)
-    source = _source(folder)
-    paths = [source]
-    if source.suffix == ".json":
-        names = read_json(source).get("weight_map")
-        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
-            raise InputError(f"{source} has no weight_map of files beside it; {REPLACE}.")
-        paths = sorted({folder / name for name in names.values()})
+    source = weights_name([path.name for path in folder.iterdir()], folder)
+    if not source:
+        _refuse_pickles(folder)
+    paths = weights_of(folder / (source or WEIGHTS))
     for path in paths:
         if not path.is_file():
             raise InputError(
@@ -108,21 +105,42 @@ def weight_files(directory: str | Path) -> list[Path]:
     return paths
 
 
-def _source(folder: Path) -> Path:
-    """The file of a folder's weights, or the index of their shards: the plain one, or the only variant (fp16, ...)."""
-    found: dict[str, Path] = {}
+def weights_name(names: Iterable[str], where: str | Path) -> str:
+    """The file of a folder's weights, or the index of their shards: the plain one, or the only variant (fp16, ...).
+
+    Args:
+      names: of the folder's files.
+      where: the folder, for messages.
+
+    Returns:
+      Its name; "" if there is none.
+
+    Raises:
+      InputError: if there are several variants and no plain one.
+    """
+    found: dict[str, str] = {}
+    names = sorted(names)
     for end in ("bin", "safetensors"):  # of one variant, the last counts: safetensors, and shards
         for pattern in (rf"{_NAME}(\.(?!.*-of-).+)?\.{end}", rf"{_NAME}\.{end}\.index(\..+)?\.json"):
-            for path in sorted(folder.iterdir()):
-                if match := re.fullmatch(pattern, path.name):
-                    found[match[1] or ""] = path
+            found |= {match[1] or "": name for name in names if (match := re.fullmatch(pattern, name))}
     if len(found) > 1 and "" not in found:
-        names = ", ".join(sorted(path.name for path in found.values()))
-        raise InputError(f"{folder} has several weights ({names}), but no {WEIGHTS}; leave only one of them there.")
-    if found:
-        return found.get("") or next(iter(found.values()))
-    _refuse_pickles(folder)
-    return folder / WEIGHTS
+        listed = ", ".join(sorted(found.values()))
+        raise InputError(f"{where} has several weights ({listed}), but no {WEIGHTS}; leave only one of them there.")
+    return found.get("") or next(iter(found.values()), "")
+
+
+def weights_of(source: Path) -> list[Path]:
+    """The files of the weights that weights_name names: itself, or the shards that an index lists.
+
+    Raises:
+      InputError: if the index is damaged.
+    """
+    if source.suffix != ".json":
+        return [source]
+    names = read_json(source).get("weight_map")
+    if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
+        raise InputError(f"{source} has no weight_map of files beside it; {REPLACE}.")
+    return sorted({source.with_name(name) for name in names.values()})
 
 
 def _refuse_pickles(folder: Path) -> None:

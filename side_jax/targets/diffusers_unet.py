@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
+from side_jax.hub import repository
 from side_jax.models.unet import UNet
 from side_jax.settings import Diffusion
-from side_jax.targets import diffusers_vae, parameters
+from side_jax.targets import diffusers_vae, hub_checkpoint, parameters
 from side_jax.targets.checkpoint_files import (
     REPLACE,
     WEIGHTS,
@@ -37,12 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
-    """Reads a local diffusers checkpoint.
+    """Reads a diffusers checkpoint.
 
     Args:
       directory: a pipeline folder (model_index.json, unet/ or unet_ema/, scheduler/) or a UNet2DModel folder
         (config.json and diffusion_pytorch_model.safetensors, sharded or not, or a single variant of it, or .bin if
         PyTorch is installed), with scheduler_config.json in it or in ../scheduler. Of unet/ and unet_ema/, unet_ema/.
+        Or an id of the Hugging Face hub, such as hf://google/ddpm-cifar10-32, which is downloaded.
 
     Returns:
       (module, params, schedule). module.apply({"params": params}, x, t) is the model's prediction for images x, float32
@@ -60,7 +62,7 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
       >>> jax.jit(module.apply)({"params": params}, x, t).shape
       (1, 8, 8, 1)
     """
-    folder = unet_folder(directory)
+    folder = unet_folder(hub_checkpoint.fetch(directory, "") if repository.is_id(directory) else directory)
     refuse_other_parts(folder)
     module, schedule = read_module(folder), read_schedule(folder)
     image_size(folder, module)  # complains

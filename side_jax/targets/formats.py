@@ -14,12 +14,14 @@ import numpy as np
 from side_jax import settings
 from side_jax.config import from_config
 from side_jax.errors import InputError
+from side_jax.hub import repository
 from side_jax.settings import Settings
 from side_jax.targets import (
     adm,
     checkpoint_files,
     diffusers_unet,
     edm,
+    hub_checkpoint,
     lucidrains,
     monai_unet,
     objects,
@@ -36,11 +38,27 @@ _FILES: dict[str, tuple[Callable[[Any], bool], Callable[[Path, Any, Hints], Targ
 _BUNDLE = Path("models") / "model.pt"  # in the folder of a MONAI bundle
 
 
+def located(target: settings.Target, *, cached: bool = False) -> Path:
+    """The local folder or file of a checkpoint; one of the hub is downloaded into its cache.
+
+    Args:
+      target: names it; of the hub, the recorded revision is read, if there is one.
+      cached: whether to take one of the hub only from the cache.
+
+    Raises:
+      InputError: if it can't be downloaded.
+    """
+    if not repository.is_id(target.path):
+        return Path(os.path.expanduser(target.path))
+    bundle = _BUNDLE.as_posix() if target.format in ("", monai_unet.FORMAT) else ""
+    return hub_checkpoint.fetch(target.path, target.revision, bundle=bundle, cached=cached)
+
+
 def read_target(path: str | Path, hints: Hints) -> Target:
     """Reads a model: its network, its noise and, when asked, its weights.
 
     Args:
-      path: a folder or a file.
+      path: a local folder or file.
       hints: what files may not say.
 
     Raises:

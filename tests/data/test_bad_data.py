@@ -44,7 +44,7 @@ def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(InputError, match=r"config.data.path=\S*nowhere does not exist; name a folder"):
         datasets.load(pair(name="folder", path=str(tmp_path / "nowhere")))
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match=r"holds no image \(but 1 .txt\); NPZ, NPY and pictures of "):
+    with pytest.raises(InputError, match=r"holds no image \(but 1 .txt\); NPZ, NPY, Parquet files and pictures of "):
         datasets.load(pair(name="folder", path=str(tmp_path)))
 
 
@@ -94,7 +94,9 @@ def test_bad_npz(tmp_path, arrays, sentence):
 
 
 def test_files_that_are_no_npz(tmp_path):
-    with pytest.raises(InputError, match="does not exist; name a folder or a ZIP of pictures, an NPZ or an NPY"):
+    with pytest.raises(
+        InputError, match="does not exist; name a folder or a ZIP of pictures, an NPZ, an NPY or a Parquet file"
+    ):
         datasets.load(pair(name="npz", path=str(tmp_path / "data.npz")))
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(InputError, match="can't be read as an NPZ"):
