@@ -25,6 +25,8 @@ _LEGACY = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little")
 _STORAGES = {"torch.DoubleStorage": "<f8", "torch.FloatStorage": "<f4", "torch.HalfStorage": "<f2"}
 _SCALARS = ("f8", "f4", "f2", "i8", "i4", "b1")
 _MOST_AXES = 8
+# Many times those of a large network: an instruction of one byte can make an object of hundreds.
+_MOST_INSTRUCTIONS = 2**21
 
 
 class _Refused(ValueError):
@@ -110,9 +112,11 @@ class _Machine:
 
     def run(self, stream: io.BytesIO) -> Any:
         """The object of the pickle at the stream's place, which moves behind it."""
-        for opcode, argument, _ in pickletools.genops(stream):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if opcode.name == "STOP":
                 return self.stack.pop()
+            if count == _MOST_INSTRUCTIONS:
+                raise _Refused(f"more than {_MOST_INSTRUCTIONS} instructions")
             self.step(opcode.name, argument)
         raise _Damaged
 

@@ -263,6 +263,14 @@ def test_bombs_are_refused_in_little_memory(path, value):
     assert peak < 200 * 2**20
 
 
+def test_instructions_that_make_more_than_they_are_long_are_counted(path, monkeypatch):
+    monkeypatch.setattr("side_jax.targets.inert_pickle._MOST_INSTRUCTIONS", 100)
+    path.write_bytes(dumps(Raw(b"\x8f" * 99)))
+    read(path)
+    path.write_bytes(dumps(Raw(b"\x8f" * 100)))
+    refused(path, "more than 100 instructions", RUN)
+
+
 def test_what_is_deep_or_inside_itself_is_only_held(path):
     """A billion laughs are few lists; a list may hold itself."""
     for value in (
