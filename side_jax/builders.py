@@ -24,7 +24,7 @@ from side_jax.settings import Diffusion, Evaluate, Sampler, Settings
 from side_jax.settings.checks import check
 from side_jax.settings.target import OBJECT
 from side_jax.targets import networks, objects
-from side_jax.targets.target import Target
+from side_jax.targets.target_model import Target
 
 
 def image_shape(settings: Settings) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ from side_jax.report import findings
 from side_jax.report.verdict import verdict as verdict_of
 from side_jax.settings import Settings
 from side_jax.stages import stage_table
-from side_jax.targets.target import Target
+from side_jax.targets.target_model import Target
 from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from side_jax.settings.paths import path_fields
 from side_jax.settings.target import OWN
 from side_jax.settings.target import Target as TargetSettings
 from side_jax.targets import formats, networks
-from side_jax.targets.target import Origin, Target
+from side_jax.targets.target_model import Origin, Target
 from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)

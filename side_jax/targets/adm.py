@@ -13,7 +13,7 @@ import numpy as np
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
 from side_jax.targets.checkpoint_files import arrays
-from side_jax.targets.target import Hints, Origin, Target, heads_of
+from side_jax.targets.target_model import Hints, Origin, Target, heads_of
 from side_jax.targets.unet_shapes import State, first_half, has, infer_unet, numbers, read_unet, rename
 
 FORMAT = "adm"

@@ -29,7 +29,7 @@ from side_jax.targets.checkpoint_files import (
     weight_files,
 )
 from side_jax.targets.schedules import read_schedule, read_schedule_options, scheduler_config
-from side_jax.targets.target import Hints, Origin, Target
+from side_jax.targets.target_model import Hints, Origin, Target
 from side_jax.targets.unets import image_size, read_module, smallest_size, unet_config
 from side_jax.workdir import files
 

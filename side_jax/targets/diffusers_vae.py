@@ -12,7 +12,7 @@ from side_jax.models.autoencoders import Autoencoder
 from side_jax.targets import parameters
 from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, read_weights, weight_files
 from side_jax.targets.latents import autoencoder_shapes, latent_target
-from side_jax.targets.target import Hints, Target
+from side_jax.targets.target_model import Hints, Target
 
 # diffusers' defaults of the options that both classes have, and of their own.
 _OPTIONS: dict[str, Any] = {

@@ -22,7 +22,7 @@ from side_jax.settings import Diffusion
 from side_jax.targets import parameters
 from side_jax.targets.checkpoint_files import REPLACE, arrays
 from side_jax.targets.inert_pickle import Module
-from side_jax.targets.target import Hints, Origin, Target
+from side_jax.targets.target_model import Hints, Origin, Target
 
 FORMAT = "edm"
 # The noises between which EDM samples (table 1), where the model itself does not have a smaller range.

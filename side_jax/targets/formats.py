@@ -28,7 +28,7 @@ from side_jax.targets import (
     pytorch_ddpm,
     torchcfm,
 )
-from side_jax.targets.target import Hints, Target
+from side_jax.targets.target_model import Hints, Target
 
 # Formats of a single file: (whether a content is of it, the target of a path and its content).
 _FILES: dict[str, tuple[Callable[[Any], bool], Callable[[Path, Any, Hints], Target]]] = {

@@ -13,7 +13,7 @@ from side_jax.errors import InputError
 from side_jax.models.autoencoders import Autoencoder
 from side_jax.models.latent import Latent
 from side_jax.targets.checkpoint_files import REPLACE
-from side_jax.targets.target import Target
+from side_jax.targets.target_model import Target
 
 
 def latent_target(

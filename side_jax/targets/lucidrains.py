@@ -25,7 +25,7 @@ from side_jax.models.memory_unet import MemoryUNet
 from side_jax.settings import Diffusion
 from side_jax.targets import parameters
 from side_jax.targets.checkpoint_files import REPLACE, arrays
-from side_jax.targets.target import Hints, Origin, Target, heads_of
+from side_jax.targets.target_model import Hints, Origin, Target, heads_of
 from side_jax.targets.unet_shapes import State, first_half, numbers
 
 FORMAT = "lucidrains"

@@ -13,7 +13,7 @@ from side_jax.errors import InputError
 from side_jax.targets import monai_vae
 from side_jax.targets.checkpoint_files import arrays
 from side_jax.targets.monai_attention import whole_attention
-from side_jax.targets.target import Hints, Origin, Target, heads_of
+from side_jax.targets.target_model import Hints, Origin, Target, heads_of
 from side_jax.targets.unet_shapes import State, first_half, infer_unet, read_unet
 
 FORMAT = "monai"

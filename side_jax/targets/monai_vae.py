@@ -14,7 +14,7 @@ from side_jax.targets import parameters
 from side_jax.targets.checkpoint_files import arrays, load_state
 from side_jax.targets.latents import autoencoder_shapes, latent_target
 from side_jax.targets.monai_attention import whole_attention
-from side_jax.targets.target import Hints, Target
+from side_jax.targets.target_model import Hints, Target
 from side_jax.targets.unet_shapes import State, has, numbers, rename
 
 # Of MONAI's tutorials and of its model zoo's bundles.

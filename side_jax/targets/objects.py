@@ -15,7 +15,7 @@ from side_jax.models import callback
 from side_jax.models.callback import Callback, HostFn
 from side_jax.settings import Diffusion
 from side_jax.settings.target import OBJECT
-from side_jax.targets.target import Origin, Target
+from side_jax.targets.target_model import Origin, Target
 
 FORMAT = OBJECT
 

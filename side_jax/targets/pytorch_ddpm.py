@@ -14,7 +14,7 @@ import numpy as np
 from side_jax.errors import InputError
 from side_jax.settings import Diffusion
 from side_jax.targets.checkpoint_files import REPLACE, arrays
-from side_jax.targets.target import Hints, Origin, Target
+from side_jax.targets.target_model import Hints, Origin, Target
 from side_jax.targets.unet_shapes import State, has, infer_unet, numbers, read_unet, rename
 
 FORMAT = "pytorch_ddpm"

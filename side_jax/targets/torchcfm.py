@@ -10,7 +10,7 @@ from typing import Any
 from side_jax.models.continuous import Flow, grid_betas, noise_grid
 from side_jax.settings import Diffusion
 from side_jax.targets import adm
-from side_jax.targets.target import Hints, Origin, Target
+from side_jax.targets.target_model import Hints, Origin, Target
 from side_jax.targets.unet_shapes import read_unet
 
 FORMAT = "torchcfm"

@@ -17,7 +17,7 @@ from side_jax.errors import InputError
 from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
 from side_jax.targets.formats import read_target
-from side_jax.targets.target import Hints
+from side_jax.targets.target_model import Hints
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecation warnings of its dependencies, by version

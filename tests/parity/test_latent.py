@@ -25,7 +25,7 @@ from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
 from side_jax.targets import networks
 from side_jax.targets.formats import read_target
-from side_jax.targets.target import Hints
+from side_jax.targets.target_model import Hints
 
 monai = pytest.importorskip("monai.networks.nets")
 

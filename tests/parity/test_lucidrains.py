@@ -17,7 +17,7 @@ from side_jax.errors import InputError
 from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
 from side_jax.targets.formats import read_target
-from side_jax.targets.target import Hints
+from side_jax.targets.target_model import Hints
 
 # What the package imports for its Trainer alone, with the names that it takes from there.
 UNUSED = {

@@ -31,7 +31,7 @@ from side_jax.targets import monai_vae, networks, parameters
 from side_jax.targets.diffusers_unet import to_diffusers
 from side_jax.targets.formats import read_target
 from side_jax.targets.latents import autoencoder_shapes
-from side_jax.targets.target import Hints, Origin, Target
+from side_jax.targets.target_model import Hints, Origin, Target
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NET = UNet(

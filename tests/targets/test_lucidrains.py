@@ -13,7 +13,7 @@ from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
 from side_jax.targets import lucidrains, networks
 from side_jax.targets.formats import read_target
-from side_jax.targets.target import Hints
+from side_jax.targets.target_model import Hints
 
 BETAS = make_schedule("cosine", 40).betas.astype(np.float32)
 PATH = Path("model-3.pt")
