@@ -1,4 +1,4 @@
-"""Makes networks of continuous noise predict x_0 at timesteps, as targets/target_model.py says in its equations (2) and (3).
+"""Makes networks of continuous noise predict x_0 at timesteps, by equations (2) and (3) of targets/target_model.py.
 
 Timestep t of T has the noise sigma_t = sigma_min (sigma_max / sigma_min)^(t / (T - 1)): log sigma is linear in t, also
 between timesteps.
