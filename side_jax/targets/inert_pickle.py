@@ -195,15 +195,15 @@ class _Machine:
 
     def do_reduce(self, _: Any) -> None:
         function, arguments = self.popped(2)
-        if type(function) is not _Name or type(arguments) is not tuple or function.full not in self.calls:
-            raise _Damaged
-        self.stack.append(self.calls[function.full](*arguments))
+        make = self.calls[_checked(function, _Name).full]
+        self.stack.append(make(*_checked(arguments, tuple)))
 
     def do_newobj(self, _: Any) -> None:
         cls, arguments = self.popped(2)
-        if type(cls) is not _Name or arguments != () or cls.full not in self.classes:
+        make = self.classes[_checked(cls, _Name).full]
+        if _checked(arguments, tuple):
             raise _Damaged
-        self.stack.append(self.classes[cls.full]())
+        self.stack.append(make())
 
     def do_build(self, _: Any) -> None:
         (state,) = self.popped(1)
