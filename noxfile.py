@@ -72,6 +72,8 @@ def parity(session: nox.Session) -> None:
     """The comparison with diffusers and PyTorch, and an audit of a model that diffusers trained."""
     install(session, "torch==2.13.0")  # by its number, an index may give a build without CUDA, a tenth of the size
     install(session, "-e", ".[test,parity]")
+    # Whole training programs, of which the tests need the networks alone; their dependencies would replace PyTorch.
+    install(session, "--no-deps", "monai==1.6.1", "denoising-diffusion-pytorch==2.3.4", "einops")
     session.run("pytest", *WORKERS, "-m", "parity", "tests/parity", *session.posargs)
 
 

@@ -147,6 +147,8 @@ def _check_images(data: ml_collections.ConfigDict, folder: str | Path, target: T
             f"config.data.image_size = {height}{across} and config.data.channels = {channels} (now {own[0]}x{own[1]} "
             f"and {own[2]})."
         )
+    if not isinstance(target.network, UNet):  # whose sizes the settings check
+        target.check_size(own[:2])
     if target.size is None:
         logger.warning(
             "%s does not say the size of its images; that of config.data, %dx%d, is taken.", folder, *own[:2]

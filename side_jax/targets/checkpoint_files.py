@@ -242,6 +242,8 @@ def arrays(state: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
       InputError: if one is of another type than weights are; names it.
     """
     for name, value in state.items():
+        if not hasattr(value, "dtype"):
+            raise InputError(f"{where} holds {name}, which is no tensor; give a file with the model's weights alone.")
         refuse_type(where, name, str(value.dtype).removeprefix("torch."))
     return {
         name: value.astype(np.float32) if isinstance(value, np.ndarray) else value.detach().float().numpy()

@@ -142,13 +142,6 @@ def _refuse_others(process: Mapping[str, Any], where: str) -> None:
     raise InputError(f"{where} {what}; {_GIVE}.")
 
 
-def _floats(state: Mapping[str, Any], where: str) -> State:
-    try:
-        return arrays(state, where)
-    except (TypeError, AttributeError):
-        raise InputError(f"{where} holds other things than tensors among its weights; {REPLACE}.") from None
-
-
 def _renamed(process: Mapping[str, Any], where: str) -> State:
     """The network's weights by MemoryUNet's names, but for the memory."""
     prefix = "model."
@@ -161,7 +154,7 @@ def _renamed(process: Mapping[str, Any], where: str) -> State:
         return re.sub(r"^up_(\d+)_", lambda found: f"up_{last - int(found[1])}_", name)
 
     state = {}
-    for name, value in _floats(old, where).items():
+    for name, value in arrays(old, where).items():
         if name.endswith(".mem_kv") and (value.ndim != 4 or len(value) != 2 or not value.size):
             raise InputError(f"{where} has {name} of shape {value.shape}, but it must be two of 3 axes; {_GIVE}.")
         state[renamed(name)] = value.reshape(-1) if name.endswith(".g") else value
@@ -248,7 +241,7 @@ def _groups(state: State, where: str, hints: Hints) -> tuple[int, tuple[str, ...
 
 def _noise(process: Mapping[str, Any], where: str) -> Diffusion:
     """The betas, and what the network predicts by the loss weights."""
-    found = _floats({name: process[name] for name in ("betas", "loss_weight")}, where)
+    found = arrays({name: process[name] for name in ("betas", "loss_weight")}, where)
     betas, weights = (found[name].astype(np.float64) for name in ("betas", "loss_weight"))
     try:
         alpha_bar = Schedule(betas=betas).alpha_bar

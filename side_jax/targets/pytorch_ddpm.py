@@ -48,7 +48,8 @@ _ENDS = {
 
 def matches(content: Any) -> bool:
     """Whether a file's content is of this format."""
-    return isinstance(content, Mapping) and f"{_TIME}.0.weight" in content.get("ema_model", {})
+    state = content.get("ema_model") if isinstance(content, Mapping) else None
+    return isinstance(state, Mapping) and f"{_TIME}.0.weight" in state
 
 
 def read(path: Path, content: Any, hints: Hints) -> Target:

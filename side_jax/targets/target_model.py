@@ -79,6 +79,18 @@ class Target:
             )
         return height // factor, width // factor, self.network.latent_channels
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises InputError if the network can't process images of this (height, width)."""
+        x = jax.ShapeDtypeStruct((1, *self.shape(size)), jnp.float32)
+        try:
+            jax.eval_shape(self.network.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))
+        except (ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"the model can't process images of {size[0]}x{size[1]} pixels ({reason}); set config.data.image_size "
+                "to what it was trained with."
+            ) from None
+
     @property
     def latent(self) -> bool:
         """Whether it samples latents, which have no bounds, and not images."""

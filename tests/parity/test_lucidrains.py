@@ -1,8 +1,5 @@
 """lucidrains' denoising-diffusion-pytorch: predictions and samples of its Unet in its GaussianDiffusion, as saved."""
 
-import contextlib
-import sys
-import types
 import warnings
 
 import foreign
@@ -10,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from parity.lucidrains_package import module, package
 from parity.theirs import apply, nchw, nhwc, random_numbers, relative_error, torch
 from side_jax.diffusion import sampler
 from side_jax.diffusion.steps import step_table
@@ -18,36 +16,6 @@ from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
 from side_jax.targets.formats import read_target
 from side_jax.targets.target_model import Hints
-
-# What the package imports for its Trainer alone, with the names that it takes from there.
-UNUSED = {
-    "torchvision": ("transforms", "utils"),
-    "torchvision.transforms": (),
-    "ema_pytorch": ("EMA",),
-    "accelerate": ("Accelerator",),
-}
-
-
-@contextlib.contextmanager
-def stand_ins():
-    """Empty modules in place of those that are not installed, while the package is imported."""
-    made = {}
-    for name, attributes in UNUSED.items():
-        try:
-            __import__(name)
-        except ImportError:
-            made[name] = sys.modules[name] = types.ModuleType(name)
-            for attribute in attributes:
-                setattr(made[name], attribute, None)
-    yield
-    for name in made:
-        del sys.modules[name]
-
-
-with warnings.catch_warnings(), stand_ins():
-    warnings.simplefilter("ignore")
-    package = pytest.importorskip("denoising_diffusion_pytorch")
-    module = package.denoising_diffusion_pytorch
 
 STEPS, BATCH = 20, 2
 
