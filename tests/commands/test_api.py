@@ -160,7 +160,7 @@ def test_samples_in_memory_and_in_files_and_by_the_command_give_the_same(tmp_pat
     ("changed", "words"),
     [
         ({"samples": np.zeros((4, 8, 8), np.float32)}, "is of type float32, but it must be uint8"),
-        ({"samples": np.zeros((4, 8, 8, 2), np.uint8)}, "has the shape (4, 8, 8, 2)"),
+        ({"samples": np.zeros((4, 8, 8, 2), np.uint8)}, "have 1 and 2 channels"),
         ({"members": np.zeros((0, 8, 8), np.uint8)}, "has the shape (0, 8, 8)"),
         ({"members": noise(9, 0)}, "has 9 images that differ"),
         ({"heldout": noise(12, 0)}, "hold out images that the model has not seen"),
