@@ -8,7 +8,8 @@ from pathlib import Path
 from side_jax.errors import InputError
 from side_jax.hub import repository
 from side_jax.hub.repository import Snapshot
-from side_jax.targets.checkpoint_files import UNETS, WEIGHTS, weights_name, weights_of
+from side_jax.targets.checkpoint_files import UNETS, WEIGHTS, autoencoder_folder, weights_name, weights_of
+from side_jax.targets.monai_vae import AUTOENCODER_FILES
 from side_jax.targets.unets import read_module
 
 # Files of a pipeline, or of a U-Net alone, that say what the weights are; all are small. Those of other parts are among
@@ -37,11 +38,14 @@ def fetch(text: str, commit: str, *, bundle: str = "", cached: bool = False) -> 
     if path in names:
         return found.fetch([path]) / path
     if bundle and posixpath.join(path, bundle) in names:
-        return found.fetch([posixpath.join(path, bundle)]) / path
+        model = posixpath.join(path, bundle)
+        beside = [posixpath.join(posixpath.dirname(model), name) for name in AUTOENCODER_FILES]
+        return found.fetch([model, *(name for name in beside if name in names)]) / path
     unet = next((one for one in _places(path, ("", *UNETS)) if posixpath.join(one, "config.json") in names), None)
     if unet is None:
         raise _no_model(text, path, names)
     folder = found.fetch([name for name in names if _is_setting(name, path)])
+    autoencoder_folder(folder / unet)  # refuses pipelines with other parts
     read_module(folder / unet)  # refuses what is not read
     for part in (unet, *_places(path, _AUTOENCODERS)):
         if posixpath.join(part, "config.json") in names:

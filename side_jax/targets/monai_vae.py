@@ -18,7 +18,9 @@ from side_jax.targets.target_model import Hints, Target
 from side_jax.targets.unet_shapes import State, has, numbers, rename
 
 # Of MONAI's tutorials and of its model zoo's bundles.
-_NAMES = [f"{name}{end}" for name in ("autoencoder", "model_autoencoder") for end in (".safetensors", ".pt", ".pth")]
+AUTOENCODER_FILES = [
+    f"{name}{end}" for name in ("autoencoder", "model_autoencoder") for end in (".safetensors", ".pt", ".pth")
+]
 _BLOCK = {"norm1": "norm1", "conv1.conv": "conv1", "norm2": "norm2", "conv2.conv": "conv2"}
 _BLOCK |= {"nin_shortcut.conv": "conv_shortcut"}
 _ATTENTION = {"norm": "group_norm"} | {name: name for name in ("to_q", "to_k", "to_v", "qkv")}  # of GenerativeModels
@@ -38,7 +40,7 @@ class _Half(NamedTuple):
 
 def beside(path: Path) -> Path | None:
     """The file of the autoencoder beside a diffusion model's; None: there is none."""
-    return next((path.with_name(name) for name in _NAMES if path.with_name(name).is_file()), None)
+    return next((path.with_name(name) for name in AUTOENCODER_FILES if path.with_name(name).is_file()), None)
 
 
 def with_autoencoder(target: Target, path: Path, hints: Hints) -> Target:
