@@ -37,9 +37,9 @@ _EXIT_CODES = """\
 Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read; 130 stopped by
 Ctrl-C (SIGINT); 143 stopped by SIGTERM. Finished work is kept; a second Ctrl-C does not wait."""
 _AUDIT_EPILOGUE = f"""\
-A model that was trained elsewhere: --config=diffusers --config.target.path=PATH --config.data.path=SEEN
---config.data.heldout_from=UNSEEN, with images that it saw and that it did not see. PATH, and what its
-files do not say:
+A model that was trained elsewhere: --config=diffusers --config.target.path=PATH
+--config.data.path=SEEN --config.data.heldout_from=UNSEEN, with images that it saw and that it did
+not see. PATH, and what its files do not say:
   a diffusers folder, of pixels or latents       nothing
   pytorch-ddpm's ckpt.pt                         nothing
   lucidrains' model-N.pt, EDM's *.pkl            nothing
