@@ -113,11 +113,10 @@ def with_target(config: ml_collections.ConfigDict, target: Target, digest: str) 
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.target.sha256, config.target.format = digest, target.origin.format
+        config.target.network = "" if isinstance(target.network, UNet) else networks.describe(target.network)
         if isinstance(target.network, UNet):
             computed = {name: getattr(config.model, name) for name in _LOCAL_OPTIONS}
             config.model = computed | _model_options(target.network)
-        else:
-            config.target.network = networks.describe(target.network)
         config.diffusion = dataclasses.asdict(target.diffusion)
         if target.num_labels:
             config.condition.labels, config.condition.num_labels = OWN, target.num_labels

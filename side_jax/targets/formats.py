@@ -28,6 +28,7 @@ from side_jax.targets import (
     pytorch_ddpm,
     torchcfm,
 )
+from side_jax.targets.checkpoint_files import REPLACE
 from side_jax.targets.target_model import Hints, Target
 
 # Formats of a single file: (whether a content is of it, the target of a path and its content).
@@ -88,7 +89,13 @@ def _read(path: Path, hints: Hints) -> Target:
         raise InputError(f"{path} is not of the format {name}, which config.target.format names; {_known()}.")
     if not name:
         raise InputError(f"{path} holds no model of a known format; {_known()}.")
-    return _FILES[name][1](path, content, hints)
+    try:
+        return _FILES[name][1](path, content, hints)
+    except InputError:
+        raise
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:  # the file decides what is missing
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"{path} is damaged, or no {name} model that is read ({reason}); {REPLACE}.") from None
 
 
 def hints(config: Any) -> Hints:

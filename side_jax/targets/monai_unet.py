@@ -56,7 +56,8 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
     state = _renamed(arrays(content, str(path)), str(path))
     channels = state["conv_in.weight"].shape[1]
     state = first_half(state, channels)
-    heads_of(_attended(state), str(path), hints)
+    if attended := _attended(state):
+        heads_of(attended, str(path), hints)
     groups, note = _groups(state, str(path), hints)
     network = infer_unet(
         state,
@@ -108,8 +109,8 @@ def _renamed(state: State, where: str) -> State:
 
 
 def _attended(state: State) -> int:
-    """The fewest channels that any attention has, of which all others are multiples."""
-    return min(len(value) for name, value in state.items() if name.endswith(".to_q.weight"))
+    """The fewest channels that any attention has, of which all others are multiples; 0 without attention."""
+    return min((len(value) for name, value in state.items() if name.endswith(".to_q.weight")), default=0)
 
 
 def _groups(state: State, where: str, hints: Hints) -> tuple[int, tuple[str, ...]]:

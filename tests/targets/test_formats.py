@@ -102,6 +102,11 @@ def test_every_number_of_a_file_is_a_parameter(write, state, options):
     assert target.size is None
 
 
+def test_without_attention_nobody_asks_for_heads(write):
+    target = read_target(write(without(monai(), "middle_block.attention")), hints(MONAI | {"head_channels": 0}))
+    assert not target.network.add_attention
+
+
 ASKED = [
     (adm, ADM | {"num_heads": 0}, "config.target.num_heads or config.target.head_channels"),
     (adm, ADM | {"qkv_order": ""}, "set config.target.qkv_order to new"),
@@ -137,6 +142,7 @@ def without(state, name):
 REFUSED = {
     "a missing tensor": (without(adm(), "input_blocks.1.0.in_layers.0.bias"), ADM, "lack 1 tensors", "norm1.bias"),
     "one too many": (adm() | layer("more", 3), ADM, "hold 2 tensors", "more."),
+    "no end of an attention": (without(adm(), "middle_block.1.proj_out"), ADM, "is damaged, or no adm model"),
     "another shape": (adm() | layer("out.0", 16), ADM, "conv_norm_out.bias has shape (16,)"),
     "integers": (adm() | {"out.0.bias": np.zeros(32, np.int8)}, ADM, "out.0.bias as int8"),
     "a condition": (adm() | layer("middle_block.1.encoder_kv", 3), ADM, "another attention"),
