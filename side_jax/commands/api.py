@@ -13,6 +13,7 @@ import numpy as np
 from side_jax.commands import sample_audit
 from side_jax.config import load_config, to_config
 from side_jax.data.listed import ImageSource
+from side_jax.devices import cpu
 from side_jax.measure import records
 from side_jax.pipeline import audit as pipeline
 from side_jax.pipeline import saved_config
@@ -84,6 +85,8 @@ def audit(
       ['distance_ratio', 'normalized_l2', 'rmse']
     """
     folder = files.as_path(workdir)
+    if target is not None:
+        cpu.use_one()
     given = _config(config, folder)
     settings = resolve(given if target is None else _with_object(given, target), folder)
     pipeline.run(settings, folder, stages)

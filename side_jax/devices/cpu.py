@@ -4,11 +4,16 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Iterable
 
 import jax
+
+from side_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Options of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -43,6 +48,25 @@ def use_cores(batch_sizes: Iterable[int]) -> None:
     with contextlib.suppress(RuntimeError):  # JAX is already in use
         jax.config.update("jax_num_cpu_devices", devices)
         _cores_are_devices = True
+
+
+def use_one() -> None:
+    """Makes a CPU one device, for programs that call back into Python: on several, such calls wait for each other.
+
+    With JAX 0.10.2, two devices that call back with images of 64x64 pixels never return.
+
+    Raises:
+      InputError: if this process already uses several.
+    """
+    prepare([1])
+    if jax.default_backend() != "cpu" or jax.local_device_count() == 1:
+        return
+    if _cores_are_devices:
+        raise InputError(
+            "this process already uses several CPU devices, on which calls of a Python object wait for each other; "
+            "audit it in a new Python process."
+        )
+    logger.warning("Several CPU devices were asked for; calls of a Python object may wait for each other for ever.")
 
 
 def collective_devices() -> list[jax.Device]:

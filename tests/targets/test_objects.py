@@ -1,5 +1,9 @@
 """A model that is a Python function: the whole audit runs on it, and what needs its derivatives says so."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from sklearn.datasets import load_digits
 
 import side_jax
 from side_jax.config import from_config, load_config
+from side_jax.devices import cpu
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.targets import from_function
@@ -113,3 +118,20 @@ def test_labels_reach_it():
 def test_it_needs_a_name():
     with pytest.raises(InputError, match="must identify the model"):
         target(name="")
+
+
+def test_several_devices_of_a_cpu_are_refused_where_we_made_them(config, tmp_path, monkeypatch, caplog):
+    """Calls from several wait for each other; eight were asked for here, so there is only a warning."""
+    monkeypatch.setattr("side_jax.devices.cpu._cores_are_devices", True)
+    with pytest.raises(InputError, match="audit it in a new Python process"):
+        side_jax.audit(config, tmp_path / "run", target=target())
+    monkeypatch.setattr("side_jax.devices.cpu._cores_are_devices", False)
+    cpu.use_one()
+    assert "may wait for each other" in caplog.text
+
+
+def test_a_new_process_has_one_device_for_it():
+    code = "import jax; from side_jax.devices import cpu; cpu.use_one(); cpu.prepare([64]); print(jax.device_count())"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]

@@ -248,6 +248,7 @@ def trained(devices, accumulate=1, network=None):
     for step in range(STEPS):
         chosen = trainer.batch_indices(0, step, len(IMAGES), 32)
         state, ema = stepper(state, ema, stepper.load(lambda ids: (IMAGES[ids], LABELS[ids]), chosen), key)
+        jax.block_until_ready(state)  # XLA may abort with many collectives of eight devices in flight on two cores
     return stepper, {"state": state, "ema": ema}
 
 
