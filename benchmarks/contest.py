@@ -75,7 +75,8 @@ def load_settings(size: str, batch_size: int, dtype: str) -> Settings:
 def make_unet(settings: Settings) -> Any:
     """The U-Net of diffusers with the same options and its own initialisation, whose last layer is not zero."""
     module = builders.build_network(settings)
-    names = [field.name for field in dataclasses.fields(settings.model) if field.name not in ("dtype", "remat")]
+    ours = ("dtype", "remat", "num_attention_heads", "timestep_scale")
+    names = [field.name for field in dataclasses.fields(settings.model) if field.name not in ours]
     channels = settings.data.channels
     options = {name: getattr(module, name) for name in names} | {"sample_size": settings.data.image_size}
     torch.manual_seed(SEED)
