@@ -128,7 +128,7 @@ def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
         assert load_config(given).name == "mine"
     assert load_config("~/mine.py:yours").name == "yours"
     config = default_config()
-    keys = [(section, name) for section, name, _ in path_fields(Settings)]
+    keys = [(path.section, path.name) for path in path_fields(Settings)]
     for section, name in keys:
         config[section][name] = "~/x"
     config.data.name, config.label.features = "folder", "onnx"
@@ -140,13 +140,13 @@ def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
 
 def test_every_path_is_marked():
     """By their names: what else looks like a path must be marked, too."""
-    marked = {f"{section}.{name}" for section, name, _ in path_fields(Settings)}
+    marked = {f"{path.section}.{path.name}" for path in path_fields(Settings)}
     assert marked == {
         *("data.path", "data.data_dir", "data.heldout_from", "target.path", "condition.path", "label.weights"),
         "surrogate.teacher_path",
     }
-    for section, name, digest in path_fields(Settings):
-        assert not digest or digest in default_config()[section], f"{section}.{name}"
+    for path in path_fields(Settings):
+        assert {*path.recorded} <= {*default_config()[path.section]}, f"{path.section}.{path.name}"
     for section, values in default_config().items():
         for name in values if isinstance(values, ConfigDict) else ():
             assert not name.endswith(("path", "dir")) or f"{section}.{name}" in marked
