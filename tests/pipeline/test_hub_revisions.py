@@ -72,6 +72,7 @@ def test_the_commit_is_recorded_and_kept(hub, moved, tmp_path):
     assert not hub.asked
     other = resolving.resolve(config_of(), tmp_path / "new")
     assert (other.target.revision, other.target.sha256 != first.target.sha256) == (hubs.OTHER, True)
+    assert resolving.resolve(config_of(f"{ID}@main"), workdir).target.revision == hubs.OTHER  # another id
     assert resolving.resolve(config_of(f"{ID}@{hubs.MAIN}"), tmp_path / "new").target.sha256 == first.target.sha256
     # The weights are known by their hash, wherever they are from.
     local = resolving.resolve(config_of(str(tmp_path / "first")), tmp_path / "local")
