@@ -11,6 +11,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from side_jax.errors import InputError
+
 MAIN, OTHER = "a" * 40, "b" * 40  # commits
 _API = re.compile(r"/api/(models|datasets)/([\w.-]+/[\w.-]+)(?:/(revision|tree)/([^/?]+))?/?(?:\?.*)?")
 _FILE = re.compile(r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/([^?]+)(?:\?.*)?")
@@ -126,3 +128,15 @@ def connect(monkeypatch, address, home, *, offline=False):
         monkeypatch.delenv(name, raising=False)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
+
+
+def refused(call, *words):
+    """Calls, expects a refusal, and looks for words in its one sentence, which is none of the hub's own."""
+    with pytest.raises(InputError) as caught:
+        call()
+    text = str(caught.value)
+    assert text.isprintable()
+    assert text.endswith(".")
+    assert not re.search(r"\. [A-Z]|Traceback|Request ID", text), text
+    for word in words:
+        assert word in text, text

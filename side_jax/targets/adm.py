@@ -13,8 +13,8 @@ import numpy as np
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
 from side_jax.targets.checkpoint_files import arrays
-from side_jax.targets.target_model import Hints, Origin, Target, heads_of
-from side_jax.targets.unet_shapes import State, first_half, has, infer_unet, numbers, read_unet, rename
+from side_jax.targets.target_model import Hints, Target, heads_of
+from side_jax.targets.unet_shapes import State, first_half, has, infer_unet, numbers, rename, unet_target
 
 FORMAT = "adm"
 _BLOCK = {
@@ -52,16 +52,7 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
     diffusion, notes = hints.noise(path, per_thousand=True)
     if diffusion.num_timesteps != 1000:
         network = network.clone(timestep_scale=_timestep_scale(path, hints))
-    return Target(
-        network=network,
-        diffusion=diffusion,
-        channels=network.out_channels,
-        num_labels=network.num_labels,
-        null_label=network.null_label,
-        origin=Origin(
-            format=FORMAT, weights=(path,), read_params=lambda: read_unet(state, network, str(path)), notes=notes
-        ),
-    )
+    return unet_target(path, FORMAT, state, network, diffusion, notes=notes)
 
 
 def read_network(content: Mapping[str, Any], where: str, hints: Hints, **options: Any) -> tuple[State, UNet]:

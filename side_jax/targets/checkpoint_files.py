@@ -22,7 +22,7 @@ SAVE_AS = "save the weights as float32, float16 or bfloat16"
 _TORCH = (2, 10)
 _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 UNETS = ("unet_ema", "unet")  # training scripts write the moving average of the weights beside the last ones
-_AUTOENCODERS = ("vae", "vqvae")
+AUTOENCODERS = ("vae", "vqvae")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -53,10 +53,10 @@ def autoencoder_folder(folder: Path) -> Path | None:
       InputError: if the pipeline has other parts, which are of a model with a condition.
     """
     pipeline, others = _other_parts(folder)
-    if others and others not in [[name] for name in _AUTOENCODERS]:
+    if others and others not in [[name] for name in AUTOENCODERS]:
         raise InputError(
             f"{pipeline} is a pipeline with {', '.join(others)} beside the U-Net; only models of images alone are "
-            f"read, whose pipeline has a unet, a scheduler and at most one of {' and '.join(_AUTOENCODERS)}: give one "
+            f"read, whose pipeline has a unet, a scheduler and at most one of {' and '.join(AUTOENCODERS)}: give one "
             "of these."
         )
     return pipeline / others[0] if others else None
@@ -69,7 +69,7 @@ def _other_parts(folder: Path) -> tuple[Path, list[str]]:
     if index.exists():
         parts = [name for name, kind in read_json(index).items() if isinstance(kind, list) and any(kind)]
     else:
-        parts = [name for name in (*_AUTOENCODERS, "text_encoder") if (pipeline / name).is_dir()]
+        parts = [name for name in (*AUTOENCODERS, "text_encoder") if (pipeline / name).is_dir()]
     return pipeline, sorted({*parts} - {*UNETS, "scheduler"})
 
 

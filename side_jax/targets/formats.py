@@ -113,9 +113,10 @@ def with_null_label(target: Target, label: int, where: str) -> Target:
       InputError: if the model has no such label.
     """
     if label >= target.num_labels or target.num_labels == 1:
+        last = target.num_labels - 1
+        fix = f", 0 to {last}; name one of these" if last > 0 else " and none to spare; set it to -1"
         raise InputError(
-            f"config.target.null_label is {label}, but {where} has {target.num_labels} labels"
-            + (f", 0 to {target.num_labels - 1}; name one of these." if target.num_labels else "; set it to -1.")
+            f"config.target.null_label is {label}, but {where} has {target.num_labels} label{'s' * (last != 0)}{fix}."
         )
 
     def reordered(params: Any) -> Any:

@@ -8,14 +8,13 @@ from pathlib import Path
 from side_jax.errors import InputError
 from side_jax.hub import repository
 from side_jax.hub.repository import Snapshot
-from side_jax.targets.checkpoint_files import UNETS, WEIGHTS, autoencoder_folder, weights_name, weights_of
+from side_jax.targets.checkpoint_files import AUTOENCODERS, UNETS, WEIGHTS, autoencoder_folder, weights_name, weights_of
 from side_jax.targets.monai_vae import AUTOENCODER_FILES
 from side_jax.targets.unets import read_module
 
 # Files of a pipeline, or of a U-Net alone, that say what the weights are; all are small. Those of other parts are among
 # them, so that latent and conditional models are noticed.
 _SETTINGS = ("model_index.json", "config.json", "scheduler_config.json", "scheduler/*.json", "*/config.json")
-_AUTOENCODERS = ("vae", "vqvae")
 _SINGLE = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
@@ -47,7 +46,7 @@ def fetch(text: str, commit: str, *, bundle: str = "", cached: bool = False) -> 
     folder = found.fetch([name for name in names if _is_setting(name, path)])
     autoencoder_folder(folder / unet)  # refuses pipelines with other parts
     read_module(folder / unet)  # refuses what is not read
-    for part in (unet, *_places(path, _AUTOENCODERS)):
+    for part in (unet, *_places(path, AUTOENCODERS)):
         if posixpath.join(part, "config.json") in names:
             _fetch_weights(found, part)
     return folder / path

@@ -13,8 +13,8 @@ from side_jax.errors import InputError
 from side_jax.targets import monai_vae
 from side_jax.targets.checkpoint_files import arrays
 from side_jax.targets.monai_attention import whole_attention
-from side_jax.targets.target_model import Hints, Origin, Target, heads_of
-from side_jax.targets.unet_shapes import State, first_half, infer_unet, read_unet
+from side_jax.targets.target_model import Hints, Target, heads_of
+from side_jax.targets.unet_shapes import State, first_half, infer_unet, unet_target
 
 FORMAT = "monai"
 # In this order, names of MONAI's modules and UNet2DModel's, which both number levels and blocks.
@@ -70,17 +70,7 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
         freq_shift=0.0,
     )
     diffusion, notes = hints.noise(path)
-    origin = Origin(
-        format=FORMAT, weights=(path,), read_params=lambda: read_unet(state, network, str(path)), notes=notes + note
-    )
-    target = Target(
-        network=network,
-        diffusion=diffusion,
-        channels=channels,
-        num_labels=network.num_labels,
-        null_label=network.null_label,
-        origin=origin,
-    )
+    target = unet_target(path, FORMAT, state, network, diffusion, notes=notes + note)
     autoencoder = monai_vae.beside(path)
     if autoencoder:
         return monai_vae.with_autoencoder(target, autoencoder, hints)

@@ -14,8 +14,8 @@ import numpy as np
 from side_jax.errors import InputError
 from side_jax.settings import Diffusion
 from side_jax.targets.checkpoint_files import REPLACE, arrays
-from side_jax.targets.target_model import Hints, Origin, Target
-from side_jax.targets.unet_shapes import State, has, infer_unet, numbers, read_unet, rename
+from side_jax.targets.target_model import Hints, Target
+from side_jax.targets.unet_shapes import State, has, infer_unet, numbers, rename, unet_target
 
 FORMAT = "pytorch_ddpm"
 # Of its program; the file does not say them, but a flagfile.txt beside it does.
@@ -75,15 +75,8 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
         prediction_type=_PREDICTIONS[flags["mean_type"]],
     )
     noise = content.get("x_T")
-    return Target(
-        network=network,
-        diffusion=diffusion,
-        channels=network.out_channels,
-        size=tuple(noise.shape[2:]) if noise is not None else None,
-        origin=Origin(
-            format=FORMAT, weights=(path,), read_params=lambda: read_unet(state, network, str(path)), notes=notes
-        ),
-    )
+    size = tuple(noise.shape[2:]) if noise is not None else None
+    return unet_target(path, FORMAT, state, network, diffusion, size=size, notes=notes)
 
 
 def _flags(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -5,13 +5,16 @@ Formats that differ from UNet2DModel by their names alone rename their tensors, 
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from side_jax.errors import InputError
 from side_jax.models.unet import UNet
+from side_jax.settings import Diffusion
 from side_jax.targets import parameters
+from side_jax.targets.target_model import Origin, Target
 
 State = dict[str, np.ndarray]  # tensors by the names of UNet2DModel's state dict
 
@@ -123,3 +126,37 @@ def read_unet(state: State, module: UNet, where: str) -> Any:
     shapes = parameters.shapes_of(module, module.out_channels, 2 ** (len(module.block_out_channels) - 1))
     model, fix = "the U-Net that their shapes describe", "give a file of the format's own program, unchanged"
     return parameters.from_state_dict(state, shapes, where, model=model, fix=fix)
+
+
+def unet_target(
+    path: Path,
+    name: str,
+    state: State,
+    network: UNet,
+    diffusion: Diffusion,
+    *,
+    size: tuple[int, int] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Target:
+    """The target of a single file that holds a U-Net.
+
+    Args:
+      path: the file.
+      name: of its format.
+      state: its weights.
+      network: the U-Net that they are of.
+      diffusion: its noise.
+      size: (height, width) of its images; None: the file does not say.
+      notes: see Origin.
+    """
+    return Target(
+        network=network,
+        diffusion=diffusion,
+        channels=network.out_channels,
+        num_labels=network.num_labels,
+        null_label=network.null_label,
+        size=size,
+        origin=Origin(
+            format=name, weights=(path,), read_params=lambda: read_unet(state, network, str(path)), notes=notes
+        ),
+    )

@@ -1,11 +1,11 @@
 """Ids of the hub: what they name, their commits, which files are downloaded, and one sentence for whatever fails."""
 
 import logging
-import re
 import sys
 
 import hubs
 import pytest
+from hubs import refused
 
 from side_jax.errors import InputError
 from side_jax.hub import repository
@@ -23,17 +23,6 @@ def hub(tmp_path, monkeypatch):
         hub.add("me/tiny", FILES)
         hubs.connect(monkeypatch, hub.address, tmp_path)
         yield hub
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    text = str(caught.value)
-    assert text.isprintable()
-    assert text.endswith(".")
-    assert not re.search(r"\. [A-Z]|Traceback|Request ID", text), text
-    for word in words:
-        assert word in text, text
 
 
 @pytest.mark.parametrize(

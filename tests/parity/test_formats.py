@@ -1,6 +1,7 @@
 """Checkpoints of other training programs against these programs' networks, on random weights, and their samples."""
 
 import dataclasses
+import functools
 import itertools
 import warnings
 
@@ -158,14 +159,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     """name -> a case, made when first asked for."""
-    made = {}
-
-    def case(name):
-        if name not in made:
-            made[name] = CASES[name](tmp_path_factory.mktemp("format") / "model.pt")
-        return made[name]
-
-    return case
+    return functools.cache(lambda name: CASES[name](tmp_path_factory.mktemp("case") / "model.pt"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,6 @@
 """lucidrains' denoising-diffusion-pytorch: predictions and samples of its Unet in its GaussianDiffusion, as saved."""
 
+import functools
 import warnings
 
 import foreign
@@ -129,14 +130,7 @@ SAMPLED = ("grey, all defaults", "grey, noise, clipped weights", "colour, a sing
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     """name -> a case, made when first asked for."""
-    made = {}
-
-    def case(name):
-        if name not in made:
-            made[name] = CASES[name](tmp_path_factory.mktemp("lucidrains") / "model-1.pt")
-        return made[name]
-
-    return case
+    return functools.cache(lambda name: CASES[name](tmp_path_factory.mktemp("case") / "model-1.pt"))
 
 
 @pytest.mark.parametrize("name", CASES)

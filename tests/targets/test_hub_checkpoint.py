@@ -1,17 +1,16 @@
 """Models on the hub: of all files of a repository those that are read, and no weights of what is refused."""
 
 import json
-import re
 
 import foreign
 import hubs
 import jax
 import numpy as np
 import pytest
+from hubs import refused
 from safetensors.numpy import load_file, save_file
 
 from side_jax import from_diffusers
-from side_jax.errors import InputError
 from side_jax.targets import hub_checkpoint
 
 pytestmark = hubs.needed
@@ -38,17 +37,6 @@ def fetched(hub, files, text=ID, **options):
     """Publishes the files, fetches the id, and returns (where it lies, what was downloaded)."""
     hub.add("me/model", files)
     return hub_checkpoint.fetch(text, "", **options), sorted(hub.downloaded)
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    text = str(caught.value)
-    assert text.isprintable()
-    assert text.endswith(".")
-    assert not re.search(r"\. [A-Z]", text), text
-    for word in words:
-        assert word in text, text
 
 
 def test_a_pipeline_without_what_is_never_read(hub, pipeline):
