@@ -43,6 +43,11 @@ class _Continuous(nn.Module):
     sigma_max: float
     num_timesteps: int = 1000
 
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """Of the variance-preserving schedule with its noises."""
+        return tuple(grid_betas(noise_grid(self.sigma_min, self.sigma_max, self.num_timesteps)).tolist())
+
     def noise(self, t: jax.Array) -> jax.Array:
         """Returns sigma_t for t int32 or float32 [b], float32 [b]."""
         share = t.astype(jnp.float32) / (self.num_timesteps - 1)
@@ -118,6 +123,22 @@ class EdmVe(_Denoiser):
     def preconditioning(self, sigma: jax.Array) -> tuple[jax.Array, ...]:
         """As of _Denoiser."""
         return jnp.ones_like(sigma), sigma, jnp.ones_like(sigma), jnp.log(0.5 * sigma)
+
+
+class ScoreVe(_Continuous):
+    """The score of the variance-exploding SDE (Song et al. 2021): x_0 = y + sigma^2 score(y, sigma), y = x_t / a_t."""
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, t: jax.Array, deterministic: bool = True, labels: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns x_0 for x_t, as UNet's prediction; labels as there."""
+        sigma = self.noise(t)
+        one_over_a, variance = (
+            value[:, None, None, None] for value in (jnp.sqrt(1.0 + jnp.square(sigma)), jnp.square(sigma))
+        )
+        y = x * one_over_a
+        return y + variance * self.net(y, sigma, deterministic, labels)
 
 
 class Flow(_Continuous):

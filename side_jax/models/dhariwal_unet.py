@@ -50,6 +50,11 @@ class DhariwalUNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
+    @property
+    def middle(self) -> str:
+        """As MemoryUNet's."""
+        return f"dec_{self._at(len(self.channel_mult) - 1)}_in1"
+
     @nn.compact
     def __call__(
         self, x: jax.Array, c_noise: jax.Array, deterministic: bool = True, labels: jax.Array | None = None

@@ -147,6 +147,11 @@ class MemoryUNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
 
+    @property
+    def middle(self) -> str:
+        """The name of the module whose output is the coarsest feature map."""
+        return "middle_block_1"
+
     @nn.compact
     def __call__(
         self, x: jax.Array, t: jax.Array, deterministic: bool = True, labels: jax.Array | None = None

@@ -38,7 +38,8 @@ def double(x: jax.Array) -> jax.Array:
 class ResnetBlock(nn.Module):
     """GroupNorm, SiLU, conv; time embedding (added, or scale and shift); GroupNorm, SiLU, dropout, conv; skip.
 
-    `resize`, halve or double, acts on both branches, in front of the first convolution.
+    `resize`, such as halve or double, acts on both branches, in front of the first convolution. With `project` the skip
+    has a 1x1 convolution even where the channels stay the same. `out_groups`: of the second norm; None: as the first.
     """
 
     channels: int
@@ -49,13 +50,16 @@ class ResnetBlock(nn.Module):
     scale_factor: float
     dtype: Any
     resize: Callable[[jax.Array], jax.Array] | None = None
+    out_groups: int | None = None
+    project: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array | None, deterministic: bool) -> jax.Array:
         """x: [b, h, w, c]; emb: the time embedding [b, e] or None; returns [b, h, w, channels], resized."""
 
         def norm(name: str) -> GroupNorm:
-            return GroupNorm(self.num_groups, epsilon=self.eps, dtype=self.dtype, name=name)
+            groups = self.num_groups if name == "norm1" else self.out_groups or self.num_groups
+            return GroupNorm(groups, epsilon=self.eps, dtype=self.dtype, name=name)
 
         h = nn.silu(norm("norm1")(x))
         if self.resize is not None:
@@ -74,7 +78,7 @@ class ResnetBlock(nn.Module):
             h = norm("norm2")(h + projected(emb, self.channels))
         h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=deterministic)
         h = zeros_conv(self.channels, padding=1, dtype=self.dtype, name="conv2")(h)
-        if x.shape[-1] != self.channels:
+        if self.project or x.shape[-1] != self.channels:
             one: dict[str, Any] = {"kernel_size": (1, 1), "conv_general_dilated": _pointwise}
             x = nn.Conv(self.channels, **one, dtype=self.dtype, name="conv_shortcut")(x)
         return (x + h) / self.scale_factor
@@ -150,18 +154,23 @@ class BlockFactory:
         name: str,
         scale_factor: float = 1.0,
         resize: Callable[[jax.Array], jax.Array] | None = None,
+        num_groups: int | None = None,
+        out_groups: int | None = None,
+        project: bool = False,
     ) -> nn.Module:
-        """Makes a ResnetBlock; its output is divided by scale_factor."""
+        """Makes a ResnetBlock; its output is divided by scale_factor. num_groups None: the factory's."""
         cls = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
         return cls(
             channels,
-            num_groups=self.num_groups,
+            num_groups=num_groups or self.num_groups,
             eps=self.eps,
             dropout=self.dropout,
             time_scale_shift=self.time_scale_shift,
             scale_factor=scale_factor,
             dtype=self.dtype,
             resize=resize,
+            out_groups=out_groups,
+            project=project,
             name=name,
         )
 

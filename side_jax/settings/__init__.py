@@ -89,7 +89,8 @@ class Settings:
         steps = self.diffusion.num_timesteps
         if self.label.features == "denoiser":
             levels = range(halvings + 1)
-            blocks = ("mid_block", *(f"{side}_blocks_{i}" for side in ("down", "up") for i in levels))
+            named = () if self.target.network else (f"{side}_blocks_{i}" for side in ("down", "up") for i in levels)
+            blocks = ("mid_block", *named)
             one_of("label.denoiser_block", self.label.denoiser_block, blocks)
             value, need = self.label.denoiser_timestep, f"below diffusion.num_timesteps ({steps})"
             check(value < steps, "label.denoiser_timestep", value, need)
@@ -159,9 +160,8 @@ class Settings:
         check(not (value_only and needs_derivatives), "extract.attacks", attacks, need)
         need = "False: a Python object has values, not the derivatives that the likelihood needs"
         check(not (value_only and self.evaluate.divergence), "evaluate.divergence", True, need)
-        need = "another kind while target.path is no U-Net whose blocks have names"
-        ok = not (self.target.network and self.label.features == "denoiser")
-        check(ok, "label.features", self.label.features, need)
+        need = "another kind: a Python object has values, not the activations that these are"
+        check(not (value_only and self.label.features == "denoiser"), "label.features", self.label.features, need)
         need = "without conditional_model: the model in target.path always needs a label, so plain sampling has labels"
         guided = any(ATTACKS[attack].own_labels for attack in attacks)
         check(self.condition.null_label or not guided, "extract.attacks", attacks, need)

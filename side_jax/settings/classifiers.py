@@ -29,11 +29,12 @@ class Synthesize:
 class Label:
     """How synthetic images get their pseudo-labels, and in which features images are compared."""
 
-    features: str = "pixels"  # "pixels", "denoiser" (activations of the target's U-Net), "sscd" or "onnx"
+    features: str = "pixels"  # "pixels", "denoiser" (activations of the target), "sscd" or "onnx"
     # A local file: for "sscd" the weights that Meta publishes, for "onnx" the encoder.
     weights: str = path_field(digest="weights_sha256")
     weights_sha256: str = ""  # SHA-256 of that file; recorded when a run starts, which needs the same file ever after
-    denoiser_block: str = "mid_block"  # for "denoiser": "mid_block", "down_blocks_<i>" or "up_blocks_<i>"
+    # For "denoiser": "mid_block", which every network has, or "down_blocks_<i>" or "up_blocks_<i>" of a UNet2DModel.
+    denoiser_block: str = "mid_block"
     denoiser_timestep: int = 50  # for "denoiser": the timestep of the noise in its input, 0..T-1
     encoder_size: int = 288  # for "sscd" and "onnx": height and width of the input in pixels; SSCD's README says 288
     encoder_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # subtracted from images in [0, 1]; that of ImageNet

@@ -338,8 +338,8 @@ class Target:
     # of diffusers', it replaces the scaling_factor of the files. 0: the files say it.
     latent_scale: float = 0.0
     latent_groups: int = 0  # groups of the normalisations of a MONAI autoencoder; 0: norm_groups
-    # The pixels that a MONAI autoencoder was trained on: "unit" ([0, 1]) or "signed" ([-1, 1]); "": unit, as in MONAI's
-    # own bundles.
+    # The pixels that the model, or its autoencoder, was trained on: "unit" ([0, 1]) or "signed" ([-1, 1]); "": as the
+    # format's own program has them, which for a MONAI autoencoder is unit. Asked for of MONAI's models of pixels.
     pixels: str = ""
     qkv_order: str = ""  # of queries, keys and values in one layer: "legacy" ([heads, 3, c]) or "new" ([3, heads, c])
     timesteps: str = ""  # how the network gets timesteps if these are not 1000: "plain", or "rescaled" to 1000
@@ -354,6 +354,8 @@ class Target:
         one_of("target.qkv_order", self.qkv_order, ("", "legacy", "new"))
         one_of("target.timesteps", self.timesteps, ("", "plain", "rescaled"))
         one_of("target.pixels", self.pixels, ("", "unit", "signed"))
+        need = "empty: a Python object takes pixels in [-1, 1], so scale them in it"
+        check(self.format != OBJECT or not self.pixels, "target.pixels", self.pixels, need)
         for name in ("num_heads", "head_channels", "norm_groups", "latent_groups", "latent_scale"):
             check(getattr(self, name) >= 0, f"target.{name}", getattr(self, name), "at least 0")
         need = f"0 with target.num_heads = {self.num_heads}: one says the other"

@@ -9,7 +9,7 @@ import numpy as np
 
 from side_jax import builders
 from side_jax.attacks.table import Classifier
-from side_jax.builders import build_network, build_schedule, build_weak_network, init_fn
+from side_jax.builders import build_network, build_target, build_weak_network, init_fn
 from side_jax.data import datasets, readers, split
 from side_jax.data.sides import Side
 from side_jax.devices import placement
@@ -39,9 +39,8 @@ def build_extractor(settings: Settings, workdir: Path) -> Extractor:
     label, batch = settings.label, {"batch_size": settings.sampler.batch_size}
 
     def build_denoiser() -> Extractor:
-        unet, seed = build_network(settings), stream_seed(settings, "label")
-        params = load_target(settings, workdir).trees["ema"]
-        return denoiser.extractor(unet, params, build_schedule(settings), label, seed=seed, **batch)
+        params, seed = load_target(settings, workdir).trees["ema"], stream_seed(settings, "label")
+        return denoiser.extractor(build_target(settings), params, label, seed=seed, **batch)
 
     known = modelless_extractors(settings, settings.data.channels, workdir / "features")
     return (known | {"denoiser": build_denoiser})[label.features]()
@@ -192,7 +191,7 @@ def spread_of(members: datasets.Dataset, encode: Callable[[np.ndarray], np.ndarr
 
 def sampled(settings: Settings, workdir: Path, images: np.ndarray) -> np.ndarray:
     """What the target samples for images uint8 [n, h, w, c]: these, or latents, float32 [n, ...]."""
-    if not builders.build_target(settings).latent:
+    if not build_target(settings).latent:
         return images
     return load_target_scores(settings, workdir).encoded(images)
 

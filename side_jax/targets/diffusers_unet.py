@@ -3,6 +3,7 @@
 It reads JSON, safetensors and, by PyTorch's restricted loader, pickled weights, and does not need diffusers.
 """
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -15,6 +16,8 @@ from safetensors.numpy import save_file
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.hub import repository
+from side_jax.models.continuous import ScoreVe
+from side_jax.models.score_unet import ScoreUNet
 from side_jax.models.unet import UNet
 from side_jax.settings import Diffusion
 from side_jax.targets import diffusers_vae, hub_checkpoint, parameters
@@ -28,16 +31,17 @@ from side_jax.targets.checkpoint_files import (
     unet_folder,
     weight_files,
 )
-from side_jax.targets.schedules import read_schedule, read_schedule_options, scheduler_config
+from side_jax.targets.schedules import read_exploding_noise, read_noise, scheduler_config
 from side_jax.targets.target_model import Hints, Origin, Target
 from side_jax.targets.unets import image_size, read_module, smallest_size, unet_config
+from side_jax.targets.unit_range import with_unit_pixels
 from side_jax.workdir import files
 
 FORMAT = "diffusers"
 logger = logging.getLogger(__name__)
 
 
-def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
+def from_diffusers(directory: str | Path) -> tuple[Any, Any, Schedule]:
     """Reads a diffusers checkpoint.
 
     Args:
@@ -52,7 +56,7 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
 
     Raises:
       InputError: if a file is missing, damaged, pickled with more than tensors, or does not belong to an unconditional
-        UNet2DModel of images that was trained with DDPM's discrete noise.
+        UNet2DModel of images that was trained with DDPM's discrete noise, or, if it is an NCSN++, by its score.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -64,11 +68,10 @@ def from_diffusers(directory: str | Path) -> tuple[UNet, Any, Schedule]:
     """
     folder = unet_folder(hub_checkpoint.fetch(directory, "") if repository.is_id(directory) else directory)
     refuse_other_parts(folder)
-    module, schedule = read_module(folder), read_schedule(folder)
-    image_size(folder, module)  # complains
+    target = _read_unet(folder, latent=False)
     if folder.name == "unet_ema" and (folder.parent / "unet").is_dir():
         logger.info("%s: unet_ema is read, the moving average of the weights, and not unet.", folder.parent)
-    return module, read_params(folder, module), schedule
+    return target.network, target.origin.read_params(), target.schedule
 
 
 def read(path: Path, hints: Hints) -> Target:
@@ -79,21 +82,41 @@ def read(path: Path, hints: Hints) -> Target:
     """
     folder = unet_folder(path)
     autoencoder = autoencoder_folder(folder)
-    network, diffusion = read_module(folder), Diffusion(**read_schedule_options(folder, latent=bool(autoencoder)))
-    weights = tuple(weight_files(folder))
-    target = Target(
-        network=network,
-        diffusion=diffusion,
-        channels=network.out_channels,
-        num_labels=network.num_labels,
-        null_label=network.null_label,
-        size=image_size(folder, network),
-        origin=Origin(format=FORMAT, weights=weights, read_params=lambda: read_params(folder, network)),
-    )
+    target = _read_unet(folder, latent=bool(autoencoder), pixels=hints.target.pixels)
     return diffusers_vae.with_autoencoder(target, autoencoder, hints) if autoencoder else target
 
 
-def read_params(folder: Path, module: UNet) -> Any:
+def _read_unet(folder: Path, *, latent: bool, pixels: str = "") -> Target:
+    """Reads the U-Net alone; `pixels` is config.target.pixels."""
+    module = read_module(folder)
+    size, weights = image_size(folder, module), tuple(weight_files(folder))
+    origin = Origin(format=FORMAT, weights=weights, read_params=lambda: _read_params(folder, module))
+    if isinstance(module, UNet):
+        return Target(
+            network=module,
+            diffusion=read_noise(folder, latent=latent),
+            channels=module.out_channels,
+            num_labels=module.num_labels,
+            null_label=module.null_label,
+            size=size,
+            origin=origin,
+        )
+    noise = read_exploding_noise(folder)
+    network = ScoreVe(net=module, **noise)
+    target = Target(
+        network=network,
+        diffusion=Diffusion(num_timesteps=noise["num_timesteps"], trained_betas=network.betas, prediction_type="x0"),
+        channels=module.out_channels,
+        size=size,
+        origin=dataclasses.replace(origin, read_params=lambda: {"net": _read_params(folder, module)}),
+    )
+    if latent or pixels == "signed":
+        return target
+    note = "its pixels are taken to be in [0, 1], as its pipeline has them; config.target.pixels sets it"
+    return with_unit_pixels(target, notes=() if pixels else (note,))
+
+
+def _read_params(folder: Path, module: UNet | ScoreUNet) -> Any:
     """Reads the parameters of a checkpoint's module.
 
     Raises:
@@ -136,6 +159,8 @@ def to_diffusers(
       >>> sorted(os.listdir("copy"))
       ['model_index.json', 'scheduler', 'unet']
     """
+    if not isinstance(module, UNet):
+        raise InputError(f"a {type(module).__name__} can't be written as a diffusers pipeline; give a UNet.")
     directory = Path(os.path.expanduser(directory))
     channels = np.shape(params["conv_in"]["kernel"])[2]
     config = {"_class_name": "UNet2DModel", "sample_size": image_size, "in_channels": channels}

@@ -74,6 +74,7 @@ def with_autoencoder(target: Target, folder: Path, hints: Hints) -> Target:
         read_params=lambda: _read_params(folder, module),
         notes=notes,
         scaling_factor=scale,
+        unit_pixels=hints.target.pixels == "unit",
         shift_factor=_number(path, "shift_factor", options.get("shift_factor") or 0.0),
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from side_jax.errors import InputError
 from side_jax.models import song_unet
-from side_jax.models.continuous import Edm, EdmVe, EdmVp, grid_betas, noise_grid
+from side_jax.models.continuous import Edm, EdmVe, EdmVp
 from side_jax.models.dhariwal_unet import HEAD_CHANNELS, DhariwalUNet
 from side_jax.models.song_unet import SongUNet
 from side_jax.settings import Diffusion
@@ -71,7 +71,7 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
     state = _state(modules, where, path.stat().st_size, net)
     return Target(
         network=network,
-        diffusion=Diffusion(trained_betas=_betas(network), prediction_type="x0"),
+        diffusion=Diffusion(trained_betas=network.betas, prediction_type="x0"),
         channels=net.out_channels,
         num_labels=net.label_dim,
         # A model that was never trained without its label answers zeros at random, and its program samples all labels.
@@ -79,11 +79,6 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
         size=(net.img_resolution, net.img_resolution),
         origin=Origin(format=FORMAT, weights=(path,), read_params=lambda: {"net": _params(state, net, where)}),
     )
-
-
-def _betas(network: Any) -> tuple[float, ...]:
-    grid = noise_grid(network.sigma_min, network.sigma_max, network.num_timesteps)
-    return tuple(grid_betas(grid).tolist())
 
 
 def _denoiser(ema: Module, net: nn.Module, where: str) -> nn.Module:

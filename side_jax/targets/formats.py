@@ -27,6 +27,7 @@ from side_jax.targets import (
     objects,
     pytorch_ddpm,
     torchcfm,
+    unit_range,
 )
 from side_jax.targets.checkpoint_files import REPLACE
 from side_jax.targets.target_model import Hints, Target
@@ -66,6 +67,8 @@ def read_target(path: str | Path, hints: Hints) -> Target:
       InputError: if it can't be read, is of no known format, or does not say what a setting must; in one sentence.
     """
     target = _read(Path(os.path.expanduser(path)), hints)
+    if hints.target.pixels == "unit" and not (target.latent or unit_range.is_unit(target)):
+        target = unit_range.with_unit_pixels(target)
     label = hints.target.null_label
     return target if label < 0 else with_null_label(target, label, str(path))
 

@@ -74,10 +74,10 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
     autoencoder = monai_vae.beside(path)
     if autoencoder:
         return monai_vae.with_autoencoder(target, autoencoder, hints)
-    if hints.target.pixels == "unit":
+    if not hints.target.pixels:
         raise InputError(
-            f"config.target.pixels is unit, but {path} has no autoencoder beside it, and only models of pixels in "
-            "[-1, 1] are read; give one of these."
+            f"{path} does not say the range of its pixels; set config.target.pixels to unit ([0, 1], as MONAI's "
+            "tutorials scale them) or signed ([-1, 1]), what it was trained with."
         )
     return target
 

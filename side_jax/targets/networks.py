@@ -12,16 +12,21 @@ import flax.linen as nn
 
 from side_jax.models.autoencoders import Autoencoder
 from side_jax.models.callback import Callback
-from side_jax.models.continuous import Edm, EdmVe, EdmVp, Flow
+from side_jax.models.continuous import Edm, EdmVe, EdmVp, Flow, ScoreVe
 from side_jax.models.dhariwal_unet import DhariwalUNet
 from side_jax.models.latent import Latent
 from side_jax.models.memory_unet import MemoryUNet
+from side_jax.models.score_unet import ScoreUNet
 from side_jax.models.song_unet import SongUNet
 from side_jax.models.unet import UNet
+from side_jax.models.unit_pixels import UnitPixels
 
 NETWORKS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
-    for cls in (UNet, MemoryUNet, SongUNet, DhariwalUNet, Edm, EdmVp, EdmVe, Flow, Latent, Autoencoder, Callback)
+    for cls in (
+        *(UNet, MemoryUNet, SongUNet, DhariwalUNet, ScoreUNet),
+        *(Edm, EdmVp, EdmVe, Flow, ScoreVe, UnitPixels, Latent, Autoencoder, Callback),
+    )
 }
 # How a network is computed, which the section `model` decides, and what every Flax module has.
 _LEFT_OUT = ("dtype", "remat", "parent", "name")

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from side_jax.diffusion.schedule import Schedule, make_schedule
 from side_jax.errors import InputError
+from side_jax.settings import Diffusion
 from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, unet_folder
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,9 @@ SCHEDULERS: dict[str, tuple[tuple[float, float], bool | None]] = {
     "KDPM2DiscreteScheduler": (_OTHER, None),
     "KDPM2AncestralDiscreteScheduler": (_OTHER, None),
 }
+# The one of score models, and its noises where a config leaves them out.
+EXPLODING = "ScoreSdeVeScheduler"
+_EXPLODING = {"sigma_min": 0.01, "sigma_max": 1348.0, "num_train_timesteps": 2000}
 # With other values than these, the same classes sample other models: of flow matching, and of EDM's noise levels.
 _DISCRETE = {"use_flow_sigmas": False, "timestep_type": "discrete"}
 # How diffusion.sampler samples. A scheduler with other values is sampled in this way too, with a warning.
@@ -45,34 +50,17 @@ _SAMPLER_OPTIONS = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding
 _LATENT_OPTIONS = {"clip_sample": False, "thresholding": False}
 
 
-def read_schedule(folder: Path) -> Schedule:
+def read_noise(folder: Path, *, latent: bool = False) -> Diffusion:
     """Reads the noise schedule and the prediction type from scheduler_config.json.
 
-    Raises:
-      InputError: if the file is missing, damaged, or of an unsupported kind.
-    """
-    options = read_schedule_options(folder)
-    return make_schedule(options.pop("schedule"), **options)
-
-
-def read_schedule_options(folder: Path, *, latent: bool = False) -> dict[str, Any]:
-    """Reads the same as a dict, with the fields of settings.Diffusion.
-
     Args:
-      folder: as for read_schedule.
+      folder: of the U-Net.
       latent: whether the model's images are latents, which are not clipped.
 
     Raises:
       InputError: if the file is missing, damaged, or of an unsupported kind.
     """
-    folder = unet_folder(folder)
-    places = [folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"]
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        raise InputError(
-            f"{folder} has no scheduler_config.json beside config.json or in ../scheduler; it describes the noise that "
-            "the model was trained with, so put there the one of its training."
-        )
+    path = _path(folder)
     config = read_json(path)
     name = _class_name(path, config)
     (beta_start, beta_end), clips = SCHEDULERS[name]
@@ -94,7 +82,7 @@ def read_schedule_options(folder: Path, *, latent: bool = False) -> dict[str, An
             "betas as trained_betas there."
         )
     try:
-        options = {
+        options: dict[str, Any] = {
             "schedule": _SCHEDULES.get(kind, "linear"),
             "num_timesteps": int(config.get("num_train_timesteps", 1000)) if trained is None else len(trained),
             "beta_start": float(config.get("beta_start", beta_start)),
@@ -106,7 +94,47 @@ def read_schedule_options(folder: Path, *, latent: bool = False) -> dict[str, An
         make_schedule(*options.values())
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} describes no noise schedule ({error}); {REPLACE}.") from None
-    return options
+    return Diffusion(**options)
+
+
+def read_exploding_noise(folder: Path) -> dict[str, Any]:
+    """Reads the noise of an NCSN++: sigma_min, sigma_max and num_timesteps, as models/continuous.py has them.
+
+    Args:
+      folder: of the U-Net.
+
+    Raises:
+      InputError: if the file is missing, damaged, or of another scheduler.
+    """
+    path = _path(folder)
+    config = read_json(path)
+    name = config.get("_class_name")
+    if name != EXPLODING:
+        raise InputError(
+            f"{path} has _class_name = {json.dumps(name)}, but the score model beside it is read with the noise of a "
+            f"{EXPLODING} alone; put there the scheduler_config.json of its training."
+        )
+    given = {key: config.get(key, usual) for key, usual in _EXPLODING.items()}
+    low, high, steps = given.values()
+    for key, value in given.items():
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            raise InputError(f"{path} has {key} = {json.dumps(value)}, which is no noise; {REPLACE}.")
+    if low >= high or type(steps) is not int or steps < 2:
+        raise InputError(f"{path} describes no noise between {low} and {high} in {steps} steps; {REPLACE}.")
+    return {"sigma_min": float(low), "sigma_max": float(high), "num_timesteps": steps}
+
+
+def _path(folder: Path) -> Path:
+    """The scheduler_config.json of a U-Net."""
+    folder = unet_folder(folder)
+    places = [folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise InputError(
+            f"{folder} has no scheduler_config.json beside config.json or in ../scheduler; it describes the noise that "
+            "the model was trained with, so put there the one of its training."
+        )
+    return path
 
 
 def _class_name(path: Path, config: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.models.latent import Latent
 
+MIDDLE = "mid_block"
 DECODED = 4  # images that one device decodes at once
 
 
@@ -117,6 +118,32 @@ class Target:
         if not self.num_labels:
             return self.network.apply({"params": params}, x, t)
         return self.network.apply({"params": params}, x, t, labels=labels)
+
+    def activations(
+        self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array | None, block: str = MIDDLE
+    ) -> jax.Array:
+        """A feature map of the network, [b, h', w', c'], as denoise computes it.
+
+        Args:
+          params: of the network.
+          x: what the model samples, noised.
+          t: int32 [b].
+          labels: as for denoise.
+          block: name of the module whose output it is; MIDDLE: the one before the decoder, which every network has.
+        """
+        network = self.network
+        while hasattr(network, "net"):
+            network = network.net
+        name = getattr(network, "middle", block) if block == MIDDLE else block
+        _, state = self.network.apply(
+            {"params": params},
+            x,
+            t,
+            **({"labels": labels} if self.num_labels else {}),
+            capture_intermediates=lambda module, method: module.name == name and method == "__call__",
+            mutable=["intermediates"],
+        )
+        return jax.tree.leaves(state["intermediates"])[0]  # a block on the way down returns its skip connections too
 
     def default_labels(self, index: jax.Array | None) -> jax.Array | None:
         """The labels of images where nothing asks for others: none, or those in turn if the model always needs one.

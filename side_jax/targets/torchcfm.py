@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from side_jax.models.continuous import Flow, grid_betas, noise_grid
+from side_jax.models.continuous import Flow
 from side_jax.settings import Diffusion
 from side_jax.targets import adm
 from side_jax.targets.target_model import Hints, Origin, Target
@@ -38,10 +38,9 @@ def read(path: Path, content: Any, hints: Hints) -> Target:
     """
     state, unet = adm.read_network(_inner(content["ema_model"]), str(path), hints)
     network = Flow(net=unet, sigma_min=_ENDS[0], sigma_max=_ENDS[1])
-    betas = grid_betas(noise_grid(*_ENDS, network.num_timesteps))
     return Target(
         network=network,
-        diffusion=Diffusion(trained_betas=tuple(betas.tolist()), prediction_type="x0"),
+        diffusion=Diffusion(trained_betas=network.betas, prediction_type="x0"),
         channels=unet.out_channels,
         num_labels=unet.num_labels,
         null_label=unet.null_label,

@@ -1,10 +1,13 @@
-"""Converts the config.json of diffusers' UNet2DModel to and from the Flax module."""
+"""Converts the config.json of diffusers' UNet2DModel to and from the Flax module: a UNet, or NCSN++ of skip blocks."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from side_jax.errors import InputError
+from side_jax.models import score_unet
+from side_jax.models.score_unet import ScoreUNet
 from side_jax.models.unet import UNet
 from side_jax.settings.target import DOWN_BLOCKS, UP_BLOCKS
 from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, unet_folder
@@ -34,7 +37,7 @@ _OPTIONS: dict[str, Any] = {
 # Options that must have one of these values, since the module supports no other.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "class_embed_type": (None,),
-    "time_embedding_type": ("positional",),
+    "time_embedding_type": ("positional", "fourier"),
     "mid_block_type": ("UNetMidBlock2D",),
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
@@ -43,9 +46,10 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "downsample_padding": (0, 1),
 }
 _BLOCKS = {"down_block_types": DOWN_BLOCKS, "up_block_types": UP_BLOCKS}
+_SCORE_BLOCKS = {"down_block_types": score_unet.DOWN_BLOCKS, "up_block_types": score_unet.UP_BLOCKS}
 
 
-def read_module(folder: Path) -> UNet:
+def read_module(folder: Path) -> UNet | ScoreUNet:
     """Reads the U-Net that config.json describes.
 
     Raises:
@@ -69,11 +73,13 @@ def read_module(folder: Path) -> UNet:
     levels = {len(options[name]) if isinstance(options[name], list | tuple) else None for name in tuples}
     if len(levels) != 1 or None in levels:
         raise InputError(f"{path} must have lists of one length as {', '.join(tuples)}; {REPLACE}.")
-    for name, allowed in _BLOCKS.items():
+    score = config.get("time_embedding_type", "positional") == "fourier"
+    for name, allowed in (_SCORE_BLOCKS if score else _BLOCKS).items():
         for kind in options[name]:
             if kind not in allowed:
+                time = " beside time_embedding_type = fourier" * score
                 raise InputError(
-                    f"{path} has {kind} among its {name}, which is not supported; give a model with "
+                    f"{path} has {kind} among its {name}{time}, which is not supported; give a model with "
                     f"{join_values(allowed)}."
                 )
     channels, given = config.get("in_channels", 3), config.get("out_channels", 3)
@@ -87,12 +93,27 @@ def read_module(folder: Path) -> UNet:
         raise InputError(
             f"{path} has num_class_embeds = {json.dumps(labels)}, which is no number of labels; {REPLACE}."
         )
+    read = {name: tuple(value) if name in tuples else value for name, value in options.items()}
+    if score:
+        return _score_unet(path, channels, given, labels, read)
     return UNet(
         out_channels=channels,  # of a learned variance, the second half of the output, nothing is needed
         num_labels=labels or 0,
         null_label=not labels,
-        **{name: tuple(value) if name in tuples else value for name, value in options.items()},
+        **read,
     )
+
+
+def _score_unet(path: Path, channels: int, out_channels: int, labels: int | None, options: dict[str, Any]) -> ScoreUNet:
+    """NCSN++ of a config's options."""
+    if out_channels != channels or labels:
+        raise InputError(
+            f"{path} describes a model with skip blocks and "
+            f"{'class labels' if labels else f'{out_channels} channels as output'}, which is not supported; give one "
+            "of images alone."
+        )
+    known = {field.name for field in dataclasses.fields(ScoreUNet)}
+    return ScoreUNet(out_channels=channels, **{name: value for name, value in options.items() if name in known})
 
 
 def unet_config(module: UNet) -> dict[str, Any]:
@@ -101,12 +122,12 @@ def unet_config(module: UNet) -> dict[str, Any]:
     return {"out_channels": module.out_channels} | {name: getattr(module, name) for name in _OPTIONS} | labels
 
 
-def smallest_size(module: UNet) -> int:
+def smallest_size(module: UNet | ScoreUNet) -> int:
     """Returns the height and width, in pixels, that a U-Net halves to 1; sizes are multiples of it."""
     return 2 ** (len(module.block_out_channels) - 1)
 
 
-def image_size(folder: Path, module: UNet) -> tuple[int, int] | None:
+def image_size(folder: Path, module: UNet | ScoreUNet) -> tuple[int, int] | None:
     """Returns the images' (height, width), or None if config.json does not say.
 
     Raises:

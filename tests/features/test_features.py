@@ -22,12 +22,17 @@ from side_jax.features import denoiser, pixels, preprocess, sscd_weights
 from side_jax.features.extractors import Extractor, extract
 from side_jax.features.onnx import OnnxModel
 from side_jax.models import sscd_encoder
+from side_jax.models.continuous import Edm
+from side_jax.models.memory_unet import MemoryUNet
+from side_jax.models.song_unet import SongUNet
 from side_jax.models.sscd_encoder import SSCD, FrozenBatchNorm, gem
 from side_jax.models.unet import UNet
+from side_jax.models.unit_pixels import UnitPixels
 from side_jax.pipeline import resolve
-from side_jax.settings import Label
+from side_jax.settings import Diffusion, Label
 from side_jax.stages import stage_inputs
 from side_jax.targets import parameters
+from side_jax.targets.target_model import Target
 from side_jax.workdir import files
 
 
@@ -151,6 +156,12 @@ def test_features_that_are_no_use_are_refused(tmp_path):
 # The target's own activations.
 
 
+def random_parameters(network, side):
+    x, t = jnp.zeros((1, side, side, 1)), jnp.zeros((1,), jnp.int32)
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(network.init, jax.random.key(0), x, t)
+    return jax.tree.map(lambda leaf: np.float32(0.2 * rng.standard_normal(leaf.shape)), shapes["params"])
+
+
 @pytest.fixture(scope="module")
 def unet():
     """(a U-Net of two levels, its parameters, with none that starts at zero)."""
@@ -163,9 +174,7 @@ def unet():
         up_block_types=("UpBlock2D", "UpBlock2D"),
         remat=True,  # as large targets have it; it must not hide the activations
     )
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,), jnp.int32))
-    rng = np.random.default_rng(0)
-    return net, jax.tree.map(lambda leaf: np.float32(0.2 * rng.standard_normal(leaf.shape)), shapes["params"])
+    return net, random_parameters(net, 8)
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +199,11 @@ BLOCKS = {"mid_block": 8, "down_blocks_0": 4, "up_blocks_1": 4}
 
 
 def of_denoiser(unet, schedule, *, seed=3, batch_size=8, **label):
-    options = {"denoiser_timestep": 30} | label
-    return denoiser.extractor(*unet, schedule, Label(features="denoiser", **options), seed=seed, batch_size=batch_size)
+    network, params = unet
+    betas = {"num_timesteps": len(schedule.betas), "trained_betas": tuple(schedule.betas.tolist())}
+    target = Target(network=network, diffusion=Diffusion(**betas), channels=1)
+    label = Label(features="denoiser", **({"denoiser_timestep": 30} | label))
+    return denoiser.extractor(target, params, label, seed=seed, batch_size=batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +223,34 @@ def test_denoiser_features_are_the_means_of_its_activations(extractors, activati
     assert got.shape == (8, BLOCKS[block])
     np.testing.assert_allclose(got, h / np.linalg.norm(h, axis=1, keepdims=True), atol=1e-4)
     assert (got @ got.T).min() < 0  # centred: unlike images are unlike
+
+
+SONG = SongUNet(img_resolution=8, out_channels=1, model_channels=8, channel_mult=(1, 2), num_blocks=1)
+OTHERS = {
+    "memory": (MemoryUNet(1, 8, 8, (8, 12), (2, 2), (4, 4), (False, False)), "middle_block_1", 12),
+    "edm": (Edm(net=SONG, sigma_min=0.01, sigma_max=10.0, num_timesteps=50), "dec_4x4_in1", 16),
+    "pixels in [0, 1]": (UnitPixels(net=SONG, betas=(0.1,) * 50), "dec_4x4_in1", 16),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_network_has_a_middle(name, tmp_path):
+    """The output of the last module before the decoder, found through what is around the network."""
+    network, middle, channels = OTHERS[name]
+    params, images = random_parameters(network, 8), random_images(8, 8, 1)
+    schedule = make_schedule("linear", 50)
+    got = extract(of_denoiser((network, params), schedule), images, tmp_path)
+    assert got.shape == (8, channels)
+    key = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), 0))(np.arange(8))
+    noise = jax.vmap(lambda one: jax.random.normal(one, (8, 8, 1)))(key)
+    t = jnp.full(8, 30, jnp.int32)
+    x = q_sample(schedule, pixel_range.to_float(images), t, noise)
+    _, state = network.apply({"params": params}, x, t, capture_intermediates=True)
+    inside = state["intermediates"]
+    (h,) = (inside if middle in inside else inside["net"])[middle]["__call__"]
+    h = np.asarray(h, np.float64).mean(axis=(1, 2))
+    h = h - h.mean(axis=0)
+    np.testing.assert_allclose(got, h / np.linalg.norm(h, axis=1, keepdims=True), atol=1e-4)
 
 
 def test_denoiser_features_do_not_depend_on_the_batch(unet, extractors, schedule):

@@ -92,7 +92,7 @@ class Flow(torch.nn.Module):
         return z + sigma / (1 + sigma) * self.net(z, 1 / (1 + sigma[:, 0, 0, 0]))
 
 
-LINEAR = {"schedule": "linear"}
+LINEAR, SIGNED = {"schedule": "linear"}, {"pixels": "signed"}
 CASES = {
     "pytorch_ddpm": lambda path: Case(DdpmUNet(), path, ema, hints()),
     "pytorch_ddpm, deeper": lambda path: Case(
@@ -116,7 +116,7 @@ CASES = {
         Monai(in_channels=1, out_channels=1, num_head_channels=16),
         path,
         inner,
-        hints(**LINEAR, head_channels=16),
+        hints(**LINEAR, head_channels=16, **SIGNED),
         channels=1,
     ),
     "monai, residual resizing, labels and groups": lambda path: Case(
@@ -133,21 +133,21 @@ CASES = {
         ),
         path,
         inner,
-        hints(schedule="scaled_linear", head_channels=8, norm_groups=4),
+        hints(schedule="scaled_linear", head_channels=8, norm_groups=4, **SIGNED),
         labels=4,
     ),
     "monai, one layer for the three and none at the end": lambda path: Case(
         Monai(in_channels=1, out_channels=2, num_head_channels=8, include_fc=False, use_combined_linear=True),
         path,
         inner,
-        hints(**LINEAR, head_channels=8),
+        hints(**LINEAR, head_channels=8, **SIGNED),
         channels=1,
     ),
     "monai, of GenerativeModels": lambda path: Case(
         Monai(in_channels=1, out_channels=1, num_head_channels=32),
         path,
         generative_models,
-        hints(**LINEAR, num_heads=2),
+        hints(**LINEAR, num_heads=2, **SIGNED),
         channels=1,
     ),
     "torchcfm": lambda path: Case(
@@ -201,7 +201,7 @@ def test_monai_samples_agree(tmp_path):
         steps = {name: value.astype(np.float32) for name, value in steps.items()}
         return dataclasses.replace(table, steps=dataclasses.replace(table.steps, **steps))
 
-    net, told = Monai(in_channels=1, out_channels=1, num_head_channels=16), hints(**LINEAR, head_channels=16)
+    net, told = Monai(in_channels=1, out_channels=1, num_head_channels=16), hints(**LINEAR, **SIGNED, head_channels=16)
     case = Case(net, tmp_path / "model.pt", inner, told, channels=1, calm=lambda net: net.net.out[2].conv)
     ours, x, table = drawn(case, change=theirs, spacing="linspace", recompute=False)
     scheduler = monai_schedulers.DDIMScheduler(1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02)
@@ -211,6 +211,27 @@ def test_monai_samples_agree(tmp_path):
         prediction = case.theirs(x, np.full(len(x), int(t)))
         x = nhwc(scheduler.step(nchw(prediction), int(t), nchw(x))[0])
     assert relative_error(ours, x) < 1e-3
+
+
+def test_monai_samples_of_pixels_in_0_to_1_agree(tmp_path):
+    """Its DDIM again, which clips to [0, 1], at 20 timesteps of which each is 50 from the next."""
+    net, told = (
+        Monai(in_channels=1, out_channels=1, num_head_channels=16),
+        hints(**LINEAR, head_channels=16, pixels="unit"),
+    )
+    case = Case(net, tmp_path / "model.pt", inner, told, channels=1, calm=lambda net: net.net.out[2].conv)
+    ours, x, _ = drawn(case, spacing="leading", recompute=False)
+    scheduler = monai_schedulers.DDIMScheduler(
+        1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02, clip_sample_min=0, clip_sample_max=1
+    )
+    scheduler.set_timesteps(20)
+    signal = float(scheduler.alphas_cumprod[950]) ** 0.5
+    z = x * np.float32(np.sqrt(1 - 0.75 * signal**2)) + np.float32(signal / 2)  # of u = (x + 1) / 2
+    for t in range(950, -1, -50):
+        prediction = case.theirs(z, np.full(len(z), t))
+        z = nhwc(scheduler.step(nchw(prediction), t, nchw(z))[0])
+    assert ((z > 0.02) & (z < 0.98)).mean() > 0.2
+    assert relative_error(ours, 2 * z - 1) < 1e-3
 
 
 def test_adm_samples_agree(cases):

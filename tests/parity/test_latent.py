@@ -274,5 +274,5 @@ def test_what_a_bundle_does_not_say_is_asked_for_and_its_pickles_never_run(tmp_p
             read_target(tmp_path, hints(**options, latent_scale=1.0))
     assert not (tmp_path / "made").exists()
     path.unlink()
-    with pytest.raises(InputError, match=r"pixels is unit, but .*model.pt has no autoencoder beside it"):
-        read_target(tmp_path, hints(**options, pixels="unit"))
+    with pytest.raises(InputError, match=r"model.pt does not say the range of its pixels; set config.target.pixels"):
+        read_target(tmp_path, hints(**options))

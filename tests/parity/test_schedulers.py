@@ -29,7 +29,7 @@ from side_jax.diffusion.schedule import make_schedule, time_grid
 from side_jax.diffusion.steps import step_table
 from side_jax.errors import InputError
 from side_jax.targets.diffusers_unet import from_diffusers
-from side_jax.targets.schedules import SCHEDULERS, read_schedule
+from side_jax.targets.schedules import SCHEDULERS, read_noise
 
 STEPS = 20
 BATCH = 2
@@ -100,7 +100,7 @@ def test_ddim_steps_agree(unet, prediction, kind, eta, recompute):
     net, directory, ours = unet
     scheduler = DDIMScheduler(beta_schedule=kind, prediction_type=prediction)
     scheduler.save_pretrained(directory)
-    table = step_table(read_schedule(directory), STEPS, eta=eta, spacing="leading", clip=True, recompute=recompute)
+    table = step_table(read_noise(directory).make(), STEPS, eta=eta, spacing="leading", clip=True, recompute=recompute)
     theirs = their_trajectory(net, scheduler, eta=eta, use_clipped_model_output=recompute)
     agree(our_trajectory(ours, table), theirs)
 
@@ -112,7 +112,7 @@ def test_ddpm_steps_agree(unet, prediction, kind, variance, monkeypatch):
     scheduler = DDPMScheduler(beta_schedule=kind, prediction_type=prediction, variance_type=f"fixed_{variance}")
     scheduler.save_pretrained(directory)
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **options: scheduler.noise)
-    table = step_table(read_schedule(directory), STEPS, eta=1.0, variance=variance, spacing="leading", clip=True)
+    table = step_table(read_noise(directory).make(), STEPS, eta=1.0, variance=variance, spacing="leading", clip=True)
     agree(our_trajectory(ours, table), their_trajectory(net, scheduler))
 
 
@@ -124,7 +124,7 @@ def test_dpm_solver_steps_agree(unet, prediction, kind, spacing):
         beta_schedule=kind, prediction_type=prediction, timestep_spacing="trailing", final_sigmas_type="zero"
     )
     scheduler.save_pretrained(directory)
-    schedule = read_schedule(directory)
+    schedule = read_noise(directory).make()
     table = step_table(schedule, STEPS, solver="dpmpp_2m", spacing=spacing, clip=False)
     assert table.steps.extrapolation.any()
     # What diffusers calls linspace here ends earlier, and its log-SNR grid has fractions: it is given ours.
@@ -140,7 +140,7 @@ def test_trailing_steps_agree(unet, clip):
     net, directory, ours = unet
     scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=clip, prediction_type="v_prediction")
     scheduler.save_pretrained(directory)
-    table = step_table(read_schedule(directory), STEPS, spacing="trailing", clip=clip, recompute=False)
+    table = step_table(read_noise(directory).make(), STEPS, spacing="trailing", clip=clip, recompute=False)
     agree(our_trajectory(ours, table), their_trajectory(net, scheduler))
 
 
@@ -176,7 +176,7 @@ def test_betas_are_theirs(unet, kind, options):
     for scheduler in (DDIMScheduler, DDPMScheduler):
         theirs = scheduler(beta_schedule=kind, **options)
         theirs.save_pretrained(directory)
-        ours = read_schedule(directory)
+        ours = read_noise(directory).make()
         assert ours.num_timesteps == theirs.config.num_train_timesteps
         # float32's spacing at the largest value: torch.linspace adds up from both ends.
         atol = np.spacing(np.float32(ours.betas.max()))
@@ -202,9 +202,9 @@ def test_a_class_is_read_by_its_own_defaults_or_refused(unet, caplog, name):
     other = ("CogVideoX", "LCM", "TCD", "UnCLIP", "IPNDM")
     if "trained_betas" not in theirs or name.startswith(other):
         with pytest.raises(InputError, match=f'_class_name = "{name}"'):
-            read_schedule(directory)
+            read_noise(directory).make()
         return
-    ours = read_schedule(directory)
+    ours = read_noise(directory).make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, about some of their constructors
         theirs = getattr(diffusers, name)()
@@ -224,7 +224,7 @@ def test_trained_betas_are_theirs(unet):
     betas = np.random.default_rng(0).uniform(1e-4, 0.02, 40).tolist()
     theirs = DDPMScheduler(num_train_timesteps=40, trained_betas=betas, prediction_type="sample")
     theirs.save_pretrained(directory)
-    ours = read_schedule(directory)
+    ours = read_noise(directory).make()
     np.testing.assert_array_equal(ours.betas, betas)
     np.testing.assert_array_equal(ours.betas.astype(np.float32), theirs.betas.numpy())
     assert ours.prediction_type == "x0"

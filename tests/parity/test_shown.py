@@ -24,7 +24,7 @@ ALPHA_BAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
 
 
 def noised_loss(net):
-    """The loss of a program that predicts the noise, as w86763777/pytorch-ddpm and MONAI have it."""
+    """The loss of a program that predicts the noise, as w86763777/pytorch-ddpm has it."""
 
     def loss(clean):
         t, noise = torch.randint(T, (len(clean),)), torch.randn_like(clean)
@@ -64,8 +64,11 @@ def monai_bundle(path):
     levels = {"channels": (16, 32), "attention_levels": (False, True), "num_head_channels": 16, "norm_num_groups": 8}
     net = monai.DiffusionModelUNet(spatial_dims=2, in_channels=1, out_channels=1, num_res_blocks=1, **levels)
     (path / "models").mkdir()
-    torch.save(trained(net, noised_loss(net)), path / "models" / "model.pt")
+    loss = noised_loss(net)
+    average = trained(net, lambda clean: loss((clean + 1) / 2))  # pixels in [0, 1], as MONAI's tutorials scale them
+    torch.save(average, path / "models" / "model.pt")
     asked = {"target__schedule": "linear", "target__head_channels": 16, "target__norm_groups": 8}
+    asked |= {"target__pixels": "unit"}
     return {"target__path": path} | asked
 
 

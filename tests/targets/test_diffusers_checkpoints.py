@@ -21,7 +21,7 @@ from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.targets import parameters
 from side_jax.targets.diffusers_unet import from_diffusers, to_diffusers
-from side_jax.targets.schedules import SCHEDULERS, read_schedule
+from side_jax.targets.schedules import SCHEDULERS, read_noise
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY = foreign.TINY
@@ -194,7 +194,7 @@ def rewrite(directory, **values):
 def test_a_scheduler_that_samples_otherwise_is_named(checkpoint, caplog, name, values, said):
     """Where the class really does so: a key that it does not know says nothing."""
     rewrite(checkpoint, _class_name=name, **values)
-    read_schedule(checkpoint)
+    read_noise(checkpoint).make()
     assert [record.levelname for record in caplog.records] == ["WARNING"] * bool(said)
     assert said in caplog.text
     assert ("images are clipped to [-1, 1] at each step here regardless" in caplog.text) == bool(said)
@@ -219,16 +219,16 @@ def test_a_scheduler_that_samples_otherwise_is_named(checkpoint, caplog, name, v
 def test_the_noise_of_ddpm_is_read_by_every_name(checkpoint, name, ends):
     """With the betas of the class where the config leaves them out."""
     rewrite(checkpoint, _class_name=name, prediction_type="v_prediction")
-    read = read_schedule(checkpoint)
+    read = read_noise(checkpoint).make()
     np.testing.assert_allclose(read.betas, np.linspace(*ends, 1000), rtol=1e-12)
     assert read.prediction_type == "v"
     rewrite(checkpoint, _class_name=name, beta_start=0.001, beta_end=0.003, num_train_timesteps=5)
-    np.testing.assert_allclose(read_schedule(checkpoint).betas, np.linspace(0.001, 0.003, 5), rtol=1e-12)
+    np.testing.assert_allclose(read_noise(checkpoint).make().betas, np.linspace(0.001, 0.003, 5), rtol=1e-12)
 
 
 def test_a_config_without_a_class_is_read_as_ddpm(checkpoint, caplog):
     rewrite(checkpoint)
-    np.testing.assert_allclose(read_schedule(checkpoint).betas, np.linspace(1e-4, 0.02, 1000), rtol=1e-12)
+    np.testing.assert_allclose(read_noise(checkpoint).make().betas, np.linspace(1e-4, 0.02, 1000), rtol=1e-12)
     (record,) = caplog.records
     assert "scheduler_config.json has no _class_name; it is read as that of a DDPMScheduler" in record.message
 
@@ -442,7 +442,7 @@ def test_a_missing_scheduler_config_is_refused(checkpoint):
         ({"num_class_embeds": 10}, ("lack 1 tensors", "class_embedding.weight")),
         ({"num_class_embeds": "ten"}, ('num_class_embeds = "ten"', "no number of labels")),
         ({"class_embed_type": "timestep"}, ('class_embed_type = "timestep"', "class-conditional")),
-        ({"time_embedding_type": "fourier"}, ('time_embedding_type = "fourier"', '"positional"')),
+        ({"time_embedding_type": "learned"}, ('time_embedding_type = "learned"', '"positional"')),
         ({"mid_block_type": None}, ("mid_block_type = null", "not supported", '"UNetMidBlock2D"')),
         ({"downsample_type": "bilinear"}, ('downsample_type = "bilinear"', '"conv", "resnet"')),
         ({"act_fn": "gelu"}, ('act_fn = "gelu"', '"silu"')),

@@ -12,7 +12,7 @@ from side_jax.targets.formats import read_target
 from side_jax.targets.target_model import Hints
 
 ADM = {"num_heads": 4, "qkv_order": "legacy", "schedule": "linear"}
-MONAI = {"head_channels": 8, "schedule": "cosine"}
+MONAI = {"head_channels": 8, "schedule": "cosine", "pixels": "signed"}
 WIDTH, TIME = 32, 128
 RNG = np.random.default_rng(0)
 
@@ -115,12 +115,29 @@ ASKED = [
     (monai, MONAI | {"head_channels": 0}, "config.target.num_heads or config.target.head_channels"),
     (monai, MONAI | {"head_channels": 12}, "config.target.head_channels is 12", "32 channels"),
     (monai, MONAI | {"schedule": ""}, "set config.target.schedule"),
+    (monai, MONAI | {"pixels": ""}, "set config.target.pixels to unit ([0, 1]", "or signed ([-1, 1])"),
 ]
 
 
 @pytest.mark.parametrize(("state", "options", "words"), [(row[0], row[1], row[2:]) for row in ASKED])
 def test_what_a_file_does_not_say_is_asked_for(write, state, options, words):
     refused(write(state()), hints(options), *words)
+
+
+@pytest.mark.parametrize(("state", "options"), [(adm, ADM), (monai, MONAI)])
+def test_pixels_in_0_to_1_are_a_setting_of_every_model(write, state, options):
+    """The same parameters, one level deeper, and noise that is twice as large."""
+    path = write(state())
+    signed, unit = (read_target(path, hints(options | {"pixels": pixels})) for pixels in ("signed", "unit"))
+    assert unit.network.net == signed.network
+    params = unit.origin.read_params()
+    jax.tree.map(np.testing.assert_array_equal, params["net"], signed.origin.read_params())
+    snr = signed.schedule.log_snr
+    np.testing.assert_allclose(unit.schedule.log_snr, snr - np.log(4), rtol=1e-9, atol=1e-9)
+    # What is read again by a run that continues, whose settings hold the noise that was derived.
+    again = read_target(path, Hints(target=Section(**(options | {"pixels": "unit"})), diffusion=unit.diffusion))
+    assert again.diffusion == unit.diffusion
+    assert again.network == unit.network
 
 
 def test_timesteps_that_are_not_a_thousand_are_asked_for_and_scale_the_betas_once(write):

@@ -422,6 +422,8 @@ def test_the_whole_audit_runs_in_latents(wholes, tmp_path):
         evaluate__membership=True,
         evaluate__divergence=True,
         label__cohesion_threshold=0.0,
+        label__features="denoiser",
+        label__denoiser_timestep=10,
     )
     assert runs.run(argv) == 0
     workdir = tmp_path / "run"

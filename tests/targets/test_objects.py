@@ -77,6 +77,21 @@ def test_what_needs_derivatives_is_refused(config, tmp_path):
         side_jax.audit(config, tmp_path / "run", target=target())
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value", "words"),
+    [
+        ("target", "pixels", "unit", "so scale them in it"),
+        ("label", "features", "denoiser", "another kind: a Python object has values, not the activations"),
+    ],
+)
+def test_settings_of_files_are_refused(config, tmp_path, section, name, value, words):
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config[section][name] = value
+    with pytest.raises(InputError, match=words):
+        side_jax.audit(config, tmp_path / "run", target=target())
+
+
 def test_the_images_are_those_of_the_object(config, tmp_path):
     config = config.copy_and_resolve_references()
     with config.unlocked():
