@@ -22,10 +22,12 @@ from side_jax.data.decode import rules
 from side_jax.data.image_sets import FLAGS, ImageSet, ImageSets, read_sets
 from side_jax.data.listed import ImageSource, describe, location
 from side_jax.data.sides import Side
+from side_jax.data.sources import hub_files
 from side_jax.devices import compilation_cache, cpu
 from side_jax.errors import InputError
 from side_jax.features import choose, extractors
 from side_jax.features.extractors import Extractor
+from side_jax.hub import repository
 from side_jax.measure import records
 from side_jax.measure.measurement import measure
 from side_jax.measure.scoring import Scorer
@@ -297,6 +299,7 @@ def _write(
             name: records.ImageSet(
                 images=len(one),
                 sha256=one.sha256,
+                commit=_commit(one.path),
                 damaged=len(one.damaged),
                 repeats=repeated,
                 colour=one.colour,
@@ -313,6 +316,11 @@ def _write(
         table.writerows(zip(range(len(one)), one.names, one.hashes, strict=True))
     writer.write(_audit(request, settings, results, sets.samples, (members, heldout), work), work)
     return results
+
+
+def _commit(path: str) -> str:
+    """The commit that the images of an id of the hub are of; "" for other images."""
+    return hub_files(path, "").commit if repository.is_id(path) else ""
 
 
 def _unnamed(one: ImageSet) -> ImageSet:
@@ -355,6 +363,7 @@ def _audit(
     shown = {name: value for name, value in dataclasses.asdict(settings).items() if name in SECTIONS}
     shown |= {"seed": settings.seed, "data": {name: getattr(settings.data, name) for name in DATA}}
     provenance = [(f"{name}, SHA-256 of all pixels", one.sha256) for name, one in results.sets.items()]
+    provenance += [(f"{name}, commit", one.commit) for name, one in results.sets.items() if one.commit]
     provenance += [("Settings, SHA-256", files.digest(shown)), *results.versions.items()]
     if not private:
         provenance.append(("Command", request.command))

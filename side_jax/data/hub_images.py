@@ -22,12 +22,14 @@ class Files:
       folder: on this machine; the cache may hold other files there too.
       names: of the files, sorted paths relative to the folder.
       others: of the files that were left at the hub.
+      commit: of the repository.
       alone: whether the id names a file, the only one.
     """
 
     folder: Path
     names: tuple[str, ...]
     others: tuple[str, ...]
+    commit: str
     alone: bool = False
 
 
@@ -48,7 +50,8 @@ def fetch(text: str, commit: str, kinds: Sequence[Sequence[str]]) -> Files:
     path = repository.parse(text).path
     if path in found.names:
         folder, name = posixpath.split(path)
-        return Files(folder=found.fetch([path]) / folder, names=(name,), others=(), alone=True)
+        root = found.fetch([path])
+        return Files(folder=root / folder, names=(name,), others=(), commit=found.where.revision, alone=True)
     wild = [path.find(mark) for mark in "*?" if mark in path]
     pattern = path.replace("[", "[[]") if wild else posixpath.join(glob.escape(path), "*")
     folder = posixpath.dirname(path[: min(wild)]) if wild else path
@@ -62,7 +65,7 @@ def fetch(text: str, commit: str, kinds: Sequence[Sequence[str]]) -> Files:
     patterns = [] if len(chosen) <= _FEW else [pattern] if wild else [pattern + end for end in sorted(ends)]
     root = found.fetch([posixpath.join(folder, name) for name in chosen], patterns) if chosen else Path()
     others = tuple(sorted({*names} - {*chosen}))
-    return Files(folder=root / folder, names=tuple(chosen), others=others)
+    return Files(folder=root / folder, names=tuple(chosen), others=others, commit=found.where.revision)
 
 
 def _suffix(name: str) -> str:

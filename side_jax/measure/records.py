@@ -547,6 +547,7 @@ class ImageSet(Record, frozen=True, kw_only=True):
 
     images: Count
     sha256: Annotated[str, Meta(description="of all pixels")]
+    commit: Annotated[str, Meta(description="of the repository of the hub that it is from; empty: none")] = ""
     damaged: Annotated[Count, Meta(description="files left out because they can't be read")]
     repeats: Annotated[Count, Meta(description="images that equal an earlier one")]
     colour: Annotated[bool, Meta(description="whether any has colours; grey images are compared with coloured ones")]

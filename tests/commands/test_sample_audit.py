@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import browser
+import hubs
 import jsonschema
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 
 from side_jax import evaluate
 from side_jax.commands import cli, sample_audit
-from side_jax.data import image_sets
+from side_jax.data import hub_images, image_sets
 from side_jax.errors import InputError
 from side_jax.report import writer
 
@@ -148,6 +149,7 @@ def test_results_say_what_was_compared(results, images):
         digest = hashlib.sha256(f"{of.shape}{''.join(hashes)}".encode()).hexdigest()
         repeats = 1 if name == "samples" else 0
         assert found.pop("reading")["passed_over"] == {}
+        assert found.pop("commit") == ""
         assert found == {"images": len(of), "sha256": digest, "damaged": 0, "repeats": repeats, "colour": False}
 
 
@@ -546,3 +548,21 @@ def test_folders_that_can_not_be_written_to(tmp_path, images, capsys):
         refused(capsys, arguments(tmp_path, out)[1:], 1, words)
         assert everything(tmp_path) == before, out
     assert not (tmp_path / "members" / "deep").exists()
+
+
+@hubs.needed
+def test_the_commit_of_a_hub_s_images_is_recorded(sets, tmp_path, monkeypatch):
+    """Of each set that is from there, in results.json and on the page; others have none."""
+    hub_images.fetch.cache_clear()
+    with hubs.serving() as hub:
+        hubs.connect(monkeypatch, hub.address, tmp_path / "cache")
+        members = {f"seen/{path.name}": path.read_bytes() for path in (sets / "members").iterdir()}
+        hub.add("me/set", members, kind="dataset")
+        results = audit(sets, tmp_path / "out", *SHORT, members="hf://datasets/me/set/seen")
+    assert {name: one["commit"] for name, one in results["sets"].items()} == {
+        "samples": "",
+        "members": hubs.MAIN,
+        "heldout": "",
+    }
+    assert hubs.MAIN in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    jsonschema.validate(results, SCHEMA)
