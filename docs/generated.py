@@ -18,6 +18,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 PACKAGE = ROOT / "side_jax"
 GENERATED = DOCS / "_generated"
+FACE = ("side_jax", "side_jax.targets")
 PURE = ("diffusion", "memorization", "models")
 SCHEMA = PACKAGE / "measure" / "results.schema.json"
 ROOMS = re.compile(r"(<!-- rooms[^\n]*-->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -83,12 +84,15 @@ def settings() -> str:
 
 
 def face() -> str:
-    """The public face: what the package lists, functions first."""
-    package = importlib.import_module("side_jax")
-    found = {name: isinstance(getattr(package, name), type) for name in package.__all__}
-    lines = [f".. autofunction:: side_jax.{name}\n" for name, is_class in found.items() if not is_class]
-    lines += [f".. autoclass:: side_jax.{name}\n   :members:\n" for name, is_class in found.items() if is_class]
-    return f"## side_jax\n\n{_rst(lines)}"
+    """The public face: what the package and its targets list, functions first."""
+    parts = []
+    for module in FACE:
+        package = importlib.import_module(module)
+        found = {name: isinstance(getattr(package, name), type) for name in package.__all__}
+        lines = [f".. autofunction:: {module}.{name}\n" for name, is_class in found.items() if not is_class]
+        lines += [f".. autoclass:: {module}.{name}\n   :members:\n" for name, is_class in found.items() if is_class]
+        parts.append(f"## {module}\n\n{_rst(lines)}")
+    return "\n".join(parts)
 
 
 def api() -> str:

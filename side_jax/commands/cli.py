@@ -45,7 +45,8 @@ not see. PATH, and what its files do not say:
   lucidrains' model-N.pt, EDM's *.pkl            nothing
   improved- and guided-diffusion's ema_*.pt      --config.target.num_heads=N or head_channels=N,
                                                  qkv_order=legacy or new, schedule=linear or cosine
-  MONAI's model.pt or bundle                     head_channels=N, schedule; of latents, latent_scale
+  MONAI's model.pt or bundle                     head_channels=N, schedule, pixels=unit or
+                                                 signed; of latents, latent_scale for pixels
   torchcfm's *.pt                                head_channels=N or num_heads=N, qkv_order
   hf://OWNER/NAME                                as its files
 docs/your_model.md has a command for each.
