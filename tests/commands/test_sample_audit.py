@@ -550,6 +550,23 @@ def test_folders_that_can_not_be_written_to(tmp_path, images, capsys):
     assert not (tmp_path / "members" / "deep").exists()
 
 
+def test_no_file_name_is_a_formula_in_a_table(images, tmp_path):
+    """A spreadsheet computes a cell that begins with one of these."""
+    for name, prefix, of in zip(sample_audit.LEAST, ("=1+", "@SUM(A", "-2+"), images, strict=True):
+        pictures(tmp_path / name, of, prefix + "{:02d}.png")
+    audit(tmp_path, tmp_path / "out", *SHORT)
+    names = [row["name"] for file in ("samples", "members") for row in table(tmp_path / "out" / f"{file}.csv")]
+    assert {name[:4] for name in names} == {"\\x3d", "\\x40", "\\x2d"}
+    for path in (tmp_path / "out").glob("*.csv"):
+        cells = [
+            cell
+            for row in csv.reader(path.read_text(encoding="utf-8").splitlines())
+            for cell in row
+            if cell[:1] in set("=+-@")
+        ]
+        assert all(np.isfinite(float(cell)) for cell in cells)
+
+
 @hubs.needed
 def test_the_commit_of_a_hub_s_images_is_recorded(sets, tmp_path, monkeypatch):
     """Of each set that is from there, in results.json and on the page; others have none."""
