@@ -1,6 +1,7 @@
 """The commands: their options, what they run, one sentence for each error, and exit codes.
 
-Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read; 130 Ctrl-C; 143 SIGTERM.
+Exit code 0 is success; 1 an input that can't be used; 2 a command line that can't be read; 3 results that --fail-above
+or --fail-on refuses; 130 Ctrl-C; 143 SIGTERM.
 """
 
 import errno
@@ -23,19 +24,24 @@ from side_jax.commands.options import UsageError, usage_errors
 from side_jax.config import default_config, from_config, load_config
 from side_jax.devices import placement, process_group, signals
 from side_jax.errors import InputError, StoppedError
+from side_jax.measure import records
 from side_jax.pipeline import audit, saved_config
 from side_jax.pipeline.resolve import resolve
+from side_jax.report import summary
+from side_jax.report.gate import FAIL_ON, Gate
 from side_jax.settings import Settings
 from side_jax.settings.mixtures import Theory
 from side_jax.settings.paths import path_fields
-from side_jax.stages import report, stage_table, suspects
+from side_jax.stages import stage_table, suspects
 from side_jax.workdir import files
 
-Work = Callable[[], None]
+Work = Callable[[], int | None]  # returns the exit code; None: 0
 
+FAILS = 3  # the exit code of results that a gate refuses
 _EXIT_CODES = """\
-Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read; 130 stopped by
-Ctrl-C (SIGINT); 143 stopped by SIGTERM. Finished work is kept; a second Ctrl-C does not wait."""
+Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read; 3 --fail-above or
+--fail-on fails; 130 stopped by Ctrl-C (SIGINT); 143 stopped by SIGTERM. Finished work is kept; a
+second Ctrl-C does not wait."""
 _AUDIT_EPILOGUE = f"""\
 A model that was trained elsewhere: --config=diffusers --config.target.path=PATH
 --config.data.path=SEEN --config.data.heldout_from=UNSEEN, with images that it saw and that it did
@@ -127,6 +133,60 @@ def _define_workdir(values: flags.FlagValues, meaning: str) -> None:
     options.define(values, flags.DEFINE_string, "workdir", None, "DIR", meaning)
 
 
+def _define_end(values: flags.FlagValues) -> None:
+    """Adds the options that say what a command prints at its end, and when it fails."""
+    options.define(
+        values,
+        flags.DEFINE_bool,
+        "json",
+        False,
+        "",
+        "At the end, print the verdict, the findings and a row for each attack as JSON in place of text. Nothing else "
+        "goes to standard output.",
+    )
+    options.define(
+        values,
+        flags.DEFINE_string,
+        "fail_above",
+        None,
+        "RATE",
+        "End with exit code 3 if the verdict is Leaks and, for any attack, the share of images that match training "
+        "images beyond chance is above RATE, such as 0.01 or 1%, even at the lower end of its interval.",
+    )
+    options.define(
+        values,
+        flags.DEFINE_string,
+        "fail_on",
+        None,
+        "VERDICT",
+        "End with exit code 3 if the verdict is Leaks (VERDICT: leaks), or not No leak found (undecided).",
+    )
+
+
+def _gate(values: flags.FlagValues) -> Gate:
+    """The gate that the options describe."""
+    text, above = values.fail_above, None
+    if text is not None:
+        try:
+            above = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            above = -1.0
+        if not 0 <= above < 1:
+            raise UsageError(f"--fail-above={text} must be a share of images from 0 to below 1, such as 0.01 or 1%.")
+    on = values.fail_on or ""
+    if on and on not in FAIL_ON:
+        raise UsageError(f"--fail-on={on} must be one of {', '.join(FAIL_ON)}.")
+    return Gate(above=above, on=on)
+
+
+def _end(values: flags.FlagValues, results: Path, confidence: float, page: Path) -> int:
+    """Prints the summary of a results.json; returns the exit code."""
+    found = records.read(results)
+    failures = _gate(values).failures(found, confidence)
+    print((summary.as_json if values.json else summary.text)(found, confidence, page, failures))
+    return FAILS if failures else 0
+
+
 def _define_audit(values: flags.FlagValues, default_stages: Sequence[str], ranks_suspects: bool) -> None:
     options.define_config(
         values,
@@ -187,6 +247,7 @@ def _define_audit(values: flags.FlagValues, default_stages: Sequence[str], ranks
         "Number of this process, 0 to N-1, for --processes.",
         lower_bound=0,
     )
+    _define_end(values)
 
 
 def _define_samples(values: flags.FlagValues) -> None:
@@ -228,6 +289,7 @@ def _define_samples(values: flags.FlagValues) -> None:
         "--config.report.private=True.",
         form=".SECTION.SETTING=VALUE",
     )
+    _define_end(values)
 
 
 def _read_audit(
@@ -245,12 +307,17 @@ def _read_audit(
     stages = values.stages
     if suspects_stages and values.suspects and values["stages"].using_default_value:
         stages = list(suspects_stages)
+    if (_gate(values).active or values.json) and ("report" not in stages or values.dry_run):
+        raise UsageError(
+            "--json, --fail-above and --fail-on need the stage report, and no --dry-run; add report to --stages, or "
+            "leave them out."
+        )
     return functools.partial(_run_audit, values, config, workdir, stages), workdir
 
 
 def _run_audit(
     values: flags.FlagValues, config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]
-) -> None:
+) -> int:
     process_group.join(values.processes, values.coordinator, values.process_id)
     with process_group.propagate_errors():
         settings = resolve(config, workdir)
@@ -258,12 +325,15 @@ def _run_audit(
         plan = audit.dry_run(settings, workdir, stages)
         if process_group.primary():
             print(plan)
-        return
+        return 0
     audit.run(settings, workdir, stages)
+    code = 0
     if "report" in stages and process_group.primary():
-        print(report.summary_text(settings, workdir))
-    if "suspects" in stages and process_group.primary():
+        results, page = workdir / "evaluate" / "results.json", workdir / "report" / "index.html"
+        code = _end(values, results, settings.evaluate.confidence, page)
+    if "suspects" in stages and process_group.primary() and not values.json:
         print(suspects.summary_text(workdir))
+    return code
 
 
 def _read_samples(values: flags.FlagValues, argv: Sequence[str], arguments: list[str]) -> tuple[Work, Path]:
@@ -288,7 +358,14 @@ def _read_samples(values: flags.FlagValues, argv: Sequence[str], arguments: list
         max_corrupt=values.max_corrupt,
         command=shlex.join(["python", "-m", "side_jax.evaluate", *argv[1:]]),
     )
-    return lambda: print(sample_audit.summary(sample_audit.run(request), request)), request.out
+    _gate(values)  # complains
+
+    def work() -> int:
+        sample_audit.run(request)
+        results, page = request.out / sample_audit.RESULTS, request.out / sample_audit.PAGE
+        return _end(values, results, request.config.evaluate.confidence, page)
+
+    return work, request.out
 
 
 def _read_theory(values: flags.FlagValues, arguments: list[str]) -> tuple[Work, Path]:
@@ -364,7 +441,7 @@ def _command(
 def _guarded(work: Work, folder: Path) -> int:
     """Does the work; prints one sentence for an error. Returns the exit code."""
     try:
-        work()
+        return work() or 0
     except InputError as error:
         return _fail(error, 1)
     except StoppedError as error:
@@ -383,7 +460,6 @@ def _guarded(work: Work, folder: Path) -> int:
         if not reason:
             raise
         return _fail(reason, 1)
-    return 0
 
 
 def log_to_stderr() -> None:

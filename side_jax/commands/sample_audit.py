@@ -155,11 +155,6 @@ def run(request: Request) -> records.Results:
     return results
 
 
-def summary(results: records.Results, request: Request) -> str:
-    """What the command prints at its end."""
-    return findings.summary_text(results, request.config.evaluate.confidence, request.out / PAGE)
-
-
 def _settings(request: Request) -> Settings:
     """The settings. Those of the data, which is unknown here, are chosen so that they allow every metric."""
     config = request.config.copy_and_resolve_references()

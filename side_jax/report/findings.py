@@ -1,4 +1,4 @@
-"""The results of an audit in sentences, and the text that a command prints at its end."""
+"""The results of an audit in sentences."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,8 @@ from side_jax.measure.records import Reading, Results, Row
 from side_jax.memorization.statistics.intervals import difference_interval
 from side_jax.report import divergence_text
 from side_jax.report.phrases import best, from_elsewhere, headline, image_phrase, percent, run_phrase
-from side_jax.report.verdict import verdict
 
 SETS = {"samples": "the samples", "members": "the members", "heldout": "the held-out images"}  # for people
-
-
-def summary_text(results: Results, confidence: float, page: object) -> str:
-    """The text that a command prints at its end: the verdict, the findings and the path of the page."""
-    status, _, text = verdict(results, confidence)
-    lines = [f"  {i}. {sentence}" for i, sentence in enumerate(sentences(results, confidence), start=1)]
-    return "\n".join(["", f"{status}. {' '.join(text)}", *lines, f"Report: {page}"])
 
 
 def sentences(results: Results, confidence: float) -> list[str]:

@@ -13,7 +13,7 @@ from side_jax.devices import process_group
 from side_jax.measure import records
 from side_jax.measure.records import Classifier, Results, Surrogate
 from side_jax.memorization import basins
-from side_jax.report import findings, matches, phrases, plots, writer
+from side_jax.report import matches, phrases, plots, writer
 from side_jax.report.figures import Drawn
 from side_jax.report.phrases import percent
 from side_jax.report.writer import Audit
@@ -255,9 +255,3 @@ def displayed_config(settings: Settings) -> dict[str, Any]:
             for name in filter(None, (path.name, path.revision)):
                 section[name] = "(left out)" if section[name] else ""
     return shown
-
-
-def summary_text(settings: Settings, workdir: Path) -> str:
-    """The summary that the command line prints at the end."""
-    results = records.read(workdir / "evaluate" / "results.json")
-    return findings.summary_text(results, settings.evaluate.confidence, workdir / "report" / "index.html")

@@ -35,7 +35,7 @@ def prepared(monkeypatch):
     """(settings, workdir, stages) of every run that would have started."""
     calls = []
     monkeypatch.setattr(audit, "run", lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr("side_jax.stages.report.summary_text", lambda *_: "")
+    monkeypatch.setattr("side_jax.commands.cli._end", lambda *_: 0)
     monkeypatch.setattr("side_jax.stages.suspects.summary_text", lambda *_: "")
     return calls
 
@@ -254,3 +254,31 @@ def test_the_real_command(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == options.versions() + "\n"
+
+
+@pytest.mark.parametrize("rate", ["1", "-0.1", "x", "100%", ""])
+def test_a_rate_that_is_none_is_refused_before_anything_runs(finished, monkeypatch, capsys, prepared, rate):
+    assert start(main, monkeypatch, f"--workdir={finished}", f"--fail-above={rate}") == 2
+    assert f"--fail-above={rate} must be a share of images" in capsys.readouterr().err
+    assert start(main, monkeypatch, f"--workdir={finished}", f"--fail-on=x{rate}") == 2
+    assert f"--fail-on=x{rate} must be one of leaks, undecided." in capsys.readouterr().err
+    assert not prepared
+
+
+@pytest.mark.parametrize("option", ["--json", "--fail-on=leaks", "--fail-above=1%"])
+def test_a_gate_needs_a_report(finished, monkeypatch, capsys, prepared, option):
+    for more in ("--stages=train,evaluate", "--dry-run"):
+        assert start(main, monkeypatch, f"--workdir={finished}", option, more) == 2
+        assert "need the stage report, and no --dry-run" in capsys.readouterr().err
+    assert start(main, monkeypatch, f"--workdir={finished}", option) == 0
+    assert len(prepared) == 1
+
+
+def test_a_gate_on_a_finished_run(finished, monkeypatch, capsys):
+    """Its verdict is Not decided: the model of the smoke test has learned nothing yet."""
+    assert start(main, monkeypatch, f"--workdir={finished}", "--json", "--fail-on=leaks", "--fail-above=0") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["failed"]) == ("Not decided", False)
+    assert found["report"] == str(finished / "report" / "index.html")
+    assert start(main, monkeypatch, f"--workdir={finished}", "--fail-on=undecided") == cli.FAILS == 3
+    assert "Fails: The verdict is 'Not decided', and --fail-on=undecided." in capsys.readouterr().out

@@ -550,6 +550,20 @@ def test_folders_that_can_not_be_written_to(tmp_path, images, capsys):
     assert not (tmp_path / "members" / "deep").exists()
 
 
+def test_a_gate_on_images_alone(tmp_path, capsys):
+    members, heldout = noise(40, 0), noise(40, 1)
+    named = saved(tmp_path, samples=np.concatenate([members[:30], noise(70, 2)]), members=members, heldout=heldout)
+    assert cli.audit_samples(arguments(tmp_path, tmp_path / "out", *SHORT, "--json", "--fail-above=20%", **named)) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["failed"]) == ("Leaks", True)
+    assert found["attacks"][0]["ams"] == pytest.approx(0.3)
+    (failure,) = found["failures"]
+    assert "30.00% match a training image" in failure
+    assert cli.audit_samples(arguments(tmp_path, tmp_path / "out", *SHORT, "--fail-above=40%", **named)) == 0
+    assert "Fails: " not in capsys.readouterr().out
+    refused(capsys, arguments(tmp_path, tmp_path / "out", "--fail-above=2", **named)[1:], 2, "--fail-above=2 must be")
+
+
 def test_no_file_name_is_a_formula_in_a_table(images, tmp_path):
     """A spreadsheet computes a cell that begins with one of these."""
     for name, prefix, of in zip(sample_audit.LEAST, ("=1+", "@SUM(A", "-2+"), images, strict=True):

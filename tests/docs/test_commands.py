@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml  # of ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -205,6 +206,21 @@ def check_script(path, variables, arguments):
 def test_commands_parse(path):
     for words in commands(TEXT[path]):
         check(words)
+
+
+def test_the_job_of_a_ci_system_would_run():
+    """The YAML is a workflow whose commands parse; it keeps the page that its audit writes."""
+    text = TEXT[DOCS / "gate.md"]
+    (job,) = (yaml.safe_load(block) for language, block in FENCE.findall(text) if language == "yaml")
+    steps = job["jobs"]["audit"]["steps"]
+    ran = [words for step in steps for words in parsed(step.get("run", ""))]
+    for words in ran:
+        check(words)
+    audit = next(words for words in ran if words[0] == "side-jax-evaluate")
+    options = dict(word.removeprefix("--").split("=", 1) for word in audit[1:])
+    kept = next(step["with"]["path"] for step in steps if step.get("if") == "always()")
+    assert kept == f"{options['out']}/index.html"
+    assert options["fail-above"] == "1%"
 
 
 def test_every_kind_of_command_is_there():

@@ -1,0 +1,50 @@
+"""What a command prints at its end: the verdict and the findings, as text for people or as JSON for programs."""
+
+import json
+from collections.abc import Sequence
+
+from msgspec import UnsetType
+
+from side_jax.measure.records import Results, Row
+from side_jax.report.findings import sentences
+from side_jax.report.phrases import headline
+from side_jax.report.verdict import verdict
+
+# Of a row of results.json, what the JSON holds.
+_FIELDS = ("attack", "guidance_scale", "n_generated", "ams", "ams_ci", "heldout_ams", "heldout_ams_ci", "excess")
+_FIELDS += ("excess_ci", "p_excess", "unique", "network_calls")
+
+
+def text(results: Results, confidence: float, page: object, failures: Sequence[str] = ()) -> str:
+    """The verdict, the findings, what the gate says, and the path of the page."""
+    status, _, reasons = verdict(results, confidence)
+    lines = [f"  {i}. {sentence}" for i, sentence in enumerate(sentences(results, confidence), start=1)]
+    lines += [f"Fails: {failure}" for failure in failures]
+    return "\n".join(["", f"{status}. {' '.join(reasons)}", *lines, f"Report: {page}"])
+
+
+def as_json(results: Results, confidence: float, page: object, failures: Sequence[str] = ()) -> str:
+    """The same as JSON, with a row for each attack by the headline measure. Rates are fractions in [0, 1]."""
+    status, _, reasons = verdict(results, confidence)
+    rows = headline(results)
+    content = {
+        "verdict": status,
+        "reasons": list(reasons),
+        "findings": sentences(results, confidence),
+        "failed": bool(failures),
+        "failures": list(failures),
+        "metric": rows[0].metric,
+        "below": rows[0].band[1],
+        "confidence": confidence,
+        "members": results.dataset.members,
+        "heldout": results.dataset.heldout_used,
+        "attacks": [_attack(row) for row in rows],
+        "report": str(page),
+        "versions": results.versions,
+    }
+    return json.dumps(content, indent=2)
+
+
+def _attack(row: Row) -> dict[str, object]:
+    values = {name: getattr(row, name) for name in _FIELDS}
+    return {"run": row.key.name} | {name: value for name, value in values.items() if not isinstance(value, UnsetType)}
