@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from msgspec import UNSET
 
-from side_jax.attacks.table import GIVEN, PLAIN
+from side_jax.attacks.table import GIVEN, PLAIN, get_attack
 from side_jax.data.sides import Side
 from side_jax.measure import positive_control, scoring
 from side_jax.measure.records import Cell, CellTest, Distribution, Likeness, Measured, Rarefaction, Row, Run, SetSizes
 from side_jax.measure.scoring import Embed, RunMatches, Scorer
 from side_jax.memorization.distribution import summary
 from side_jax.memorization.distribution.appearance import appearance
+from side_jax.memorization.matching import Score
 from side_jax.memorization.statistics import energy
 from side_jax.settings import Evaluate
 from side_jax.workdir import files
@@ -56,6 +57,7 @@ def measure(
     rarefactions: list[Rarefaction] = []
     distributions: list[Distribution] = []
     extracted: dict[str, np.ndarray] = {}
+    attacks: list[dict[str, Score]] = []
     sides = [embed(side.images[: len(members)]) for side in (members, heldout)] if embed else []
     plain: RunMatches | None = None
     looks = [appearance(side.images[: energy.MOST]) for side in (members, heldout)]
@@ -77,7 +79,10 @@ def measure(
             whole = scoring.join(matches)
             rows += scorer.rows(run, whole, plain)
             rarefactions.append(scorer.rarefied(run, whole))
-            extracted[_column(run)] = scorer.headline(whole).extracted
+            score = scorer.headline(whole)
+            extracted[_column(run)] = score["members"].extracted
+            if not get_attack(run.attack).control:
+                attacks.append(score)
             if embed:
                 distributions.append(_distribution(run, features, sides, seed))
             plain = whole if run.attack == PLAIN.name else plain
@@ -94,6 +99,7 @@ def measure(
         controls=tuple(controls),
         distribution=tuple(distributions),
         likeness=_likeness(looks, sampled, members, heldout, seed),
+        together=scorer.together(attacks) if len(attacks) > 1 else UNSET,
     )
 
 

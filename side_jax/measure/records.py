@@ -351,6 +351,19 @@ class Distribution(Run, frozen=True, kw_only=True):
     n: SetSizes
 
 
+class Together(Record, frozen=True, kw_only=True):
+    """What all attacks extract together, by the headline metric; controls are no attacks."""
+
+    runs: Annotated[AtLeastOne, Meta(description="attacks, each at each of its scales and settings")]
+    images: Annotated[AtLeastOne, Meta(description="generated images of all of them")]
+    unique: Annotated[Count, Meta(description="different members that are the nearest of a match of any of them")]
+    heldout_unique: Annotated[Count, Meta(description="different held-out images that are")]
+    unique_excess: (
+        Annotated[float, Meta(description="members that are matched, minus as many as chance would match")] | UnsetType
+    ) = UNSET
+    unique_excess_ci: Annotated[tuple[float, float], Meta(description="its interval, as of a row")] | UnsetType = UNSET
+
+
 class Likeness(Record, frozen=True, kw_only=True):
     """Whether the sets are of one kind: energy distances of their appearance, over the largest value.
 
@@ -573,6 +586,7 @@ class Measured(Record, frozen=True, kw_only=True):
     ]
     distribution: Annotated[tuple[Distribution, ...], Meta(description="each run's images as a distribution")]
     likeness: Likeness | UnsetType = UNSET
+    together: Together | UnsetType = UNSET
 
 
 class Results(Measured, frozen=True, kw_only=True):

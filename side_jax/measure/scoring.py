@@ -26,12 +26,13 @@ from side_jax.measure.records import (
     Run,
     SideScore,
     Threshold,
+    Together,
     both_sides,
 )
 from side_jax.memorization.matching import Matches, Score, joined, match, match_both, references
 from side_jax.memorization.metrics import Metric, definition, shared_search
 from side_jax.memorization.statistics import intervals, rarefaction
-from side_jax.memorization.statistics.excess import excess
+from side_jax.memorization.statistics.excess import Excess, excess
 from side_jax.memorization.statistics.permutation import permutation_test
 from side_jax.settings import Evaluate
 
@@ -192,16 +193,11 @@ class Scorer:
 
     def _excess(self, score: dict[str, Score]) -> dict[str, Any]:
         """The fields of a row about the excess; none if either side has no reference in the test."""
-        is_member = self._is_member[self._tested]
-        if is_member.all() or not is_member.any():
+        found = self._beyond_chance(score)
+        if found is None:
             return {}
-        sides = []
-        for side, part in ((score["members"], self._is_member), (score["heldout"], ~self._is_member)):
-            tested = self._tested[part]
-            sides.append((side.extracted[tested], side.matched & tested[side.nearest]))
+        is_member = self._is_member[self._tested]
         groups = None if self._groups is None else self._groups[self._tested]
-        of_sides = None if groups is None else (groups[is_member], groups[~is_member])
-        found = excess(*sides, self._settings.confidence, of_sides)
         more, fewer = permutation_test(score["both"].extracted[self._tested], is_member, groups)
         return {
             "excess": found.images,
@@ -211,6 +207,44 @@ class Scorer:
             "p_excess": more,
             "p_deficit": fewer,
         }
+
+    def _beyond_chance(self, score: dict[str, Score]) -> Excess | None:
+        """The excess of matches with members; None if either side has no reference in the test."""
+        is_member = self._is_member[self._tested]
+        if is_member.all() or not is_member.any():
+            return None
+        sides = []
+        for side, part in ((score["members"], self._is_member), (score["heldout"], ~self._is_member)):
+            tested = self._tested[part]
+            sides.append((side.extracted[tested], side.matched & tested[side.nearest]))
+        groups = None if self._groups is None else self._groups[self._tested]
+        of_sides = None if groups is None else (groups[is_member], groups[~is_member])
+        return excess(*sides, self._settings.confidence, of_sides)
+
+    def together(self, runs: Sequence[dict[str, Score]]) -> Together:
+        """What several runs extract together.
+
+        Args:
+          runs: the matches of each with "members" and "heldout", see `headline`.
+        """
+        whole = {}
+        for side in ("members", "heldout"):
+            scores = [run[side] for run in runs]
+            whole[side] = Score(
+                matched=np.concatenate([one.matched for one in scores]),
+                nearest=np.concatenate([one.nearest for one in scores]),
+                extracted=np.sum([one.extracted for one in scores], axis=0),
+                hits=np.sum([one.hits for one in scores], axis=0),
+            )
+        found = self._beyond_chance(whole)
+        beyond = {"unique_excess": found.members, "unique_excess_ci": found.members_interval} if found else {}
+        return Together(
+            runs=len(runs),
+            images=len(whole["members"].matched),
+            unique=whole["members"].unique,
+            heldout_unique=whole["heldout"].unique,
+            **beyond,
+        )
 
     def _side(self, score: Score, incidence: np.ndarray) -> SideScore:
         n, confidence = len(score.matched), self._settings.confidence
@@ -248,15 +282,15 @@ class Scorer:
         """For each metric, the band that counts as a match."""
         return [metric.bands["high"] for metric in self._metrics]
 
-    def headline(self, matches: RunMatches) -> Score:
-        """Which images match which member by the first metric."""
-        return matches["members"][0].score(self.bands[0])
+    def headline(self, matches: RunMatches) -> dict[str, Score]:
+        """Which images match which member, and which held-out image, by the first metric."""
+        return {side: matches[side][0].score(self.bands[0]) for side in ("members", "heldout")}
 
     def rarefied(self, run: Run, matches: RunMatches) -> Rarefaction:
         """How many members remain to be found, by the first metric, and what MANY times the images would bring."""
         score = self.headline(matches)
-        false = matches["heldout"][0].score(self.bands[0]).extracted
-        return rarefied(run, score.extracted, len(score.matched), self._settings.confidence, false)
+        members, false = score["members"], score["heldout"].extracted
+        return rarefied(run, members.extracted, len(members.matched), self._settings.confidence, false)
 
 
 def join(parts: Sequence[RunMatches]) -> RunMatches:

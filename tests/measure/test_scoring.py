@@ -259,3 +259,29 @@ def test_people_are_tested_as_people(sides):
     }
     assert p[None]["rmse", "high"].p_excess < 0.01
     assert p["people"]["rmse", "high"].p_excess == pytest.approx(0.5, abs=0.03)
+
+
+def test_what_attacks_extract_together_is_counted_once(sides):
+    """Members 0 to 9 and 5 to 14, of which 5 are the same; and two held-out images, which chance would match too."""
+    members, heldout, fresh = sides
+    scorer = make(members, heldout)
+    runs = [
+        np.concatenate([copies(members[:10], 20), fresh[:40]]),
+        np.concatenate([copies(members[5:15], 20), copies(heldout[:2], 10), fresh[:10]]),
+    ]
+    found = [scorer.headline(scorer.match(images)) for images in runs]
+    both = scorer.together(found)
+    assert (both.runs, both.images, both.unique, both.heldout_unique) == (2, 100, 15, 2)
+    assert both.unique_excess == 13
+    assert both.unique_excess_ci[0] < 13 < both.unique_excess_ci[1]
+    alone = scorer.together(found[:1])
+    row = scorer.rows(RUN, scorer.match(runs[0]), None)[0]
+    assert (alone.unique_excess, alone.unique_excess_ci) == (row.unique_excess, row.unique_excess_ci)
+
+
+def test_together_says_nothing_of_chance_where_nothing_can_be_tested(sides):
+    members, heldout, _ = sides
+    scorer = Scorer(members, heldout, METRICS, Evaluate(), seed=0, shared=np.ones(N, bool))
+    both = scorer.together([scorer.headline(scorer.match(copies(members[:5])))] * 2)
+    assert both.unique == 5
+    assert both.unique_excess is UNSET
