@@ -1,8 +1,10 @@
 """Headless Chromium for the tests of pages: skipped where it is missing, unless SIDE_JAX_BROWSER=required."""
 
+import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -80,6 +82,12 @@ def emulate(driver, media: str = "", prefers_color_scheme: str = "light") -> Non
     """What the page believes that it is shown on."""
     features = [{"name": "prefers-color-scheme", "value": prefers_color_scheme}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def printed_pages(driver) -> int:
+    """How many pages paper takes, by the page's own print style."""
+    made = driver.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": True})
+    return len(re.findall(rb"/Type\s*/Page[^s]", base64.b64decode(made["data"])))
 
 
 def complaints(driver) -> list[str]:

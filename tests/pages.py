@@ -78,12 +78,22 @@ def chart():
     return model.Picture(uri=uri, reveals=False)
 
 
+def strip(title="Training image 7", note="near", heading="What came out", below="Judge by eye."):
+    triples = tuple(model.Triple(title=title, picture=dot(i), note=note) for i in range(8))
+    return model.Strip(heading=heading, triples=triples, note=below)
+
+
 def page(**changes):
     base = {
         "title": "faces: how much comes out",
         "status": "Leaks",
         "tone": "alarm",
         "verdict": ("Of 60 images 24 are copies.", "None is a copy of what it never saw."),
+        "facts": (("Model", "trained here"), ("Made", "today")),
+        "strip": strip(),
+        "chart": model.Figure(heading="A third came out", picture=chart(), alt="Bars", note="Of each the best."),
+        "means": ("Treat it as the data.", "Train it anew."),
+        "sure": ("One in twenty.", "Mirrored copies are missed."),
         "findings": ("One.", "Two."),
         "tables": (table(), table("The same again", 3)),
         "figures": (model.Figure(heading="Yield", picture=chart(), alt="A line that rises", note="Dashed: control."),),
@@ -108,6 +118,11 @@ def hostile_page():
         title=next(texts),
         status=next(texts),
         verdict=(next(texts), next(texts)),
+        facts=tuple((text, text) for text in HOSTILE),
+        strip=strip(next(texts), next(texts), next(texts), next(texts)),
+        chart=model.Figure(heading=next(texts), picture=chart(), alt=next(texts), note=next(texts)),
+        means=HOSTILE,
+        sure=HOSTILE,
         findings=HOSTILE,
         tables=(model.Table(caption=next(texts), columns=columns, rows=cells, note=next(texts)),),
         figures=(model.Figure(heading=next(texts), picture=chart(), alt=next(texts), note=next(texts)),),

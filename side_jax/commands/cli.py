@@ -27,7 +27,7 @@ from side_jax.errors import InputError, StoppedError
 from side_jax.measure import records
 from side_jax.pipeline import audit, saved_config
 from side_jax.pipeline.resolve import resolve
-from side_jax.report import summary
+from side_jax.report import ending
 from side_jax.report.gate import FAIL_ON, Gate
 from side_jax.settings import Settings
 from side_jax.settings.mixtures import Theory
@@ -183,7 +183,7 @@ def _end(values: flags.FlagValues, results: Path, confidence: float, page: Path)
     """Prints the summary of a results.json; returns the exit code."""
     found = records.read(results)
     failures = _gate(values).failures(found, confidence)
-    print((summary.as_json if values.json else summary.text)(found, confidence, page, failures))
+    print((ending.as_json if values.json else ending.text)(found, confidence, page, failures))
     return FAILS if failures else 0
 
 
@@ -225,6 +225,11 @@ def _define_audit(values: flags.FlagValues, default_stages: Sequence[str], ranks
         "Check everything, then print what is left to do: shards, device-seconds estimated from timed steps, disk "
         "space. Nothing is written.",
     )
+    _define_processes(values)
+    _define_end(values)
+
+
+def _define_processes(values: flags.FlagValues) -> None:
     options.define(
         values,
         flags.DEFINE_integer,
@@ -247,7 +252,6 @@ def _define_audit(values: flags.FlagValues, default_stages: Sequence[str], ranks
         "Number of this process, 0 to N-1, for --processes.",
         lower_bound=0,
     )
-    _define_end(values)
 
 
 def _define_samples(values: flags.FlagValues) -> None:

@@ -374,4 +374,5 @@ def _audit(
         notes=(findings.account(results, settings.data.near_duplicate_rmse), NUMBERS),
         provenance=tuple(provenance),
         config="" if private else json.dumps(shown, indent=2),
+        facts=(("Model", "not asked: its images alone were compared"),),
     )

@@ -44,6 +44,13 @@ def recompressed(images: np.ndarray, strength: float) -> np.ndarray:
     return _each(images, recompress)
 
 
+# What each distortion is at a strength, in words.
+PHRASES: dict[str, Callable[[float], str]] = {
+    "noise": lambda strength: f"noise of standard deviation {strength:g} (of pixels in [-1, 1])",
+    "crop": lambda strength: f"{100 * strength:g}% cut off each side",
+    "flip": lambda strength: "mirroring",
+    "recompression": lambda strength: f"JPEG of quality {100 - strength:g}",
+}
 # Each distortion's function, strengths, and unit of the strength.
 DISTORTIONS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], tuple[float, ...], str]] = {
     "noise": (noised, (0.0, 0.02, 0.05, 0.1, 0.2, 0.4), "standard deviation, pixels in [-1, 1]"),

@@ -1,5 +1,6 @@
 """The page's figures, drawn from results.json and matches.csv; each is a PNG of its own, too."""
 
+import base64
 import dataclasses
 from collections.abc import Sequence
 
@@ -8,8 +9,9 @@ from msgspec import UNSET
 
 from side_jax.attacks.table import get_attack
 from side_jax.measure.records import Control, Rarefaction, Results, Row
-from side_jax.report import matches, phrases, plots
+from side_jax.report import matches, phrases, plots, verdict
 from side_jax.report.matches import Columns
+from side_jax.report.page import model
 from side_jax.report.plots import ClusterYield
 
 
@@ -32,6 +34,34 @@ class Drawn:
     alt: str
     note: str = ""
     reveals: bool = False
+
+
+def opening(results: Results, confidence: float) -> model.Figure:
+    """The one figure to look at first: the share matched by each attack beside the control, and members found.
+
+    Args:
+      results: of the audit.
+      confidence: of the intervals.
+    """
+    best = matches.shown(phrases.headline(results))
+    curves = {one.key: one for one in results.rarefaction}
+    strongest = max(verdict.attack_rows(best), key=lambda row: row.ams)
+    if strongest.ams:
+        heading = (
+            f"{phrases.percent(strongest.ams)} of the images by {get_attack(strongest.attack).phrase} match a training "
+            f"image, {phrases.percent(strongest.heldout_ams)} an unseen one"
+        )
+    else:
+        heading = "No attack's images match a training image"
+    svg = plots.opening(best, [curves.get(row.key) for row in best], results.dataset.members)
+    return model.Figure(
+        heading=heading,
+        picture=model.Picture(uri="data:image/svg+xml;base64," + base64.b64encode(svg).decode(), reveals=False),
+        alt="Left: the share of images that match a training image, and that match an unseen image, for each attack, "
+        "with intervals. Right: different training images found against the images drawn.",
+        note=f"Of each attack the best scale. Bars: {100 * confidence:g}% intervals. Control: the share of the same "
+        "images that match an unseen image, which chance alone does.",
+    )
 
 
 def figures(results: Results, columns: Columns) -> list[Drawn]:

@@ -86,7 +86,7 @@ def _pictures(
     """Yields (start, if any | generated | nearest member | nearest held-out | difference, the member's name)."""
     index = closest["index"].astype(np.int64)
     generated = zip(*(fetch(run, index) for run in _sources(row)), strict=True) if len(index) else ()
-    near = [_places(side, closest[f"{row.metric}_{name}_id"]) for side, name in _sides(members, heldout)]
+    near = [places(side, closest[f"{row.metric}_{name}_id"]) for side, name in _sides(members, heldout)]
     for images, member, other in zip(generated, *near, strict=True):
         tiles = np.stack([*images, members.images[member], heldout.images[other]])
         tiles = np.concatenate([tiles, pictures.difference(tiles[-3:-2], tiles[-2:-1])])
@@ -104,7 +104,7 @@ def _sides(members: Side, heldout: Side) -> tuple[tuple[Side, str], ...]:
     return (members, "member"), (heldout, "heldout")
 
 
-def _places(side: Side, ids: np.ndarray) -> list[int]:
+def places(side: Side, ids: np.ndarray) -> list[int]:
     """The positions of the images with these ids."""
     places = dict(zip(side.ids.tolist(), range(len(side)), strict=True))
     return [places[int(i)] for i in ids]
@@ -142,7 +142,7 @@ def sheet(row: Row, columns: Columns, members: Side, heldout: Side, fetch: Fetch
         index = images["index"][chosen].astype(np.int64)
         generated = [fetch(run, index) for run in sources]
         near = [
-            side.images[_places(side, images[f"{metric}_{name}_id"][chosen])] for side, name in _sides(members, heldout)
+            side.images[places(side, images[f"{metric}_{name}_id"][chosen])] for side, name in _sides(members, heldout)
         ]
         groups = np.stack([*generated, *near], axis=1)
     strips = np.stack([np.asarray(contact_sheet.grid(group, columns=width)) for group in groups])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
-from side_jax.attacks.table import ATTACKS, PLAIN
+from side_jax.attacks.table import ATTACKS, PLAIN, get_attack
 from side_jax.measure.records import Control, NoiseLevel, Rarefaction, Row
+from side_jax.report import phrases
 from side_jax.report.contact_sheet import visible
 
 _COLOURS = {name: attack.colour for name, attack in ATTACKS.items()}
@@ -35,6 +38,60 @@ class ClusterYield:
     images: int
     matched: int
     members: int
+
+
+MEMBER, UNSEEN = "#d55e00", "#0072b2"  # of Okabe and Ito's palette, which people with any colour vision tell apart
+
+
+def opening(rows: Sequence[Row], curves: Sequence[Rarefaction | None], members: int) -> bytes:
+    """The share of images that match a member and a held-out image, with intervals; members against images: an SVG.
+
+    Args:
+      rows: of one metric and band, one for each run to show.
+      curves: of the same runs.
+      members: how many there are.
+    """
+    names = [textwrap.fill(phrases.run_phrase(row), 30) for row in rows]
+    height = 1.3 + 0.62 * len(rows)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, max(3.2, height)), layout="constrained", width_ratios=(3, 2)
+    )
+    at = np.arange(len(rows))
+    sides = (("training images", MEMBER, "o", -0.13), ("unseen images (control)", UNSEEN, "s", 0.13))
+    for (label, colour, marker, shift), prefix in zip(sides, ("", "heldout_"), strict=True):
+        shares = 100 * np.asarray([getattr(row, f"{prefix}ams") for row in rows])
+        ends = 100 * np.asarray([getattr(row, f"{prefix}ams_ci") for row in rows])
+        bars = np.abs(ends.T - shares)
+        left.errorbar(shares, at + shift, xerr=bars, fmt=marker, color=colour, capsize=3, label=label, markersize=6)
+    left.set_yticks(at, names, fontsize=9)
+    left.invert_yaxis()
+    left.set_xlim(left=0)
+    left.set(xlabel="images that match, %")
+    left.grid(axis="x", color="0.9")
+    left.set_axisbelow(True)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+    for row, curve, style in zip(rows, curves, itertools.cycle(("-", "--", ":", "-.")), strict=False):
+        if curve is None:
+            continue
+        colour = "0.55" if get_attack(row.attack).control else MEMBER
+        right.plot(curve.sizes, curve.expected, style, color=colour, linewidth=2)
+        right.annotate(
+            get_attack(row.attack).phrase,
+            (curve.sizes[-1], curve.expected[-1]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="0.25",
+        )
+    right.margins(x=0.45)
+    right.set_xlim(left=0)
+    right.set_ylim(bottom=0)
+    right.set(xlabel="images drawn", ylabel=f"training images found, of {members:,}")
+    right.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
 
 
 def guidance(rows: Sequence[Row]) -> bytes:
@@ -365,9 +422,18 @@ def theorem(results: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
+def _svg(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    # Letters are drawn as paths, so that they look the same everywhere; no date, and names that do not change.
+    with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "side_jax"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     # No software version or date inside the file: the same results give the same bytes.
-    figure.savefig(buffer, dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, dpi=200, metadata={"Software": None})
     plt.close(figure)
     return buffer.getvalue()

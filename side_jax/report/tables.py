@@ -64,7 +64,9 @@ def tables(results: Results) -> list[model.Table]:
     listed: list[model.Table] = []
     for metric, rows in by_metric.items():
         others = {name: _high(found) for name, found in by_metric.items() if name != metric} if not listed else {}
-        listed.append(_attacks(metric, _high(rows), others, explained=not listed))
+        listed += [_attacks(metric, _high(rows), others, explained=not listed)]
+    for metric, rows in by_metric.items():
+        listed.append(_tests(metric, _high(rows), explained=rows is next(iter(by_metric.values()))))
     for metric, rows in by_metric.items():
         others = [row for row in rows if row.level not in ("high", "calibrated")]
         if others:
@@ -208,22 +210,30 @@ def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], explain
       others: rows of the same runs by other metrics, whose extracted members stand beside.
       explained: with the meaning of the columns, once on a page.
     """
-    scaled, tested = _scaled(rows), any(not isinstance(row.p_more_images, UnsetType) for row in rows)
     known = any(not isinstance(row.network_calls, UnsetType) for row in rows)
-    columns = [
-        *(_CALLS if known else ()),
-        *_FOUND,
-        *(_beside(name, of) for name, of in others.items()),
-        *_CHANCE,
-        *(_TESTED if tested else ()),
-    ]
+    columns = [*(_CALLS if known else ()), *_FOUND, *(_beside(name, of) for name, of in others.items())]
     several = len({row.guidance_scale for row in rows if row.guidance_scale}) > 1
     note = "Taking the best of several scales favours the guided attacks a little: read the whole table. " * several
     note += "; ".join(
         f"{name}: {ATTACKS[name].description}" for name in dict.fromkeys(row.attack for row in rows) if name in ATTACKS
     )
+    caption = f"{'Attacks' if _scaled(rows) else 'Matches'} by {metric} below {rows[0].band[1]:.3g}"
+    return _quantities(caption, rows, columns, explained, note * explained)
+
+
+def _tests(metric: str, rows: list[Row], explained: bool) -> model.Table:
+    """The same runs against chance, and the paper's scores of different members; arguments as of _attacks."""
+    tested = any(not isinstance(row.p_more_images, UnsetType) for row in rows)
+    columns = [*_CHANCE, *(_TESTED if tested else ())]
+    return _quantities(f"Against chance, and UMS, by {metric}", rows, columns, explained)
+
+
+def _quantities(
+    caption: str, rows: list[Row], columns: Sequence[_Quantity], explained: bool, note: str = ""
+) -> model.Table:
+    scaled = _scaled(rows)
     return model.Table(
-        caption=f"{'Attacks' if scaled else 'Matches'} by {metric} below {rows[0].band[1]:.3g}",
+        caption=caption,
         columns=(
             *_run_columns(scaled),
             *(model.Column(label=one.label, kind=one.kind, help=one.help * explained) for one in columns),

@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from side_jax.attacks.table import GIVEN, get_attack
 from side_jax.measure.records import Rarefaction, Results, Row, Run
-from side_jax.report.phrases import headline, image_phrase, listed, percent, points, run_phrase
+from side_jax.report.phrases import headline, image_phrase, listed, percent, run_phrase
 
 OTHER_KIND = 0.03  # energy distance of members and held-out images, over its first term, of sets of different kinds
 UNLIKE = 0.1  # the same of samples that do not look like the data
@@ -61,6 +61,12 @@ def attack_rows(rows: list[Row]) -> list[Row]:
     return [row for row in rows if not get_attack(row.attack).control] or rows
 
 
+def significant(results: Results, row: Row, confidence: float) -> bool:
+    """Whether chance does not explain a row of the headline, where as many attacks were tested as there are."""
+    tested = [one for one in attack_rows(headline(results)) if _tested(one)]
+    return _tested(row) and row.p_excess * len(tested) < 1 - confidence
+
+
 def _tested(row: Row) -> bool:
     return not isinstance(row.p_excess, UnsetType)
 
@@ -91,27 +97,33 @@ def _unseen(results: Results) -> str:
 
 
 def _leak(results: Results, rows: list[Row], top: Row, confidence: float) -> tuple[str, str]:
-    """Two sentences: the attack that stands out most, and the most members that one attack extracted."""
+    """Two sentences: the attack that stands out most, and the members that all attacks, or the best one, extracted."""
     data, (hits, held) = results.dataset, _hits(top)
     first = (
         f"The model leaks images that it was trained on: of {image_phrase(top)}, {hits:,} ({percent(top.ams)}) "
         f"{'matches' if hits == 1 else 'match'} a training image, and {_match(held)} one of {_unseen(results)} images "
-        f"of the same kind that it never saw. Chance does not explain that ({_p(top.p_excess)}): the excess is "
-        f"{100 * top.excess:.2f} percentage points ({100 * confidence:g}% interval {points(*top.excess_ci)})."
+        f"of the same kind that it never saw. Chance does not explain that ({_p(top.p_excess)})."
     )
     strongest = max(rows, key=lambda row: (row.unique_excess, row.excess))
-    attack = "" if strongest.attack == GIVEN.name else f" by {run_phrase(strongest)}"
-    low, high = (min(max(round(end), 0), data.members) for end in strongest.unique_excess_ci)
-    beyond, chance = round(strongest.unique_excess), round(strongest.unique - strongest.unique_excess)
+    alone = "" if strongest.attack == GIVEN.name else run_phrase(strongest)
+    together = results.together
+    if isinstance(together, UnsetType) or isinstance(together.unique_excess, UnsetType):
+        together = None
+    elif together.unique_excess <= strongest.unique_excess:
+        together = None  # the others found nothing more
+    found, by = (together, " by all attacks together") if together else (strongest, f" by {alone}" * bool(alone))
+    low, high = (min(max(round(end), 0), data.members) for end in found.unique_excess_ci)
+    beyond, chance = round(found.unique_excess), round(found.unique - found.unique_excess)
     if low <= 0:
         return first, (
-            f"How many of its {data.members:,} training images came out can't be told: {strongest.unique:,} were "
-            f"matched{attack}, and chance alone would match about {chance:,}. A stricter threshold may tell."
+            f"How many of its {data.members:,} training images came out can't be told: {found.unique:,} were "
+            f"matched{by}, and chance alone would match about {chance:,}. A stricter threshold may tell."
         )
     less = f" beyond the {chance:,} that chance explains" if chance > 0 else ""
+    own = f"; {alone} alone extracted {round(strongest.unique_excess):,}" if together else ""
     return first, (
-        f"{beyond:,} of its {data.members:,} training images were extracted{attack}{less} ({100 * confidence:g}% "
-        f"interval {low:,} to {high:,}){_more(results, strongest)}."
+        f"{beyond:,} of its {data.members:,} training images were extracted{by}{less} ({100 * confidence:g}% "
+        f"interval {low:,} to {high:,}){own}{_more(results, strongest)}."
     )
 
 

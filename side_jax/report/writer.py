@@ -1,12 +1,13 @@
 """Writes the report of an audit, of a model or of images alone."""
 
 import dataclasses
+import datetime
 from pathlib import Path
 
 from side_jax.data.sides import Side
 from side_jax.measure.records import Results
-from side_jax.report import contact_sheet, defences, findings, matches, phrases
-from side_jax.report.figures import Drawn, figures
+from side_jax.report import contact_sheet, convincing, defences, findings, matches, meaning, phrases
+from side_jax.report.figures import Drawn, figures, opening
 from side_jax.report.gallery import Fetch, gallery, sheet
 from side_jax.report.page import model, render
 from side_jax.report.tables import explanation, tables
@@ -32,6 +33,7 @@ class Audit:
       notes: sentences about how the images were generated.
       provenance: (label, value) pairs.
       config: the whole config as text.
+      facts: (label, value) pairs: what was audited, in a few words.
     """
 
     title: str
@@ -46,6 +48,7 @@ class Audit:
     notes: tuple[str, ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()
     config: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 def write(audit: Audit, directory: Path) -> list[str]:
@@ -67,9 +70,27 @@ def write(audit: Audit, directory: Path) -> list[str]:
     return [f"{name}.png" for name in pngs]
 
 
+def _facts(audit: Audit) -> tuple[tuple[str, str], ...]:
+    """The data, the images, and when and by whom it was made."""
+    data, rows = audit.results.dataset, phrases.headline(audit.results)
+    height, width, channels = data.image_shape
+    colour = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
+    images = sum(row.n_generated for row in rows)
+    runs = f" in {len(rows)} runs" if len(rows) > 1 else ""
+    made = f"{datetime.datetime.now(datetime.UTC).date()}"
+    author = audit.report.author
+    return (
+        ("Data", f"{data.name}, {data.members:,} training images and {data.heldout_used:,} unseen ones"),
+        ("Images", f"{height} x {width}, {colour}"),
+        ("Looked at", f"{images:,} generated images{runs}"),
+        ("Made", f"{made} by {author}" if author else made),
+    )
+
+
 def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.Page:
     results, private = audit.results, audit.report.private
     status, tone, verdict = verdict_of(results, audit.confidence)
+    sides = audit.members, audit.heldout, audit.fetch
     notes = [*audit.notes, explanation(results, audit.confidence)]
     if private:
         notes.append(
@@ -81,6 +102,11 @@ def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.P
         status=status,
         tone=tone,
         verdict=verdict,
+        facts=(*audit.facts, *_facts(audit)),
+        strip=convincing.strip(phrases.headline(results), columns, *sides, private=private),
+        chart=opening(results, audit.confidence),
+        means=meaning.means(results, status, audit.confidence),
+        sure=meaning.sure(results, status, audit.confidence),
         findings=tuple(findings.sentences(results, audit.confidence)),
         tables=tuple(tables(results)),
         figures=tuple(

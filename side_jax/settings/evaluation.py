@@ -70,6 +70,7 @@ class Report:
     """What the report shows; no setting here changes a figure."""
 
     private: bool = False  # blur every picture and leave out file names and paths, for images of patients, say
+    author: str = ""  # who made the audit, for the top of the page
     pairs: int = 1000  # the closest pairs that the gallery shows, at most
 
     def __post_init__(self) -> None:

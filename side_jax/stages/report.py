@@ -59,6 +59,7 @@ def write(settings: Settings, workdir: Path, directory: Path) -> list[str]:
         notes=(_method_note(results, settings),),
         provenance=_provenance(results, settings),
         config=json.dumps(displayed_config(settings), indent=2),
+        facts=(("Model", _model(results, settings)),),
     )
     return writer.write(audit, directory)
 
@@ -223,6 +224,16 @@ def _method_note(results: Results, settings: Settings) -> str:
             f"{high:.2f}; images of the others: {surrogate.assignment})"
         )
     return note + "."
+
+
+def _model(results: Results, settings: Settings) -> str:
+    """The model, for people."""
+    target, source = results.target, settings.target
+    weights = f"{target.parameters:,} parameters, weights {target.ema_sha256[:12]}"
+    if not source.path:
+        return f"trained here to step {target.step:,}, {weights}"
+    where = "" if settings.report.private else f" {source.path}"
+    return f"a model of the format {source.format}{where}, {weights}"
 
 
 def _labels(settings: Settings) -> str:

@@ -2,21 +2,26 @@
 
 import browser
 import pytest
-from pages import RATES, SCORES, SHOWN, hostile_page, page, pairs
+from pages import RATES, SCORES, SHOWN, hostile_page, page, pairs, table
 
 from side_jax.report.page import model
 from side_jax.report.page.render import render
 
 pytestmark = pytest.mark.browser
 PAIRS = pairs()
+TABLE = "table[aria-labelledby=table-1]"  # the one that is open
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("pages"), {}
-    for name, made in (("plain", page()), ("hostile", hostile_page()), ("private", page(private=True))):
+    many = page(
+        gallery=model.Gallery(scores=SCORES, pairs=pairs(500)), tables=tuple(table(f"No. {i}") for i in range(9))
+    )
+    made = {"plain": page(), "hostile": hostile_page(), "private": page(private=True), "many": many}
+    for name, one in made.items():
         found[name] = folder / f"{name}.html"
-        found[name].write_text(render(made), encoding="utf-8")
+        found[name].write_text(render(one), encoding="utf-8")
     return found
 
 
@@ -81,11 +86,12 @@ def test_the_policy_stops_what_a_hole_in_the_escaping_would_run(plain):
 
 
 def heads(driver):
-    return js(driver, "return [...document.querySelector('table').tBodies[0].rows].map(r => r.cells[0].textContent)")
+    rows = f"return [...document.querySelector('{TABLE}').tBodies[0].rows].map(r => r.cells[0].textContent)"
+    return js(driver, rows)
 
 
 def sorts(driver):
-    return js(driver, "return [...document.querySelectorAll('thead th')].slice(0, 9).map(h => h.ariaSort)")
+    return js(driver, f"return [...document.querySelectorAll('{TABLE} thead th')].map(h => h.ariaSort)")
 
 
 RISING = ["unconditional", "conditional", "side", "side_random"]  # by AMS; who has none stands last both ways
@@ -95,17 +101,17 @@ FALLING = ["side", "conditional", "unconditional", "side_random"]
 def test_tables_sort_by_click(plain):
     assert heads(plain) == list(RATES)
     assert sorts(plain) == [None] * 9
-    by(plain, "th:nth-child(2) button").click()
+    by(plain, f"{TABLE} th:nth-child(2) button").click()
     assert (heads(plain), sorts(plain)[1]) == (RISING, "ascending")
     assert by(plain, "#said").get_attribute("textContent") == "Sorted by AMS, ascending."
-    by(plain, "th:nth-child(2) button").click()
+    by(plain, f"{TABLE} th:nth-child(2) button").click()
     assert (heads(plain), sorts(plain)[1]) == (FALLING, "descending")
-    by(plain, "th:nth-child(1) button").click()
+    by(plain, f"{TABLE} th:nth-child(1) button").click()
     assert (heads(plain), sorts(plain)) == (sorted(RATES), ["ascending", *[None] * 8])
 
 
 def test_tables_sort_by_keyboard(plain):
-    js(plain, "document.querySelector('.scroll').focus()")
+    js(plain, "document.querySelector('.scroll[aria-labelledby=table-1]').focus()")
     press(plain, "TAB", "TAB", "ENTER")
     assert (heads(plain), sorts(plain)[1]) == (RISING, "ascending")
     press(plain, "SPACE")
@@ -198,28 +204,37 @@ def test_at_360_pixels_only_containers_scroll(chromium, files):
         cut += ".filter(e => !e.closest('.scroll, .skip, .hidden') && e.getBoundingClientRect().right > 360)"
         assert js(chromium, cut + ".map(e => e.outerHTML)") == []
     browser.visit(chromium, files["plain"], width=360, height=800)
+    js(chromium, "document.querySelectorAll('details').forEach(e => e.open = true)")
     wide = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
-    assert js(chromium, wide + ".map(e => e.tabIndex)") == [0] * 4  # the tables and the chart
-    js(chromium, "document.querySelector('.scroll').focus()")
+    assert js(chromium, wide + ".map(e => e.tabIndex)") == [0] * 5  # the tables and both charts
+    js(chromium, "document.querySelector('.scroll[aria-labelledby=table-1]').focus()")
     press(chromium, "ARROW_RIGHT")
-    moved = "const e = document.querySelector('.scroll'), done = arguments[0];"
+    moved = "const e = document.querySelector('.scroll[aria-labelledby=table-1]'), done = arguments[0];"
     moved += "const look = () => e.scrollLeft > 0 ? done(true) : requestAnimationFrame(look); look()"
     assert chromium.execute_async_script(moved)
 
 
 def test_paper_has_no_controls_and_cuts_nothing(chromium, files):
     browser.visit(chromium, files["plain"], width=680, height=960, media="print", prefers_color_scheme="dark")
-    shown = "return ['.skip', '#controls', '#turn', '.top nav', 'details pre', '#list li:last-child', 'table']"
+    shown = (
+        "return ['.skip', '#controls', '#turn', '.top nav', 'details', '#list li:nth-child(9)', '#list li', '.paper', "
+    )
+    shown += "arguments[0]]"
     shown += ".filter(s => document.querySelector(s).checkVisibility({visibilityProperty: true}))"
-    assert js(chromium, shown) == ["#list li:last-child", "table"]
-    js(chromium, "dispatchEvent(new Event('beforeprint'))")
-    assert js(chromium, shown) == ["details pre", "#list li:last-child", "table"]
+    assert js(chromium, shown, TABLE) == ["#list li", ".paper", TABLE]
     wide = "return [...document.querySelectorAll('.scroll, pre, .pair')].filter(e => e.scrollWidth > e.clientWidth + 1)"
     assert js(chromium, wide + ".map(e => e.outerHTML.slice(0, 200))") == []
     assert js(chromium, "return document.documentElement.scrollWidth") <= 680
     assert js(chromium, "return getComputedStyle(document.body).color") == "rgb(27, 34, 48)"  # dark ink on white
-    js(chromium, "dispatchEvent(new Event('afterprint'))")
-    assert not js(chromium, "return document.querySelector('details').open")
+
+
+def test_paper_is_few_pages(chromium, files):
+    """Of a page with many pairs and tables, too; what a reader has unfolded is printed."""
+    browser.visit(chromium, files["many"])
+    folded = browser.printed_pages(chromium)
+    assert folded <= 8
+    js(chromium, "document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert browser.printed_pages(chromium) > folded
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -269,10 +284,11 @@ def test_hostile_strings_are_shown_as_text(chromium, files):
         shown = "return [...document.querySelectorAll('#list dd')].filter(e => e.textContent === arguments[0]).length"
         assert js(chromium, shown, text) >= 4
     choose(chromium, "attack", "")
-    for place in (".findings li", ".notes li", ".provenance dt", ".provenance dd"):
+    for place in (".findings li", ".notes li", ".sure li", ".provenance dt", ".provenance dd", ".facts-line dd"):
         texts = js(chromium, "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", place)
         assert texts == list(SHOWN)
     assert js(chromium, "return document.querySelector('pre').textContent") == "\n".join(SHOWN)
+    js(chromium, "document.querySelectorAll('details').forEach(e => e.open = true)")
     for button in chromium.find_elements("css selector", "thead button"):
         button.click()
     assert js(chromium, "return typeof window.hacked") == "undefined"

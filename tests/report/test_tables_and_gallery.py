@@ -16,8 +16,8 @@ from side_jax.data.sides import Side
 from side_jax.measure import positive_control
 from side_jax.measure.records import Ahead, Chao1, Fit, GoodToulmin, Membership, Run
 from side_jax.memorization.matching import Matches
-from side_jax.report import defences, findings, matches, plots
-from side_jax.report.figures import ClusterYield, Drawn, figures, yields
+from side_jax.report import convincing, defences, findings, matches, plots
+from side_jax.report.figures import ClusterYield, Drawn, figures, opening, yields
 from side_jax.report.gallery import gallery, sheet
 from side_jax.report.tables import explanation, tables
 from side_jax.report.writer import Audit, write
@@ -163,6 +163,8 @@ def test_tables_come_in_the_order_of_their_weight(results):
     assert [one.caption for one in tables(results)] == [
         "Attacks by normalized_l2 below 0.8",
         "Attacks by rmse below 0.8",
+        "Against chance, and UMS, by normalized_l2",
+        "Against chance, and UMS, by rmse",
         "Farther bands of normalized_l2",
         "Farther bands of rmse",
         "Calibrated thresholds",
@@ -173,12 +175,13 @@ def test_tables_come_in_the_order_of_their_weight(results):
     few = keep(results, lambda one: (one.metric, one.level) == ("rmse", "high"))
     assert [one.caption for one in tables(structs.replace(few, distribution=(), membership=None))] == [
         "Attacks by rmse below 0.8",
+        "Against chance, and UMS, by rmse",
         "How much is left to find?",
     ]
 
 
 def test_the_best_of_several_scales_is_warned_of_where_there_are_several(results):
-    caption = "Attacks by rmse below 0.8"
+    caption = "Attacks by normalized_l2 below 0.8"
     assert "best of several scales" in table(results, caption).note
     assert "best of several scales" not in table(keep(results, lambda one: one.guidance_scale != 1), caption).note
 
@@ -189,25 +192,27 @@ def test_every_number_of_the_attacks(results, metric):
     assert texts(found, "Attack") == ["unconditional", "side", "side", "side_random"]
     assert [cell.emphasis for cell in column(found, "Attack")] == ["", "", "", "faint"]
     assert texts(found, "Scale") == ["none", "1", "10", "10"]
-    for label, name in (
-        ("Matched (AMS)", "ams"),
-        ("Held-out matched", "heldout_ams"),
-        ("UMS, all pairs", "ums"),
-        ("UMS, nearest", "ums_nearest"),
+    tests = table(results, f"Against chance, and UMS, by {metric}")
+    for of, label, name in (
+        (found, "Matched (AMS)", "ams"),
+        (found, "Held-out matched", "heldout_ams"),
+        (tests, "UMS, all pairs", "ums"),
+        (tests, "UMS, nearest", "ums_nearest"),
     ):
-        assert texts(found, label) == of_rows(rows, name)
-        assert [cell.sort for cell in column(found, label)] == [getattr(r, name) for r in rows]
-    assert texts(found, "Excess, points") == points(rows)
+        assert texts(of, label) == of_rows(rows, name)
+        assert [cell.sort for cell in column(of, label)] == [getattr(r, name) for r in rows]
+    assert texts(tests, "Attack") == texts(found, "Attack")
+    assert texts(tests, "Excess, points") == points(rows)
     assert texts(found, "Extracted") == [f"{r.unique:,}" for r in rows]
-    assert texts(found, "p, excess") == [f"{r.p_excess:.4f}" for r in rows]
-    assert texts(found, "p, more images") == ["none", *(f"{r.p_more_images:.4f}" for r in rows[1:])]
-    assert texts(found, "p, more members") == ["none", *(f"{r.p_more_members:.4f}" for r in rows[1:])]
-    assert [c.sort for c in column(found, "p, more images")] == [None, *(r.p_more_images for r in rows[1:])]
-    assert "best of several scales" in found.note
-    assert "side_random: control: SIDE with random pseudo-labels" in found.note
-    explained = [bool(one.help) for one in found.columns]
-    first = metric == METRICS[0]
-    assert explained == [False] * 2 + [first] * (9 + first * (len(METRICS) - 1))  # once on a page
+    assert texts(tests, "p, excess") == [f"{r.p_excess:.4f}" for r in rows]
+    assert texts(tests, "p, more images") == ["none", *(f"{r.p_more_images:.4f}" for r in rows[1:])]
+    assert texts(tests, "p, more members") == ["none", *(f"{r.p_more_members:.4f}" for r in rows[1:])]
+    assert [c.sort for c in column(tests, "p, more images")] == [None, *(r.p_more_images for r in rows[1:])]
+    first = metric == METRICS[0]  # what explains the columns and the attacks is there once on a page
+    assert ("best of several scales" in found.note) == first
+    assert ("side_random: control: SIDE with random pseudo-labels" in found.note) == first
+    assert [bool(one.help) for one in found.columns] == [False] * 2 + [first] * (3 + first * (len(METRICS) - 1))
+    assert [bool(one.help) for one in tests.columns] == [False] * 2 + [first] * 6
     beside = {name: texts(found, f"by {name.replace('_', ' ')}") for name in METRICS[1:] if first}
     assert beside == {name: [f"{r.unique:,}" for r in rows_of(results, name, "high")] for name in beside}
 
@@ -229,11 +234,13 @@ def test_mode_seeking_has_its_start_its_rounds_and_its_calls():
 
 def test_zero_hits_are_a_bound_and_small_p_values_are_small(results):
     first = structs.replace(results.rows[0], ams=0.0, ams_at_most=0.0123, heldout_ams_at_most=0.0456, p_excess=0.00009)
-    found = table(structs.replace(results, rows=(first, *results.rows[1:])), "Attacks by normalized_l2 below 0.8")
+    changed = structs.replace(results, rows=(first, *results.rows[1:]))
+    found = table(changed, "Attacks by normalized_l2 below 0.8")
     assert texts(found, "Matched (AMS)")[0] == "0 (at most 1.23%)"
     assert texts(found, "Held-out matched")[0] == "0 (at most 4.56%)"
-    assert texts(found, "p, excess")[0] == "< 0.0001"
-    assert column(found, "p, excess")[0].sort == 0.00009
+    tests = table(changed, "Against chance, and UMS, by normalized_l2")
+    assert texts(tests, "p, excess")[0] == "< 0.0001"
+    assert column(tests, "p, excess")[0].sort == 0.00009
 
 
 def test_samples_alone_have_no_columns_without_a_number(results):
@@ -537,6 +544,45 @@ def test_a_mode_stands_beside_the_image_that_it_started_from(sought, tmp_path, f
         pixels = np.asarray(picture)
     across = np.flatnonzero(np.diff((pixels < 255)[len(pixels) // 2].astype(int)) == 1) + 1
     assert [int(pixels[len(pixels) // 2, x + 20]) for x in across] == [102, 122, 40, 70]
+
+
+def test_the_first_pairs_are_the_closest_matches_of_different_members(found):
+    """Image 1 of SIDE is nearer to member 12, but it matches a held-out image too."""
+    shown = convincing.strip(ROWS, found, MEMBERS, HELDOUT, fetch, private=False)
+    assert shown.heading == "What came out"
+    assert [one.title for one in shown.triples] == ["Training image 11", "Training image 12", "Training image 13"]
+    tiles = [[102, 40, 70], [203, 50, 70], [200, 60, 80]]  # generated, member, held-out
+    np.testing.assert_allclose([strip(one, 3) for one in shown.triples], tiles, atol=2)
+    assert shown.triples[1].note == ("by SIDE; dissimilarity 0.25, to the unseen image 0.65 (a match is below 0.8)")
+    private = convincing.strip(ROWS, found, MEMBERS, HELDOUT, fetch, private=True)
+    assert not any(one.picture.reveals for one in private.triples)
+
+
+def test_without_a_match_the_closest_pairs_are_shown_as_such(found):
+    nothing = found | {"rmse_member_match": np.zeros(7)}
+    shown = convincing.strip(ROWS, nothing, MEMBERS, HELDOUT, fetch, private=False)
+    assert shown.heading == "The closest pairs: none is a match"
+    assert [one.title for one in shown.triples] == [f"Training image {i}" for i in (11, 12, 13)]
+    assert strip(shown.triples[1], 3)[0] == pytest.approx(201, abs=2)  # now image 1 of SIDE is as good as any
+    control = made_results.row("side_random", 10.0, ams=0.9)
+    assert convincing.strip([control, ROWS[0]], nothing, MEMBERS, HELDOUT, fetch, private=False).triples == (
+        convincing.strip(ROWS[:1], nothing, MEMBERS, HELDOUT, fetch, private=False).triples
+    )
+
+
+def test_the_chart_to_look_at_first_names_the_strongest_attack(results):
+    best = [made_results.row("side", 10.0, ams=0.125, heldout_ams=0.01), made_results.row("unconditional")]
+    curves = tuple(made_results.rarefaction(one.attack, one.guidance_scale) for one in best)
+    shown = opening(made_results.results(best, rarefaction=curves), 0.95)
+    assert shown.heading == "12.50% of the images by SIDE match a training image, 1.00% an unseen one"
+    svg = base64.b64decode(shown.picture.uri.partition("base64,")[2])
+    assert b"<svg" in svg
+    assert b"<dc:date>" not in svg
+    assert not shown.picture.reveals
+    again = opening(made_results.results(best, rarefaction=curves), 0.95)
+    assert again == shown  # to the byte
+    nothing = opening(made_results.results(best[1:], rarefaction=curves[1:]), 0.95)
+    assert nothing.heading == "No attack's images match a training image"
 
 
 def test_the_gallery_shows_pairs_that_do_not_match_too(found, tmp_path):

@@ -7,6 +7,7 @@ from msgspec import UNSET, structs
 
 from side_jax.commands import sample_audit
 from side_jax.config import default_config
+from side_jax.measure.records import Together
 from side_jax.report import writer
 from side_jax.report.verdict import verdict
 from side_jax.workdir import files
@@ -23,12 +24,27 @@ def test_a_leak_is_named_with_its_control_and_what_more_images_would_find():
     status, tone, (first, second) = said(PLAIN, SIDE)
     assert (status, tone) == ("Leaks", "alarm")
     assert "of 1,000 images by SIDE at guidance scale 10, 120 (12.00%) match a training image, and 0 match" in first
-    low, high = (100 * end for end in SIDE.excess_ci)
-    assert f"the excess is 12.00 percentage points (95% interval +{low:.2f} to +{high:.2f})" in first
+    assert first.endswith("Chance does not explain that (p < 0.001).")
     assert second.startswith(
         "50 of its 128 training images were extracted by SIDE at guidance scale 10 (95% interval 42"
     )
     assert second.endswith("10 times as many images would extract about 61.")
+
+
+def test_the_members_of_all_attacks_are_told_where_they_are_more():
+    """And otherwise those of the strongest: the others found nothing that it had not found."""
+    both = Together(runs=2, images=2000, unique=70, heldout_unique=4, unique_excess=66.0, unique_excess_ci=(55.2, 77.4))
+    _, _, (_, second) = said(PLAIN, SIDE, together=both)
+    assert second == (
+        "66 of its 128 training images were extracted by all attacks together beyond the 4 that chance explains (95% "
+        "interval 55 to 77); SIDE at guidance scale 10 alone extracted 50, and 10 times as many images would extract "
+        "about 61."
+    )
+    alone = said(PLAIN, SIDE)
+    assert said(PLAIN, SIDE, together=structs.replace(both, unique=50, unique_excess=50.0)) == alone
+    assert said(PLAIN, SIDE, together=structs.replace(both, unique_excess=UNSET, unique_excess_ci=UNSET)) == alone
+    uncertain = structs.replace(both, unique_excess_ci=(-3.0, 90.0))
+    assert said(PLAIN, SIDE, together=uncertain)[2][1].startswith("How many of its 128 training images came out can't")
 
 
 def test_the_leak_of_a_conditional_model_is_by_its_own_guidance():

@@ -13,7 +13,7 @@ KINDS = ("text", "number", "rate")  # of a column; numbers and rates are right-a
 EMPHASES = ("", "strong", "faint", *TONES)  # of a cell
 CLOSER = ("smaller", "larger")  # which values of a score mean closer
 
-_DATA_URI = re.compile(r"data:image/(png|webp|jpeg);base64,[A-Za-z0-9+/]+=*")
+_DATA_URI = re.compile(r"data:image/(png|webp|jpeg|svg\+xml);base64,[A-Za-z0-9+/]+=*")
 
 
 def _check(ok: bool, name: str, value: object, must: str) -> None:
@@ -30,7 +30,7 @@ class Picture:
     """A picture inside the page.
 
     Attributes:
-      uri: a data: URI of a PNG, WebP or JPEG.
+      uri: a data: URI of a PNG, WebP, JPEG or SVG.
       reveals: whether it shows images in detail, which no private page may; False for charts and blurred images.
     """
 
@@ -204,6 +204,40 @@ class Gallery:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Triple:
+    """A generated image beside its nearest member and held-out image, to look at first.
+
+    Attributes:
+      title: which images these are.
+      picture: TRIPLE's tiles side by side, from page.pictures.strip.
+      note: how near they are.
+    """
+
+    title: str
+    picture: Picture
+    note: str = ""
+
+    def __post_init__(self):
+        _filled("triple.title", self.title)
+
+
+TRIPLE = ("Generated", "Training image", "Nearest unseen image")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strip:
+    """Triples under a heading."""
+
+    heading: str
+    triples: tuple[Triple, ...]
+    note: str = ""
+
+    def __post_init__(self):
+        _filled("strip.heading", self.heading)
+        _check(bool(self.triples), "strip.triples", self.triples, "at least one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Page:
     """The page.
 
@@ -212,9 +246,16 @@ class Page:
       status: the verdict in a word or three, such as "Leaks".
       tone: one of TONES, the status's colour.
       verdict: two sentences for people who read nothing else.
+      facts: (label, value): what was audited, on which data, when and by whom.
+      strip: the pairs to look at first.
+      chart: the one figure to look at first.
+      means: what the verdict means, in plain words.
+      sure: how sure the verdict is, and what it can't see.
       findings: further sentences, numbered.
+      tables: the first is open, the others are folded.
+      figures: folded.
       notes: sentences to know before relying on the results.
-      lowers: what lowers extraction: a table, and what to know about it; None: no such section.
+      lowers: what lowers extraction: a table, and what to know about it; None: there is none.
       provenance: (label, value), such as hashes, versions and the command.
       config: the whole config as text.
       private: blurred pictures and bare ids only. Names in `gallery` are left out and pictures that reveal refused; the
@@ -225,6 +266,11 @@ class Page:
     status: str
     tone: str
     verdict: tuple[str, str]
+    facts: tuple[tuple[str, str], ...] = ()
+    strip: Strip | None = None
+    chart: Figure | None = None
+    means: tuple[str, ...] = ()
+    sure: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
@@ -242,7 +288,9 @@ class Page:
         _check(len(self.verdict) == 2, "page.verdict", self.verdict, "two sentences")
         for sentence in self.verdict:
             _filled("a sentence of page.verdict", sentence)
-        pictures = [(figure.heading, figure.picture) for figure in self.figures]
+        figures = (*self.figures, *([self.chart] if self.chart else []))
+        pictures = [(figure.heading, figure.picture) for figure in figures]
+        pictures += [(triple.title, triple.picture) for triple in (self.strip.triples if self.strip else ())]
         pictures += [(f"pair {pair.index}", pair.picture) for pair in (self.gallery.pairs if self.gallery else ())]
         for where, picture in pictures:
             _check(not (self.private and picture.reveals), f"the picture of {where}", "one that reveals", "blurred")

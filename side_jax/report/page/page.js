@@ -126,10 +126,4 @@
   }
 
   if (byId("data")) gallery(JSON.parse(byId("data").textContent));
-
-  // Paper can't be unfolded.
-  const folded = () => document.querySelectorAll("details:not([open])");
-  let opened = [];
-  addEventListener("beforeprint", () => (opened = [...folded()]).forEach((one) => (one.open = true)));
-  addEventListener("afterprint", () => opened.forEach((one) => (one.open = false)));
 })();

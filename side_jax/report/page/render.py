@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from side_jax.report.page.model import START, Gallery, Page, Pair
+from side_jax.report.page.model import START, TRIPLE, Gallery, Page, Pair
 
 # Control characters, marks that reverse text (as in "photo_gpj.exe"), and undecodable bytes of file names.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -37,6 +37,7 @@ def render(page: Page) -> str:
         entries=_entries(page),
         clusters=_clusters(page.gallery),
         a_page=PAIRS_A_PAGE,
+        triple_tiles=TRIPLE,
         # The policy names the style and the script by their hashes, so both must stand in the page byte for byte.
         style=style,
         script=script,
