@@ -14,7 +14,7 @@ from side_jax.report.page import model, pictures
 
 Fetch = Callable[[Run, np.ndarray], np.ndarray]  # (run, global indices [k]) -> images uint8 [k, h, w, c]
 GROUPS = 24  # on a sheet
-ORDER = "Closest first; sort by any score. A run shows its closest pairs, whether they match or not."
+ORDER = "A card a member, with its closest image; sort by any score. A run shows its closest pairs, matches or not."
 
 
 def gallery(

@@ -1,5 +1,7 @@
 """The page of an audit in Chromium: sorting, filters, keyboard, narrow screens, paper, contrast, hostile strings."""
 
+import dataclasses
+
 import browser
 import pytest
 from pages import RATES, SCORES, SHOWN, hostile_page, page, pairs, table
@@ -19,6 +21,8 @@ def files(tmp_path_factory):
         gallery=model.Gallery(scores=SCORES, pairs=pairs(500)), tables=tuple(table(f"No. {i}") for i in range(9))
     )
     made = {"plain": page(), "hostile": hostile_page(), "private": page(private=True), "many": many}
+    same = tuple(dataclasses.replace(pair, member=5000) if i % 3 == 0 else pair for i, pair in enumerate(PAIRS))
+    made["grouped"] = page(gallery=model.Gallery(scores=SCORES, pairs=same))
     for name, one in made.items():
         found[name] = folder / f"{name}.html"
         found[name].write_text(render(one), encoding="utf-8")
@@ -66,7 +70,10 @@ def test_opens_from_disk_without_a_complaint_or_a_request(chromium, files):
         assert browser.requested(chromium) == {path.as_uri()}
         assert js(chromium, "return performance.getEntriesByType('resource').map(e => e.name)") == []
         assert browser.complaints(chromium) == []
-        assert js(chromium, "return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        assert js(
+            chromium,
+            "return [...document.images].every(i => i.loading === 'lazy' || (i.complete && i.naturalWidth > 0))",
+        )
 
 
 def test_the_policy_stops_what_a_hole_in_the_escaping_would_run(plain):
@@ -180,6 +187,24 @@ def test_a_card_says_what_the_pair_is(plain):
     picture = card.find_element("css selector", "img")
     assert picture.get_attribute("src") == pair.picture.uri
     assert picture.get_attribute("alt") == "Image 107: generated, nearest member, nearest held-out, difference"
+
+
+def test_a_member_has_one_card_with_all_its_images(chromium, files):
+    """Pairs 0, 3, 6, ... of one member, the others of one each; sorting decides which image the card shows."""
+    browser.visit(chromium, files["grouped"])
+    assert by(chromium, "#count").text == "60 of 60 pairs, members: 41, shown: 1 to 24"
+    card, own = by(chromium, "#list li"), [pair for i, pair in enumerate(PAIRS) if i % 3 == 0]
+    assert listed(chromium)[:3] == [PAIRS[i].index for i in (0, 1, 2)]
+    assert card.find_element("css selector", "summary").text == "19 more of this member"
+    card.find_element("css selector", "summary").click()
+    lines = js(chromium, "return [...arguments[0].querySelectorAll('.more figcaption')].map(e => e.textContent)", card)
+    assert lines == [f"Image {p.index}; unconditional; rmse {p.values[0]:.3f}" for p in own[1:]]
+    choose(chromium, "sort", "0")
+    choose(chromium, "attack", "unconditional")
+    assert by(chromium, "#count").text == "20 of 60 pairs, members: 1"
+    assert listed(chromium) == [min(own, key=lambda pair: pair.values[0]).index]
+    choose(chromium, "attack", "side")
+    assert js(chromium, "return [...document.querySelectorAll('#list .more')].every(e => e.hidden)")
 
 
 def test_the_gallery_turns_its_pages(plain):

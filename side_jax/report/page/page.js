@@ -56,7 +56,17 @@
       return found.sort((a, b) => compare(a.values[i], b.values[i], sign));
     }
 
-    function card(entry) {
+    // The pairs of each member, in the order of the first of each.
+    function grouped(found) {
+      const groups = new Map();
+      for (const entry of found) {
+        if (!groups.has(entry.member)) groups.set(entry.member, []);
+        groups.get(entry.member).push(entry);
+      }
+      return [...groups.values()];
+    }
+
+    function card([entry, ...others]) {
       const item = byId("card").content.cloneNode(true);
       const slot = (name) => item.querySelector(`[data-fill=${name}]`);
       item.querySelector("li").classList.toggle("matched", entry.matched);
@@ -77,16 +87,29 @@
           slot(name).append(row);
         }
       }
+      const more = slot("more");
+      more.hidden = others.length === 0;
+      more.querySelector("summary").textContent = `${others.length} more of this member`;
+      for (const other of others) {
+        const one = document.createElement("figure");
+        one.append(document.createElement("img"), document.createElement("figcaption"));
+        Object.assign(one.firstChild, { className: "strip", src: other.picture, alt: other.alt, loading: "lazy" });
+        one.lastChild.textContent = other.line;
+        more.append(one);
+      }
       return item;
     }
 
     function draw() {
       const found = chosen();
-      const step = Number(size.value) || Math.max(1, found.length);
-      const pages = Math.max(1, Math.ceil(found.length / step));
-      const shown = found.slice(page * step, (page + 1) * step);
-      const range = shown.length < found.length ? `, shown: ${page * step + 1} to ${page * step + shown.length}` : "";
-      byId("count").textContent = `${count.format(found.length)} of ${count.format(entries.length)} pairs${range}`;
+      const groups = grouped(found);
+      const step = Number(size.value) || Math.max(1, groups.length);
+      const pages = Math.max(1, Math.ceil(groups.length / step));
+      const shown = groups.slice(page * step, (page + 1) * step);
+      const range = shown.length < groups.length ? `, shown: ${page * step + 1} to ${page * step + shown.length}` : "";
+      const members = groups.length < found.length ? `, members: ${count.format(groups.length)}` : "";
+      byId("count").textContent =
+        `${count.format(found.length)} of ${count.format(entries.length)} pairs${members}${range}`;
       byId("where").textContent = `Page ${page + 1} of ${pages}`;
       byId("turn").hidden = pages === 1;
       // Not `disabled`: a button that goes away under the finger loses the keyboard's place.

@@ -32,9 +32,11 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    entries = _entries(page)
     return environment.get_template("page.html.j2").render(
         page=page,
-        entries=_entries(page),
+        entries=entries,
+        groups=_groups(entries),
         clusters=_clusters(page.gallery),
         a_page=PAIRS_A_PAGE,
         triple_tiles=TRIPLE,
@@ -63,6 +65,14 @@ def _entries(page: Page) -> list[dict[str, Any]]:
     return [_entry(pair, page) for pair in page.gallery.pairs] if page.gallery else []
 
 
+def _groups(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The entries of each member, in the order of the first of each: a card a member."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault(entry["member"], []).append(entry)
+    return list(groups.values())
+
+
 def _entry(pair: Pair, page: Page) -> dict[str, Any]:
     attack = _seen(pair.attack)
     name = "" if page.private else _seen(pair.name)  # removed here, so that it can't reach a private page
@@ -82,6 +92,8 @@ def _entry(pair: Pair, page: Page) -> dict[str, Any]:
         "title": f"Image {pair.index}",
         "alt": f"Image {pair.index}: {', '.join(tiles).lower()}",
         "tiles": tiles,
+        "member": str(pair.member),
+        "line": "; ".join([f"Image {pair.index}", facts[2][1], *(f"{label} {text}" for label, text in scores[:1])]),
         "matched": bool(pair.matched),
         "attack": attack,
         "cluster": None if pair.cluster is None else int(pair.cluster),
