@@ -321,7 +321,7 @@ def test_images_are_shown():
 
 
 def test_pages_are_in_the_contents():
-    listed = set(re.findall(r"^([a-z_]+)$", TEXT[DOCS / "index.md"], re.MULTILINE))
+    listed = set(re.findall(r"^([a-z0-9_]+)$", TEXT[DOCS / "index.md"], re.MULTILINE))
     assert listed == {path.stem for path in DOCS.glob("*.md")} - {"index"}
 
 
