@@ -1,6 +1,7 @@
 """Audits from Python: what the commands do, with a result object. `import side_jax` offers all of it."""
 
 import dataclasses
+import html
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -9,16 +10,18 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from side_jax.commands import sample_audit
 from side_jax.config import load_config, to_config
 from side_jax.data.listed import ImageSource
 from side_jax.devices import cpu
+from side_jax.errors import InputError
 from side_jax.measure import records
 from side_jax.pipeline import audit as pipeline
 from side_jax.pipeline import saved_config
 from side_jax.pipeline.resolve import resolve, with_target
-from side_jax.report import findings
+from side_jax.report import findings, matches, phrases
 from side_jax.report.verdict import verdict as verdict_of
 from side_jax.settings import Settings
 from side_jax.stages import stage_table
@@ -32,7 +35,7 @@ Config = str | Path | ml_collections.ConfigDict | Settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """What an audit found.
+    """What an audit found; a notebook shows its page.
 
     Attributes:
       verdict: "Leaks", "No leak found" or "Not decided"; "" as long as the stage evaluate has not run.
@@ -52,6 +55,36 @@ class AuditResult:
     results: Path
     matches: Path
     members: Path
+
+    def frame(self) -> Any:
+        """The rows as a pandas DataFrame; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame(list(self.rows))
+
+    def gallery(self) -> Image.Image:
+        """The sheet of the strongest attack's matches: generated image, nearest member, nearest held-out image.
+
+        Raises:
+          InputError: if the audit has no report yet, or a private one, which has no such sheet.
+        """
+        best = matches.shown(phrases.headline(records.read(self.results))) if self.rows else []
+        path = self.report.with_name(f"matches_{matches.slug(best[0])}.png") if best else self.report
+        if not best or not path.is_file():
+            raise InputError(
+                f"{self.report.parent} holds no sheet of matches; run all stages, with report.private off."
+            )
+        with path.open("rb") as file:
+            picture = Image.open(file)
+            picture.load()
+        return picture
+
+    def _repr_html_(self) -> str:
+        """The page, for notebooks."""
+        if not self.report.is_file():
+            return html.escape(repr(self))
+        page = html.escape(self.report.read_text(encoding="utf-8"), quote=True)
+        return f'<iframe srcdoc="{page}" width="100%" height="800"></iframe>'
 
 
 def audit(

@@ -2,6 +2,7 @@
 
 import csv
 import doctest
+import html
 import json
 import shutil
 import subprocess
@@ -110,6 +111,28 @@ def test_an_audit_gives_what_its_files_hold(folder, said):
         for path, first in ((found.matches, "attack"), (found.members, "side")):
             assert first in next(csv.reader(path.read_text().splitlines()))
     assert "evaluate: up to date, nothing to do." in said.messages
+
+
+def test_a_result_shows_itself_in_a_notebook(folder):
+    found = side_jax.audit("smoke", "runs/smoke")
+    shown = found._repr_html_()
+    page = html.unescape(shown.partition('srcdoc="')[2].partition('" width')[0])
+    assert page == found.report.read_text()
+    assert shown.count("<") == 2  # all of the page is quoted
+    sheet = found.gallery()
+    assert min(sheet.size) > 20
+    pandas = pytest.importorskip("pandas")
+    assert isinstance(found.frame(), pandas.DataFrame)
+    assert found.frame()["ams"].tolist() == [row["ams"] for row in found.rows]
+
+
+def test_a_result_without_a_report_says_so(folder):
+    found = side_jax.audit("smoke", "runs/smoke")
+    for path in found.report.parent.iterdir():
+        path.unlink()
+    assert found._repr_html_().startswith("AuditResult(verdict=")
+    with pytest.raises(side_jax.InputError, match="holds no sheet of matches; run all stages"):
+        found.gallery()
 
 
 def test_an_audit_by_some_stages_has_no_verdict_before_evaluate(folder):
