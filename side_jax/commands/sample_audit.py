@@ -1,12 +1,10 @@
 """The samples-only audit: generated images from any source against members and held-out images, without a model."""
 
-import contextlib
 import csv
 import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from msgspec import structs
 
 from side_jax import builders
 from side_jax.attacks.table import GIVEN
+from side_jax.commands import out_folder
 from side_jax.config import default_config, from_config
 from side_jax.data.decode import rules
 from side_jax.data.image_sets import FLAGS, ImageSet, ImageSets, read_sets
@@ -45,7 +44,7 @@ SECTIONS = ("evaluate", "label", "report")  # config sections that apply here, p
 DATA = ("near_duplicate_rmse", "fit", "orientation", "bit_range")
 SINGLE = ("seed", "sampler.batch_size", *(f"data.{name}" for name in DATA))
 LEAST = {"samples": 2, "members": 3, "heldout": 3}  # images, see distribution.summary
-PAGE, RESULTS, UNFINISHED, CACHE = "index.html", "results.json", ".unfinished", "features"
+PAGE, RESULTS, CACHE = "index.html", "results.json", "features"
 FILES = (
     *(PAGE, RESULTS, "matches.csv", "members.csv", "samples.csv"),
     *("rarefaction.png", "similarity.png", "sensitivity.png", "matches_samples.png"),
@@ -141,18 +140,8 @@ def run(request: Request) -> records.Results:
     _check_enough(sets, settings)
     extractor = _extractor(settings, sets.members.images.shape[-1], out) if settings.uses_features else None
     logger.info("read %d samples, %d members and %d held-out images.", *map(len, _sets(sets)))
-    created = [path for path in (out, *out.parents) if not path.exists()] if files.local(out) else []
-    files.make_private(out)
-    work = out / UNFINISHED
-    try:
-        results = _write(request, settings, sets, repeats, extractor, work)
-        _replace(work, out)
-    finally:
-        work.rmtree(missing_ok=True)
-        with contextlib.suppress(OSError):  # they hold results, unless something failed
-            for path in created:
-                os.rmdir(path)
-    return results
+    with out_folder.replaced(out, FILES, RESULTS) as work:
+        return _write(request, settings, sets, repeats, extractor, work)
 
 
 def _settings(request: Request) -> Settings:
@@ -179,28 +168,15 @@ def _sets(sets: ImageSets) -> tuple[ImageSet, ImageSet, ImageSet]:
 
 def _check_out(request: Request) -> None:
     """Raises InputError if the folder can't be written, lies in a set or holds something else; leaves no trace."""
-    out, where = request.out, describe("--out", os.fspath(request.out))
-    for flag, path in zip(FLAGS, request.sources, strict=True) if files.local(out) else ():
-        if isinstance(path, np.ndarray):
-            continue
-        real, within = (os.path.realpath(one) for one in (out, location(path)))
-        if real == within or (os.path.isdir(within) and os.path.commonpath([real, within]) == within):
-            raise InputError(
-                f"{where} lies in {describe(flag, path)}, where its figures would count as images; choose another "
-                "folder."
-            )
-    try:
-        held = {path.name for path in out.iterdir()} - {CACHE} if out.exists() else set()
-        if held and UNFINISHED not in held and not _is_result(out / RESULTS):
-            raise InputError(f"{where} holds other files; name a new or an empty folder.")
-        new = [path for path in (out, *out.parents) if not path.exists()] if files.local(out) else []
-        with files.atomic(out / UNFINISHED / "probe"):
-            pass
-        (out / UNFINISHED).rmtree()
-        for path in new:
-            path.rmdir()
-    except OSError as error:
-        raise InputError(f"{where} can't be written ({error.strerror or error}); choose another folder.") from None
+    paths = zip(FLAGS, request.sources, strict=True)
+    inputs = [(describe(flag, path), location(path)) for flag, path in paths if not isinstance(path, np.ndarray)]
+    out_folder.check(
+        request.out,
+        inputs,
+        "where its figures would count as images",
+        lambda out: _is_result(out / RESULTS),
+        beside=(CACHE,),
+    )
 
 
 def _is_result(path: Path) -> bool:
@@ -335,15 +311,6 @@ def _parts(samples: ImageSet) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(samples), size):
         index = np.arange(start, min(start + size, len(samples)))
         yield {"images": samples.images[index], "index": index, "label": np.full(len(index), -1, np.int32)}
-
-
-def _replace(work: Path, out: Path) -> None:
-    """Replaces the files of an earlier run; RESULTS, which marks the folder as one of these audits, comes last."""
-    made = sorted((path.name for path in work.iterdir()), key=lambda name: name == RESULTS)
-    for name in set(FILES) - set(made):
-        (out / name).unlink(missing_ok=True)
-    for name in made:
-        (work / name).replace(out / name)
 
 
 def _audit(

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from side_jax import evaluate
-from side_jax.commands import cli, sample_audit
+from side_jax.commands import cli, out_folder, sample_audit
 from side_jax.data import hub_images, image_sets
 from side_jax.errors import InputError
 from side_jax.report import writer
@@ -352,7 +352,7 @@ def test_a_failure_halfway_leaves_the_earlier_result(tmp_path, sets, finished, c
     assert cli.audit_samples(arguments(sets, out, *SHORT)) == 1
     assert words in capsys.readouterr().err
     assert everything(tmp_path) == before
-    assert not (out / sample_audit.UNFINISHED).exists()
+    assert not (out / out_folder.UNFINISHED).exists()
 
 
 def test_a_failure_leaves_no_folder_that_it_made(tmp_path, sets, monkeypatch):
@@ -364,11 +364,11 @@ def test_a_failure_leaves_no_folder_that_it_made(tmp_path, sets, monkeypatch):
 @pytest.mark.usefixtures("no_figures")
 def test_what_a_kill_left_is_no_hindrance(tmp_path, sets):
     """Killed while files were moved to their place the first time: there is no results.json yet."""
-    (tmp_path / "out" / sample_audit.UNFINISHED).mkdir(parents=True)
-    for name in ("index.html", f"{sample_audit.UNFINISHED}/results.json"):
+    (tmp_path / "out" / out_folder.UNFINISHED).mkdir(parents=True)
+    for name in ("index.html", f"{out_folder.UNFINISHED}/results.json"):
         (tmp_path / "out" / name).write_text("half")
     audit(sets, tmp_path / "out", "--config.evaluate.metrics=('rmse',)", *SHORT)
-    assert not (tmp_path / "out" / sample_audit.UNFINISHED).exists()
+    assert not (tmp_path / "out" / out_folder.UNFINISHED).exists()
 
 
 def test_a_private_page_holds_no_name_and_no_path(tmp_path, images):
