@@ -3,6 +3,7 @@
 Usage: python -m side_jax.main --config=digits --workdir=runs/digits
    or: python -m side_jax.main --workdir=runs/digits --config.extract.num_images=4096    (with the saved config)
    or: python -m side_jax.main verify --workdir=runs/digits    (also clean and share; each has a --help)
+   or: python -m side_jax.main compare runs/a runs/b --out=runs/a_b
 """
 
 import sys
@@ -16,8 +17,8 @@ def main() -> None:
         from side_jax.commands import cli  # takes seconds, in which signals are handled already
         from side_jax.stages import stage_table
 
-        if cli.asks_for_custody(sys.argv[1:]):
-            sys.exit(cli.keep(sys.argv))
+        if run := cli.subcommand(sys.argv[1:]):
+            sys.exit(run(sys.argv))
         sys.exit(cli.main(sys.argv, __doc__, stage_table.audit_stages()))
 
 

@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from absl import logging as absl_logging
 
-from side_jax.commands import closed_form, custody, options, sample_audit
+from side_jax.commands import closed_form, compare, custody, options, sample_audit
 from side_jax.commands.options import UsageError, usage_errors
 from side_jax.config import default_config, from_config, load_config
 from side_jax.devices import placement, process_group, signals
@@ -113,9 +113,9 @@ def theory(argv: Sequence[str], description: str) -> int:
     return _command(argv, values, description, _EXIT_CODES, functools.partial(_read_theory, values))
 
 
-def asks_for_custody(arguments: Sequence[str]) -> bool:
-    """Whether the arguments are those of a command on a workdir, see custody.py."""
-    return arguments[:1] != [] and arguments[0] in custody.COMMANDS
+def subcommand(arguments: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
+    """What runs the command that the first argument names: argv -> exit code; None: it names none."""
+    return SUBCOMMANDS.get(arguments[0]) if arguments else None
 
 
 def keep(argv: Sequence[str]) -> int:
@@ -127,6 +127,29 @@ def keep(argv: Sequence[str]) -> int:
         options.define(values, kind, name, default, metavar, meaning)
     usage = f"{command.description}\n\nUsage: python -m side_jax.main {argv[1]} --workdir=DIR"
     return _command(argv[1:], values, usage, _EXIT_CODES, functools.partial(_read_custody, values, command))
+
+
+def compare_audits(argv: Sequence[str]) -> int:
+    """Compares finished audits, see compare.py. Returns the exit code."""
+    values = flags.FlagValues()
+    meaning = "Folder for the results, outside of every audit. Those of an earlier comparison are replaced."
+    options.define(values, flags.DEFINE_string, "out", None, "DIR", meaning)
+    options.define(values, flags.DEFINE_bool, "json", False, "", "Print DIR/compare.json in place of text.")
+    usage = (
+        "Compares finished audits with the first of them: two checkpoints, before and after deduplication, two seeds.\n"
+        f"\nUsage: python -m side_jax.main {argv[1]} A B [C ...] --out=DIR\n\nA, B, C: workdirs, or output folders of "
+        "audits of images alone, with one headline metric and\nthreshold, and an equal number of generated images."
+    )
+    epilogue = (
+        "Results: DIR/index.html for people; DIR/compare.json, and DIR/compare.csv with the members\nthat each "
+        f"audit extracted, for programs.\n{_EXIT_CODES}"
+    )
+    return _command(argv[1:], values, usage, epilogue, functools.partial(_read_compare, values))
+
+
+SUBCOMMANDS: dict[str, Callable[[Sequence[str]], int]] = dict.fromkeys(custody.COMMANDS, keep) | {
+    "compare": compare_audits
+}
 
 
 def _define_workdir(values: flags.FlagValues, meaning: str) -> None:
@@ -383,6 +406,19 @@ def _read_custody(values: flags.FlagValues, command: custody.Command, arguments:
     workdir = _workdir(arguments)
     options.parse(values, arguments, ml_collections.ConfigDict())  # it has no settings of its own
     return lambda: command.run(workdir, values), workdir
+
+
+def _read_compare(values: flags.FlagValues, arguments: list[str]) -> tuple[Work, Path]:
+    out, arguments = options.take(arguments, "out")
+    folders = [argument for argument in arguments if not argument.startswith("-")]
+    options.parse(values, [argument for argument in arguments if argument.startswith("-")], ml_collections.ConfigDict())
+    if len(folders) < 2:
+        raise UsageError(f"compare needs two audits or more, got {len(folders)}: compare A B --out=DIR, see --help.")
+    if not out:
+        raise UsageError("--out=DIR is missing: the folder for the comparison.")
+    with usage_errors():
+        *audits, directory = map(files.as_path, (*folders, out))
+    return lambda: print(compare.run(audits, directory, as_json=values.json)), directory
 
 
 def _workdir(arguments: Sequence[str]) -> Path:

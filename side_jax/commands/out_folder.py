@@ -1,8 +1,9 @@
 """The folder that receives a command's results: checked before anything is computed, and replaced as a whole."""
 
 import contextlib
+import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from side_jax.data.listed import describe
@@ -16,7 +17,7 @@ def check(
     out: Path,
     inputs: Iterable[tuple[str, str]],
     where: str,
-    is_result: Callable[[Path], bool],
+    mark: tuple[str, str],
     beside: Collection[str] = (),
 ) -> None:
     """Checks that results may be written; leaves no trace.
@@ -25,7 +26,7 @@ def check(
       out: the value of --out.
       inputs: what the command reads: its name in messages, and its path.
       where: what is wrong with results in an input, such as "where its figures would count as images".
-      is_result: whether a folder holds an earlier result of the command, which may be replaced.
+      mark: a JSON file, and a key in it, by which a folder holds earlier results of the command: these are replaced.
       beside: names of what may lie in an otherwise empty folder.
 
     Raises:
@@ -39,7 +40,7 @@ def check(
             raise InputError(f"{named} lies in {name}, {where}; choose another folder.")
     try:
         held = {path.name for path in out.iterdir()} - set(beside) if out.exists() else set()
-        if held and UNFINISHED not in held and not is_result(out):
+        if held and UNFINISHED not in held and not _is_marked(out, *mark):
             raise InputError(f"{named} holds other files; name a new or an empty folder.")
         new = [path for path in (out, *out.parents) if not path.exists()] if files.local(out) else []
         with files.atomic(out / UNFINISHED / "probe"):
@@ -49,6 +50,13 @@ def check(
             path.rmdir()
     except OSError as error:
         raise InputError(f"{named} can't be written ({error.strerror or error}); choose another folder.") from None
+
+
+def _is_marked(out: Path, name: str, key: str) -> bool:
+    try:
+        return key in json.loads((out / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _real(path: str | Path) -> str:

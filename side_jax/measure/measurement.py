@@ -80,7 +80,7 @@ def measure(
             rows += scorer.rows(run, whole, plain)
             rarefactions.append(scorer.rarefied(run, whole))
             score = scorer.headline(whole)
-            extracted[_column(run)] = score["members"].extracted
+            extracted[extracted_column(run)] = score["members"].extracted
             if not get_attack(run.attack).control:
                 attacks.append(score)
             if embed:
@@ -166,7 +166,7 @@ def _match_rows(
         yield row
 
 
-def _column(run: Run) -> str:
+def extracted_column(run: Run) -> str:
     """The column of members.csv that counts how many images of a run extract each member."""
     return f"extracted_{run.key.name if run.key.start else f'{run.attack}_{run.guidance_scale:g}'}"
 

@@ -18,7 +18,14 @@ _FIELDS += ("excess_ci", "p_excess", "unique", "network_calls")
 def text(results: Results, confidence: float, page: object, failures: Sequence[str] = ()) -> str:
     """The verdict, the findings, what the gate says, and the path of the page."""
     status, _, reasons = verdict(results, confidence)
-    lines = [f"  {i}. {sentence}" for i, sentence in enumerate(sentences(results, confidence), start=1)]
+    return conclusion(status, reasons, sentences(results, confidence), page, failures)
+
+
+def conclusion(
+    status: str, reasons: Sequence[str], findings: Sequence[str], page: object, failures: Sequence[str] = ()
+) -> str:
+    """The same of anything that has a page."""
+    lines = [f"  {i}. {sentence}" for i, sentence in enumerate(findings, start=1)]
     lines += [f"Fails: {failure}" for failure in failures]
     return "\n".join(["", f"{status}. {' '.join(reasons)}", *lines, f"Report: {page}"])
 
@@ -38,13 +45,14 @@ def as_json(results: Results, confidence: float, page: object, failures: Sequenc
         "confidence": confidence,
         "members": results.dataset.members,
         "heldout": results.dataset.heldout_used,
-        "attacks": [_attack(row) for row in rows],
+        "attacks": [attack(row) for row in rows],
         "report": str(page),
         "versions": results.versions,
     }
     return json.dumps(content, indent=2)
 
 
-def _attack(row: Row) -> dict[str, object]:
+def attack(row: Row) -> dict[str, object]:
+    """The figures of a row that programs get."""
     values = {name: getattr(row, name) for name in _FIELDS}
     return {"run": row.key.name} | {name: value for name, value in values.items() if not isinstance(value, UnsetType)}

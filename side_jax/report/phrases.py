@@ -16,6 +16,11 @@ def points(low: float, high: float) -> str:
     return f"{100 * low:+.2f} to {100 * high:+.2f}"
 
 
+def p_value(p: float) -> str:
+    """A p-value for people."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def share(side: SideScore) -> str:
     """AMS with its interval; where nothing matched, the upper bound that this leaves."""
     if side.ams_at_most is not None:

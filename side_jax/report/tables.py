@@ -86,19 +86,21 @@ def _cell(text: str, sort: float | None = None, emphasis: str = "") -> model.Cel
     return model.Cell(text=text, sort=sort, emphasis=emphasis)
 
 
-def _run_cells(run: Run, scaled: bool) -> list[model.Cell]:
+def run_cells(run: Run, scaled: bool) -> list[model.Cell]:
+    """The first cells of a row: its attack and, if asked for, its guidance scale."""
     scale = run.guidance_scale
     faint = "faint" if get_attack(run.attack).control else ""
     scales = [_cell(f"{scale:g}" if scale else "none", scale)] if scaled else []
     return [_cell(title_without_scale(run), emphasis=faint), *scales]
 
 
-def _scaled(runs: Sequence[Run]) -> bool:
+def has_scales(runs: Sequence[Run]) -> bool:
     """Whether a column shows the guidance scale."""
     return any(run.guidance_scale for run in runs)
 
 
-def _run_columns(scaled: bool) -> list[model.Column]:
+def run_columns(scaled: bool) -> list[model.Column]:
+    """The columns of run_cells."""
     return [model.Column(label="Attack"), *([model.Column(label="Scale", kind="number")] if scaled else [])]
 
 
@@ -118,7 +120,7 @@ def _with_interval(rate: float, interval: Interval) -> str:
     return f"{percent(rate)} ({percent(interval[0])} to {percent(interval[1])})"
 
 
-class _Quantity(NamedTuple):
+class Quantity(NamedTuple):
     """A quantity of each run: its column, what it means, and its cell."""
 
     label: str
@@ -128,7 +130,7 @@ class _Quantity(NamedTuple):
 
 
 _CALLS = (
-    _Quantity(
+    Quantity(
         "Calls",
         "number",
         "calls of the model's network for one image, with those for the image that mode seeking starts from",
@@ -136,19 +138,19 @@ _CALLS = (
     ),
 )
 _FOUND = (
-    _Quantity(
+    Quantity(
         "Matched (AMS)",
         "rate",
         "share of generated images that match a member",
         lambda row: _cell(share(row.members), row.ams, "strong"),
     ),
-    _Quantity(
+    Quantity(
         "Held-out matched",
         "rate",
         "the same against images that the model never saw",
         lambda row: _cell(share(row.heldout), row.heldout_ams),
     ),
-    _Quantity(
+    Quantity(
         "Extracted",
         "number",
         "different members that are the nearest of a match",
@@ -156,47 +158,48 @@ _FOUND = (
     ),
 )
 _CHANCE = (
-    _Quantity(
+    Quantity(
         "Excess, points",
         "rate",
         "the share that match one of as many members as held-out images, minus the share that match one of these",
         _excess,
     ),
-    _Quantity(
+    Quantity(
         "p, excess",
         "number",
         "p-value that members are matched more often than images that could as well have been members (permutation)",
         lambda row: _p(row.p_excess),
     ),
-    _Quantity(
+    Quantity(
         "UMS, all pairs",
         "rate",
         "members in the band of any image, over images",
         lambda row: _cell(_with_interval(row.ums, row.ums_ci), row.ums),
     ),
-    _Quantity(
+    Quantity(
         "UMS, nearest",
         "rate",
         "members that are the nearest of a match, over images",
         lambda row: _cell(_with_interval(row.ums_nearest, row.ums_nearest_ci), row.ums_nearest),
     ),
 )
+RATES = (*_FOUND, _CHANCE[0])  # what a run found, and what of it chance does not explain
 _TESTED = (  # where runs are tested against the unguided one
-    _Quantity(
+    Quantity(
         "p, more images",
         "number",
         "p-value that more images match than without guidance (McNemar, by image)",
         lambda row: _p(row.p_more_images),
     ),
-    _Quantity("p, more members", "number", "the same by member", lambda row: _p(row.p_more_members)),
+    Quantity("p, more members", "number", "the same by member", lambda row: _p(row.p_more_members)),
 )
 
 
-def _beside(name: str, rows: list[Row]) -> _Quantity:
+def _beside(name: str, rows: list[Row]) -> Quantity:
     """The members that the same runs extract by another metric."""
     found = {row.key: row.unique for row in rows}
     meaning = f"the same by {name} below {rows[0].band[1]:.3g}"
-    return _Quantity(
+    return Quantity(
         f"by {name.replace('_', ' ')}", "number", meaning, lambda row: _cell(f"{found[row.key]:,}", found[row.key])
     )
 
@@ -217,7 +220,7 @@ def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], explain
     note += "; ".join(
         f"{name}: {ATTACKS[name].description}" for name in dict.fromkeys(row.attack for row in rows) if name in ATTACKS
     )
-    caption = f"{'Attacks' if _scaled(rows) else 'Matches'} by {metric} below {rows[0].band[1]:.3g}"
+    caption = f"{'Attacks' if has_scales(rows) else 'Matches'} by {metric} below {rows[0].band[1]:.3g}"
     return _quantities(caption, rows, columns, explained, note * explained)
 
 
@@ -229,16 +232,16 @@ def _tests(metric: str, rows: list[Row], explained: bool) -> model.Table:
 
 
 def _quantities(
-    caption: str, rows: list[Row], columns: Sequence[_Quantity], explained: bool, note: str = ""
+    caption: str, rows: list[Row], columns: Sequence[Quantity], explained: bool, note: str = ""
 ) -> model.Table:
-    scaled = _scaled(rows)
+    scaled = has_scales(rows)
     return model.Table(
         caption=caption,
         columns=(
-            *_run_columns(scaled),
+            *run_columns(scaled),
             *(model.Column(label=one.label, kind=one.kind, help=one.help * explained) for one in columns),
         ),
-        rows=tuple((*_run_cells(row, scaled), *(one.cell(row) for one in columns)) for row in rows),
+        rows=tuple((*run_cells(row, scaled), *(one.cell(row) for one in columns)) for row in rows),
         note=note,
     )
 
@@ -253,12 +256,12 @@ BAND_COLUMNS: dict[str, Callable[[Row], float]] = {
 
 
 def _bands(metric: str, rows: list[Row]) -> model.Table:
-    scaled = _scaled(rows)
+    scaled = has_scales(rows)
     rates = (model.Column(label=label, kind="rate") for label in BAND_COLUMNS)
-    columns = (*_run_columns(scaled), model.Column(label="Band"), *rates)
+    columns = (*run_columns(scaled), model.Column(label="Band"), *rates)
     cells = [
         (
-            *_run_cells(row, scaled),
+            *run_cells(row, scaled),
             _cell(f"{row.level} [{row.band[0]:.3g}, {row.band[1]:.3g})"),
             *(_cell(percent(rate(row)), rate(row)) for rate in BAND_COLUMNS.values()),
         )
@@ -269,9 +272,9 @@ def _bands(metric: str, rows: list[Row]) -> model.Table:
 
 
 def _calibrated(rows: list[Row], results: Results) -> model.Table:
-    rates, scaled = ("Matched (AMS)", "Held-out matched", "Excess, points"), _scaled(rows)
+    rates, scaled = ("Matched (AMS)", "Held-out matched", "Excess, points"), has_scales(rows)
     columns = (
-        *_run_columns(scaled),
+        *run_columns(scaled),
         model.Column(label="Measure"),
         model.Column(label="Threshold", kind="number"),
         *(model.Column(label=label, kind="rate") for label in rates),
@@ -279,7 +282,7 @@ def _calibrated(rows: list[Row], results: Results) -> model.Table:
     )
     cells = [
         (
-            *_run_cells(row, scaled),
+            *run_cells(row, scaled),
             _cell(row.metric),
             _cell(f"{row.band[1]:.4g}", row.band[1]),
             _cell(share(row.members), row.ams, "strong"),
@@ -314,7 +317,7 @@ def _calibrated(rows: list[Row], results: Results) -> model.Table:
 
 
 def _unseen(rarefactions: Sequence[Rarefaction]) -> model.Table:
-    factor, scaled, budget = rarefactions[0].ahead.factor, _scaled(rarefactions), equal_calls.budget(rarefactions)
+    factor, scaled, budget = rarefactions[0].ahead.factor, has_scales(rarefactions), equal_calls.budget(rarefactions)
     equal = (f"Found at {budget:,} calls",) if budget else ()
     labels = (
         "Images",
@@ -325,7 +328,7 @@ def _unseen(rarefactions: Sequence[Rarefaction]) -> model.Table:
         "Chao's total, at least",
     )
     columns = (
-        *_run_columns(scaled),
+        *run_columns(scaled),
         *(model.Column(label=label, kind="number") for label in labels),
         model.Column(label=f"Good-Toulmin at {factor} times"),
     )
@@ -335,7 +338,7 @@ def _unseen(rarefactions: Sequence[Rarefaction]) -> model.Table:
         interval = f" ({chao.low:.0f} to {chao.high:.0f})"
         cells.append(
             (
-                *_run_cells(one, scaled),
+                *run_cells(one, scaled),
                 _cell(f"{one.sizes[-1]:,}", one.sizes[-1]),
                 _cell(f"{one.expected[-1]:.0f}", one.expected[-1], "strong"),
                 *([_cell(f"{(found := equal_calls.found(one, budget)):.1f}", found)] if budget else []),
@@ -382,12 +385,12 @@ DISTRIBUTION_COLUMNS: tuple[tuple[str, str, Callable[[Distribution], float | Non
 
 
 def _distributions(distributions: Sequence[Distribution]) -> model.Table:
-    scaled = _scaled(distributions)
+    scaled = has_scales(distributions)
     numbers = (model.Column(label=label, kind="number", help=text) for label, text, _ in DISTRIBUTION_COLUMNS)
     cells = []
     for one in distributions:
         values = [value(one) for _, _, value in DISTRIBUTION_COLUMNS]
-        cells.append((*_run_cells(one, scaled), *(_cell("none" if v is None else f"{v:.3g}", v) for v in values)))
+        cells.append((*run_cells(one, scaled), *(_cell("none" if v is None else f"{v:.3g}", v) for v in values)))
     note = (
         "In the space of the features. They stand beside extraction and don't replace it: they miss copying that is "
         "rare."
@@ -396,7 +399,7 @@ def _distributions(distributions: Sequence[Distribution]) -> model.Table:
         note += " Held-out images are fewer than members, so that AuthPct's control is a rough one."
     return model.Table(
         caption="Distributions compared: overfitting and quality",
-        columns=(*_run_columns(scaled), *numbers),
+        columns=(*run_columns(scaled), *numbers),
         rows=tuple(cells),
         note=note,
     )

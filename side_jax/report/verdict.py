@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from side_jax.attacks.table import GIVEN, get_attack
 from side_jax.measure.records import Rarefaction, Results, Row, Run
-from side_jax.report.phrases import headline, image_phrase, listed, percent, run_phrase
+from side_jax.report.phrases import headline, image_phrase, listed, p_value, percent, run_phrase
 
 OTHER_KIND = 0.03  # energy distance of members and held-out images, over its first term, of sets of different kinds
 UNLIKE = 0.1  # the same of samples that do not look like the data
@@ -86,10 +86,6 @@ def _match(count: int) -> str:
     return f"{count:,} match{'es' if count == 1 else ''}"
 
 
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-
-
 def _unseen(results: Results) -> str:
     """The control, for people: as many images as members, or fewer."""
     data = results.dataset
@@ -102,7 +98,7 @@ def _leak(results: Results, rows: list[Row], top: Row, confidence: float) -> tup
     first = (
         f"The model leaks images that it was trained on: of {image_phrase(top)}, {hits:,} ({percent(top.ams)}) "
         f"{'matches' if hits == 1 else 'match'} a training image, and {_match(held)} one of {_unseen(results)} images "
-        f"of the same kind that it never saw. Chance does not explain that ({_p(top.p_excess)})."
+        f"of the same kind that it never saw. Chance does not explain that ({p_value(top.p_excess)})."
     )
     strongest = max(rows, key=lambda row: (row.unique_excess, row.excess))
     alone = "" if strongest.attack == GIVEN.name else run_phrase(strongest)
@@ -146,7 +142,7 @@ def _other_kind(results: Results) -> tuple[str, str] | None:
     return (
         f"{_OPEN}the held-out images are of another kind than the "
         f"members (energy distance {likeness.heldout_share:.2f} of its largest value, where sets of one kind have "
-        f"about 0; {_p(likeness.heldout_p)}).",
+        f"about 0; {p_value(likeness.heldout_p)}).",
         "What matches members alone may be what all images of their kind have in common. Hold out images from the same "
         "source as the members, chosen at random and prepared alike, and audit again.",
     )
@@ -168,7 +164,7 @@ def _wrong_sets(results: Results, row: Row) -> tuple[str, str]:
     return (
         f"Something is wrong with the sets: of {image_phrase(row)}, {_match(held)} one of "
         f"{results.dataset.heldout_used:,} images that the model should never have seen, but {few} a training image; "
-        f"chance does not explain that ({_p(row.p_deficit)}).",
+        f"chance does not explain that ({p_value(row.p_deficit)}).",
         "Before you conclude anything, check that members and held-out images are not swapped, and that the model was "
         "not trained on the held-out images, or on near copies of them.",
     )
@@ -187,7 +183,7 @@ def _seen_elsewhere(results: Results, top: Row, seeing: Row) -> tuple[str, str]:
     first = (
         f"{_OPEN}{_look(seeing)} sees it, {top.metric} does not. By "
         f"the first {hits:,} images match a training image and {held:,} one of {_unseen(results)} images that the "
-        f"model never saw ({_p(seeing.p_excess)})."
+        f"model never saw ({p_value(seeing.p_excess)})."
     )
     if control and seeing.metric == top.metric and seeing.level == top.level:
         return first, (
@@ -270,7 +266,7 @@ def _undecided(results: Results, tested: list[Row], top: Row, level: float) -> t
     first = (
         f"{_OPEN}of {image_phrase(top)}, {_match(hits)} a training "
         f"image, and {_match(held)} one of {_unseen(results)} images that it never saw; the difference cannot be told "
-        f"from chance ({_p(top.p_excess)})."
+        f"from chance ({p_value(top.p_excess)})."
     )
     if few := _too_few(results, top, level / len(tested)):
         return first, few
@@ -296,7 +292,7 @@ def _too_few(results: Results, row: Row, level: float) -> str:
     least = _least_p(*sizes, matched)
     if least < level:
         return ""
-    even = f"even if every match were with a member, that could be chance ({_p(least)})"
+    even = f"even if every match were with a member, that could be chance ({p_value(least)})"
     if not isinstance(data.groups, UnsetType):
         return (
             f"The split keeps the images of a person together, and {sizes[0]:,} people among the members and "

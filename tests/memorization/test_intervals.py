@@ -10,11 +10,13 @@ from scipy import stats
 
 from side_jax.memorization.statistics.intervals import (
     calibrated_threshold,
+    combined_interval,
     difference_interval,
     distinct_interval,
     halves,
     mcnemar,
     paired_difference_interval,
+    wilson_confidence,
     wilson_interval,
     zero_hits_bound,
 )
@@ -32,11 +34,26 @@ def test_wilson_interval():
     assert 0.003 < high < 0.004
 
 
+@pytest.mark.parametrize("hits", [0, 1, 100, 199, 200])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_the_confidence_of_a_wilson_interval(hits, confidence):
+    interval = wilson_interval(hits, 200, confidence)
+    assert wilson_confidence(hits, 200, interval) == pytest.approx(confidence, abs=1e-9)
+
+
 def test_difference_interval():
     """Newcombe 1998, table II: 56 of 70 against 48 of 80 and 9 of 10 against 3 of 10, by his method 10."""
     np.testing.assert_allclose(difference_interval((56, 48), (70, 80), 0.95), (0.0524, 0.3339), atol=5e-5)
     np.testing.assert_allclose(difference_interval((9, 3), (10, 10), 0.95), (0.1705, 0.8090), atol=5e-5)
     np.testing.assert_allclose(difference_interval((5, 0), (56, 29), 0.95), (-0.0381, 0.1926), atol=5e-5)
+
+
+def test_combined_interval():
+    """Of two rates it is Newcombe's; of normal estimates, whose ends are symmetric, variances add up."""
+    limits = [wilson_interval(*pair, 0.95) for pair in ((56, 70), (48, 80))]
+    combined = combined_interval(56 / 70, limits[0], 48 / 80, limits[1])
+    np.testing.assert_allclose(combined, difference_interval((56, 48), (70, 80), 0.95), rtol=1e-12)
+    assert combined_interval(5.0, (2.0, 8.0), 1.0, (-3.0, 5.0)) == (4.0 - 5.0, 4.0 + 5.0)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,15 @@ def wilson_interval(hits: int, trials: int, confidence: float) -> tuple[float, f
     return float(interval.low), float(interval.high)
 
 
+def wilson_confidence(hits: int, trials: int, interval: tuple[float, float]) -> float:
+    """Computes the confidence of an interval that wilson_interval returned.
+
+    With z the normal quantile, each end p solves n (hits / n - p)^2 = z^2 p (1 - p); one is neither 0 nor 1.
+    """
+    rate, end = hits / trials, interval[0 if hits == trials else 1]
+    return float(stats.chi2.cdf(trials * (rate - end) ** 2 / (end * (1 - end)), 1))
+
+
 def difference_interval(hits: tuple[int, int], trials: tuple[int, int], confidence: float) -> tuple[float, float]:
     """Computes the interval of the difference of two independent rates, first minus second, by equation (1).
 
@@ -93,6 +102,18 @@ def _square_and_add(
 
     difference = first - second
     return difference - length(first - low_1, high_2 - second), difference + length(high_1 - first, second - low_2)
+
+
+def combined_interval(
+    first: float, first_interval: tuple[float, float], second: float, second_interval: tuple[float, float]
+) -> tuple[float, float]:
+    """Computes the interval of the difference of two independent estimates, first minus second, from their intervals.
+
+    It is equation (1) for any estimates (Zou and Donner 2008), such as two differences of rates.
+    """
+    difference = first - second
+    low = difference - math.hypot(first - first_interval[0], second_interval[1] - second)
+    return low, difference + math.hypot(first_interval[1] - first, second - second_interval[0])
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
