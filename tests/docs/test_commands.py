@@ -17,7 +17,7 @@ import yaml  # of ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from side_jax.commands.custody import COMMANDS
+from side_jax.commands.cli import SUBCOMMANDS
 from side_jax.config import default_config, from_config
 from side_jax.settings import Settings
 from side_jax.settings.mixtures import Theory
@@ -129,8 +129,10 @@ def check_binary(module, arguments):
     assert importlib.util.find_spec(module), module
     modes = {"--samples": ("--samples=x",), "--suspects": ("--suspects",)}
     mode = next((more for flag, more in modes.items() if any(a.split("=")[0] == flag for a in arguments)), ())
-    if module == "side_jax.main" and arguments and arguments[0] in COMMANDS:
+    if module == "side_jax.main" and arguments and arguments[0] in SUBCOMMANDS:
         mode, arguments = (arguments[0],), arguments[1:]
+        if mode == ("compare",):  # of folders
+            arguments = [argument for argument in arguments if argument.startswith("-")]
     text = help_of(module, mode)
     known = {name.replace("-", "_") for name in re.findall(r"--(?:\[no\])?([a-z][\w-]*)", text)} | {"help", "suspects"}
     for argument in arguments:
@@ -242,6 +244,8 @@ def test_every_kind_of_command_is_there():
         ("python -m side_jax.main --workdir=a --stages=train,nap", "stages"),
         ("python -m side_jax.main --workdir=a --config.extract.nothing=1", "nothing"),
         ("python -m side_jax.main --workdir=a --config.extract.num_images=-1", "num_images"),
+        ("side-jax compare a b --outs=c", "not in the help"),
+        ("side-jax verify a --workdir=b", "is not a flag"),
         ("python benchmarks/nothing.py", "nothing.py"),
         ("python benchmarks/seeds.py --config=configs/digits.py --workdir=a --seed 3", "no option"),
         ("python benchmarks/seeds.py --workdir=a", "needs"),
