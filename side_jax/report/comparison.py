@@ -361,28 +361,12 @@ def _pair(
     first, later = audits
     shared = [sha256 for sha256 in first.members if sha256 in later.members]
     cells = collections.Counter(tuple(sha256 in found for found in extracted) for sha256 in shared)
-    both, only_first, only_later, neither = (cells[cell] for cell in _CELLS)
-    p = min(1.0, 2 * intervals.mcnemar(only_first, only_later), 2 * intervals.mcnemar(only_later, only_first))
-
-    def change(confidence: float) -> Change:
-        counts = both, only_later, only_first, neither
-        interval = intervals.paired_difference_interval(*counts, confidence)
-        return Change((only_later - only_first) / len(shared), interval)
-
-    status, reason = RATES, ""
+    counts = both, only_first, only_later, neither = tuple(cells[cell] for cell in _CELLS)
+    used = (first.results.dataset.heldout_used, later.results.dataset.heldout_used)
+    status, reason, p = RATES, "", 1.0
     if shared:
-        corrected = 1 - (1 - confidence) / tested
-        used = [one.results.dataset.heldout_used for one in audits]
-        control = _change(heldout[1], heldout[0], used[1], used[0], corrected)
-        low, high = intervals.combined_interval(*change(corrected), *control)
-        more = only_later > only_first
-        status = MORE if more else LESS
-        if p >= 1 - corrected:
-            status, reason = SAME, CHANCE
-        elif not (later if more else first).leaks:
-            status, reason = SAME, OPEN
-        elif not (low > 0 if more else high < 0):
-            status, reason = SAME, LIKENESS
+        level = 1 - (1 - confidence) / tested
+        status, reason, p = decide(counts, heldout, used, (first.leaks, later.leaks), level)
     return Pair(
         later=later.name,
         status=status,
@@ -391,11 +375,48 @@ def _pair(
         only_first=only_first,
         only_later=only_later,
         neither=neither,
-        change=change(confidence) if shared else None,
+        change=_paired_change(counts, confidence) if shared else None,
         p=p,
         alone=(len(first.members) - len(shared), len(later.members) - len(shared)),
         crossed=(len(later.heldout & first.members.keys()), len(first.heldout & later.members.keys())),
     )
+
+
+def decide(
+    counts: tuple[int, int, int, int],
+    heldout: tuple[int, int],
+    used: tuple[int, int],
+    leaks: tuple[bool, bool],
+    level: float,
+) -> tuple[str, str, float]:
+    """(status, why it is SAME, p) of the first and a later audit.
+
+    Args:
+      counts: shared members that both extracted, only the first, only the later, and neither.
+      heldout: held-out images that were matched, of each audit.
+      used: held-out images, of each audit.
+      leaks: whether each leaks by the verdict on it alone.
+      level: the confidence, corrected for the number of tests.
+    """
+    _, only_first, only_later, _ = counts
+    p = min(1.0, 2 * intervals.mcnemar(only_first, only_later), 2 * intervals.mcnemar(only_later, only_first))
+    more = only_later > only_first
+    if p >= 1 - level:
+        return SAME, CHANCE, p
+    if not leaks[1 if more else 0]:
+        return SAME, OPEN, p
+    control = _change(heldout[1], heldout[0], used[1], used[0], level)
+    low, high = intervals.combined_interval(*_paired_change(counts, level), *control)
+    if not (low > 0 if more else high < 0):
+        return SAME, LIKENESS, p
+    return MORE if more else LESS, "", p
+
+
+def _paired_change(counts: tuple[int, int, int, int], confidence: float) -> Change:
+    """Equation (1)."""
+    both, only_first, only_later, neither = counts
+    interval = intervals.paired_difference_interval(both, only_later, only_first, neither, confidence)
+    return Change((only_later - only_first) / sum(counts), interval)
 
 
 _CELLS = ((True, True), (True, False), (False, True), (False, False))  # extracted in the first, in the later audit

@@ -155,13 +155,15 @@ def page(compared: Comparison) -> model.Page:
         provenance.append((f"{one.name}, SHA-256 of results.json", one.digest))
         if one.results.target:
             provenance.append((f"{one.name}, SHA-256 of the weights", one.results.target.ema_sha256))
+    tables = (_audits(compared), *([_pairs(compared)] if compared.shared else []), _runs(compared))
     return model.Page(
         title=f"{listed([one.name for one in compared.audits])} compared",
         status=said,
         tone=tone,
         verdict=reasons(compared),
         findings=tuple(findings(compared)),
-        tables=(_audits(compared), *([_pairs(compared)] if compared.shared else []), _runs(compared)),
+        tables=tables,
+        open_tables=len(tables),
         notes=tuple(_notes(compared)),
         provenance=(*provenance, *records.versions().items()),
     )
@@ -241,6 +243,11 @@ def _pairs(compared: Comparison) -> model.Table:
     return model.Table(caption=f"Members extracted, against {first}", columns=columns, rows=tuple(rows))
 
 
+def _beside(rates: list[Any], change: Any) -> list[Any]:
+    """The columns, or the cells, of rates, with the change of the first one beside it."""
+    return [rates[0], change, *rates[1:]]
+
+
 def _runs(compared: Comparison) -> model.Table:
     """A row for each audit of each run."""
     every = [one.rows[0] for one in compared.runs]
@@ -248,18 +255,19 @@ def _runs(compared: Comparison) -> model.Table:
     columns = (
         *run_columns(scaled),
         model.Column(label="Audit"),
-        *(model.Column(label=one.label, kind=one.kind, help=one.help) for one in RATE_COLUMNS),
-        model.Column(label="AMS change, points", kind="rate", help=f"from {first} (Newcombe, independent)"),
+        *_beside(
+            [model.Column(label=one.label, kind=one.kind, help=one.help) for one in RATE_COLUMNS],
+            model.Column(label="Change, points", kind="rate", help=f"of AMS, from {first} (Newcombe, independent)"),
+        ),
     )
     rows = [
         (
             *run_cells(row, scaled),
             _text(audit.name),
-            *(quantity.cell(row) for quantity in RATE_COLUMNS),
-            _text("") if change is None else _change(change),
+            *_beside([one.cell(row) for one in RATE_COLUMNS], _text("") if change is None else _change(change)),
         )
-        for one in compared.runs
-        for audit, row, change in zip(compared.audits, one.rows, (None, *one.changes), strict=True)
+        for run in compared.runs
+        for audit, row, change in zip(compared.audits, run.rows, (None, *run.changes), strict=True)
     ]
     caption = f"Rates by {every[0].metric} below {every[0].band[1]:.3g}"
     numbers = sorted({row.n_generated for row in every})

@@ -1,5 +1,6 @@
 """Comparisons of made-up audits: every count against brute force, every status, and what is refused."""
 
+import collections
 import itertools
 
 import numpy as np
@@ -146,6 +147,38 @@ def test_a_status_needs_a_test_a_leak_and_a_control(made, case):
     assert f'<p class="status">{status}</p>' in text
 
 
+def simulated(rng, leaks, chance, times):
+    """How often each status is said of two audits of one law, where both have the verdict Leaks.
+
+    The expected number of images that a member brings out differs between members, and has the mean `leaks` in each
+    audit; `chance` is that of any image, member or not.
+    """
+    found = collections.Counter()
+    for _ in range(times):
+        own = rng.gamma(0.3, 1 / 0.3, 64)
+        members = [rng.poisson(own * leak + by) > 0 for leak, by in zip(leaks, chance, strict=True)]
+        heldout = tuple(int((rng.poisson(by, 64) > 0).sum()) for by in chance)
+        cells = collections.Counter(zip(*members, strict=True))
+        counts = tuple(cells[cell] for cell in ((True, True), (True, False), (False, True), (False, False)))
+        found[comparison.decide(counts, heldout, (64, 64), (True, True), 0.95)[0]] += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("leaks", "chance", "right", "least"),
+    [
+        ((0.5, 0.5), (0.0, 0.0), SAME, 0.95),
+        ((0.5, 0.5), (0.1, 0.1), SAME, 0.95),
+        ((0.5, 0.5), (0.05, 0.6), SAME, 0.97),  # by McNemar's test alone, 4%
+        ((1.0, 0.25), (0.0, 0.0), LESS, 0.75),
+        ((0.25, 1.0), (0.0, 0.0), MORE, 0.75),
+    ],
+)
+def test_how_often_a_status_is_right(leaks, chance, right, least):
+    found = simulated(np.random.default_rng(0), leaks, chance, 300)
+    assert found[right] >= 300 * least
+
+
 def test_the_tone_is_calm_only_where_the_later_audit_is_cleared(made):
     a, b, c = made("a", MEMBERS[:20]), made("b", MEMBERS[:8]), made("c", ())
     assert comparison_page.status(compared(a, b)) == (LESS, "unsure")
@@ -230,6 +263,7 @@ def test_a_verdict_of_each_audit_is_in_the_first_table(made):
         ["b", "No leak found", "40", "0", "40", "0"],
     ]
     assert [row[1].emphasis for row in table.rows] == ["alarm", "calm"]
+    assert "<details" not in render(comparison_page.page(compared(a, b)))  # all tables are open
 
 
 def test_other_costs_of_a_run_are_said(made):

@@ -252,7 +252,8 @@ class Page:
       means: what the verdict means, in plain words.
       sure: how sure the verdict is, and what it can't see.
       findings: further sentences, numbered.
-      tables: the first is open, the others are folded.
+      tables: the first ones are open, the others are folded.
+      open_tables: how many are open.
       figures: folded.
       notes: sentences to know before relying on the results.
       lowers: what lowers extraction: a table, and what to know about it; None: there is none.
@@ -273,6 +274,7 @@ class Page:
     sure: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
+    open_tables: int = 1
     figures: tuple[Figure, ...] = ()
     gallery: Gallery | None = None
     notes: tuple[str, ...] = ()
