@@ -200,11 +200,10 @@ def test_the_page_shows_the_case(finished, chromium):
     text = chromium.execute_script("return document.body.textContent")
     titles = "return [...document.querySelectorAll('#list strong')].map(e => e.textContent)"
     shown = chromium.execute_script(titles)
-    assert set(shown[:3]) == {"Image 0", "Image 1", "Image 2"}
-    assert len(shown) == 8
+    assert set(shown[:2]) == {"Image 0", "Image 2"}  # the cards of members 0, with image 1 inside, and 5
     chromium.find_element("css selector", "#matched").click()
-    assert set(chromium.execute_script(titles)) == {"Image 0", "Image 1", "Image 2"}
-    assert chromium.find_element("css selector", "#count").text.startswith("3 of 8 pairs")
+    assert set(chromium.execute_script(titles)) == {"Image 0", "Image 2"}
+    assert chromium.find_element("css selector", "#count").text == "3 of 8 pairs, members: 2"
     assert (
         chromium.execute_script("return document.title")
         == "Not decided: Wards & <co>: how much training data comes out"
