@@ -479,10 +479,15 @@ def _archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], orientati
         entry = pictures[at]
         if entry.compress_type not in safe_npz.RATIOS:
             raise ValueError("its compression method is not one of a plain ZIP")
+        if entry.flag_bits & 1:
+            raise ValueError("it is encrypted")
         packed = entry.compress_size * safe_npz.RATIOS[entry.compress_type]
         if entry.file_size > min(packed, MAX_ENTRY):
             raise ValueError(f"it claims {entry.file_size} bytes, more than its packed size or {MAX_ENTRY} allow")
-        return io.BytesIO(archive.read(entry))
+        try:
+            return io.BytesIO(archive.read(entry))
+        except Exception:  # untrusted bytes make zipfile and zlib raise nearly anything, with the entry's name
+            raise ValueError("its entry in the ZIP is damaged") from None
 
     for entry in sorted(entries, key=lambda entry: entry.filename):
         suffix = suffix_of(entry.filename)

@@ -69,7 +69,8 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
 class Report:
     """What the report shows; no setting here changes a figure."""
 
-    private: bool = False  # blur every picture and leave out file names and paths, for images of patients, say
+    # Blur every picture, leave out file names and paths, and number images in all files and in the log: for patients, say.
+    private: bool = False
     pairs: int = 1000  # the closest pairs that the gallery shows, at most
 
     def __post_init__(self) -> None:
