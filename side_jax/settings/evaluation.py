@@ -69,7 +69,7 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
 class Report:
     """What the report shows; no setting here changes a figure."""
 
-    # Blur every picture, leave out file names and paths, and number images in all files and in the log: for patients, say.
+    # Blur every picture, and leave file names and paths out of all files and the log, for images of patients, say.
     private: bool = False
     pairs: int = 1000  # the closest pairs that the gallery shows, at most
 
