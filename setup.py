@@ -30,6 +30,7 @@ setup(
         "sscd": ["torch>=2.6"],
         "onnx": ["onnxruntime>=1.20"],
         "hub": ["huggingface_hub>=0.34", "pyarrow>=17"],
+        "medical": ["pydicom>=3.0", "nibabel>=5.3"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.8",
@@ -43,6 +44,8 @@ setup(
             "ipykernel>=6.29",
             "huggingface_hub>=0.34",
             "pyarrow>=17",
+            "pydicom>=3.0",
+            "nibabel>=5.3",
         ],
         "lint": ["ruff>=0.6", "import-linter>=2.17", "mypy>=2.4"],
         "coverage": ["pytest-cov>=7", "coverage>=7.10"],

@@ -441,9 +441,51 @@ FAULTS = (
     ),
     Fault(
         "a private run's tables name files",
-        'names=("",) * len(ids) if settings.report.private else part.names',
-        "names=part.names",
+        'names=("",) * len(rows) if private else called',
+        "names=tuple(source.names[row] for row in rows)",
+        "commands/test_private.py::test_a_run_tells_neither_files_nor_patients",
+    ),
+    Fault(
+        "a private run's log names damaged files",
+        "number(i) if private else source.names[row]",
+        "source.names[row]",
+        "commands/test_private.py::test_a_run_tells_neither_files_nor_patients",
+    ),
+    Fault(
+        "a run that becomes private keeps the names in its split",
+        'row["name"] = ""',
+        "pass",
         "commands/test_custody.py::test_a_run_that_becomes_private_names_no_file",
+    ),
+    Fault(
+        "a private audit of images alone names damaged files",
+        "names=[number(row) for row in range(len(source.names))]",
+        "names=source.names",
+        "commands/test_private.py::test_images_alone_tell_neither_files_nor_patients",
+    ),
+    Fault(
+        "patients are on both sides",
+        'if data.split_by == "identity" and source.patients:',
+        'if data.split_by == "" and source.patients:',
+        "data/test_medical.py::test_no_patient_is_on_both_sides",
+    ),
+    Fault(
+        "low values are black though the file says white",
+        "_eight_bits(1 - unit if inverted else unit)",
+        "_eight_bits(unit)",
+        "data/test_medical.py::test_grey_values",
+    ),
+    Fault(
+        "the window of each frame ignored",
+        "own.update(item)",
+        "pass",
+        "data/test_medical.py::test_frames_of_enhanced_files_have_windows_of_their_own",
+    ),
+    Fault(
+        "what pydicom says of a damaged file is told",
+        "raise _UnreadableError(otherwise) from None",
+        "raise",
+        "data/test_medical.py::test_nothing_of_a_header_is_told",
     ),
     Fault(
         "a second Ctrl-C waits",

@@ -134,6 +134,7 @@ def run(request: Request) -> records.Results:
         max_corrupt=request.max_corrupt,
         near_duplicate_rmse=settings.data.near_duplicate_rmse,
         rules=rules(settings.data),
+        private=settings.report.private,
     )
     repeats = [one.repeats for one in _sets(sets)]
     sets = dataclasses.replace(sets, members=_different(sets.members), heldout=_different(sets.heldout))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from side_jax.data.decode import Facts, convert, rules
+from side_jax.data.printable import number
 from side_jax.data.readers import READERS, concatenate, heldout
 from side_jax.data.sources import Source
 from side_jax.data.stream import SkippedImages, Stream, scan
@@ -26,7 +27,8 @@ class Dataset:
       images: uint8 [n, h, w, c], 0..255; an array, or a Stream that reads images when they are indexed.
       labels: int32 [n], in 0..num_classes-1.
       num_classes: number of labels in the whole dataset.
-      names: n strings that identify the images: the path of a file in its folder, or a number in its source.
+      names: n strings that identify the images: the path of a file in its folder, or a number in its source; of a
+        private audit, all "".
       heldout_start: the first id of an image from data.heldout_from; None: any image may be on either side.
       unreadable: ids of damaged images. They are black, and never part of a split.
       facts: what was changed in an image when it was read, by a number of its own; images as stored have none.
@@ -57,11 +59,12 @@ class Dataset:
         )
 
 
-def load(data: Data) -> Dataset:
+def load(data: Data, *, private: bool = False) -> Dataset:
     """Loads the dataset that the settings name, once per process, since several stages use it.
 
     Labels with fewer than data.min_per_label images are left out; this needs no decoding. In memory, all other images
-    are decoded now; as a stream, none is.
+    are decoded now; as a stream, none is. If it is private, no log and no table can name an image: sentences call it by
+    its number.
 
     Raises:
       InputError: if the dataset is missing, has fewer images than the settings ask for, has another size or number of
@@ -71,7 +74,7 @@ def load(data: Data) -> Dataset:
     uncounted = data if data.name == "tfds" else dataclasses.replace(data, num_members=0, num_heldout=0)
     _, rows, start = _listed(uncounted)
     check_enough(data, len(rows), start)
-    return _load(uncounted)
+    return _load(uncounted, private)
 
 
 def forget() -> None:
@@ -102,10 +105,10 @@ def _listed(data: Data) -> tuple[Source, np.ndarray, int | None]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(data: Data) -> Dataset:
+def _load(data: Data, private: bool) -> Dataset:
     source, rows, start = _listed(data)
     used_labels, labels = np.unique(np.asarray(source.labels)[rows], return_inverse=True)
-    names = tuple(source.names[row] for row in rows)
+    called = tuple(number(i) if private else source.names[row] for i, row in enumerate(rows))
     shape, facts = data.shape, {}
 
     def read(row: int) -> np.ndarray:
@@ -114,13 +117,13 @@ def _load(data: Data) -> Dataset:
             facts[row] = changed
         return image
 
-    images = Stream(read, rows, names, shape)
+    images = Stream(read, rows, called, shape)
     size, limit = math.prod(images.shape), data.memory_limit_mb * 2**20
     in_memory = data.storage == "memory" or (data.storage == "auto" and size <= limit)
     logger.info(
         "data: %s images of %s, %d labels, %s: %.1f MiB (data.storage = %s, data.memory_limit_mb = %d).",
         " x ".join(map(str, images.shape)),
-        data.path or data.tfds_name or data.name,
+        (not private and data.path) or data.tfds_name or data.name,
         len(used_labels),
         "decoded into memory" if in_memory else "read for each batch",
         size / 2**20,
@@ -136,7 +139,7 @@ def _load(data: Data) -> Dataset:
         images=images,
         labels=labels.astype(np.int32),
         num_classes=len(used_labels),
-        names=names,
+        names=("",) * len(rows) if private else called,
         heldout_start=start,
         unreadable=tuple(skipped.ids),
         facts=facts,

@@ -20,6 +20,7 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
 BY_NAME = "TGA"  # has no mark of its own at its beginning, so it is only tried where the file's name says so
 MAX_PIXELS = 2**26  # for example 8192 x 8192; each copy in colour takes 256 MiB
 WHITE = 65535  # of 16-bit grey
+MEDICAL = (".dcm", ".dicom", ".nii", ".nii.gz")  # what medical.py reads
 ORIENTATION, SUBFILE = 0x0112, 254  # tags of EXIF and TIFF
 
 # PIL only warns about decompression bombs by default, and then decodes them. Its documentation recommends this filter.
@@ -33,7 +34,7 @@ class Rules:
     Attributes:
       orientation: "apply": a picture is turned as its EXIF data says; "ignore": its pixels are taken as stored.
       fit: to another aspect ratio, "crop": the centre; "squash": the whole picture, without its aspect ratio.
-      bit_range: the 16-bit grey value that becomes white, 255..65535; 0: 65535.
+      bit_range: the 16-bit grey value that becomes white, 255..65535; 0: 65535, or what the file says.
     """
 
     orientation: str = "apply"
@@ -56,12 +57,19 @@ class Picture:
       rotated: whether its EXIF data says that it must be turned.
       animated: whether it has further frames, which are not read.
       deep_colour: whether its colours had 16 bits, of which PIL keeps the upper 8.
+      white: the largest value that its file allows, where it is 16-bit grey.
+      range: how values of a scan became grey: by the "window" of its file, by all its "bits", or by the "percentiles"
+        of its volume; "": they are as stored.
+      inverted: whether its file says that low values are white.
     """
 
     image: Image.Image | tuple[Image.Image, ...]
     rotated: bool = False
     animated: bool = False
     deep_colour: bool = False
+    white: int = WHITE
+    range: str = ""
+    inverted: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,13 +80,17 @@ class Facts:
       rotated: as of Picture.
       animated: as of Picture.
       reshaped: whether it was cropped or squashed, since its aspect ratio is another one.
-      largest: its largest value where it has 16 bits, 0..65535; else None.
+      largest: its largest value where it has 16 bits, on a scale of 0..65535; else None.
+      range: as of Picture.
+      inverted: as of Picture.
     """
 
     rotated: bool = False
     animated: bool = False
     reshaped: bool = False
     largest: int | None = None
+    range: str = ""
+    inverted: bool = False
 
 
 @functools.cache
@@ -93,7 +105,20 @@ def _formats(by_name: bool = False) -> tuple[str, ...]:
 def suffixes() -> tuple[str, ...]:
     """The suffixes of the files that are read, in lower case."""
     kinds = (*_formats(by_name=True), "MPO")  # photographs with a preview; the JPEG decoder reads them
-    return tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds))
+    pictures = (suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds)
+    return tuple(sorted((*pictures, *MEDICAL)))
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in lower case; .nii.gz is one."""
+    lower = name.lower()
+    return next((suffix for suffix in MEDICAL if lower.endswith(suffix)), os.path.splitext(lower)[1])
+
+
+def check_regular(file: Path) -> None:
+    """Raises ValueError unless a path leads to a regular file: opening a pipe would wait for its writer."""
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("it is not a regular file")
 
 
 @contextlib.contextmanager
@@ -102,8 +127,7 @@ def _opened(file: Path | IO[bytes]) -> Iterator[Image.Image]:
     suffix = ""
     if isinstance(file, Path):
         suffix = file.suffix.lower()
-        if not stat.S_ISREG(os.stat(file).st_mode):
-            raise ValueError("it is not a regular file")  # opening a pipe would wait for its writer
+        check_regular(file)
     formats = _formats(by_name=Image.registered_extensions().get(suffix) == BY_NAME)
     try:
         with Image.open(file, formats=formats) as picture:
@@ -195,7 +219,14 @@ def convert(picture: Picture, shape: tuple[int, int, int], rules: Rules) -> tupl
     array = np.asarray(image, np.uint8).reshape(shape)
     if picture.deep_colour:
         largest = 257 * int(array.max())
-    facts = Facts(rotated=picture.rotated, animated=picture.animated, reshaped=reshaped, largest=largest)
+    facts = Facts(
+        rotated=picture.rotated,
+        animated=picture.animated,
+        reshaped=reshaped,
+        largest=largest,
+        range=picture.range,
+        inverted=picture.inverted,
+    )
     return array, facts
 
 
@@ -207,12 +238,13 @@ def _eight_bits(picture: Picture, rules: Rules) -> tuple[Image.Image, int | None
             "its grey values are floating-point numbers, which have no known range: save it in 8 or 16 bits"
         )
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values, white = np.asarray(image), rules.bit_range or WHITE
+        values, white = np.asarray(image), min(rules.bit_range or WHITE, picture.white)
         if values.min() < 0 or values.max() > WHITE:
             raise ValueError("its grey values are outside 0..65535")
         if values.max() > white:
             raise ValueError(f"its largest grey value is {values.max()}, above data.bit_range = {white}")
-        return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8)), int(values.max())
+        largest = int(values.max()) * WHITE // picture.white
+        return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8)), largest
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA"), None  # PIL warns if it goes to RGB directly
     return image, None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from side_jax.data.decode import suffix_of
 from side_jax.errors import InputError
 from side_jax.hub import repository
 
@@ -59,14 +60,10 @@ def fetch(text: str, commit: str, kinds: Sequence[Sequence[str]]) -> Files:
     if not names:
         raise InputError(f"{text} does not exist: the repository has no file there; name one of its files or folders.")
     shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    chosen = next(filter(None, ([name for name in shown if _suffix(name) in kind] for kind in kinds)), [])
+    chosen = next(filter(None, ([name for name in shown if suffix_of(name) in kind] for kind in kinds)), [])
     # The library compares each file with each pattern, so names are too many where there are many files.
-    ends = {posixpath.splitext(name)[1] for name in chosen}
+    ends = {name[len(name) - len(suffix_of(name)) :] for name in chosen}
     patterns = [] if len(chosen) <= _FEW else [pattern] if wild else [pattern + end for end in sorted(ends)]
     root = found.fetch([posixpath.join(folder, name) for name in chosen], patterns) if chosen else Path()
     others = tuple(sorted({*names} - {*chosen}))
     return Files(folder=root / folder, names=tuple(chosen), others=others, commit=found.where.revision)
-
-
-def _suffix(name: str) -> str:
-    return posixpath.splitext(name)[1].lower()

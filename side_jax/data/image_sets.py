@@ -102,6 +102,7 @@ def read_sets(
     max_corrupt: int = 0,
     near_duplicate_rmse: float = 0.05,
     rules: Rules | None = None,
+    private: bool = False,
 ) -> ImageSets:
     """Reads all three sets in one shape. It has three channels if any picture has colours.
 
@@ -117,6 +118,7 @@ def read_sets(
       max_corrupt: number of files in each set that may be damaged; they are left out.
       near_duplicate_rmse: in 0..2.
       rules: by which pictures are converted; None: the defaults.
+      private: whether images go by their number, in the log and in sentences too.
 
     Raises:
       InputError: if a set can't be used, two paths are the same, one folder contains another, sizes differ and no size
@@ -125,7 +127,7 @@ def read_sets(
     _check_size(size)
     paths = dict(zip(FLAGS, (samples, members, heldout), strict=True))
     _check_apart(paths)
-    listings = [find(path, flag, max_corrupt, rules) for flag, path in paths.items()]
+    listings = [find(path, flag, max_corrupt, rules, private=private) for flag, path in paths.items()]
     channels = common_channels((listing.channels for listing in listings), "the three sets")
     shape = (*common_size(listings, size), channels)
     (generated, _), (seen, seen_signatures), (unseen, unseen_signatures) = (

@@ -11,7 +11,7 @@ from PIL import Image
 
 from side_jax.data import safe_npz, sources
 from side_jax.data.decode import Picture, Rules, convert
-from side_jax.data.printable import printable, reason, short
+from side_jax.data.printable import number, printable, reason, short
 from side_jax.data.sources import Source
 from side_jax.data.stream import scan
 from side_jax.errors import InputError
@@ -64,7 +64,9 @@ def location(path: ImageSource) -> str:
     return os.path.expanduser(path)
 
 
-def find(path: ImageSource, flag: str, max_corrupt: int = 0, rules: Rules | None = None) -> Listing:
+def find(
+    path: ImageSource, flag: str, max_corrupt: int = 0, rules: Rules | None = None, *, private: bool = False
+) -> Listing:
     """Lists the images of a path and checks each one, on several threads.
 
     Args:
@@ -72,6 +74,7 @@ def find(path: ImageSource, flag: str, max_corrupt: int = 0, rules: Rules | None
       flag: the option that named the path.
       max_corrupt: number of pictures that may be damaged; they are logged and left out.
       rules: by which pictures will be converted.
+      private: whether images go by their number, in the log and in sentences too.
 
     Raises:
       InputError: if the path does not exist, holds no image or more damaged ones, or holds an unusable array.
@@ -81,7 +84,10 @@ def find(path: ImageSource, flag: str, max_corrupt: int = 0, rules: Rules | None
         safe_npz.check_images(path.shape, path.dtype, describe(flag, path))
         return _listing(sources.in_memory(path), location(path), flag, max_corrupt, rules)
     path = location(path)
-    return _listing(sources.open_source(path, flag, rules.orientation), path, flag, max_corrupt, rules)
+    source = sources.open_source(path, flag, rules.orientation)
+    if private:
+        source = dataclasses.replace(source, names=[number(row) for row in range(len(source.names))])
+    return _listing(source, path, flag, max_corrupt, rules)
 
 
 def _listing(source: Source, path: str, flag: str, max_corrupt: int, rules: Rules) -> Listing:

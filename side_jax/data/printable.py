@@ -1,5 +1,7 @@
 """Makes names and error texts from untrusted files safe to print and to write anywhere."""
 
+import os
+
 from PIL import UnidentifiedImageError
 
 
@@ -27,11 +29,16 @@ def short(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-(limit // 2) :]}"
 
 
+def number(position: int) -> str:
+    """Returns what an image is called where a private audit names none."""
+    return f"number {position}"
+
+
 def reason(error: Exception) -> str:
-    """Returns why a file can't be read, on one line."""
+    """Returns why a file can't be read, on one line, without its name, which a private audit does not tell."""
     if isinstance(error, UnidentifiedImageError):  # its own message repeats the path
         return "not a picture of a supported kind"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     first = str(error).strip().partition("\n")[0]
     return short(first, 160).rstrip(".") or type(error).__name__

@@ -46,8 +46,12 @@ def faces(data: Data) -> Source:
 
 
 def path(data: Data) -> Source:
-    """The images of data.path, see sources.open_source."""
-    return open_source(data.path, "config.data.path", data.orientation, data.revision)
+    """The images of data.path, see sources.open_source. A scan's label is its patient if identities are split."""
+    source = open_source(data.path, "config.data.path", data.orientation, data.revision)
+    if data.split_by == "identity" and source.patients:
+        labels = [patient or label for patient, label in zip(source.patients, source.labels, strict=True)]
+        return dataclasses.replace(source, labels=labels)
+    return source
 
 
 def tfds(data: Data, split: str = "train") -> Source:

@@ -35,6 +35,10 @@ def summary(facts: Iterable[Facts], passed_over: Mapping[str, int], rules: Rules
         "animated": sum(fact.animated for fact in facts),
         "reshaped": sum(fact.reshaped for fact in facts),
         "sixteen_bit": len(deep),
+        "windowed": sum(fact.range == "window" for fact in facts),
+        "full_range": sum(fact.range == "bits" for fact in facts),
+        "percentiles": sum(fact.range == "percentiles" for fact in facts),
+        "inverted": sum(fact.inverted for fact in facts),
         "orientation": rules.orientation,
         "fit": rules.fit,
     }

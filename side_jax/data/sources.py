@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from side_jax.data import hub_images, parquet, safe_npz
-from side_jax.data.decode import Picture, pages, read_picture, suffixes
+from side_jax.data import hub_images, medical, parquet, safe_npz
+from side_jax.data.decode import MEDICAL, Picture, pages, read_picture, suffix_of, suffixes
 from side_jax.data.printable import short
 from side_jax.data.stream import THREADS
 from side_jax.errors import InputError
@@ -35,8 +35,6 @@ NAMED = (
     *(
         ".npz",
         ".npy",
-        ".dcm",
-        ".nii",
         ".mha",
         ".parquet",
         ".tfrecord",
@@ -69,6 +67,7 @@ class Source:
       names: n strings that identify the pictures.
       passed_over: number of files that are not read, by their kind: a suffix, or a word.
       array: all images, uint8 [n, h, w, c], if the source is one array; else None.
+      patients: of scans, the SHA-256 of the patient's id, and "" where the file has none; (): there are no scans.
     """
 
     read: Callable[[int], Picture]
@@ -76,6 +75,7 @@ class Source:
     names: Sequence[str]
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
     array: np.ndarray | None = None
+    patients: Sequence[str] = ()
 
 
 def describe(flag: str, path: str) -> str:
@@ -113,7 +113,8 @@ def open_source(path: str, flag: str, orientation: str = "apply", revision: str 
 
     A folder holds either picture files at any depth, in the order of their relative paths, where the first-level
     subfolder is the label (a class or an identity) and pictures directly in the folder share one; or NPZ and NPY files
-    in the order of their paths; or the shards of a run. A ZIP holds pictures likewise. The array of an NPZ is `images`
+    in the order of their paths; or the shards of a run. Scans are pictures too, see medical.py. A ZIP holds pictures
+    likewise. The array of an NPZ is `images`
     or else `arr_0`, uint8 [n, h, w] or [n, h, w, c]; `labels` or `arr_1` are optional integers [n]. Every page of a
     TIFF is a picture. Of a folder without pictures and arrays, Parquet files are read, see parquet.open_rows. Links to
     folders are followed, each folder once. Hidden files are passed over.
@@ -151,10 +152,6 @@ def _picture(image: np.ndarray) -> Picture:
     return Picture(image=bands if len(bands) > 1 else bands[0])
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
 @functools.cache
 def _known() -> frozenset[str]:
     return frozenset((*NAMED, *Image.registered_extensions(), *mimetypes.MimeTypes().types_map[True]))
@@ -162,7 +159,7 @@ def _known() -> frozenset[str]:
 
 def _kind(name: str) -> str:
     """The kind of a file that is not read: its suffix, if that is one that programs use."""
-    return suffix if (suffix := _suffix(name)) in _known() else OTHER
+    return suffix if (suffix := suffix_of(name)) in _known() else OTHER
 
 
 def _label(name: str) -> str:
@@ -203,8 +200,8 @@ def _listed(
       flag: the option that named it.
       orientation: as of decode.Rules.
     """
-    pictures = [name for name in names if _suffix(name) in suffixes()]
-    arrays = [name for name in names if _suffix(name) in ARRAYS]
+    pictures = [name for name in names if suffix_of(name) in suffixes()]
+    arrays = [name for name in names if suffix_of(name) in ARRAYS]
     shards = sorted(
         (name for name in arrays if name.startswith("shard_") and "/" not in name), key=lambda name: (len(name), name)
     )
@@ -220,7 +217,7 @@ def _listed(
             f"{where} holds both pictures and an array of images, {short(images[0])}; name that file, or move one of "
             "them elsewhere."
         )
-    tables = [name for name in names if _suffix(name) == parquet.SUFFIX]
+    tables = [name for name in names if suffix_of(name) == parquet.SUFFIX]
     chosen = set(pictures or images or tables)
     passed_over.update(_kind(name) for name in names if name not in chosen)
     if images:
@@ -232,7 +229,7 @@ def _listed(
             f"{where} holds no image{_held(passed_over)}; NPZ, NPY, Parquet files and pictures of "
             f"{', '.join(suffixes())} are read."
         )
-    return _pictures(pictures, lambda at: root / pictures[at], orientation, passed_over)
+    return _pictures(pictures, lambda at: root / pictures[at], orientation, passed_over, where)
 
 
 def _pictures(
@@ -240,28 +237,50 @@ def _pictures(
     file: Callable[[int], Path | io.BytesIO],
     orientation: str,
     passed_over: collections.Counter[str],
+    where: str,
 ) -> Source:
-    """Lists files of pictures, and every page of a TIFF.
+    """Lists files of pictures, every page of a TIFF, every frame and slice of a scan.
 
     Args:
       names: of the files.
       file: position in names -> what `read_picture` takes; may raise anything for a damaged one.
       orientation: as of decode.Rules.
-      passed_over: as of Source; thumbnails are added.
+      passed_over: as of Source; thumbnails and scans without an image are added.
+      where: what sentences call the set.
     """
-    rows = []
+    scans = medical.Scans(names, file, where)
+    rows, titles, patients = [], [], []
     for at, name in enumerate(names):
-        numbers, reduced = [0], 0
-        if _suffix(name) in TIFF:
+        numbers, reduced, found = [0], 0, medical.Contents()
+        if suffix_of(name) in TIFF:
             with contextlib.suppress(Exception):  # reading it later says what is wrong
                 numbers, reduced = pages(file(at))
-        rows += [(at, page) for page in numbers]
+        elif suffix_of(name) in MEDICAL:
+            found = scans.contents(at)
+            numbers = [0] if found.frames is None else list(range(found.frames))
+            passed_over[medical.NO_IMAGE] += not numbers
         passed_over[REDUCED] += reduced
+        rows += [(at, number) for number in numbers]
+        patients += [found.patient] * len(numbers)
+        if found.frames is None:
+            titles += [f"{name}#page={number + 1}" if number else name for number in numbers]
+        else:
+            titles += [f"{name}[{number}]" for number in numbers]
+    if not rows:
+        raise InputError(f"{where} holds no image{_held(+passed_over)}; give files that do.")
+
+    def read(row: int) -> Picture:
+        at, number = rows[row]
+        if suffix_of(names[at]) in MEDICAL:
+            return scans.read(at, number)
+        return read_picture(file(at), number, orientation)
+
     return Source(
-        read=lambda row: read_picture(file(rows[row][0]), rows[row][1], orientation),
+        read=read,
         labels=[_label(names[at]) for at, _ in rows],
-        names=[f"{names[at]}#page={page + 1}" if page else names[at] for at, page in rows],
+        names=titles,
         passed_over=+passed_over,
+        patients=patients if any(patients) else (),
     )
 
 
@@ -434,25 +453,25 @@ def _arrays(files: list[Path], flag: str, *, numbered: bool = False) -> Source:
 
 def _file(path: str, flag: str, orientation: str) -> Source:
     file, where = Path(path), f"the file {describe(flag, path)}"
-    suffix = _suffix(file.name)
+    suffix = suffix_of(file.name)
     if suffix in INDEXES:
         raise InputError(f"{where} is a list or a table, not images; name {KINDS} that holds the images themselves.")
     if suffix == parquet.SUFFIX:
         return _rows(file.parent, [file.name], describe(flag, path), orientation)
-    if suffix in suffixes() and suffix not in TIFF:
+    if suffix in suffixes() and suffix not in (*TIFF, *MEDICAL):
         raise InputError(f"{where} is a single picture; name the folder that holds it.")
-    if suffix in TIFF:
-        return _pictures([file.name], lambda _: file, orientation, collections.Counter())
+    if suffix in suffixes():
+        return _pictures([file.name], lambda _: file, orientation, collections.Counter(), describe(flag, path))
     if not safe_npz.is_npy(file, where) and not safe_npz.names(file, where):
         archive = zipfile.ZipFile(file)  # open as long as its pictures are read
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        if any(_suffix(entry.filename) in suffixes() for entry in entries):
-            return _archive(archive, entries, orientation)
+        if any(suffix_of(entry.filename) in suffixes() for entry in entries):
+            return _archive(archive, entries, orientation, describe(flag, path))
     return _arrays([file], flag)
 
 
-def _archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], orientation: str) -> Source:
-    """Lists the pictures of a ZIP; nothing is unpacked to disk."""
+def _archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], orientation: str, where: str) -> Source:
+    """Lists the pictures of a ZIP, which sentences call `where`; nothing is unpacked to disk."""
     passed_over: collections.Counter[str] = collections.Counter()
     pictures: list[zipfile.ZipInfo] = []
 
@@ -460,17 +479,22 @@ def _archive(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], orientati
         entry = pictures[at]
         if entry.compress_type not in safe_npz.RATIOS:
             raise ValueError("its compression method is not one of a plain ZIP")
+        if entry.flag_bits & 1:
+            raise ValueError("it is encrypted")
         packed = entry.compress_size * safe_npz.RATIOS[entry.compress_type]
         if entry.file_size > min(packed, MAX_ENTRY):
             raise ValueError(f"it claims {entry.file_size} bytes, more than its packed size or {MAX_ENTRY} allow")
-        return io.BytesIO(archive.read(entry))
+        try:
+            return io.BytesIO(archive.read(entry))
+        except Exception:  # untrusted bytes make zipfile and zlib raise nearly anything, with the entry's name
+            raise ValueError("its entry in the ZIP is damaged") from None
 
     for entry in sorted(entries, key=lambda entry: entry.filename):
-        suffix = _suffix(entry.filename)
+        suffix = suffix_of(entry.filename)
         if any(part.startswith(".") or part == "__MACOSX" for part in entry.filename.split("/")):
             passed_over[HIDDEN] += 1
         elif suffix not in suffixes():
             passed_over[_kind(entry.filename)] += 1
         else:
             pictures.append(entry)
-    return _pictures([entry.filename for entry in pictures], content, orientation, passed_over)
+    return _pictures([entry.filename for entry in pictures], content, orientation, passed_over, where)

@@ -190,14 +190,14 @@ def apply_split(dataset: Dataset, path: Path) -> tuple[Dataset, Dataset, np.ndar
         part = dataset.take(ids)
         for row, name, current in zip(split[side], part.names, image_hashes(part.images), strict=True):
             if row["sha256"] != current:
-                if row["name"] != name:
+                if row["name"] and name and row["name"] != name:
                     raise InputError(
                         f"image {row['id']} of the dataset is {name} now, but was {row['name']} when {path} was made: "
                         "images were added or removed; make the data what they were."
                     )
                 raise InputError(
-                    f"image {row['id']} of the dataset differs from the one in {path}, {row['name']}: the data, or "
-                    "data.fit, data.orientation or data.bit_range, changed; make them what they were."
+                    f"image {row['id']} of the dataset differs from the one in {path}{f', {name}' * bool(name)}: the "
+                    "data, or data.fit, data.orientation or data.bit_range, changed; make them what they were."
                 )
         parts.append((part, ids))
     (members, member_ids), (heldout, heldout_ids) = parts

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from side_jax.data.printable import reason
 from side_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,7 @@ class Stream:
             try:
                 image[:] = self._read(int(self._rows[i]))
             except Exception as error:  # damaged files make decoders raise nearly anything
-                reason = str(error).partition("\n")[0] or type(error).__name__
-                failed[int(i)] = f"{self._names[i]} ({reason})"
+                failed[int(i)] = f"{self._names[i]} ({reason(error)})"
         return images, failed
 
 

@@ -391,6 +391,10 @@ class Reading(Record, frozen=True, kw_only=True):
     animated: Annotated[Count, Meta(description="pictures of which only the first frame is read")] = 0
     reshaped: Annotated[Count, Meta(description="pictures that were cropped or squashed to a square")] = 0
     sixteen_bit: Annotated[Count, Meta(description="pictures of 16 bits")] = 0
+    windowed: Annotated[Count, Meta(description="DICOM pictures that are grey by their file's window or table")] = 0
+    full_range: Annotated[Count, Meta(description="DICOM pictures without one, grey by all values of their bits")] = 0
+    percentiles: Annotated[Count, Meta(description="NIfTI slices, grey by the percentiles of their volume")] = 0
+    inverted: Annotated[Count, Meta(description="DICOM pictures whose low values are white (MONOCHROME1)")] = 0
     orientation: Annotated[Literal["apply", "ignore"], Meta(description="data.orientation")] = "apply"
     fit: Annotated[Literal["crop", "squash"], Meta(description="data.fit")] = "crop"
 

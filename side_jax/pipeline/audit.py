@@ -13,7 +13,7 @@ from side_jax.devices import compilation_cache, cpu, placement, process_group
 from side_jax.errors import InputError
 from side_jax.pipeline import plan, saved_config, space
 from side_jax.settings import Settings
-from side_jax.stages import stage_table, surrogate
+from side_jax.stages import stage_inputs, stage_table, surrogate
 from side_jax.stages.stage_table import STAGES, Stage
 from side_jax.workdir import files, lock
 from side_jax.workdir.work_units import change
@@ -47,6 +47,7 @@ def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) 
             lock.check_writable(workdir)
             _check(settings, workdir, chosen)
             saved_config.adopt(settings, workdir)
+            stage_inputs.withhold_names(settings, workdir)
         process_group.barrier("checked")
         for name in chosen:
             logger.info("stage %s.", name)
@@ -87,7 +88,7 @@ def _prepare(settings: Settings, stages: Sequence[str] | None) -> list[str]:
 def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
     check_inputs(settings, workdir, chosen)
     if "train" in chosen and not stage_table.train_unit(settings, workdir).done():
-        dataset = datasets.load(settings.data)
+        dataset = datasets.load(settings.data, private=settings.report.private)
         surrogate.check_true_labels(settings, dataset.num_classes)
         new_split = split.make_split(dataset, settings.data, settings.seed)
         member_labels.check(settings, dataset, new_split)

@@ -195,7 +195,7 @@ def resolve_counts(settings: Settings) -> Settings:
     data = settings.data
     if data.num_members and data.num_heldout:
         return settings
-    made = split.make_split(datasets.load(data), data, settings.seed)
+    made = split.make_split(datasets.load(data, private=settings.report.private), data, settings.seed)
     data = dataclasses.replace(data, num_members=len(made["members"]), num_heldout=len(made["heldout"]))
     logger.info("data: %d members and %d held-out images.", data.num_members, data.num_heldout)
     return dataclasses.replace(settings, data=data)

@@ -67,6 +67,13 @@ def _read(name: str, reading: Reading) -> list[str]:
         )
     if reading.sixteen_bit:
         parts.append(f"{_pictures(reading.sixteen_bit)} of 16 bits, reduced to 8")
+    scans = {
+        "by the window of their DICOM file": reading.windowed,
+        "by all values of their bits, since their DICOM file has no window": reading.full_range,
+        "by the 0.5 to 99.5 percentiles of their NIfTI volume": reading.percentiles,
+        "inverted, since their DICOM file says that low values are white": reading.inverted,
+    }
+    parts += [f"{_pictures(count)} {how}" for how, count in scans.items() if count]
     return [f"Reading {name}: {'; '.join(parts)}."] if parts else []
 
 

@@ -69,7 +69,8 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
 class Report:
     """What the report shows; no setting here changes a figure."""
 
-    private: bool = False  # blur every picture and leave out file names and paths, for images of patients, say
+    # Blur every picture, and leave file names and paths out of all files and the log, for images of patients, say.
+    private: bool = False
     author: str = ""  # who made the audit, for the top of the page
     pairs: int = 1000  # the closest pairs that the gallery shows, at most
 

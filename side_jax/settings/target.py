@@ -44,14 +44,16 @@ class Data:
     # A picture whose EXIF data says that it must be turned: "apply" (turned) or "ignore" (pixels as stored); trainers
     # differ.
     orientation: str = "apply"
-    # The 16-bit grey value that is white, 255 to 65535; 0: 65535, and pictures that would be nearly black are refused.
+    # The 16-bit grey value that is white, 255 to 65535; 0: 65535, or what a DICOM file allows, and pictures that would
+    # be nearly black are refused.
     bit_range: int = 0
     # Number of training images; 0: all different images of `path`, or half of them where both sides are drawn from it.
     num_members: int = 0
     # Number of images that the model never sees; 0: all that are left. As many as there are members form the control;
     # all of them calibrate thresholds.
     num_heldout: int = 0
-    split_by: str = "image"  # "image", or "identity": no label (person, patient) has images on both sides
+    # "image", or "identity": no label has images on both sides; it is a person, and of a DICOM file, its patient.
+    split_by: str = "image"
     min_per_label: int = 1  # labels with fewer images are left out; CelebA-HQ-FI keeps identities with at least 15
     # Held-out images whose RMSE to a member (pixels in [-1, 1]) is below this are moved out; 0: only equal images.
     near_duplicate_rmse: float = 0.05

@@ -99,7 +99,7 @@ def _divergence(
     path = workdir / name
     own = {"model": target.digest, "seed": settings.seed, "version": EVALUATION_VERSION}
     own |= {"epsilon": e.divergence_epsilon, "draws": e.divergence_draws}
-    own |= {"split": files.file_digest(workdir / "train" / "split.json")}
+    own |= {"split": stage_inputs.split_digest(files.read_json(workdir / "train" / "split.json"))}
     recorded = path.exists() and name in train.digests()  # which load_split has compared
     kept = files.read_json(path) if recorded else {}
     if kept.get("of") != own:

@@ -78,9 +78,12 @@ def load_split(
     """
     path = _checked_split(settings, workdir)
     try:
-        *parts, member_ids, heldout_ids = split.apply_split(datasets.load(settings.data), path)
+        *parts, member_ids, heldout_ids = split.apply_split(
+            datasets.load(settings.data, private=settings.report.private), path
+        )
     except InputError:
-        _check_nothing_gone(settings.data, path)
+        if not settings.report.private:
+            _check_nothing_gone(settings.data, path)
         raise
     if not stream:
         parts = [dataclasses.replace(part, images=np.asarray(part.images)) for part in parts]
@@ -98,6 +101,26 @@ def _checked_split(settings: Settings, workdir: Path) -> Path:
     return workdir / name
 
 
+def withhold_names(settings: Settings, workdir: Path) -> None:
+    """Leaves the names of images out of the split file of a run that becomes private.
+
+    Raises:
+      InputError: if the file was changed since the split.
+    """
+    work, path = train_unit(settings, workdir), workdir / "train" / "split.json"
+    if not settings.report.private or not work.begun() or not path.exists():
+        return
+    work.changed()
+    saved = files.read_json(path)
+    rows = [row for side in ("members", "heldout") for row in saved[side]]
+    if any(row["name"] for row in rows) or path.relative_to(workdir).as_posix() not in work.digests():
+        work.forget(path)  # so that a kill between two steps leaves nothing that looks changed
+        for row in rows:
+            row["name"] = ""
+        files.write_json(path, saved)
+        work.record(path)
+
+
 def split_digest(data_split: dict[str, Any]) -> str:
     """The digest of a split's images, independent of their location."""
     return files.digest([[row["sha256"] for row in data_split[side]] for side in ("members", "heldout")])
@@ -106,7 +129,7 @@ def split_digest(data_split: dict[str, Any]) -> str:
 def _check_nothing_gone(data: Data, path: Path) -> None:
     """Raises InputError if an image of the split file is no longer in the data, where others may have its id now."""
     source = readers.READERS[data.name](data)
-    present = {*(readers.concatenate(source, readers.heldout(data)) if data.heldout_from else source).names}
+    present = {"", *(readers.concatenate(source, readers.heldout(data)) if data.heldout_from else source).names}
     rows = files.read_json(path)
     gone = [row["name"] for side in ("members", "heldout") for row in rows[side] if row["name"] not in present]
     if gone:
@@ -123,7 +146,7 @@ def load_sides(settings: Settings, workdir: Path) -> tuple[Side, Side]:
         Side(
             images=part.images,
             ids=ids,
-            names=("",) * len(ids) if settings.report.private else part.names,
+            names=part.names,
             digests=tuple(row["sha256"] for row in rows[name]),
             groups=part.labels if by_identity else None,
             # Held-out images have no such mark, nor have splits of earlier versions.

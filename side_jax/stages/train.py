@@ -61,7 +61,9 @@ def _run_target(settings: Settings, workdir: Path) -> None:
     if not unit.begin():
         return
     if process_group.primary() and not path.exists():
-        new_split = split.make_split(datasets.load(settings.data), settings.data, settings.seed)
+        new_split = split.make_split(
+            datasets.load(settings.data, private=settings.report.private), settings.data, settings.seed
+        )
         digest = stage_inputs.split_digest(new_split)
         if unit.content().get("split_sha256", digest) != digest:
             raise InputError(

@@ -177,6 +177,11 @@ class Unit:
         known = self.digests() | {_name(path, self.workdir): files.file_digest(path) for path in paths}
         files.write_json(self._path, self.content() | {DIGESTS: known})
 
+    def forget(self, path: Path) -> None:
+        """Takes back what `record` recorded of a file, which is about to be written anew."""
+        known = {name: digest for name, digest in self.digests().items() if name != _name(path, self.workdir)}
+        files.write_json(self._path, self.content() | {DIGESTS: known})
+
     def finish(self, more: Sequence[Path] = (), **content: Any) -> None:
         """Marks the unit as done once all processes are, and records the first process's `content`.
 

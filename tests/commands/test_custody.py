@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -18,7 +19,11 @@ from sklearn.datasets import load_digits
 
 from side_jax import main
 from side_jax.commands import custody
-from side_jax.workdir import files
+from side_jax.config import from_config
+from side_jax.errors import InputError
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.stages import stage_inputs
+from side_jax.workdir import files, work_units
 
 
 def start(monkeypatch, *arguments):
@@ -219,14 +224,55 @@ def test_a_run_that_becomes_private_names_no_file(named, tmp_path, monkeypatch):
     assert {path.name for path in tables} == {"results.json", "matches.csv", "members.csv", "index.html"}
     for path in tables:
         assert told(path.read_bytes(), folder) == set(), path
+    assert not [path for path in workdir.rglob("*") if path.is_file() and b"lovelace" in path.read_bytes()]
     assert shown((workdir / "report" / "index.html").read_bytes(), folder) == 0
     assert not list((workdir / "report").glob("matches*.png"))
-    for name in ("results.json", "matches.csv"):
-        assert (workdir / "evaluate" / name).read_bytes() == (plain / "evaluate" / name).read_bytes()
+    found = [json.loads((w / "evaluate" / "results.json").read_text()) for w in (plain, workdir)]
+    for results, of in zip(found, (plain, workdir), strict=True):
+        assert results["dataset"].pop("split_sha256") == files.file_digest(of / "train" / "split.json")
+    assert found[0] == found[1]
+    assert (workdir / "evaluate/matches.csv").read_bytes() == (plain / "evaluate/matches.csv").read_bytes()
     tables = ((w / "evaluate" / "members.csv").read_text() for w in (plain, workdir))
     before, after = (list(csv.DictReader(io.StringIO(table))) for table in tables)
     assert [row | {"name": ""} for row in before] == after
+    splits = [json.loads((w / "train" / "split.json").read_text()) for w in (plain, workdir)]
+    for side in ("members", "heldout"):
+        assert [row | {"name": ""} for row in splits[0][side]] == splits[1][side]
     assert start(monkeypatch, "verify", f"--workdir={workdir}") == 0
+
+
+def private(workdir):
+    settings = from_config(saved_config(workdir))
+    return dataclasses.replace(settings, report=dataclasses.replace(settings.report, private=True))
+
+
+@pytest.mark.parametrize("name", ["forget", "record"])
+def test_a_kill_while_names_are_left_out_is_no_change(named, tmp_path, monkeypatch, name):
+    """Its record of the split is taken back, the split is written, it is recorded: between any two of these."""
+    workdir = shutil.copytree(named[1], tmp_path / "run")
+    original = getattr(work_units.Unit, name)
+
+    def kill(unit, path):
+        if name == "forget":
+            original(unit, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work_units.Unit, name, kill)
+    with pytest.raises(KeyboardInterrupt):
+        stage_inputs.withhold_names(private(workdir), workdir)
+    monkeypatch.setattr(work_units.Unit, name, original)
+    stage_inputs.withhold_names(private(workdir), workdir)
+    assert start(monkeypatch, "verify", f"--workdir={workdir}") == 0
+    assert b"lovelace" not in (workdir / "train" / "split.json").read_bytes()
+    assert "train/split.json" in json.loads((workdir / "train" / "manifest.json").read_text())["sha256"]
+    stage_inputs.load_split(private(workdir), workdir)
+
+
+def test_a_changed_split_is_found_before_names_are_left_out(named, tmp_path):
+    workdir = shutil.copytree(named[1], tmp_path / "run")
+    put(workdir / "train" / "split.json", more=1)
+    with pytest.raises(InputError, match=r"split.json was changed after it was written"):
+        stage_inputs.withhold_names(private(workdir), workdir)
 
 
 def test_only_its_owner_can_open_a_new_workdir(named, tmp_path):

@@ -60,7 +60,7 @@ def test_damaged_images_are_named_and_skipped_up_to_the_limit(tmp_path, caplog, 
     dataset = datasets.load(data)
     result = split.make_split(dataset, data, 0)
     assert "1.png (" in caplog.text
-    assert "6.png (cannot identify" in caplog.text
+    assert "6.png (not a picture of a supported kind)" in caplog.text
     assert result["counts"]["corrupt_skipped"] == 2
     assert sorted(row["id"] for side in ("members", "heldout") for row in result[side]) == [0, 2, 3, 4, 5, 7]
     data = Data(num_members=3, num_heldout=3, max_corrupt=1, **settings)

@@ -72,11 +72,11 @@ def test_every_kind_of_picture_is_read_by_its_suffix(tmp_path, suffix):
 
 def test_what_is_not_read_is_counted_and_named_by_its_kind(tmp_path):
     pictures(tmp_path, noise(4))
-    for name in ("labels.csv", "a.psd", "b.psd", "README", ".DS_Store", "scan.dcm", "scan.jane_doe"):
+    for name in ("labels.csv", "a.psd", "b.psd", "README", ".DS_Store", "scan.mha", "scan.jane_doe"):
         (tmp_path / name).write_bytes(b"x")
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(3))
     (tmp_path / ".thumbnails").mkdir()
-    counts = {".csv": 1, ".psd": 2, "of other kinds": 2, ".dcm": 1, ".npz": 1, "hidden": 2}
+    counts = {".csv": 1, ".psd": 2, "of other kinds": 2, ".mha": 1, ".npz": 1, "hidden": 2}
     assert listed(tmp_path).passed_over == counts
     data = Data(name="folder", path=str(tmp_path), num_members=2, num_heldout=2)
     made = split.make_split(datasets.load(data), data, 0)
