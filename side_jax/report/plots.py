@@ -19,6 +19,7 @@ from side_jax.measure.records import Control, NoiseLevel, Rarefaction, Row
 from side_jax.report import phrases
 from side_jax.report.contact_sheet import visible
 
+DPI = 200  # sharp on screens of two pixels a point
 _COLOURS = {name: attack.colour for name, attack in ATTACKS.items()}
 _BY_SCALE = {name: attack.colour for name, attack in ATTACKS.items() if attack.guided or name == PLAIN.name}
 
@@ -434,6 +435,6 @@ def _svg(figure: Any) -> bytes:
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     # No software version or date inside the file: the same results give the same bytes.
-    figure.savefig(buffer, dpi=200, metadata={"Software": None})
+    figure.savefig(buffer, dpi=DPI, metadata={"Software": None})
     plt.close(figure)
     return buffer.getvalue()

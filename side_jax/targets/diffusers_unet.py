@@ -89,19 +89,20 @@ def read(path: Path, hints: Hints) -> Target:
 def _read_unet(folder: Path, *, latent: bool, pixels: str = "") -> Target:
     """Reads the U-Net alone; `pixels` is config.target.pixels."""
     module = read_module(folder)
+    plain = isinstance(module, UNet)
+    noise = read_noise(folder, latent=latent) if plain else read_exploding_noise(folder)  # refuses, before weights do
     size, weights = image_size(folder, module), tuple(weight_files(folder))
     origin = Origin(format=FORMAT, weights=weights, read_params=lambda: _read_params(folder, module))
-    if isinstance(module, UNet):
+    if plain:
         return Target(
             network=module,
-            diffusion=read_noise(folder, latent=latent),
+            diffusion=noise,
             channels=module.out_channels,
             num_labels=module.num_labels,
             null_label=module.null_label,
             size=size,
             origin=origin,
         )
-    noise = read_exploding_noise(folder)
     network = ScoreVe(net=module, **noise)
     target = Target(
         network=network,

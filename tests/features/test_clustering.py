@@ -176,6 +176,6 @@ def test_the_picture_of_clusters(shape, num_clusters):
     png = plots.clusters(images, features, result)
     with Image.open(io.BytesIO(png)) as picture:
         rows = min(num_clusters, 10)
-        assert picture.height == pytest.approx(110 * (rows * 1.1 + 0.4), abs=2)
+        assert picture.height == pytest.approx(plots.DPI * (rows * 1.1 + 0.4), abs=2)
         picture.verify()
     assert png == plots.clusters(images, features, result)

@@ -108,6 +108,6 @@ def test_the_picture_of_noise_levels():
     rows = {name: [NoiseLevel(**row) for row in levels] for name, levels in rows.items()}
     png = plots.noise_levels(rows, {"side": 0.2, "conditional": 0.1})
     with Image.open(io.BytesIO(png)) as picture:
-        assert picture.size == (1100, 396)
+        assert picture.size == (2000, 720)  # 10 x 3.6 inches
         picture.verify()
     assert png == plots.noise_levels(rows, {"side": 0.2, "conditional": 0.1})
