@@ -15,7 +15,7 @@ from side_jax.pipeline import plan, saved_config, space
 from side_jax.settings import Settings
 from side_jax.stages import stage_inputs, stage_table, surrogate
 from side_jax.stages.stage_table import STAGES, Stage
-from side_jax.workdir import files, lock
+from side_jax.workdir import files, lock, run_log
 from side_jax.workdir.work_units import change
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,11 @@ def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) 
         return
     if process_group.primary():
         files.make_private(workdir)
-    with lock.locked(workdir) if process_group.primary() else contextlib.nullcontext():
+    with contextlib.ExitStack() as around:
         if process_group.primary():
+            around.enter_context(lock.locked(workdir))
             lock.check_writable(workdir)
+            around.enter_context(run_log.kept(workdir))
             _check(settings, workdir, chosen)
             saved_config.adopt(settings, workdir)
             stage_inputs.withhold_names(settings, workdir)

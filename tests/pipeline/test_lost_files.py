@@ -56,11 +56,15 @@ UNITS = [
 
 
 def contents(workdir):
-    """{file: its bytes}; of checkpoints, which hold times, the digests of their arrays; nothing of TensorBoard's."""
+    """{file: its bytes}; of checkpoints, which hold times, the digests of their arrays; nothing of the logs."""
     found = {}
     for path in workdir.rglob("*"):
         name = path.relative_to(workdir)
-        if not path.is_file() or not {"tensorboard", "stale"}.isdisjoint(name.parts) or name.name == ".lock":
+        if (
+            not path.is_file()
+            or not {"tensorboard", "stale"}.isdisjoint(name.parts)
+            or name.name in (".lock", "run.log")
+        ):
             continue
         if not {"checkpoints", "best"}.isdisjoint(name.parts):
             if name.parent.name == "meta" and name.name == "metadata":

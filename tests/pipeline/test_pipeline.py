@@ -26,8 +26,8 @@ def whole():
 
 
 def snapshot(workdir):
-    """{file: time of its last change} of everything but the lock, config.json and what is stale."""
-    skipped = {".lock", "config.json"}
+    """{file: time of its last change} of everything but the lock, the log, config.json and what is stale."""
+    skipped = {".lock", "run.log", "config.json"}
     files = {path.relative_to(workdir): path for path in workdir.rglob("*") if path.is_file()}
     kept = {name: path for name, path in files.items() if name.name not in skipped and name.parts[0] != "stale"}
     return {name: path.stat().st_mtime_ns for name, path in kept.items()}
