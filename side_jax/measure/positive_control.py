@@ -47,7 +47,7 @@ def recompressed(images: np.ndarray, strength: float) -> np.ndarray:
 # What each distortion is at a strength, in words.
 PHRASES: dict[str, Callable[[float], str]] = {
     "noise": lambda strength: f"noise of standard deviation {strength:g} (of pixels in [-1, 1])",
-    "crop": lambda strength: f"{100 * strength:g}% cut off each side",
+    "crop": lambda strength: f"{100 * strength:g}% of the width and the height cut off",
     "flip": lambda strength: "mirroring",
     "recompression": lambda strength: f"JPEG of quality {100 - strength:g}",
 }

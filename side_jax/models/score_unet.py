@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from side_jax.models import edm_blocks
 from side_jax.models.edm_blocks import FourierEmbedding, normalise
 from side_jax.models.layers import Conv3x3, GroupNorm, TimeEmbedding, zeros_conv
-from side_jax.models.unet import BlockFactory, MidBlock
+from side_jax.models.unet import BlockFactory, MidBlock, block_factory
 
 DOWN_BLOCKS = ("SkipDownBlock2D", "AttnSkipDownBlock2D")
 UP_BLOCKS = ("SkipUpBlock2D", "AttnSkipUpBlock2D")
@@ -153,16 +153,14 @@ class ScoreUNet(nn.Module):
             y = 2.0 * y - 1.0
         image = y.astype(self.dtype)
         h = Conv3x3(channels[0], padding=1, dtype=self.dtype, name="conv_in")(image)
-        skips, factory = [h], self._factory(32, 32)  # attention always has 32 groups here
+        skips, factory = [h], block_factory(self, 32)  # attention always has 32 groups here
         for i, (width, kind) in enumerate(zip(channels, self.down_block_types, strict=True)):
             attend = kind.startswith("Attn")
             block = ScoreDownBlock(factory, width, self.layers_per_block, attend, i != last, name=f"down_blocks_{i}")
             h, image, more = block(h, image, emb, deterministic)
             skips += more
-        groups = self.norm_num_groups or _groups(channels[-1])
-        own = groups if self.resnet_time_scale_shift == "default" else None
-        middle_factory = self._factory(groups, self.attn_norm_num_groups or own)
-        middle = MidBlock(middle_factory, self.add_attention, self.mid_block_scale_factor, name="mid_block")
+        of_middle = block_factory(self, self.norm_num_groups or _groups(channels[-1]))
+        middle = MidBlock(of_middle, self.add_attention, self.mid_block_scale_factor, name="mid_block")
         h = middle(h, emb, deterministic)
         total, layers = None, self.layers_per_block + 1
         for i, (width, kind) in enumerate(zip(channels[::-1], self.up_block_types, strict=True)):
@@ -175,16 +173,3 @@ class ScoreUNet(nn.Module):
         out = zeros_conv(self.out_channels, padding=1, dtype=self.dtype, name="conv_out")(h)
         out = (out if total is None else out + total).astype(jnp.float32)
         return out / sigma[:, None, None, None]
-
-    def _factory(self, groups: int, attention_groups: int | None) -> BlockFactory:
-        return BlockFactory(
-            num_groups=groups,
-            attn_num_groups=attention_groups,
-            eps=self.norm_eps,
-            dropout=self.dropout,
-            head_dim=self.attention_head_dim,
-            num_heads=None,
-            time_scale_shift=self.resnet_time_scale_shift,
-            dtype=self.dtype,
-            remat=self.remat,
-        )

@@ -182,6 +182,30 @@ class BlockFactory:
         return cls(head_dim, num_groups, self.eps, scale_factor, self.dtype, name=f"attentions_{index}")
 
 
+def block_factory(network: Any, num_groups: int, num_heads: int | None = None) -> BlockFactory:
+    """The factory of a U-Net with UNet2DModel's options.
+
+    As in diffusers, the middle's attention without its own number of groups is normalised only under "default".
+
+    Args:
+      network: the UNet, or one with its attributes.
+      num_groups: of every normalisation but that.
+      num_heads: of every attention layer; None: as many as attention_head_dim makes.
+    """
+    middle = num_groups if network.resnet_time_scale_shift == "default" else None
+    return BlockFactory(
+        num_groups=num_groups,
+        attn_num_groups=network.attn_norm_num_groups or middle,
+        eps=network.norm_eps,
+        dropout=network.dropout,
+        head_dim=network.attention_head_dim,
+        num_heads=num_heads,
+        time_scale_shift=network.resnet_time_scale_shift,
+        dtype=network.dtype,
+        remat=network.remat,
+    )
+
+
 class DownBlock(nn.Module):
     """DownBlock2D and others: residual blocks, each followed by attention if `attend`, then a downsampling."""
 
@@ -315,19 +339,7 @@ class UNet(nn.Module):
           labels: int32 [b], in 0..num_labels-1, or -1 for no label; None: no image has one. Ignored if num_labels is 0.
         """
         first, last = self.block_out_channels[0], len(self.block_out_channels) - 1
-        # As in diffusers: without its own number of groups, the middle attention is normalised only under "default".
-        middle_groups = self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
-        factory = BlockFactory(
-            num_groups=self.norm_num_groups,
-            attn_num_groups=self.attn_norm_num_groups or middle_groups,
-            eps=self.norm_eps,
-            dropout=self.dropout,
-            head_dim=self.attention_head_dim,
-            num_heads=self.num_attention_heads,
-            time_scale_shift=self.resnet_time_scale_shift,
-            dtype=self.dtype,
-            remat=self.remat,
-        )
+        factory = block_factory(self, self.norm_num_groups, self.num_attention_heads)
         if self.timestep_scale != 1.0:
             t = t.astype(jnp.float32) * self.timestep_scale
         emb = sinusoidal_embedding(t, first, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)

@@ -33,18 +33,21 @@ def strip(
       private: whether to blur pictures.
     """
     metric = rows[0].metric
-    found: list[tuple[bool, float, Row, int]] = []  # (whether it is no match, dissimilarity, run, place in it)
+    found: list[tuple[bool, float, Row, Columns, int]] = []  # (whether it is no match, dissimilarity, run, place in it)
     for row in attack_rows(rows):
         images = matches.select_run(columns, row)
         sure = (images[f"{metric}_member_match"] > 0) & ~(images[f"{metric}_heldout_match"] > 0)
-        found += zip(~sure, images[f"{metric}_member"], itertools.repeat(row), itertools.count())
+        found += zip(
+            ~sure, images[f"{metric}_member"], itertools.repeat(row), itertools.repeat(images), itertools.count()
+        )
     found.sort(key=lambda one: one[:2])
     chosen: dict[int, tuple[bool, Row, Columns]] = {}
-    for missed, _, row, i in found:
+    for missed, _, row, images, i in found:
         if missed and any(not other for other, *_ in chosen.values()):
             break  # matches alone, if there are any
-        image = {name: column[[i]] for name, column in matches.select_run(columns, row).items()}
-        chosen.setdefault(int(image[f"{metric}_member_id"][0]), (bool(missed), row, image))
+        member = int(images[f"{metric}_member_id"][i])
+        if member not in chosen:
+            chosen[member] = bool(missed), row, {name: column[[i]] for name, column in images.items()}
         if len(chosen) == MOST:
             break
     if not chosen:

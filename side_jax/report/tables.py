@@ -64,7 +64,7 @@ def tables(results: Results) -> list[model.Table]:
     listed: list[model.Table] = []
     for metric, rows in by_metric.items():
         others = {name: _high(found) for name, found in by_metric.items() if name != metric} if not listed else {}
-        listed += [_attacks(metric, _high(rows), others, explained=not listed)]
+        listed.append(_attacks(metric, _high(rows), others, explained=not listed))
     for metric, rows in by_metric.items():
         listed.append(_tests(metric, _high(rows), explained=rows is next(iter(by_metric.values()))))
     for metric, rows in by_metric.items():

@@ -40,7 +40,7 @@ def verdict(results: Results, confidence: float) -> Verdict:
     if not tested:
         return (*UNDECIDED, _untestable(results))
     top = _clearest(tested)
-    if top.p_excess * len(tested) < level:
+    if significant(results, top, confidence):
         return (*LEAKS, _leak(results, tested, top, confidence))
     fewest = min(tested, key=lambda row: (row.p_deficit, row.excess))
     if fewest.p_deficit * len(tested) < level:

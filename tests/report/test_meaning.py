@@ -52,7 +52,7 @@ def test_what_copies_are_recognised_is_of_the_positive_control():
     others = tuple(structs.replace(one, metric="cosine", found=0.0) for one in controls)
     sure = said(PLAIN, SIDE, controls=others + controls)[2]
     noise = "noise of standard deviation 0.1 (of pixels in [-1, 1])"
-    known = f"At least 90% of copies are still recognised after {noise} and 10% cut off each side."
+    known = f"At least 90% of copies are still recognised after {noise} and 10% of the width and the height cut off."
     assert sure[1:3] == (known, "Most copies are missed after mirroring (25.00% seen).")
     assert len(said(PLAIN, SIDE, controls=())[2]) == len(sure) - 2
 
