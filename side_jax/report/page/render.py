@@ -36,7 +36,7 @@ def render(page: Page) -> str:
     return environment.get_template("page.html.j2").render(
         page=page,
         entries=entries,
-        groups=_groups(entries),
+        cards=_firsts(entries)[:PAIRS_A_PAGE],
         clusters=_clusters(page.gallery),
         a_page=PAIRS_A_PAGE,
         triple_tiles=TRIPLE,
@@ -65,12 +65,12 @@ def _entries(page: Page) -> list[dict[str, Any]]:
     return [_entry(pair, page) for pair in page.gallery.pairs] if page.gallery else []
 
 
-def _groups(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The entries of each member, in the order of the first of each: a card a member."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+def _firsts(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first entry of each member: a card a member, to which the script adds the others."""
+    firsts: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        groups.setdefault(entry["member"], []).append(entry)
-    return list(groups.values())
+        firsts.setdefault(entry["member"], entry)
+    return list(firsts.values())
 
 
 def _entry(pair: Pair, page: Page) -> dict[str, Any]:
