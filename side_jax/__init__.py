@@ -5,11 +5,13 @@ out, beside matches with images that the model never saw.
 
     import side_jax
 
-    result = side_jax.audit("digits", "runs/digits")                     # a config, and a folder for the results
+    result = side_jax.audit("model", "members", "heldout")               # a checkpoint, and two folders of images
+    result = side_jax.audit_config("digits", "runs/digits")              # a config, and a folder for the results
     result = side_jax.audit_samples("generated", "members", "heldout")   # images alone, from any generator
     print(result.verdict, result.report)
 
-- audit: attacks a model that is trained here, or a local diffusers checkpoint.
+- audit: attacks a model of any format, with the settings that fit into a given time.
+- audit_config: attacks a model that is trained here, or one from elsewhere, with the settings of a config.
 - audit_samples: compares generated images from any source with members and held-out images.
 - AuditResult: the verdict, the findings, the rows of results.json, and the paths of the files.
 - load_config, default_config: the settings of an audit, as a ConfigDict.
@@ -24,7 +26,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from side_jax.commands.api import AuditResult, audit, audit_samples
+    from side_jax.commands.api import AuditResult, audit, audit_config, audit_samples
     from side_jax.config import default_config, load_config
     from side_jax.errors import InputError
     from side_jax.targets.diffusers_unet import from_diffusers, to_diffusers
@@ -34,6 +36,7 @@ __all__ = [
     "AuditResult",
     "InputError",
     "audit",
+    "audit_config",
     "audit_samples",
     "default_config",
     "from_diffusers",
@@ -45,6 +48,7 @@ _MODULES = {
     "AuditResult": "side_jax.commands.api",
     "InputError": "side_jax.errors",
     "audit": "side_jax.commands.api",
+    "audit_config": "side_jax.commands.api",
     "audit_samples": "side_jax.commands.api",
     "default_config": "side_jax.config",
     "from_diffusers": "side_jax.targets.diffusers_unet",

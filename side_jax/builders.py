@@ -80,7 +80,7 @@ def build_target(settings: Settings) -> Target:
 def build_weak_network(settings: Settings) -> UNet:
     """The network of the weaker model: the target's own at an earlier step, or one that learned no labels."""
     if settings.target.format == OBJECT:  # which can't be trained, in contrast to the section `model`
-        settings = dataclasses.replace(settings, target=type(settings.target)())
+        settings = dataclasses.replace(settings, target=dataclasses.replace(settings.target, network=""))
     return build_network(settings, labels=bool(settings.weak.step))
 
 
@@ -219,7 +219,7 @@ def build_generator(
     sampler = sampler or settings.sampler
     log_prob = build_log_prob(settings, classifier, at_x0=at_x0) if classifier else None
     conditional, schedule = build_conditional_denoise(settings), build_schedule(settings)
-    denoise, weak_network = build_denoise(settings), build_weak_network(settings)
+    denoise, weak_network = build_denoise(settings), build_weak_network(settings) if weak else None
 
     def guide(params: Any, index: jax.Array, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
         if weak:

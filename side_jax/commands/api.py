@@ -4,6 +4,7 @@ import dataclasses
 import html
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from side_jax.commands import sample_audit
+from side_jax.commands import model_audit, sample_audit
 from side_jax.config import load_config, to_config
 from side_jax.data.listed import ImageSource
 from side_jax.devices import cpu
 from side_jax.errors import InputError
 from side_jax.measure import records
 from side_jax.pipeline import audit as pipeline
+from side_jax.pipeline import budget as budgets
 from side_jax.pipeline import saved_config
-from side_jax.pipeline.resolve import resolve, with_target
+from side_jax.pipeline.resolve import resolve, with_object
 from side_jax.report import findings, matches, phrases
 from side_jax.report.verdict import verdict as verdict_of
 from side_jax.settings import Settings
@@ -40,7 +42,7 @@ class AuditResult:
     Attributes:
       verdict: "Leaks", "No leak found" or "Not decided"; "" as long as the stage evaluate has not run.
       sentences: the verdict's reasons and the findings, in plain words.
-      rows: the rows of results.json: one for each attack, guidance scale, metric and band. Rates are fractions in
+      records: the rows of results.json: one for each attack, guidance scale, metric and band. Rates are fractions in
         [0, 1]; the JSON schema of results.json explains every field.
       report: the page for people, index.html.
       results: results.json, with all figures.
@@ -50,17 +52,20 @@ class AuditResult:
 
     verdict: str
     sentences: tuple[str, ...] = dataclasses.field(repr=False)
-    rows: tuple[dict[str, Any], ...] = dataclasses.field(repr=False)
+    records: tuple[dict[str, Any], ...] = dataclasses.field(repr=False)
     report: Path
     results: Path
     matches: Path
     members: Path
 
-    def frame(self) -> Any:
-        """The rows as a pandas DataFrame; needs pandas."""
-        import pandas
-
-        return pandas.DataFrame(list(self.rows))
+    @property
+    def rows(self) -> Any:
+        """The records as a pandas DataFrame where pandas is installed, and as they are elsewhere."""
+        try:
+            import pandas
+        except ImportError:
+            return self.records
+        return pandas.DataFrame(list(self.records))
 
     def gallery(self) -> Image.Image:
         """The sheet of the strongest attack's matches: generated image, nearest member, nearest held-out image.
@@ -68,7 +73,7 @@ class AuditResult:
         Raises:
           InputError: if the audit has no report yet, or a private one, which has no such sheet.
         """
-        best = matches.shown(phrases.headline(records.read(self.results))) if self.rows else []
+        best = matches.shown(phrases.headline(records.read(self.results))) if self.records else []
         path = self.report.with_name(f"matches_{matches.slug(best[0])}.png") if best else self.report
         if not best or not path.is_file():
             raise InputError(
@@ -88,9 +93,75 @@ class AuditResult:
 
 
 def audit(
+    target: str | Path | Target,
+    members: ImageSource,
+    heldout: ImageSource,
+    workdir: str | Path | None = None,
+    *,
+    attacks: Sequence[str] = (),
+    budget: str | float = model_audit.DEFAULT_BUDGET,
+    overrides: Mapping[str, Any] | None = None,
+) -> AuditResult:
+    """Audits a model, as `side-jax audit` does: with the settings that fit into a given time on this machine.
+
+    The log says which settings were chosen. A second call with the same arguments continues where the first one
+    stopped; if everything is done, it only reads the results. Progress goes to the logger "side_jax".
+
+    Args:
+      target: the model: a local checkpoint of a format in docs/your_model.md, hf://OWNER/NAME, or a Python object, see
+        side_jax.targets.from_torch and from_function.
+      members: the images that it was trained on: a path, or an array uint8 [n, h, w] or [n, h, w, c] in 0..255, which
+        is kept in the workdir.
+      heldout: images of the same kind that it has never seen: the control. Likewise.
+      workdir: folder for everything that the run writes; None: runs/NAME, by the name of the model.
+      attacks: to run, by their names in docs/attacks.md; (): those that the time allows.
+      budget: the time that the audit may take, such as "10min" or "2h", or a number of seconds.
+      overrides: settings that are not to be chosen, such as {"extract.num_images": 1024}.
+
+    Raises:
+      InputError: if anything can't work, in a sentence that names the value and the fix; also if the budget is too
+        small for the smallest audit of this model.
+
+    Example:
+      >>> import numpy as np
+      >>> import side_jax
+      >>> members, heldout = np.random.default_rng(0).integers(0, 256, (2, 40, 8, 8, 1), np.uint8)
+      >>> few = {"extract.num_images": 32, "evaluate.divergence": False, "evaluate.controls": False}
+      >>> result = side_jax.audit("model", members, heldout, "runs/mine", budget="2min", overrides=few)
+      >>> result.verdict
+      'Not decided'
+      >>> len({row["attack"] for row in result.records})
+      2
+    """
+    overrides, started = dict(overrides or {}), time.monotonic()
+    is_object = isinstance(target, Target)
+    name = target.origin.name if is_object else os.path.expanduser(os.fspath(target))
+    folder = files.as_path(workdir) if workdir else model_audit.default_workdir(name)
+    names = {setting: option.lstrip("-") for setting, option in model_audit.OPTIONS.items()}
+    with model_audit.spoken(names | {"model": "target"}):
+        allowed = budgets.seconds(budget)
+        sides = {"members": members, "heldout": heldout}
+        if overrides.get("report.private") and any(isinstance(images, np.ndarray) for images in sides.values()):
+            raise InputError("an array would be kept in the workdir, which report.private forbids; give paths.")
+        if is_object:
+            cpu.use_one()
+        config = model_audit.start(name, *(model_audit.kept(images, folder, side) for side, images in sides.items()))
+        request = model_audit.Request(
+            config=model_audit.override(config, overrides),
+            workdir=folder,
+            budget=allowed,
+            given=frozenset(overrides),
+            attacks=(attacks,) if isinstance(attacks, str) else tuple(attacks),
+            target=target if is_object else None,
+            started=started,
+        )
+        return _finished(model_audit.run(request), folder)
+
+
+def audit_config(
     config: Config | None, workdir: str | Path, stages: Sequence[str] | None = None, *, target: Target | None = None
 ) -> AuditResult:
-    """Audits a model, as the command `side-jax` does: trains or reads it, attacks it, and measures what comes out.
+    """Audits a model by a config, as `side-jax --config=...` does: trains or reads it, attacks it, and measures.
 
     A second call with the same arguments continues where the first one stopped; if everything is done, it only reads
     the results. Progress goes to the logger "side_jax". To share a run between processes, use the command line.
@@ -109,20 +180,25 @@ def audit(
 
     Example:
       >>> import side_jax
-      >>> result = side_jax.audit("smoke", "runs/smoke")
+      >>> result = side_jax.audit_config("smoke", "runs/smoke")
       >>> result.verdict
       'Not decided'
       >>> print(result.report)
       runs/smoke/report/index.html
-      >>> sorted({row["metric"] for row in result.rows})
+      >>> sorted({row["metric"] for row in result.records})
       ['distance_ratio', 'normalized_l2', 'rmse']
     """
     folder = files.as_path(workdir)
     if target is not None:
         cpu.use_one()
     given = _config(config, folder)
-    settings = resolve(given if target is None else _with_object(given, target), folder)
+    settings = resolve(given if target is None else with_object(given, target), folder)
     pipeline.run(settings, folder, stages)
+    return _finished(settings, folder)
+
+
+def _finished(settings: Settings, folder: Path) -> AuditResult:
+    """The result of a run in a workdir."""
     evaluated = stage_table.evaluation_unit(settings, folder).done()
     results = records.read(folder / "evaluate" / "results.json") if evaluated else None
     report = folder / "report" / "index.html"
@@ -166,7 +242,7 @@ def audit_samples(
       >>> result = side_jax.audit_samples(np.concatenate([copies, other]), members, heldout, "runs/samples")
       >>> result.verdict
       'Leaks'
-      >>> result.rows[0]["ams"], result.rows[0]["heldout_ams"]
+      >>> result.records[0]["ams"], result.records[0]["heldout_ams"]
       (0.3333333333333333, 0.0)
     """
     arguments = {"samples": samples, "members": members, "heldout": heldout, "out": out}
@@ -195,17 +271,6 @@ def _config(config: Config | None, workdir: Path) -> ml_collections.ConfigDict:
     return load_config(config) if isinstance(config, (str, Path)) else config
 
 
-def _with_object(config: ml_collections.ConfigDict, target: Target) -> ml_collections.ConfigDict:
-    """The config of a run that audits a Python object."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.target.path = f"{target.origin.format}:{target.origin.name}"
-        (config.data.image_size, config.data.image_width), config.data.channels = target.size, target.channels
-        config.evaluate.divergence = False  # needs derivatives
-    logger.info("The memorisation divergence is not computed: a Python object has values and no derivatives.")
-    return with_target(config, target, target.origin.digest)
-
-
 def _shown(value: Any) -> str:
     """An argument in the report."""
     if isinstance(value, np.ndarray):
@@ -223,7 +288,7 @@ def _result(results: records.Results | None, confidence: float, folder: Path, re
     return AuditResult(
         verdict=verdict,
         sentences=sentences,
-        rows=tuple(files.read_json(folder / "results.json")["rows"]) if results else (),
+        records=tuple(files.read_json(folder / "results.json")["rows"]) if results else (),
         report=report,
         results=folder / "results.json",
         matches=folder / "matches.csv",

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ import ml_collections
 from absl import flags
 from absl import logging as absl_logging
 
-from side_jax.commands import closed_form, compare, custody, options, sample_audit
+from side_jax.commands import closed_form, compare, custody, model_audit, options, sample_audit
 from side_jax.commands.options import UsageError, usage_errors
 from side_jax.config import default_config, from_config, load_config
 from side_jax.devices import placement, process_group, signals
 from side_jax.errors import InputError, StoppedError
 from side_jax.measure import records
-from side_jax.pipeline import audit, saved_config
+from side_jax.pipeline import audit, budget, saved_config
 from side_jax.pipeline.resolve import resolve
 from side_jax.report import ending
 from side_jax.report.gate import FAIL_ON, Gate
@@ -42,20 +43,32 @@ _EXIT_CODES = """\
 Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read; 3 --fail-above or
 --fail-on fails; 130 stopped by Ctrl-C (SIGINT); 143 stopped by SIGTERM. Finished work is kept; a
 second Ctrl-C does not wait."""
-_AUDIT_EPILOGUE = f"""\
-A model that was trained elsewhere: --config=diffusers --config.target.path=PATH
---config.data.path=SEEN --config.data.heldout_from=UNSEEN, with images that it saw and that it did
-not see. PATH, and what its files do not say:
+_FORMATS = """\
+PATH of a model, and what its files do not say, as --config.target.NAME=VALUE:
   a diffusers folder, of pixels or latents       nothing
   pytorch-ddpm's ckpt.pt                         nothing
   lucidrains' model-N.pt, EDM's *.pkl            nothing
-  improved- and guided-diffusion's ema_*.pt      --config.target.num_heads=N or head_channels=N,
-                                                 qkv_order=legacy or new, schedule=linear or cosine
+  improved- and guided-diffusion's ema_*.pt      num_heads=N or head_channels=N, qkv_order=legacy
+                                                 or new, schedule=linear or cosine
   MONAI's model.pt or bundle                     head_channels=N, schedule, pixels=unit or
                                                  signed; of latents, latent_scale for pixels
   torchcfm's *.pt                                head_channels=N or num_heads=N, qkv_order
   hf://OWNER/NAME                                as its files
 docs/your_model.md has a command for each.
+"""
+_AUDIT_EPILOGUE = f"""\
+A model that was trained elsewhere: `audit --model=PATH --members=SEEN --heldout=UNSEEN` chooses the
+settings, see audit --help; --config=diffusers --config.target.path=PATH --config.data.path=SEEN
+--config.data.heldout_from=UNSEEN names all of them.
+
+{_FORMATS}
+Results: DIR/report/index.html for people; DIR/evaluate/results.json and matches.csv for programs.
+{_EXIT_CODES}"""
+
+
+_MODEL_EPILOGUE = f"""\
+{_FORMATS}
+The same command again continues where it stopped, with the same settings.
 
 Results: DIR/report/index.html for people; DIR/evaluate/results.json and matches.csv for programs.
 {_EXIT_CODES}"""
@@ -147,8 +160,22 @@ def compare_audits(argv: Sequence[str]) -> int:
     return _command(argv[1:], values, usage, epilogue, functools.partial(_read_compare, values))
 
 
+def audit_model(argv: Sequence[str]) -> int:
+    """Audits a model without a config, see model_audit.py. Returns the exit code."""
+    values = flags.FlagValues()
+    _define_model(values)
+    usage = (
+        "Audits a model with the settings that fit into a given time on this machine, and says which these are.\n\n"
+        f"Usage: python -m side_jax.main {argv[1]} --model=PATH --members=PATH --heldout=PATH\n\n"
+        "PATH of a model: a checkpoint of any format below, or hf://OWNER/NAME. PATH of images: a folder of pictures "
+        "(at any\ndepth), a ZIP of them, an NPZ, an NPY or a Parquet file."
+    )
+    return _command(argv[1:], values, usage, _MODEL_EPILOGUE, functools.partial(_read_model, values))
+
+
 SUBCOMMANDS: dict[str, Callable[[Sequence[str]], int]] = dict.fromkeys(custody.COMMANDS, keep) | {
-    "compare": compare_audits
+    "audit": audit_model,
+    "compare": compare_audits,
 }
 
 
@@ -277,6 +304,43 @@ def _define_processes(values: flags.FlagValues) -> None:
     )
 
 
+def _define_model(values: flags.FlagValues) -> None:
+    text = flags.DEFINE_string
+    options.define(values, text, "model", None, "PATH", "The model, by its files.")
+    options.define(values, text, "members", None, "PATH", "Images that the model was trained on.")
+    options.define(
+        values, text, "heldout", None, "PATH", "Images of the same kind that the model has never seen: the control."
+    )
+    options.define(
+        values,
+        text,
+        "budget",
+        model_audit.DEFAULT_BUDGET,
+        "TIME",
+        f"How long the audit may take, such as 90s, 10min or 2h. Default: {model_audit.DEFAULT_BUDGET}.",
+    )
+    _define_workdir(
+        values, "Folder for everything that the run writes; created if needed. Default: runs/NAME, by the model's name."
+    )
+    options.define(
+        values, flags.DEFINE_list, "attacks", [], "A,B", "Attacks to run. Default: those that the time allows."
+    )
+    options.define(
+        values,
+        flags.DEFINE_bool,
+        "dry_run",
+        False,
+        "",
+        "Check everything and choose the settings, then print the plan. Nothing is written.",
+    )
+    options.define_config(
+        values,
+        "Set what is not to be chosen, such as --config.extract.num_images=1024 or --config.report.private=True.",
+        form=".SECTION.SETTING=VALUE",
+    )
+    _define_end(values)
+
+
 def _define_samples(values: flags.FlagValues) -> None:
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     options.define(values, text, "samples", None, "PATH", "Generated images.")
@@ -361,6 +425,41 @@ def _run_audit(
     if "suspects" in stages and process_group.primary() and not values.json:
         print(suspects.summary_text(workdir))
     return code
+
+
+def _read_model(values: flags.FlagValues, arguments: list[str]) -> tuple[Work, Path]:
+    started, named = time.monotonic(), {}
+    for name in ("model", "members", "heldout", "workdir"):
+        named[name], arguments = options.take(arguments, name)
+    for name in ("model", "members", "heldout"):
+        if not named[name]:
+            raise UsageError(f"--{name}=PATH is missing; --model, --members and --heldout go together.")
+    model, *images = (os.path.expanduser(named[name]) for name in ("model", "members", "heldout"))
+    config, given = options.parse(values, arguments, model_audit.start(model, *images))
+    with usage_errors():
+        workdir = files.as_path(named["workdir"]) if named["workdir"] else model_audit.default_workdir(model)
+        seconds = budget.seconds(values.budget)
+    if (_gate(values).active or values.json) and values.dry_run:
+        raise UsageError("--json, --fail-above and --fail-on need results, and --dry-run makes none; leave one out.")
+    request = model_audit.Request(
+        config=config,
+        workdir=workdir,
+        budget=seconds,
+        given=frozenset(given),
+        attacks=tuple(dict.fromkeys(values.attacks)),
+        started=started,
+    )
+
+    def work() -> int:
+        with model_audit.spoken(model_audit.OPTIONS):
+            if values.dry_run:
+                print(model_audit.dry_run(request))
+                return 0
+            settings = model_audit.run(request)
+        results, page = workdir / "evaluate" / "results.json", workdir / "report" / "index.html"
+        return _end(values, results, settings.evaluate.confidence, page)
+
+    return work, workdir
 
 
 def _read_samples(values: flags.FlagValues, argv: Sequence[str], arguments: list[str]) -> tuple[Work, Path]:

@@ -508,7 +508,9 @@ class Target(Record, frozen=True, kw_only=True):
     step: Annotated[Count, Meta(description="training step of its checkpoint")]
     ema_sha256: Annotated[str, Meta(description="of its averaged weights")]
     parameters: Count
-    denoising_loss_members: Annotated[Amount, Meta(description="mean over all timesteps")]
+    denoising_loss_members: Annotated[
+        Amount, Meta(description="mean over all timesteps, of at most evaluate.loss_images")
+    ]
     denoising_loss_heldout: Annotated[Amount, Meta(description="the same on held-out images: more shows overfitting")]
     latent: Annotated[
         bool,

@@ -71,12 +71,13 @@ class TargetScores:
           members: uint8 [m, h, w, c].
           heldout: uint8 [k, h, w, c].
         """
+        most = self._settings.evaluate.loss_images
         return Target(
             step=self._step,
             ema_sha256=self.digest,
             parameters=builders.count(self._settings, self._params),
-            denoising_loss_members=self.mean_loss(members),
-            denoising_loss_heldout=self.mean_loss(heldout),
+            denoising_loss_members=self.mean_loss(members[:most]),
+            denoising_loss_heldout=self.mean_loss(heldout[:most]),
             latent=builders.build_target(self._settings).latent,
         )
 
@@ -217,6 +218,12 @@ def timesteps(settings: Settings) -> tuple[int, int]:
     t = settings.evaluate.membership_timestep or max(1, settings.diffusion.num_timesteps // 10)
     t = min(t, settings.diffusion.num_timesteps - 1 - max(1, t // 10))  # SecMI goes one stride beyond it
     return max(t, 0), max(1, t // 10)
+
+
+def membership_calls(settings: Settings) -> int:
+    """Evaluations of the network for the membership scores of one image, see diffusion/membership_scores.py."""
+    t, stride = timesteps(settings)
+    return REPEATS + (t // stride + 2) + 2
 
 
 def quality(

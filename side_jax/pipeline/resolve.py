@@ -124,6 +124,17 @@ def with_target(config: ml_collections.ConfigDict, target: Target, digest: str) 
     return config.lock()
 
 
+def with_object(config: ml_collections.ConfigDict, target: Target) -> ml_collections.ConfigDict:
+    """The config of a run that audits a Python object; what needs its derivatives is left out."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.target.path = f"{target.origin.format}:{target.origin.name}"
+        (config.data.image_size, config.data.image_width), config.data.channels = target.size, target.channels
+        config.evaluate.divergence = False  # needs derivatives
+    logger.info("The memorisation divergence is not computed: a Python object has values and no derivatives.")
+    return with_target(config, target, target.origin.digest)
+
+
 def _located(target: TargetSettings) -> Path | None:
     """Where the checkpoint lies; None if its files are gone, which a recorded hash allows."""
     try:

@@ -28,6 +28,7 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
     confidence: float = 0.95  # level of all intervals and tests
     false_match_rate: float = 0.02  # rate to which a threshold is calibrated on half of the held-out images
     distribution: bool = True  # compute AuthPct, C_T, the FLD gap and Frechet distances of label.features
+    loss_images: int = 1024  # members, and held-out images, whose mean denoising loss is computed, at most
     membership: bool = True  # compute the DPM's membership scores of each member and held-out image
     membership_timestep: int = 0  # timestep of the denoising loss, SecMI and PIA; 0: a tenth of diffusion.num_timesteps
     divergence: bool = True  # compute the memorisation divergence around members and held-out images
@@ -47,7 +48,12 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
             check(limit.test(value), f"evaluate.{field.name}", value, limit.need)
         value = self.divergence_epsilon
         check(value > 0, "evaluate.divergence_epsilon", value, "above 0")
-        for name, least in (("control_images", 1), ("membership_timestep", 0), ("divergence_draws", 2)):
+        for name, least in (
+            ("control_images", 1),
+            ("loss_images", 1),
+            ("membership_timestep", 0),
+            ("divergence_draws", 2),
+        ):
             check(getattr(self, name) >= least, f"evaluate.{name}", getattr(self, name), f"at least {least}")
         factors = self.band_factors
         ok = len(factors) <= 2 and all(a < b for a, b in zip((1.0, *factors), factors, strict=False))

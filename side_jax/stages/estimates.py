@@ -1,4 +1,7 @@
-"""Estimates the remaining cost of a unit of work: device-seconds from timed steps, and bytes on disk."""
+"""Estimates the remaining cost of a unit of work: seconds, from timed steps, and bytes on disk.
+
+What no step stands for, such as the tables of the evaluation, takes the seconds that it took on two CPU cores.
+"""
 
 import dataclasses
 import math
@@ -7,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import jax
+
 from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Attack, Classifier, Run
+from side_jax.measure import target_scores
 from side_jax.sampling import shards
 from side_jax.settings import Fit, Settings
 from side_jax.workdir import checkpoint
@@ -17,6 +23,10 @@ from side_jax.workdir.work_units import Unit
 # Bytes of a checkpoint per trained parameter: float32 parameters, two Adam moments and the average.
 _CHECKPOINT = 4 * 4
 _TRAINED = 3 * _CHECKPOINT  # on disk: two kept checkpoints and one being written
+# Seconds on two CPU cores, measured on configs/digits.py: of clustering, of the evaluation, of each metric's tables of
+# one run, of the page, and of the figures of one run.
+_LABEL, _EVALUATE, _TABLES, _REPORT, _SHEET = 2.0, 3.0, 0.4, 2.0, 0.4
+_LIKELIHOOD = 3 * 150  # evaluations for one point, of which a derivative counts as two
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,44 +36,73 @@ class Cost:
     Attributes:
       left: the remaining work, as text.
       seconds: device-seconds.
+      host: seconds that more devices do not shorten: of compilation, and of the host.
       size: uncompressed bytes of its images.
     """
 
     left: str
-    seconds: float
+    seconds: float = 0.0
+    host: float = 0.0
     size: int = 0
 
 
-class Clock(Protocol):
-    """Times one step of each kind on this machine, in device-seconds."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What a compiled program takes.
 
-    def train_step(self) -> float:
+    Attributes:
+      step: device-seconds of one step.
+      compiling: seconds of its compilation.
+      again: whether an earlier unit of the same plan has compiled it.
+    """
+
+    step: float
+    compiling: float = 0.0
+    again: bool = False
+
+    @property
+    def start(self) -> float:
+        """Seconds of compilation before its first step."""
+        return 0.0 if self.again else self.compiling
+
+
+_DONE = Cost(left="done")
+
+
+class Clock(Protocol):
+    """Times one step of each kind on this machine."""
+
+    def train_step(self) -> Timing:
         """One step of training the target model."""
 
-    def classifier_step(self, classifier: Classifier) -> float:
+    def classifier_step(self, classifier: Classifier) -> Timing:
         """One step of training a classifier."""
 
-    def sampling_step(self, attack: Attack | None) -> float:
+    def sampling_step(self, attack: Attack | None) -> Timing:
         """One step of sampling a batch on every local device, guided by an attack; None: unguided."""
 
+    def product(self) -> float:
+        """One multiplication and addition in a product of float32 matrices, in device-seconds."""
 
-def training(work: Unit, fit: Fit, step: Callable[[Clock], float], clock: Clock, *, imported: bool = False) -> Cost:
+
+def training(work: Unit, fit: Fit, step: Callable[[Clock], Timing], clock: Clock, *, imported: bool = False) -> Cost:
     """The remaining cost of a unit that trains a network.
 
     Args:
       work: the unit.
       fit: the training settings.
-      step: maps the clock to the device-seconds of one step.
+      step: maps the clock to the timing of one step.
       clock: times steps.
       imported: whether the network is imported instead of trained.
     """
     if work.done():
-        return Cost(left="done", seconds=0.0)
+        return _DONE
     if imported:
-        return Cost(left="imports the model of target.path", seconds=0.0)
+        return Cost(left="imports the model of target.path")
     done = checkpoint.latest_step(checkpoint.checkpoint_directory(work.workdir, work.name)) or 0
     left = max(fit.num_steps - (done if work.begun() else 0), 0)
-    return Cost(left=f"{left:,} of {fit.num_steps:,} steps", seconds=left * step(clock))
+    timing = step(clock)
+    return Cost(left=f"{left:,} of {fit.num_steps:,} steps", seconds=left * timing.step, host=timing.start)
 
 
 def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None, clock: Clock) -> Cost:
@@ -75,18 +114,56 @@ def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run
     todo = [part for part in parts if not (usable and part.intact(thorough=False))]
     images = sum(len(part.index) for part in todo)
     if not todo:
-        return Cost(left="done", seconds=0.0)
+        return _DONE
     if run and run.rounds:
-        batch = run.rounds * clock.sampling_step(None)
+        steps = [(run.rounds, clock.sampling_step(None))]
     else:
         attack = ATTACKS[run.attack] if run else None
         segments = _segments(settings, attack)
-        batch = sum((stop - start) * clock.sampling_step(attack if flag else None) for start, stop, flag in segments)
+        steps = [(stop - start, clock.sampling_step(attack if flag else None)) for start, stop, flag in segments]
     return Cost(
         left=f"{len(todo):,} of {len(parts):,} shards, {images:,} images",
-        seconds=len(todo) * batch,
+        seconds=len(todo) * sum(count * timing.step for count, timing in steps),
+        host=sum(timing.start for _, timing in steps),
         size=images * math.prod(builders.image_shape(settings)),
     )
+
+
+def labelling(work: Unit) -> Cost:
+    """The cost of clustering the synthetic images."""
+    return _DONE if work.done() else Cost(left="clusters", host=_LABEL)
+
+
+def evaluation(settings: Settings, work: Unit, clock: Clock) -> Cost:
+    """The cost of scoring every run, and of what the target is asked about members and held-out images."""
+    if work.done():
+        return _DONE
+    data, metrics, runs = settings.data, len(settings.evaluate.metrics), len(settings.runs())
+    pairs = (data.num_members + data.num_heldout) * (runs * settings.extract.num_images + data.num_heldout)
+    products = metrics * pairs * math.prod(builders.image_shape(settings))
+    own = _asked(settings, clock)
+    host = own.host + _EVALUATE + runs * metrics * _TABLES + products * clock.product()
+    return Cost(left=f"{runs} runs", seconds=own.seconds, host=host)
+
+
+def asked(settings: Settings, clock: Clock) -> float:
+    """Seconds of what the evaluation asks the target about members and held-out images."""
+    cost = _asked(settings, clock)
+    return cost.seconds / jax.device_count() + cost.host
+
+
+def _asked(settings: Settings, clock: Clock) -> Cost:
+    e, data, own = settings.evaluate, settings.data, clock.sampling_step(None)
+    calls = sum(min(count, e.loss_images) for count in (data.num_members, data.num_heldout)) * target_scores.REPEATS
+    calls += e.membership * (data.num_members + data.num_heldout) * target_scores.membership_calls(settings)
+    calls += e.divergence * 2 * e.divergence_draws * _LIKELIHOOD
+    programs = 1 + 2 * e.membership + 3 * e.divergence  # compilation grows with the calls in a program
+    return Cost(left="", seconds=calls / settings.sampler.batch_size * own.step, host=programs * own.compiling)
+
+
+def reporting(settings: Settings, work: Unit) -> Cost:
+    """The cost of writing the page."""
+    return _DONE if work.done() else Cost(left="the page", host=_REPORT + len(settings.runs()) * _SHEET)
 
 
 def _segments(settings: Settings, attack: Attack | None) -> list[tuple[int, int, bool]]:

@@ -209,7 +209,7 @@ def _method_note(results: Results, settings: Settings) -> str:
         f"Target: {target.parameters:,} parameters at step {target.step:,}, {results.dataset.members} "
         f"members of {results.dataset.name}{_labels(settings)}; denoising loss "
         f"{target.denoising_loss_members:.4f} on members, {target.denoising_loss_heldout:.4f} on held-out "
-        "images. Every attack generates "
+        f"images (at most {settings.evaluate.loss_images:,} of each). Every attack generates "
         f"{settings.extract.num_images:,} images from the same initial noise. Unguided: "
         f"{settings.sampler.solver}, {settings.sampler.num_steps} steps; "
         f"guided: {settings.guided_sampler.solver}, {settings.guided_sampler.num_steps} steps"

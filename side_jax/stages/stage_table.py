@@ -313,7 +313,8 @@ def _plan_label(settings: Settings, workdir: Path) -> list[Work]:
     if not settings.extract.needs_pseudo_labels:
         return []
     work = unit(settings, workdir, "label")
-    return [Work(unit=work, disk=functools.partial(estimates.feature_bytes, settings, work))]
+    disk = functools.partial(estimates.feature_bytes, settings, work)
+    return [Work(unit=work, cost=lambda clock: estimates.labelling(work), disk=disk)]
 
 
 def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
@@ -334,6 +335,16 @@ def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
 def _plan_extract(settings: Settings, workdir: Path) -> list[Work]:
     units = extraction_units(settings, workdir)
     return [_sampling(settings, work, extracted_shards(settings, work), run) for run, work in units]
+
+
+def _plan_evaluate(settings: Settings, workdir: Path) -> list[Work]:
+    work = evaluation_unit(settings, workdir)
+    return [Work(unit=work, cost=functools.partial(estimates.evaluation, settings, work))]
+
+
+def _plan_report(settings: Settings, workdir: Path) -> list[Work]:
+    work = report_unit(settings, workdir)
+    return [Work(unit=work, cost=lambda clock: estimates.reporting(settings, work))]
 
 
 def _sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None) -> Work:
@@ -433,13 +444,13 @@ STAGES = {
         Stage(
             name="evaluate",
             reads=("extract",),
-            plan=lambda settings, workdir: [Work(unit=evaluation_unit(settings, workdir))],
+            plan=_plan_evaluate,
             outputs=lambda _: [f"evaluate/{name}" for name in ("results.json", "matches.csv", "members.csv")],
         ),
         Stage(
             name="report",
             reads=("evaluate",),
-            plan=lambda settings, workdir: [Work(unit=report_unit(settings, workdir))],
+            plan=_plan_report,
             outputs=lambda manifest: [f"report/{name}" for name in ("index.html", *manifest.get("figures", []))],
         ),
         Stage(

@@ -19,6 +19,7 @@ from side_jax.commands import cli, sample_audit
 from side_jax.config import from_config, packaged_configs
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.models.unet import UNet
+from side_jax.pipeline import budget, clock
 from side_jax.pipeline.saved_config import saved_config
 
 CONFIG = """
@@ -71,6 +72,8 @@ def test_every_function_has_an_example_that_runs(folder, name, monkeypatch):
     override = sample_audit.override
     # What no example shows takes most of the time of an audit of samples.
     monkeypatch.setattr(sample_audit, "override", lambda values: override(FEW | dict(values)))
+    monkeypatch.setattr(clock, "_timed", lambda step: (1e-6, 1e-6))
+    monkeypatch.setattr(budget, "LEVELS", budget.LEVELS[1:])  # without SIDE's training
     found = doctest.DocTestFinder().find(getattr(side_jax, name), name, globs={name: getattr(side_jax, name)})
     examples = [test for test in found if test.examples]
     assert examples, f"{name} has no example"
@@ -103,8 +106,8 @@ def test_an_audit_gives_what_its_files_hold(folder, said):
     results = json.loads((folder / "runs" / "smoke" / "evaluate" / "results.json").read_text())
     config = saved_config(folder / "runs" / "smoke")
     for given in ("smoke", folder / "tiny.py", str(folder / "tiny.py"), config, from_config(config), None):
-        found = side_jax.audit(given, "runs/smoke")
-        assert list(found.rows) == results["rows"]
+        found = side_jax.audit_config(given, "runs/smoke")
+        assert list(found.records) == results["rows"]
         assert found.report.read_text().count(found.verdict) > 0
         assert found.sentences[0] in found.report.read_text()
         assert json.loads(found.results.read_text()) == results
@@ -114,7 +117,7 @@ def test_an_audit_gives_what_its_files_hold(folder, said):
 
 
 def test_a_result_shows_itself_in_a_notebook(folder):
-    found = side_jax.audit("smoke", "runs/smoke")
+    found = side_jax.audit_config("smoke", "runs/smoke")
     shown = found._repr_html_()
     page = html.unescape(shown.partition('srcdoc="')[2].partition('" width')[0])
     assert page == found.report.read_text()
@@ -122,12 +125,12 @@ def test_a_result_shows_itself_in_a_notebook(folder):
     sheet = found.gallery()
     assert min(sheet.size) > 20
     pandas = pytest.importorskip("pandas")
-    assert isinstance(found.frame(), pandas.DataFrame)
-    assert found.frame()["ams"].tolist() == [row["ams"] for row in found.rows]
+    assert isinstance(found.rows, pandas.DataFrame)
+    assert found.rows["ams"].tolist() == [row["ams"] for row in found.records]
 
 
 def test_a_result_without_a_report_says_so(folder):
-    found = side_jax.audit("smoke", "runs/smoke")
+    found = side_jax.audit_config("smoke", "runs/smoke")
     for path in found.report.parent.iterdir():
         path.unlink()
     assert found._repr_html_().startswith("AuditResult(verdict=")
@@ -139,18 +142,18 @@ def test_an_audit_by_some_stages_has_no_verdict_before_evaluate(folder):
     """And what an earlier config found is not taken for what this one finds."""
     config = saved_config(folder / "runs" / "smoke").copy_and_resolve_references()
     config.evaluate.rmse_below = 0.2
-    found = side_jax.audit(config, folder / "runs" / "smoke", ["train"])
-    assert (found.verdict, found.sentences, found.rows) == ("", (), ())
-    assert side_jax.audit(config, folder / "runs" / "smoke", ["evaluate"]).verdict == "Not decided"
+    found = side_jax.audit_config(config, folder / "runs" / "smoke", ["train"])
+    assert (found.verdict, found.sentences, found.records) == ("", (), ())
+    assert side_jax.audit_config(config, folder / "runs" / "smoke", ["evaluate"]).verdict == "Not decided"
 
 
 def test_an_audit_refuses_what_can_not_be_used(tmp_path):
     with pytest.raises(side_jax.InputError, match="config 'typo' not found"):
-        side_jax.audit("typo", tmp_path / "run")
+        side_jax.audit_config("typo", tmp_path / "run")
     with pytest.raises(side_jax.InputError, match=r"config\.name is missing"):
-        side_jax.audit(ConfigDict({"seed": 1}), tmp_path / "run")
+        side_jax.audit_config(ConfigDict({"seed": 1}), tmp_path / "run")
     with pytest.raises(side_jax.InputError, match="--stages holds 'attack'"):
-        side_jax.audit("smoke", tmp_path / "run", ["attack"])
+        side_jax.audit_config("smoke", tmp_path / "run", ["attack"])
     assert not (tmp_path / "run").exists()
 
 

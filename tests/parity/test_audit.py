@@ -126,7 +126,7 @@ def test_the_module_itself_gives_the_results_of_its_checkpoint(foreign, tmp_path
     net = UNet2DModel.from_pretrained(foreign[0], subfolder="unet", use_safetensors=True)
     target = from_torch(net, from_diffusers(foreign[0])[2], (8, 8, 1))
     with jax.numpy_dtype_promotion("standard"):
-        side_jax.audit(saved_config(tmp_path / "converted"), tmp_path / "called", target=target)
+        side_jax.audit_config(saved_config(tmp_path / "converted"), tmp_path / "called", target=target)
     found = [
         json.loads((tmp_path / name / "evaluate" / "results.json").read_text()) for name in ("converted", "called")
     ]

@@ -3,13 +3,15 @@
 import dataclasses
 import shutil
 
+import jax
 import pytest
 import runs
 
 from side_jax import builders
 from side_jax.config import from_config
-from side_jax.pipeline import plan, saved_config, space
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.pipeline import clock, plan, saved_config, space
+from side_jax.stages import estimates, stage_inputs, stage_table
+from side_jax.stages.estimates import Timing
 
 
 def listing(folder):
@@ -18,8 +20,27 @@ def listing(folder):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Each step takes a second, a classifier's two, so that the sums can be checked, and nothing is compiled."""
-    monkeypatch.setattr(plan._Clock, "_device_seconds", lambda self, key, measure: 2.0 if "classifier" in key else 1.0)
+    """Each step takes a second, a classifier's two, so that the sums can be checked; what is done by the host, none."""
+
+    def timed(self, measure):
+        raise AssertionError("nothing may be timed")
+
+    class Fixed(dict):
+        def __missing__(self, key):
+            step = 0.0 if key == "product" else 2.0 if "classifier" in key else 1.0
+            return Timing(step=step * jax.device_count())
+
+        def __contains__(self, key):
+            return True
+
+    monkeypatch.setattr(clock, "_timed", timed)
+    monkeypatch.setattr(
+        clock.Clock,
+        "__init__",
+        lambda self, settings: vars(self).update(_settings=settings, _timings=Fixed(), _planned=set()),
+    )
+    for name in ("_LABEL", "_EVALUATE", "_TABLES", "_REPORT", "_SHEET"):
+        monkeypatch.setattr(estimates, name, 0.0)
 
 
 def lines(capsys):
@@ -32,13 +53,15 @@ def test_a_fresh_run_has_all_to_do(tmp_path, capsys, quick):
     assert runs.run([*runs.arguments(tmp_path / "a" / "b"), "--dry-run"]) == 0
     found, rows = lines(capsys)
     assert not (tmp_path / "a").exists()
-    assert found["train"] == "40 of 40 steps 40.0 device-seconds"
-    assert found["surrogate/side"] == "30 of 30 steps 60.0 device-seconds"
+    assert found["train"] == "40 of 40 steps 40.0 seconds"
+    assert found["surrogate/side"] == "30 of 30 steps 60.0 seconds"
     # 128 images of 64 pixels in shards of 32, each of 3 steps
-    assert found["synthesize"] == "4 of 4 shards, 128 images 12.0 device-seconds 0.0 MiB"
-    assert found["extract/side_10"] == "2 of 2 shards, 64 images 6.0 device-seconds 0.0 MiB"
+    assert found["synthesize"] == "4 of 4 shards, 128 images 12.0 seconds 0.0 MiB"
+    assert found["extract/side_10"] == "2 of 2 shards, 64 images 6.0 seconds 0.0 MiB"
     assert len([unit for unit in found if unit.startswith("extract/")]) == 5
-    assert "Total: 162 device-seconds" in rows[-2]  # 40 + 12 + 60 + 20 + 5 x 6
+    asked = (64 + 64) * 8 / 32  # of members and held-out images, eight draws of the noise, in batches of 32
+    assert found["evaluate"] == f"5 runs {asked:.1f} seconds"
+    assert "Total: about 3.2 min" in rows[-2]  # 40 + 12 + 60 + 20 + 5 x 6 + 32
     assert "Nothing was written" in rows[-1]
 
 
@@ -51,7 +74,7 @@ def test_what_is_done_is_not_counted(finished, tmp_path, capsys, quick):
     assert listing(workdir) == before
     assert found["train"].startswith("done 0.0")
     assert found["extract/side_10"].startswith("1 of 2 shards, 32 images 3.0")
-    assert "Total: 3 device-seconds" in rows[-2]
+    assert "Total: about 3 s" in rows[-2]
 
 
 def test_changed_settings_are_to_do_again(finished, capsys, quick):
@@ -83,9 +106,31 @@ def test_steps_are_timed(tmp_path, capsys):
     arguments = runs.arguments(tmp_path / "run", extract__attacks="('side','conditional_x0')")
     assert runs.run([*arguments, "--dry-run"]) == 0
     found, _ = lines(capsys)
-    seconds = [line.split(" device-seconds")[0].split()[-1] for line in found.values() if " device-seconds" in line]
-    assert len(seconds) == 9  # train, synthesize, two surrogates, four runs, and the sum
-    assert all(float(value.replace(",", "")) > 0 for value in seconds)
+    seconds = [line.split(" seconds")[0].split()[-1] for unit, line in found.items() if unit != "Total:"]
+    assert len(seconds) == 12  # train, synthesize, label, two surrogates, four runs, evaluate, report, and the disk
+    assert all(float(value.replace(",", "")) > 0 for value in seconds[:-1])
+
+
+def test_compilation_counts_once_and_so_does_what_was_timed(finished):
+    """A second plan on the same clock times nothing anew, and compiles everything once more."""
+    settings = from_config(saved_config.saved_config(finished))
+    known, timed = clock.Clock(settings), []
+
+    def measure():
+        timed.append(1)
+        return Timing(step=1.0, compiling=5.0)
+
+    one = [known._timing("a", measure).start, known._timing("a", measure).start, known._timing("b", measure).start]
+    other = known.for_plan(settings)
+    assert (one, other._timing("a", measure).start, len(timed)) == ([5.0, 0.0, 5.0], 5.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7.4, "7 s"), (99, "99 s"), (120, "2 min"), (159, "2.6 min"), (700, "12 min"), (12600, "3.5 h")],
+)
+def test_times_for_people(seconds, text):
+    assert plan.duration(seconds) == text
 
 
 def left(settings, workdir):

@@ -16,6 +16,7 @@ from side_jax.config import from_config, load_config
 from side_jax.devices import cpu
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
+from side_jax.pipeline import resolve
 from side_jax.targets import from_function
 
 DIGITS = np.round(load_digits().images * (255 / 16)).astype(np.uint8)[..., None]
@@ -59,14 +60,14 @@ def target(fn=memorised, name="the posterior mean of the members", **options):
 
 def test_the_whole_audit_runs_on_it(config, tmp_path):
     with jax.numpy_dtype_promotion("standard"):
-        result = side_jax.audit(config, tmp_path / "run", target=target())
+        result = side_jax.audit_config(config, tmp_path / "run", target=target())
     assert result.verdict == "Leaks"
-    rows = [row for row in result.rows if (row["metric"], row["level"]) == ("rmse", "high")]
+    rows = [row for row in result.records if (row["metric"], row["level"]) == ("rmse", "high")]
     assert {row["attack"] for row in rows} == {"unconditional", "side", "modes"}
     assert min(row["ams"] for row in rows) > 0.95  # it knows nothing else
     assert max(row["heldout_ams"] for row in rows) == 0
-    again = side_jax.audit(None, tmp_path / "run")  # all is done, so nothing is called
-    assert again.rows == result.rows
+    again = side_jax.audit_config(None, tmp_path / "run")  # all is done, so nothing is called
+    assert again.records == result.records
 
 
 def test_what_needs_derivatives_is_refused(config, tmp_path):
@@ -74,7 +75,7 @@ def test_what_needs_derivatives_is_refused(config, tmp_path):
     with config.unlocked():
         config.extract.attacks = ("unconditional", "conditional_x0")
     with pytest.raises(InputError, match="without conditional_x0: a Python object has values"):
-        side_jax.audit(config, tmp_path / "run", target=target())
+        side_jax.audit_config(config, tmp_path / "run", target=target())
 
 
 @pytest.mark.parametrize(
@@ -89,24 +90,24 @@ def test_settings_of_files_are_refused(config, tmp_path, section, name, value, w
     with config.unlocked():
         config[section][name] = value
     with pytest.raises(InputError, match=words):
-        side_jax.audit(config, tmp_path / "run", target=target())
+        side_jax.audit_config(config, tmp_path / "run", target=target())
 
 
 def test_the_images_are_those_of_the_object(config, tmp_path):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.evaluate.divergence = True
-    resolved = from_config(side_jax.commands.api._with_object(config, target()))
+    resolved = from_config(resolve.with_object(config, target()))
     assert resolved.data.shape == (8, 8, 1)
     assert not resolved.evaluate.divergence
 
 
 def test_another_process_is_told_to_pass_it(config, tmp_path, monkeypatch):
     with jax.numpy_dtype_promotion("standard"):
-        side_jax.audit(config, tmp_path / "run", ["train"], target=target())
+        side_jax.audit_config(config, tmp_path / "run", ["train"], target=target())
     monkeypatch.setattr("side_jax.models.callback._FUNCTIONS", {})
     with pytest.raises(InputError, match="with the same workdir and target="):
-        side_jax.audit(None, tmp_path / "run", ["synthesize"])
+        side_jax.audit_config(None, tmp_path / "run", ["synthesize"])
 
 
 def test_a_wrong_shape_is_said():
@@ -139,7 +140,7 @@ def test_several_devices_of_a_cpu_are_refused_where_we_made_them(config, tmp_pat
     """Calls from several wait for each other; eight were asked for here, so there is only a warning."""
     monkeypatch.setattr("side_jax.devices.cpu._cores_are_devices", True)
     with pytest.raises(InputError, match="audit it in a new Python process"):
-        side_jax.audit(config, tmp_path / "run", target=target())
+        side_jax.audit_config(config, tmp_path / "run", target=target())
     monkeypatch.setattr("side_jax.devices.cpu._cores_are_devices", False)
     cpu.use_one()
     assert "may wait for each other" in caplog.text
