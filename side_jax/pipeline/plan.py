@@ -17,6 +17,9 @@ from side_jax.stages import stage_table
 from side_jax.stages.estimates import Cost
 
 
+LONG = 12 * 3600  # seconds
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
     """A unit of work and its remaining cost."""
@@ -67,6 +70,8 @@ def text(settings: Settings, workdir: Path, chosen: Sequence[str]) -> str:
         f"  Total: about {duration(total)}, by timed steps: {compiling:,.0f} seconds of it for compilation, tables and "
         "figures. It may take half or twice as long."
     )
+    if total > LONG and settings.target.path:
+        rows.append("  `side-jax audit --budget=TIME` chooses settings that take as long as you want, see its --help.")
     need, free = space.space(settings, workdir)
     rows.append(f"  Disk: at most {need / 2**20:,.0f} MiB, with {free / 2**20:,.0f} MiB free. Nothing was written.")
     return "\n".join(rows)

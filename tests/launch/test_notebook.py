@@ -1,6 +1,7 @@
 """launch/colab.ipynb, executed as a user would, on the smoke config."""
 
 import importlib.metadata
+import inspect
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 import runs
 from nbclient import NotebookClient
 
+import side_jax
+from side_jax.commands import api
 from side_jax.workdir import files
 
 PATH = runs.ROOT / "launch" / "colab.ipynb"
@@ -83,6 +86,19 @@ def test_its_commands_name_configs_that_are_there(notebook):
     assert "configs/celeba.py" in named
     for config in named:
         assert (runs.ROOT / config).exists(), config
+
+
+def test_a_model_of_ones_own(notebook, monkeypatch):
+    """tests/commands/test_model_audit.py runs what the cell calls."""
+    source = next(cell.source for cell in notebook.cells if "SIDE_MODEL" in cell.source)
+    for name, value in (("MODEL", "ckpt.pt"), ("MEMBERS", "seen"), ("HELDOUT", "unseen"), ("BUDGET", "2min")):
+        monkeypatch.setenv(f"SIDE_{name}", value)
+    asked = []
+    monkeypatch.setattr(side_jax, "audit", lambda *given, **named: asked.append((given, named)))
+    exec(source, {"side_jax": side_jax, "os": os})
+    (given, named), *_ = asked
+    inspect.signature(api.audit).bind(*given, **named)
+    assert (given, named) == (("ckpt.pt", "seen", "unseen"), {"budget": "2min"})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's own machinery, by version
