@@ -16,7 +16,6 @@ from side_jax.settings import Settings
 from side_jax.stages import stage_table
 from side_jax.stages.estimates import Cost
 
-
 LONG = 12 * 3600  # seconds
 
 
