@@ -109,7 +109,8 @@ def setup_options(tree):
 
 def run(*command, cwd=ROOT, code=0):
     """Runs a command that must end with an exit code, without this tree on Python's path; returns what it printed."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    left_out = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
     done = subprocess.run(
         [str(word) for word in command], cwd=cwd, env=environment, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -155,7 +156,7 @@ def install(wheel, work):
     """Installs a wheel with what it asks for into a new environment; returns the folder of its programs."""
     run(sys.executable, "-m", "venv", work / "clean")
     programs = work / "clean" / "bin"
-    run(programs / "python", "-m", "pip", "install", "-q", wheel)
+    run(programs / "python", "-m", "pip", "install", "-q", "--no-compile", wheel)  # compiles what is imported, later
     run(programs / "python", "-m", "pip", "check")
     return programs
 
