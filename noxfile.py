@@ -3,7 +3,9 @@
 Each task has an environment of its own under .nox/. With --no-venv, it installs into the active one and runs there.
 """
 
+import platform
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,22 +15,11 @@ nox.options.sessions = ["tests", "lint"]
 nox.options.reuse_existing_virtualenvs = True
 ROOT = Path(__file__).parent
 WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
-# The units of work of configs/smoke.py that say so when there is nothing left to do.
-UNITS = (
-    *("train", "synthesize", "label", "surrogate/side", "surrogate/conditional"),
-    *("extract/side_10", "evaluate", "report"),
-)
 
 
 def install(session: nox.Session, *arguments: str) -> None:
     """Installs by pip into the task's environment, or the active one with --no-venv, where session.install refuses."""
     session.run("python", "-m", "pip", "install", "-q", *arguments)
-
-
-def audit(session: nox.Session, workdir: Path, *, silent: bool = False) -> str:
-    """Runs the real command on the smallest config; returns its output if silent."""
-    arguments = ("--config=configs/smoke.py", f"--workdir={workdir}")
-    return session.run("python", "-m", "side_jax.main", *arguments, silent=silent) or ""
 
 
 @nox.session(venv_backend="none")
@@ -42,7 +33,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, the layers of the package, types, and the syntax of shell scripts."""
+    """Style, the layers of the package, types, the syntax of shell scripts, and the Dockerfile."""
     install(session, "-e", ".[lint]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -51,6 +42,8 @@ def lint(session: nox.Session) -> None:
     scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch"), ROOT / ".ci" / "run"]
     for script in sorted(scripts):
         session.run("bash", "-n", str(script), external=True, log=False)
+    if (sys.platform, platform.machine()) == ("linux", "x86_64"):  # where the extra has the program
+        session.run("hadolint", "--failure-threshold=style", "launch/Dockerfile")
 
 
 @nox.session
@@ -78,16 +71,10 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
-def smoke(session: nox.Session) -> None:
-    """The real command, twice: the second time there must be nothing left to do."""
-    install(session, "-e", ".")
-    with tempfile.TemporaryDirectory() as folder:
-        audit(session, Path(folder) / "smoke")
-        said = audit(session, Path(folder) / "smoke", silent=True)
-    print(said)
-    again = [unit for unit in UNITS if f"{unit}: up to date" not in said]
-    if again:
-        session.error(f"the second run did not find these up to date: {', '.join(again)}")
+def package(session: nox.Session) -> None:
+    """Builds wheel and sdist into dist/ if all is well: what they hold, a clean installation, and an audit by it."""
+    install(session, "-e", ".[release]")
+    session.run("python", "tests/packaged.py", "dist")
 
 
 @nox.session
@@ -99,7 +86,8 @@ def lower_bounds(session: nox.Session) -> None:
         oldest = Path(folder) / "requirements.txt"
         oldest.write_text((ROOT / "requirements.txt").read_text().replace(">=", "=="))
         install(session, "-r", str(oldest))
-        audit(session, Path(folder) / "smoke")
+        arguments = ("--config=configs/smoke.py", f"--workdir={folder}/smoke")
+        session.run("python", "-m", "side_jax.main", *arguments)
 
 
 @nox.session

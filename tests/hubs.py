@@ -26,6 +26,7 @@ class Hub:
       address: of the server.
       repositories: what it serves.
       heads: {(kind, name): commit of main}.
+      tags: {tag: commit}, of all repositories.
       gated, private: names of such repositories, which need the token "right".
       asked: (method, path) of each request.
       downloaded: names of the files that were sent, without .gitattributes, which every repository has.
@@ -33,6 +34,7 @@ class Hub:
 
     def __init__(self):
         self.repositories, self.heads, self.gated, self.private = {}, {}, set(), set()
+        self.tags = {}
         self.asked, self.downloaded = [], []
         self.address = ""
 
@@ -64,7 +66,7 @@ class Hub:
         known = self.repositories.get((kind, name))
         if known is None or (name in self.private and token != "right"):
             return 401, {"X-Error-Code": "RepoNotFound"}, b'{"error": "Repository not found"}'
-        commit = self.heads[kind, name] if revision == "main" else revision
+        commit = self.heads[kind, name] if revision == "main" else self.tags.get(revision, revision)
         if commit not in known:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b'{"error": "Invalid rev id"}'
         if what == "tree":
@@ -131,7 +133,7 @@ def connect(monkeypatch, address, home, *, offline=False):
 
 
 def refused(call, *words):
-    """Calls, expects a refusal, and looks for words in its one sentence, which is none of the hub's own."""
+    """Calls, expects a refusal, looks for words in its one sentence, which is none of the hub's own; returns it."""
     with pytest.raises(InputError) as caught:
         call()
     text = str(caught.value)
@@ -140,3 +142,4 @@ def refused(call, *words):
     assert not re.search(r"\. [A-Z]|Traceback|Request ID", text), text
     for word in words:
         assert word in text, text
+    return text

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from side_jax.data.decode import suffix_of
-from side_jax.errors import InputError
 from side_jax.hub import repository
 
 _FEW = 100
@@ -58,7 +57,7 @@ def fetch(text: str, commit: str, kinds: Sequence[Sequence[str]]) -> Files:
     folder = posixpath.dirname(path[: min(wild)]) if wild else path
     names = [posixpath.relpath(name, folder or ".") for name in sorted(found.names) if fnmatchcase(name, pattern)]
     if not names:
-        raise InputError(f"{text} does not exist: the repository has no file there; name one of its files or folders.")
+        raise found.lacks(text)
     shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     chosen = next(filter(None, ([name for name in shown if suffix_of(name) in kind] for kind in kinds)), [])
     # The library compares each file with each pattern, so names are too many where there are many files.

@@ -6,9 +6,11 @@ huggingface_hub does the work, so that its HF_HOME, HF_ENDPOINT, HF_TOKEN and HF
 import dataclasses
 import errno
 import glob
+import importlib.metadata
 import logging
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ _ID = re.compile(
     r"(/(?P<path>[^@]*))?"
 )
 _KINDS = ("datasets", "spaces", "models", "buckets", "kernels")  # no owner is called so
-_CONNECT = "connect to the network once and run the same command, or give a local path"
+_SHOWN = 6  # at most so many names of what a repository has
 _ANY = (".gitattributes",)  # a small file that repositories have; the library complains where nothing is asked for
 # A full disk and the like, of which the command line has its own sentence.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -54,6 +56,24 @@ class Location:
 
     def __str__(self) -> str:
         return f"{SCHEME}{'datasets/' * (self.kind == 'dataset')}{self.name}"
+
+
+def command(where: Location) -> str:
+    """What a user runs to download what an id names into the hub's cache; the installed library's program for it.
+
+    Of a model, this is all beside it too, where its scheduler may be; of a data set, what begins with the path.
+    """
+    words = [f"{_program()} download {where.name}"]
+    if where.kind == "dataset":
+        words.append("--repo-type dataset")
+    if where.revision:
+        words.append(f"--revision {shlex.quote(where.revision)}")
+    path = where.path if where.kind == "dataset" else where.path.rpartition("/")[0]
+    if path:
+        wild = "*" in path or "?" in path
+        pattern = path.replace("[", "[[]") if wild else glob.escape(path) + "*"
+        words.append(f"--include {shlex.quote(pattern)}")
+    return " ".join(words)
 
 
 def is_id(path: Any) -> bool:
@@ -125,8 +145,23 @@ class Snapshot:
         folder = _download(self.where, patterns or [glob.escape(name) for name in names], cached=self.cached)
         missing = next((name for name in names if not (folder / name).is_file()), None)
         if missing:
-            raise _Unreachable(f"{self.where} is not whole in the hub's cache: {missing} is missing; {_CONNECT}.")
+            raise _Unreachable(
+                f"{self.where} is not whole in the hub's cache: {missing} is missing; {_get(self.where)}."
+            )
         return folder
+
+    def lacks(self, text: str) -> InputError:
+        """What to raise where an id names nothing of the repository; in the cache alone, more may be at the hub."""
+        if self.cached:
+            commit = self.where.revision[:12]
+            return InputError(
+                f"what {text} names at the commit {commit} is not in the hub's cache; {_get(self.where)}."
+            )
+        path = self.where.path
+        top = list(dict.fromkeys(name.partition("/")[0] for name in self.names if not name.startswith(".")))
+        shown = ", ".join(top[:_SHOWN]) + ", ..." * (len(top) > _SHOWN) or "none"
+        what = f"no file or folder {path}" if path else "no files"
+        return InputError(f"{text} does not exist: the repository has {what}; name one that it has ({shown}).")
 
 
 def snapshot(text: str, commit: str, *, cached: bool = False) -> Snapshot:
@@ -141,7 +176,7 @@ def snapshot(text: str, commit: str, *, cached: bool = False) -> Snapshot:
       InputError: if there is no such commit, or neither the hub nor the cache has it.
     """
     where = dataclasses.replace(parse(text), revision=commit)
-    unreachable = _Unreachable(f"{where} at the commit {commit[:12]} is not in the hub's cache; {_CONNECT}.")
+    unreachable = _Unreachable(f"{where} at the commit {commit[:12]} is not in the hub's cache; {_get(where)}.")
     if not cached:
         try:
             _ask(where, "repo_info")  # fails at once without a network; the next question tries for half a minute
@@ -165,6 +200,28 @@ def _library() -> Any:
     except ImportError:
         raise InputError(f"an id of {SCHEME} needs huggingface_hub; run `pip install 'side_jax[hub]'`.") from None
     return huggingface_hub
+
+
+def _program() -> str:
+    """The program of the library; versions before 0.34 had one of another name."""
+    return "hf" if importlib.metadata.entry_points(group="console_scripts", name="hf") else "huggingface-cli"
+
+
+def _get(where: Location) -> str:
+    """What to do where the hub can't be asked, as the end of a sentence."""
+    constants = _library().constants
+    online = "HF_HUB_OFFLINE=0 " * bool(constants.HF_HUB_OFFLINE)
+    return (
+        f"run `{online}{command(where)}` where there is a network (another machine's cache may be copied to "
+        f"{constants.HF_HUB_CACHE}), or give a local path"
+    )
+
+
+def _log_in(where: Location) -> str:
+    """What to do where the hub asks who one is, as the end of a sentence."""
+    login = {"hf": "hf auth login"}.get(_program(), f"{_program()} login")
+    account = f"run `{login}` with an account that may read it (or set HF_TOKEN)"
+    return f"{account}, then `{command(where)}` or the same command again"
 
 
 def _ask(where: Location, question: str) -> Any:
@@ -203,31 +260,35 @@ def _cached_folder(where: Location) -> Path | None:
 def _sentence(where: Location, error: Exception) -> InputError:
     """What to raise for an error of the library; raises that of a full disk itself."""
     errors, address = _library().errors, _library().constants.ENDPOINT
-    token = "give a token of an account that may read it (run `hf auth login`, or set HF_TOKEN)"
     if isinstance(error, OSError) and error.errno in _DISK:
         raise error
     if isinstance(error, errors.GatedRepoError):
         page = f"{address}/{str(where).removeprefix(SCHEME)}"
-        return InputError(f"{where} is open only to those who accepted its terms; do so at {page}, and {token}.")
+        return InputError(
+            f"{where} is open only to those who accepted its terms; do so at {page}, and {_log_in(where)}."
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         other = "models have no datasets/" if where.kind == "dataset" else "data sets are hf://datasets/OWNER/NAME"
         return InputError(
-            f"{where} does not exist at {address}, or is private; correct the name ({other}), or {token}."
+            f"{where} does not exist at {address}, or is private; correct the name ({other}), or {_log_in(where)}."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return InputError(f"{where} has no revision {where.revision}; name a branch, tag or commit of it after @.")
+        return InputError(
+            f"{where} has no revision {where.revision}; name a branch, tag or commit of it after @, or leave @ out for "
+            "its main branch."
+        )
     if isinstance(error, errors.HFValidationError):
         return InputError(f"{where} is no id of the hub ({_reason(error)}); write {_FORM}.")
     status = getattr(getattr(error, "response", None), "status_code", 0)
     if status in (401, 403):
-        return InputError(f"{address} refused to show {where} ({_reason(error)}); {token}.")
+        return InputError(f"{address} refused to show {where} ({_reason(error)}); {_log_in(where)}.")
     if isinstance(error, errors.OfflineModeIsEnabled):
         why = "HF_HUB_OFFLINE is set"
     elif isinstance(error, errors.LocalEntryNotFoundError):
         why = "it is not whole in the hub's cache"
     else:
         why = _reason(error)
-    return _Unreachable(f"{where} can't be asked of {address} ({why}); {_CONNECT}.")
+    return _Unreachable(f"{where} can't be asked of {address} ({why}); {_get(where)}.")
 
 
 def _reason(error: Exception) -> str:

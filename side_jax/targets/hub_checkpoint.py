@@ -42,13 +42,13 @@ def fetch(text: str, commit: str, *, bundle: str = "", cached: bool = False) -> 
         return found.fetch([model, *(name for name in beside if name in names)]) / path
     unet = next((one for one in _places(path, ("", *UNETS)) if posixpath.join(one, "config.json") in names), None)
     if unet is None:
-        raise _no_model(text, path, names)
+        raise _no_model(found, text)
     folder = found.fetch([name for name in names if _is_setting(name, path)])
     autoencoder_folder(folder / unet)  # refuses pipelines with other parts
     read_module(folder / unet)  # refuses what is not read
     for part in (unet, *_places(path, AUTOENCODERS)):
         if posixpath.join(part, "config.json") in names:
-            _fetch_weights(found, part)
+            _fetch_weights(found, part, text)
     return folder / path
 
 
@@ -67,11 +67,13 @@ def _is_setting(name: str, path: str) -> bool:
     return False
 
 
-def _fetch_weights(found: Snapshot, folder: str) -> None:
+def _fetch_weights(found: Snapshot, folder: str, text: str) -> None:
     """Downloads the one file of weights that is read, or the shards of its index."""
     beside = [posixpath.basename(name) for name in found.names if posixpath.dirname(name) == folder]
     where = f"{found.where}/{folder}".rstrip("/")
     source = weights_name(beside, where)
+    if not source and found.cached:
+        raise found.lacks(text)
     if not source:
         raise InputError(f"{where} has no {WEIGHTS}; name a repository or a folder that holds the weights too.")
     source = posixpath.join(folder, source)
@@ -82,11 +84,12 @@ def _fetch_weights(found: Snapshot, folder: str) -> None:
     found.fetch(shards)
 
 
-def _no_model(text: str, path: str, names: Iterable[str]) -> InputError:
+def _no_model(found: Snapshot, text: str) -> InputError:
     """The sentence for a folder of a repository without the files of a model."""
-    inside = [name for name in names if name.startswith(f"{path}/" * bool(path))]
-    if not inside:
-        return InputError(f"{text} does not exist: the repository has no file or folder {path}; name one that it has.")
+    path = found.where.path
+    inside = [name for name in found.names if name.startswith(f"{path}/" * bool(path))]
+    if not inside or found.cached:
+        return found.lacks(text)
     single = next((name for name in inside if name.endswith(_SINGLE)), None)
     hint = f"name the file of the model in it, such as .../{single}" if single else "name a repository of a model"
     return InputError(f"{text} holds neither config.json nor unet/config.json; {hint}.")

@@ -104,7 +104,7 @@ def test_single_files_and_arrays(hub):
     np.testing.assert_array_equal(found.read(0).image, images[2, ..., 0])
     refused(lambda: open_source(f"{ID}/x", "--members"), f"--members={ID}/x holds no image (but 1 .zip)")
     text = refused(lambda: open_source(f"{ID}/y", "--members"), f"--members: {ID}/y does not exist")
-    assert "name one of its files or folders" in text
+    assert "name one that it has (seen.npz, arrays, x)" in text
     refused(
         lambda: open_source("hf://datasets/me/none", "--members"), "--members: hf://datasets/me/none does not exist"
     )

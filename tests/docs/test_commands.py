@@ -28,9 +28,9 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 TEXT = {path: path.read_text(encoding="utf-8") for path in PAGES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`((?:python|python3|side-jax|pip|pytest|nox) [^`]+)`")
+INLINE = re.compile(r"`((?:python|python3|side-jax|pip|pytest|nox|docker) [^`]+)`")
 # Programs of other projects, whose options are theirs.
-OTHERS = {"python3", "pip", ".", "time", "tfds", "apt-get", "pre-commit", "nox"}
+OTHERS = {"python3", "pip", ".", "time", "tfds", "apt-get", "pre-commit", "nox", "mkdir"}
 CONFIG_FOLDERS = (ROOT / "configs", ROOT / "side_jax" / "configs")
 FACE = {"audit", "audit_samples", "AuditResult", "from_diffusers", "to_diffusers", "InputError"}
 
@@ -89,6 +89,8 @@ def check(words):
         assert (ROOT / arguments[0]).exists()
     elif program == "python":
         check_benchmark(ROOT / arguments[0], arguments[1:])
+    elif program == "docker":
+        check_docker(arguments)
     elif program.startswith("launch/"):
         check_script(ROOT / program, variables, arguments)
     elif program == "pytest":
@@ -194,6 +196,24 @@ def check_benchmark(path, arguments):
     check_config(arguments)
 
 
+def check_docker(arguments):
+    """Of a build, the Dockerfile and the extras; of a run, what the command in the image is given."""
+    if arguments[0] == "run":
+        place = next(i for i, word in enumerate(arguments) if re.fullmatch(r"side-jax(:\w+)?", word))
+        options = arguments[1:place]
+        program = options[options.index("--entrypoint") + 1] if "--entrypoint" in options else "side-jax"
+        mounted = [options[i + 1].split(":")[1] for i, word in enumerate(options) if word == "-v"]
+        for path in re.findall(r"=(/\w+)", " ".join(arguments[place + 1 :])):
+            assert path in mounted, f"{path} is not mounted"
+        check_binary(entry_points()[program], arguments[place + 1 :])
+    elif arguments[0] == "build":
+        assert (ROOT / arguments[arguments.index("-f") + 1]).is_file()
+        given = dict(word.split("=") for word in arguments if word.startswith("EXTRAS="))
+        assert set(given.get("EXTRAS", "hub").split(",")) <= extras()
+    else:
+        assert arguments[0] == "stop"
+
+
 def check_script(path, variables, arguments):
     assert path.is_file(), path
     text = path.read_text()
@@ -246,6 +266,10 @@ def test_every_kind_of_command_is_there():
         ("python -m side_jax.main --workdir=a --config.extract.num_images=-1", "num_images"),
         ("side-jax compare a b --outs=c", "not in the help"),
         ("side-jax verify a --workdir=b", "is not a flag"),
+        ("docker run --rm side-jax --config=nothing --workdir=a", "does not exist"),
+        ("docker run --entrypoint side-jax-evaluate side-jax --samples=a --output=b", "not in the help"),
+        ("docker run -v b:/b:ro side-jax --workdir=a --config.data.path=/c", "/c is not mounted"),
+        ("docker build -f launch/Dockerfile --build-arg EXTRAS=gpu .", "gpu"),
         ("python benchmarks/nothing.py", "nothing.py"),
         ("python benchmarks/seeds.py --config=configs/digits.py --workdir=a --seed 3", "no option"),
         ("python benchmarks/seeds.py --workdir=a", "needs"),

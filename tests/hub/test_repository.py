@@ -92,7 +92,12 @@ def test_without_the_network_the_cache_is_used(hub, tmp_path, monkeypatch, caplo
     assert ("HF_HUB_OFFLINE is set" in caplog.text) == offline
     assert not hub.asked
     why = "HF_HUB_OFFLINE is set" if offline else NOWHERE
-    refused(lambda: commit_of("hf://me/tiny@v1"), "hf://me/tiny can't be asked of", why, "connect to the network once")
+    refused(
+        lambda: commit_of("hf://me/tiny@v1"),
+        "hf://me/tiny can't be asked of",
+        why,
+        "hf download me/tiny --revision v1`",
+    )
     refused(lambda: snapshot("hf://me/tiny", hubs.OTHER), "can't be asked of", why, "give a local path")
     for name in ("big.bin", "unheard.of"):  # the first is in a list that new versions of the library keep
         refused(lambda name=name: found.fetch([name]), "hf://me/tiny", "not whole in the hub's cache")
