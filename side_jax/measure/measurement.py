@@ -19,6 +19,7 @@ from side_jax.memorization.distribution import summary
 from side_jax.memorization.distribution.appearance import appearance
 from side_jax.memorization.matching import Score
 from side_jax.memorization.statistics import energy
+from side_jax.progress import doing
 from side_jax.settings import Evaluate
 from side_jax.workdir import files
 
@@ -90,7 +91,10 @@ def measure(
     controls = []
     if settings.controls:
         copied, fresh = (side.images[: settings.control_images] for side in (members, heldout))
-        controls = positive_control.sensitivity(scorer, copied, fresh, settings.confidence)
+        with doing("measuring distorted copies"):
+            controls = positive_control.sensitivity(scorer, copied, fresh, settings.confidence)
+    with doing("comparing the sides with plain samples"):
+        likeness = _likeness(looks, sampled, members, heldout, seed)
     return Measured(
         metrics=scorer.definitions,
         rows=tuple(rows),
@@ -98,7 +102,7 @@ def measure(
         thresholds=scorer.thresholds,
         controls=tuple(controls),
         distribution=tuple(distributions),
-        likeness=_likeness(looks, sampled, members, heldout, seed),
+        likeness=likeness,
         together=scorer.together(attacks) if len(attacks) > 1 else UNSET,
     )
 

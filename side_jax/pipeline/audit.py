@@ -62,7 +62,6 @@ def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) 
 
 def _run_stage(settings: Settings, workdir: Path, name: str) -> None:
     """Runs a stage, and shows what it found."""
-    logger.info("stage %s.", name)
     with WATCH.stage(name) as stage:
         _stage_function(STAGES[name])(settings, workdir)
         if stage.worked and process_group.primary():

@@ -23,7 +23,7 @@ class Activity:
       count: the number of items done.
       first: when the first item since the restart was done; it includes compiling, so that the rate leaves it out.
       last: when the last item was done, or when the loop began.
-      compiling: whether a program is being compiled for it.
+      compiling: since when a program is compiled for it; None: none is.
       shown: whether bars show it when nothing is compiled.
     """
 
@@ -35,7 +35,7 @@ class Activity:
     count: int = 0
     first: float | None = None
     last: float = 0.0
-    compiling: bool = False
+    compiling: float | None = None
     shown: bool = True
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Activity:
         """Notes that an item is done."""
         self.count += 1
         self.first = now if self.first is None else self.first
-        self.last, self.compiling = now, False
+        self.last, self.compiling = now, None
 
     @property
     def waits(self) -> bool:
@@ -93,8 +93,8 @@ class Activity:
     def line(self, now: float, patience: float) -> str:
         """What it is doing; an item that has taken longer than `patience` seconds is named."""
         for_long = f"({clock(now - self.last)})"
-        if self.compiling:
-            return f"{self.description}: compiling {for_long}"
+        if self.compiling is not None:
+            return f"{self.description}: compiling ({clock(now - self.compiling)})"
         if self.total is None:
             return f"still {self.description} {for_long}"
         if now - self.last >= patience and self.count < self.total:

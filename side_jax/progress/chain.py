@@ -129,7 +129,8 @@ class Chain:
             weight, seconds = known.get(self.current.name, (0.0, 0.0))
             if own and todo and after > 0:
                 known[self.current.name] = weight + own * after / todo, seconds + loop.last - loop.first
-        for weight, seconds in (known.get(name, (0.0, 0.0)), [sum(part) for part in zip(*known.values(), strict=True)]):
+        whole = sum(weight for weight, _ in known.values()), sum(seconds for _, seconds in known.values())
+        for weight, seconds in (known.get(name, (0.0, 0.0)), whole):
             if weight and seconds >= LEAST:
                 return seconds / weight
         return 1.0 if self._work.seconds else None

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from side_jax.progress.activities import Activity, clock
 from side_jax.progress.chain import Chain, Stage
-from side_jax.progress.tables import Table
+from side_jax.progress.small_table import Table
 
 PER_SECOND = 4  # how often it is drawn
 BAR = 28  # characters
@@ -111,7 +111,7 @@ class Screen:
     def render(self) -> RenderableType:
         """What stands on the terminal now."""
         now, chain = self._watch.now(), self._watch.stages
-        activities = [one for one in self._watch.activities if one.shown or one.compiling]
+        activities = [one for one in self._watch.activities if one.shown or one.compiling is not None]
         bars = self._bars(activities, now)
         if chain is None:
             return bars
@@ -142,19 +142,19 @@ class Screen:
         for _ in range(5):
             grid.add_column(no_wrap=True, overflow="ellipsis")
         for one in activities:
-            grid.add_row(f"  {one.description}", *self._cells(one, now))
+            grid.add_row(f"  {one.description if one.shown else ''}", *self._cells(one, now))
         return grid
 
     def _cells(self, one: Activity, now: float) -> tuple[RenderableType, ...]:
-        since = clock(now - one.last)
+        what: tuple[RenderableType, ...] = (clock(now - one.last),)
+        if one.compiling is not None:
+            what = Text("compiling", style="yellow"), clock(now - one.compiling)
+        elif one.total is not None:
+            what = one.counted(), one.speed(), one.remaining(now)
         if one.total is None:
-            return (Text("compiling" if one.compiling else "", style="yellow"), since)
-        bar = ProgressBar(
-            total=max(one.total, 1), completed=one.count, width=min(BAR, max(self._console.width - 70, 8))
-        )
-        if one.compiling:
-            return bar, Text("compiling", style="yellow"), since
-        return bar, one.counted(), one.speed(), one.remaining(now)
+            return what
+        width = min(BAR, max(self._console.width - 70, 8))
+        return ProgressBar(total=max(one.total, 1), completed=one.count, width=width), *what
 
 
 def _not_shown(record: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from side_jax.progress.activities import Activity
 from side_jax.progress.chain import Chain, Stage, Work
 from side_jax.progress.heartbeat import Heartbeat, within
-from side_jax.progress.tables import Table
+from side_jax.progress.small_table import Table
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Watch:
         self.stages: Chain | None = None
         self._activities: list[Activity] = []
         self._screen: Any = None  # a Screen, whose library takes a while to import
-        self._users = 0
+        self._is_awake = False
 
     @property
     def activities(self) -> tuple[Activity, ...]:
@@ -101,6 +101,7 @@ class Watch:
     def stage(self, name: str) -> Iterator[Stage]:
         """In this block of a chain, a stage is run."""
         assert self.stages
+        logger.info("stage %s.", name, extra=BARS)
         stage = self.stages.begin(name, self.now())
         stage.failed = True
         try:
@@ -127,8 +128,13 @@ class Watch:
           begins: whether it begins.
           sure: False if it may only be traced, which counts for the first item of a loop.
         """
-        if self._activities and (sure or self._activities[-1].waits):
-            self._activities[-1].compiling = begins
+        if not self._activities:
+            return
+        inner = self._activities[-1]
+        if not begins:
+            inner.compiling = None
+        elif inner.compiling is None and (sure or inner.waits):
+            inner.compiling = self.now()
 
     def table(self, table: Table) -> None:
         """Shows a table, and logs its lines."""
@@ -168,31 +174,32 @@ class Watch:
             try:
                 yield
             finally:
-                self._activities.remove(activity)
+                if activity in self._activities:
+                    self._activities.remove(activity)
 
     @contextlib.contextmanager
     def _awake(self) -> Iterator[None]:
-        """In the outermost of these blocks, the thread writes lines, and a terminal has bars."""
-        if self._users:
-            self._users += 1
-            try:
-                yield
-            finally:
-                self._users -= 1
+        """In the outermost of these blocks, the thread writes lines, and a terminal has bars.
+
+        A loop that an error left may end later than the blocks around it, when its error is forgotten.
+        """
+        if self._is_awake:
+            yield
             return
+        self._is_awake = True
         with contextlib.ExitStack() as around:
+            around.callback(self._sleep)
             if self.bars and terminal():
                 from side_jax.progress.screen import Screen
 
                 self._screen = Screen(self)
                 around.callback(self._close)
-            beat = Heartbeat(self._beat, SECONDS_BETWEEN_LINES)
-            around.callback(beat.stop)
-            self._users = 1
-            try:
-                yield
-            finally:
-                self._users = 0
+            around.callback(Heartbeat(self._beat, SECONDS_BETWEEN_LINES).stop)
+            yield
+
+    def _sleep(self) -> None:
+        self._is_awake = False
+        self._activities.clear()
 
     def _close(self) -> None:
         screen, self._screen = self._screen, None

@@ -2,8 +2,9 @@
 
 These dataclasses are the only list of settings: target.py has those of the audited model, classifiers.py those of
 SIDE's pseudo-labels and classifiers, extraction.py those of the attacks, evaluation.py those of the evaluation and the
-report, track.py where curves are drawn. The comment of a field is its entry in the settings reference (reference.py). config.py turns the dataclasses
-into the ConfigDict that the files in configs/ override, and back. Defaults suit small images.
+report, track.py where curves are drawn. The comment of a field is its entry in the settings reference (reference.py).
+config.py turns the dataclasses into the ConfigDict that the files in configs/ override, and back. Defaults suit small
+images.
 """
 
 import dataclasses

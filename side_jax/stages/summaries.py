@@ -51,23 +51,23 @@ def _label(settings: Settings, workdir: Path) -> Table | None:
     found = stage_table.unit(settings, workdir, "label").content()
     low, _, high = found["cohesion"]
     kept = f"{found['kept']} of {found['clusters']}"
-    rows = [[found["features"]["name"], kept, f"{low:.2f} to {high:.2f}", f"{found['dropped_images']:,}"]]
-    return Table(title="label", columns=["features", "clusters kept", "cohesion", "images without label"], rows=rows)
+    moved, dropped = (f"{found[f'{name}_images']:,}" for name in ("reassigned", "dropped"))
+    rows = [[found["features"]["name"], kept, f"{low:.2f} to {high:.2f}", moved, dropped]]
+    columns = ["features", "clusters kept", "cohesion", "images reassigned", "dropped"]
+    return Table(title="label", columns=columns, rows=rows)
 
 
 def _surrogate(settings: Settings, workdir: Path) -> Table:
     rows = []
     for name, unit in stage_table.classifier_units(settings, workdir).items():
-        content, validated = unit.content(), curves.read(unit.directory / "validation.jsonl")
-        best = next((row for row in validated if row["step"] == content.get("best_step")), (validated or [None])[-1])
-        lowest = files.read_json(unit.directory / "levels.json")[0]
+        content, lowest = unit.content(), files.read_json(unit.directory / "levels.json")[0]
         accuracy = phrases.percent(lowest["accuracy"])
-        rows.append([name, f"{content['classes']:,}", f"{content['steps']:,}", _number(best, "loss"), accuracy])
+        rows.append([name, f"{content['classes']:,}", f"{content['steps']:,}", _number(lowest, "loss"), accuracy])
     if settings.trains_weak:
         unit = stage_table.weak_unit(settings, workdir)
         steps = f"{unit.content()['steps']:,}"
-        rows.append(["weaker model", "", steps, _number(_last(unit.directory / "metrics.jsonl"), "loss"), ""])
-    columns = ["network", "classes", "steps", "loss", "accuracy at the lowest noise"]
+        rows.append(["weaker model", "", steps, "", ""])
+    columns = ["network", "classes", "steps", "held-back loss", "accuracy at the lowest noise"]
     return Table(title="surrogate", columns=columns, rows=rows)
 
 
