@@ -91,10 +91,7 @@ def measure(
     controls = []
     if settings.controls:
         copied, fresh = (side.images[: settings.control_images] for side in (members, heldout))
-        with doing("measuring distorted copies"):
-            controls = positive_control.sensitivity(scorer, copied, fresh, settings.confidence)
-    with doing("comparing the sides with plain samples"):
-        likeness = _likeness(looks, sampled, members, heldout, seed)
+        controls = positive_control.sensitivity(scorer, copied, fresh, settings.confidence)
     return Measured(
         metrics=scorer.definitions,
         rows=tuple(rows),
@@ -102,11 +99,12 @@ def measure(
         thresholds=scorer.thresholds,
         controls=tuple(controls),
         distribution=tuple(distributions),
-        likeness=likeness,
+        likeness=_likeness(looks, sampled, members, heldout, seed),
         together=scorer.together(attacks) if len(attacks) > 1 else UNSET,
     )
 
 
+@doing("comparing the sides with plain samples")
 def _likeness(looks: list[np.ndarray], sampled: list[np.ndarray], members: Side, heldout: Side, seed: int) -> Likeness:
     """Whether held-out images are like members, and plain samples like either.
 

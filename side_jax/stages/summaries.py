@@ -21,14 +21,14 @@ def summary(stage: str, settings: Settings, workdir: Path) -> Table | None:
 
 def _train(settings: Settings, workdir: Path) -> Table:
     columns, rows = ["model", "steps", "loss"], []
-    units = {"target": stage_table.train_unit(settings, workdir)}
+    units = {"the target": stage_table.train_unit(settings, workdir)}
     if settings.extract.needs_twin:
-        units["twin"] = stage_table.twin_unit(settings, workdir)
+        units["its twin"] = stage_table.twin_unit(settings, workdir)
     for name, unit in units.items():
         content = unit.content()
         steps = "imported" if "imported" in content else f"{content['steps']:,}"
         rows.append([name, steps, _number(_last(unit.directory / "metrics.jsonl"), "loss")])
-    seen = _last(units["target"].directory / "monitor.jsonl")
+    seen = _last(units["the target"].directory / "monitor.jsonl")
     if seen:
         columns += ["samples that match", "held-out control"]
         kind = "matched" if "matched" in seen else "copied"

@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+from made_wandb import Wandb
 
 from side_jax.errors import InputError
 from side_jax.settings import Report, Settings, Track
@@ -12,31 +13,6 @@ from side_jax.workdir import boards
 from side_jax.workdir.curves import Curves
 
 SECRET = "patient-0815"
-
-
-class Wandb(types.ModuleType):
-    """Weights & Biases, as far as it is used: records every call."""
-
-    def __init__(self, fails=None):
-        super().__init__("wandb")
-        self.calls, self._fails = [], fails
-
-    def init(self, **options):
-        self.calls.append(("init", options))
-        if self._fails:
-            raise self._fails
-        return self
-
-    def Settings(self, **values):
-        return values
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *args, **options: self.calls.append((name, (args, options)))
-
-    def called(self, name):
-        return [call for called, call in self.calls if called == name]
 
 
 @pytest.fixture

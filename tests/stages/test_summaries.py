@@ -1,0 +1,85 @@
+"""What is said at the end of each stage: the figures of its files, and nothing computed; and what a run has left."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import runs
+
+from side_jax.config import from_config
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.stages import outlook, stage_table, summaries
+
+
+def tables(workdir):
+    settings = from_config(saved_config(workdir))
+    return {name: summaries.summary(name, settings, workdir) for name in stage_table.STAGES}
+
+
+def last(path):
+    return json.loads(path.read_text().splitlines()[-1])
+
+
+def test_each_stage_has_its_figures(finished):
+    found = tables(finished)
+    assert found["report"] is found["suspects"] is None
+    assert found["train"].rows == [["the target", "40", f"{last(finished / 'train' / 'metrics.jsonl')['loss']:.4g}"]]
+    assert found["synthesize"].rows == [["synthetic", "128", "ddim", "3"]]
+    label = np.load(finished / "label" / "labels.npz")
+    assert found["label"].rows[0][:2] == ["pixels", f"{label['kept'].sum()} of {len(label['kept'])}"]
+    assert found["label"].rows[0][-1] == str((label["label"] < 0).sum())
+    assert [row[0] for row in found["surrogate"].rows] == ["conditional", "side"]
+    levels = json.loads((finished / "surrogate" / "side" / "levels.json").read_text())
+    assert found["surrogate"].rows[1][2:] == [
+        "30",
+        f"{levels[0]['loss']:.4g}",
+        f"{100 * levels[0]['accuracy']:.2f}%",
+    ]
+    assert found["extract"].rows == [["unconditional", "1", "64"], ["conditional", "2", "128"], ["side", "2", "128"]]
+    rows = json.loads((finished / "evaluate" / "results.json").read_text())["rows"]
+    plain = next(row for row in rows if row["attack"] == "unconditional" and row["level"] == "high")
+    assert found["evaluate"].title == f"evaluate, by {plain['metric']}"
+    assert found["evaluate"].rows[0][:2] == ["unconditional", f"{round(64 * plain['ams'])} of 64"]
+    for table in filter(None, found.values()):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        assert len(table.lines()) == len(table.rows) + 2
+
+
+def test_with_everything_and_without_pseudo_labels():
+    everything, conditional = (tables(runs.finished(name)) for name in ("everything", "conditional"))
+    assert [row[0] for row in everything["train"].rows] == ["the target", "its twin"]
+    assert everything["surrogate"].rows[-1][0] == "weaker model"
+    assert conditional["label"] is conditional["synthesize"] is None
+    assert conditional["surrogate"] is None
+
+
+def test_the_monitor_has_its_share_in_the_table(workdir):
+    curve = workdir / "train" / "monitor.jsonl"
+    rates = {"matched": 0.25, "matched_heldout": 0.0, "copied": 0.5, "copied_heldout": 0.125}
+    curve.write_text(json.dumps({"step": 40} | rates) + "\n")
+    assert tables(workdir)["train"].rows[0][3:] == ["25.00%", "0.00%"]
+    curve.write_text(json.dumps({"step": 40, "copied": 0.5, "copied_heldout": 0.125}) + "\n")
+    assert tables(workdir)["train"].rows[0][3:] == ["50.00%", "12.50%"]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_what_is_left_in_evaluations_of_the_network(workdir, done):
+    settings = from_config(saved_config(workdir))
+    chosen = stage_table.audit_stages()
+    if done:
+        assert outlook.work(settings, workdir, chosen).weights == {name: {} for name in chosen}
+        (workdir / "extract" / "side_10" / "shard_00001.npz").unlink()
+        shutil.rmtree(workdir / "label")
+        left = outlook.work(settings, workdir, chosen).weights
+        assert "label" not in left  # nobody knows what it takes
+        assert left["train"] == left["synthesize"] == {}
+        return
+    settings = dataclasses.replace(settings, seed=1)
+    left = outlook.work(settings, workdir, chosen).weights
+    assert left["train"] == {"train": 3 * 32 * 40}
+    assert left["synthesize"] == {"synthesize": 128 * 3}
+    assert left["extract"]["extract/unconditional"] == 64 * 3
+    assert len(left["extract"]) == 5
+    assert left.keys() == {"train", "synthesize", "extract"}
