@@ -1,9 +1,10 @@
 """The chain of stages: which are done, how long each took, and about how long the rest will take.
 
-The time that is left is only known for units of work with a weight: their cost, in seconds or in anything that is
-proportional to them, such as evaluations of a network. What a weight takes in seconds is measured in the finished units
-of this run, those of the same stage if there are any, and in the loop of the current one. A chain whose weights are
-seconds already needs no measurement to begin with.
+The time that is left is known for units of work whose amounts of work are: numbers that are proportional to seconds, of
+one or more kinds, such as evaluations of a network for one image. What an amount takes is measured in this run: in the
+finished units of the same stage with the same kinds of work, or else for each kind in all units that are of it alone;
+the loop of the current unit counts as far as it is done. Seconds are a kind too, which needs no measurement to begin
+with.
 """
 
 import dataclasses
@@ -12,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from side_jax.progress.activities import Activity, clock
 
 LEAST = 3.0  # seconds of measured work that say what the rest takes
+SECONDS = "seconds"  # the kind of work whose amounts are seconds
+
+Amounts = Mapping[str, float]  # the amount of each kind of work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,12 +23,11 @@ class Work:
     """What is left to do.
 
     Attributes:
-      weights: of each unit of work that is left, by its stage and name; without a stage of which nobody knows it.
-      seconds: whether the weights are seconds.
+      units: the amounts of each unit of work that is left, by its stage and name; without a stage of which nobody knows
+        them, and with an empty one of which nothing is left.
     """
 
-    weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    seconds: bool = False
+    units: Mapping[str, Mapping[str, Amounts]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,7 +57,7 @@ class Chain:
         self.stages = [Stage(name=name) for name in names]
         self._work, self.began = work, now
         self._done: set[tuple[str, str]] = set()
-        self._measured: dict[str, tuple[float, float]] = {}  # of each stage: finished weight and its seconds
+        self._finished: list[tuple[str, Amounts, float]] = []  # a stage, the amounts of a unit, its seconds
         self._unit: tuple[str, float] | None = None  # the current unit, and when it began
 
     @property
@@ -79,10 +82,7 @@ class Chain:
         if not self.current or not self._unit or self._unit[0] != unit:
             return
         name, (_, began) = self.current.name, self._unit
-        weight, seconds = self._measured.get(name, (0.0, 0.0))
-        own = self._work.weights.get(name, {}).get(unit, 0.0)
-        if own:
-            self._measured[name] = weight + own, seconds + now - began
+        self._finished.append((name, self._work.units.get(name, {}).get(unit, {}), now - began))
         self._done.add((name, unit))
         self._unit = None
 
@@ -92,48 +92,46 @@ class Chain:
         return f"stage {number} of {len(self.stages)}" if number else ""
 
     def left(self, loop: Activity | None, now: float) -> tuple[float, list[str]] | None:
-        """(seconds left of all units with a weight, the stages that are not done and have none); None: nobody knows.
+        """(seconds left, the stages of which nobody knows them); None: nothing is known.
 
         Args:
           loop: the outermost loop of the current unit, if any.
           now: the time.
         """
         total, unknown = 0.0, []
+        measured = self._measured(loop)
         for stage in self.stages:
-            if stage.ended is None and stage.name not in self._work.weights:
+            if stage.ended is not None:
+                continue
+            units = self._work.units.get(stage.name)
+            left = [self._left(stage, name, units[name], measured, loop, now) for name in units or ()]
+            if units is None or None in left:
                 unknown.append(stage.name)
-            elif stage.ended is None:
-                for unit, weight in self._work.weights[stage.name].items():
-                    seconds = self._left_of(stage, unit, weight, loop, now)
-                    if seconds is None:
-                        return None
-                    total += seconds
+            else:
+                total += sum(left)
         return (total, unknown) if total else None
 
-    def _left_of(self, stage: Stage, unit: str, weight: float, loop: Activity | None, now: float) -> float | None:
+    def _left(
+        self, stage: Stage, name: str, amounts: Amounts, measured: "_Measured", loop: Activity | None, now: float
+    ) -> float | None:
         """Seconds left of a unit; None: nobody knows."""
-        if (stage.name, unit) in self._done:
+        if (stage.name, name) in self._done:
             return 0.0
-        rate = self._rate(stage.name, loop)
-        if loop and stage is self.current and self._unit and self._unit[0] == unit:
+        seconds = measured.seconds(stage.name, amounts)
+        if loop and stage is self.current and self._unit and self._unit[0] == name:
             left = loop.left(now)
-            return left if left is not None or rate is None else rate * weight * (1 - loop.share())
-        return None if rate is None else rate * weight
+            return left if left is not None or seconds is None else seconds * (1 - loop.share())
+        return seconds
 
-    def _rate(self, name: str, loop: Activity | None) -> float | None:
-        """Seconds per weight in a stage: as measured there, or else in all of them; None before enough is measured."""
-        known = dict(self._measured)
+    def _measured(self, loop: Activity | None) -> "_Measured":
+        """What the finished units took, and the current one as far as its loop is done, without the first item."""
+        finished = list(self._finished)
         if self.current and self._unit and loop and loop.first is not None:
-            own = self._work.weights.get(self.current.name, {}).get(self._unit[0], 0.0)
-            todo, after = (loop.total or 0) - loop.done, loop.count - loop.done - 1
-            weight, seconds = known.get(self.current.name, (0.0, 0.0))
-            if own and todo and after > 0:
-                known[self.current.name] = weight + own * after / todo, seconds + loop.last - loop.first
-        whole = sum(weight for weight, _ in known.values()), sum(seconds for _, seconds in known.values())
-        for weight, seconds in (known.get(name, (0.0, 0.0)), whole):
-            if weight and seconds >= LEAST:
-                return seconds / weight
-        return 1.0 if self._work.seconds else None
+            amounts = self._work.units.get(self.current.name, {}).get(self._unit[0], {})
+            share = max(loop.count - loop.done - 1, 0) / max((loop.total or 0) - loop.done, 1)
+            part = {kind: share * amount for kind, amount in amounts.items()}
+            finished.append((self.current.name, part, loop.last - loop.first))
+        return _Measured(finished)
 
     def text(self, loop: Activity | None, now: float) -> str:
         """Where the chain is, the time since it began, and about how long the rest will take."""
@@ -144,3 +142,29 @@ class Chain:
             without = f" without {', '.join(unknown)}" if unknown else " for all"
             parts.append(f"about {clock(seconds)} left{without}")
         return ", ".join(filter(None, parts))
+
+
+class _Measured:
+    """What amounts of work take."""
+
+    def __init__(self, finished: Sequence[tuple[str, Amounts, float]]):
+        """Takes finished units: of a stage, with these amounts, in so many seconds."""
+        self._finished = [one for one in finished if sum(one[1].values())]
+        kinds = {kind for _, amounts, _ in self._finished for kind in amounts}
+        alone = {kind: self._rate([one for one in self._finished if one[1].keys() == {kind}]) for kind in kinds}
+        self._rates = {SECONDS: 1.0} | {kind: rate for kind, rate in alone.items() if rate is not None}
+
+    def seconds(self, stage: str, amounts: Amounts) -> float | None:
+        """What these amounts take in a stage; None: nobody knows."""
+        alike = self._rate([one for one in self._finished if one[0] == stage and one[1].keys() == amounts.keys()])
+        if alike is not None:
+            return alike * sum(amounts.values())
+        if not amounts.keys() <= self._rates.keys():
+            return None
+        return sum(self._rates[kind] * amount for kind, amount in amounts.items())
+
+    @staticmethod
+    def _rate(finished: Sequence[tuple[str, Amounts, float]]) -> float | None:
+        """Seconds per amount; None before enough is measured."""
+        seconds = sum(took for _, _, took in finished)
+        return seconds / sum(sum(amounts.values()) for _, amounts, _ in finished) if seconds >= LEAST else None

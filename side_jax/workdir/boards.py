@@ -21,8 +21,9 @@ from side_jax.settings.track import TENSORBOARD, WANDB
 from side_jax.workdir import files
 
 PROJECT = "side_jax"  # of Weights & Biases, unless WANDB_PROJECT names another
-# What Weights & Biases would else collect by itself: its host's name, the user's, the command and the repository.
-_SILENT = {"console": "off", "disable_git": True, "save_code": False, "host": "", "username": "", "program": PROJECT}
+# What Weights & Biases would else collect by itself: the host's name, the user's, the command, the packages, the code.
+_SILENT = {"console": "off", "disable_git": True, "save_code": False, "x_save_requirements": False, "quiet": True}
+_SILENT |= {"host": "", "username": "", "program": PROJECT}
 _SILENT |= dict.fromkeys(("x_disable_meta", "x_disable_stats", "x_disable_machine_info"), True)
 
 
@@ -95,6 +96,7 @@ def check(settings: Settings) -> None:
     """Raises InputError if Weights & Biases is asked for and not installed."""
     if WANDB not in settings.track.to:
         return
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports of its errors hold paths
     try:
         found = hasattr(importlib.import_module("wandb"), "init")  # without it, a folder of its runs has that name
     except ImportError:

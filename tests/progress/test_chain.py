@@ -3,14 +3,19 @@
 import pytest
 
 from side_jax.progress.activities import Activity
-from side_jax.progress.chain import Chain, Work
+from side_jax.progress.chain import SECONDS, Chain, Work
 
 NAMES = ["train", "sample", "cluster", "attack"]
 WEIGHTS = {"train": {"train": 600.0}, "sample": {"sample": 100.0}, "attack": {"a": 100.0, "b": 300.0}}
 
 
-def chain(*, seconds=False, weights=WEIGHTS):
-    return Chain(NAMES, Work(weights=weights, seconds=seconds), 0.0)
+def chain(*, kind="network", weights=WEIGHTS):
+    """A chain whose units have amounts of one kind, or the amounts that are given."""
+    units = {
+        stage: {unit: value if isinstance(value, dict) else {kind: value} for unit, value in units.items()}
+        for stage, units in weights.items()
+    }
+    return Chain(NAMES, Work(units=units), 0.0)
 
 
 def run(one, name, *units, at, end=True):
@@ -57,7 +62,7 @@ def test_a_stage_believes_its_own_measurement_first():
 
 
 def test_the_current_loop_counts_for_itself_and_for_others():
-    """A hundred steps; after the first one, which compiles for a minute, each takes a second: 6 weights a second."""
+    """A hundred steps; after the first one, which compiles for a minute, each takes a second and does 6 of the work."""
     one = chain()
     one.begin("train", 0.0)
     one.begin_unit("train", 0.0)
@@ -68,8 +73,8 @@ def test_the_current_loop_counts_for_itself_and_for_others():
     assert seconds == pytest.approx(89.0 + 500 / 6)
 
 
-def test_weights_in_seconds_need_no_measurement_and_are_corrected_by_one():
-    one = chain(seconds=True)
+def test_seconds_need_no_measurement_and_are_corrected_by_one():
+    one = chain(kind=SECONDS)
     one.begin("train", 0.0)
     one.begin_unit("train", 0.0)
     assert one.left(None, 0.0) == (pytest.approx(1100.0), ["cluster"])
@@ -79,8 +84,37 @@ def test_weights_in_seconds_need_no_measurement_and_are_corrected_by_one():
     assert one.left(None, 1200.0) == (pytest.approx(1000.0), ["cluster"])
 
 
+MIXED = {"train": {"train": 600.0}, "sample": {"sample": {"classifier": 50.0}}, "attack": {}}
+MIXED["attack"] = {unit: {"network": 100.0, "classifier": 100.0} for unit in ("a", "b")}
+
+
+def test_kinds_of_work_are_measured_apart_and_added():
+    """A tenth of a second for the network, two for the classifier, in units of their own."""
+    one = chain(weights=MIXED)
+    at = run(one, "train", ("train", 60.0), at=0.0)
+    assert one.left(None, at) is None  # of no stage is all known
+    at = run(one, "sample", ("sample", 100.0), at=at)
+    assert one.left(None, at) == (pytest.approx(2 * (10.0 + 200.0)), ["cluster"])
+    at = run(one, "cluster", at=at)
+    at = run(one, "attack", ("a", 40.0), at=at, end=False)
+    assert one.left(None, at) == (pytest.approx(40.0), [])  # what is alike says more
+
+
+def test_what_is_alike_needs_no_kind_alone():
+    """A run that goes on, whose classifiers were trained before."""
+    one = chain(weights=MIXED | {"train": {}, "sample": {}})
+    one.begin("attack", 0.0)
+    for unit, now in (("a", 0.0), ("b", 40.0)):
+        one.begin_unit(unit, now)
+        if unit == "a":
+            assert one.left(None, 0.0) is None
+            one.end_unit("a", 40.0)
+    one.stages[0].ended = one.stages[1].ended = one.stages[2].ended = 0.0
+    assert one.left(None, 40.0) == (pytest.approx(40.0), [])
+
+
 def test_what_is_done_already_is_no_work():
-    one = chain(weights={"train": {}, "sample": {}, "attack": {"b": 10.0}}, seconds=True)
+    one = chain(kind=SECONDS, weights={"train": {}, "sample": {}, "attack": {"b": 10.0}})
     one.begin("train", 0.0)
     assert one.left(None, 0.0) == (10.0, ["cluster"])
     assert chain(weights={name: {} for name in NAMES}).left(None, 0.0) is None

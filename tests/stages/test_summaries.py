@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
-import pytest
 import runs
 
 from side_jax.config import from_config
@@ -64,22 +62,30 @@ def test_the_monitor_has_its_share_in_the_table(workdir):
     assert tables(workdir)["train"].rows[0][3:] == ["50.00%", "12.50%"]
 
 
-@pytest.mark.parametrize("done", [True, False])
-def test_what_is_left_in_evaluations_of_the_network(workdir, done):
+def left(settings, workdir):
+    return outlook.work(settings, workdir, stage_table.audit_stages()).units
+
+
+def test_what_is_left_in_evaluations_of_networks(finished):
+    """Of another seed, everything: 40 steps of 32 images, three evaluations each; 3 steps of the sampler."""
+    settings = dataclasses.replace(from_config(saved_config(finished)), seed=1)
+    found = left(settings, finished)
+    assert found.keys() == {"train", "synthesize", "surrogate", "extract"}  # nobody knows of the others
+    assert found["train"] == {"train": {"network": 3 * 32 * 40}}
+    assert found["synthesize"] == {"synthesize": {"network": 128 * 3}}
+    steps = {"side": 30, "conditional": 10}
+    assert found["surrogate"] == {f"surrogate/{name}": {"classifier": 3 * 32 * steps[name]} for name in steps}
+    assert len(found["extract"]) == 5
+    assert found["extract"]["extract/unconditional"] == {"network": 64 * 3}
+    assert found["extract"]["extract/side_10"] == {"network": 64 * 3, "classifier": 2 * 64 * 3}
+
+
+def test_what_is_done_is_not_left(workdir):
     settings = from_config(saved_config(workdir))
     chosen = stage_table.audit_stages()
-    if done:
-        assert outlook.work(settings, workdir, chosen).weights == {name: {} for name in chosen}
-        (workdir / "extract" / "side_10" / "shard_00001.npz").unlink()
-        shutil.rmtree(workdir / "label")
-        left = outlook.work(settings, workdir, chosen).weights
-        assert "label" not in left  # nobody knows what it takes
-        assert left["train"] == left["synthesize"] == {}
-        return
-    settings = dataclasses.replace(settings, seed=1)
-    left = outlook.work(settings, workdir, chosen).weights
-    assert left["train"] == {"train": 3 * 32 * 40}
-    assert left["synthesize"] == {"synthesize": 128 * 3}
-    assert left["extract"]["extract/unconditional"] == 64 * 3
-    assert len(left["extract"]) == 5
-    assert left.keys() == {"train", "synthesize", "extract"}
+    assert left(settings, workdir) == {name: {} for name in chosen}
+    (workdir / "label" / "labels.npz").unlink()
+    assert left(settings, workdir).keys() == set(chosen) - {"label"}
+    modes = dataclasses.replace(settings.extract, attacks=("unconditional", "modes"))
+    (found,) = left(dataclasses.replace(settings, extract=modes), workdir)["extract"].values()
+    assert found == {"network": 64 * settings.modes.rounds[0]}

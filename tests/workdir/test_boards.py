@@ -1,6 +1,7 @@
 """Where curves are drawn: TensorBoard, and Weights & Biases by a stub that records what it is asked for."""
 
 import dataclasses
+import os
 import sys
 import types
 
@@ -18,8 +19,9 @@ SECRET = "patient-0815"
 @pytest.fixture
 def wandb(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Wandb())
-    for name in ("WANDB_PROJECT", "WANDB_DIR"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_PROJECT", "WANDB_DIR", "WANDB_ERROR_REPORTING"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     return sys.modules["wandb"]
 
 
@@ -72,6 +74,7 @@ def test_nothing_private_is_sent(tmp_path, wandb, monkeypatch):
     with boards.open_for(settings("wandb", private=True), workdir, write=True):
         draw(workdir)
     assert SECRET not in repr(wandb.calls)
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
     (options,) = wandb.called("init")
     assert options.keys() == {"project", "id", "resume", "settings"}
     assert options["project"] == "ours"
