@@ -50,7 +50,7 @@ class Stage:
 
 
 class Chain:
-    """The stages of a run."""
+    """The stages of a run; other threads read it while the main thread writes, so that they look at each thing once."""
 
     def __init__(self, names: Sequence[str], work: Work, now: float):
         """Begins the chain with nothing done."""
@@ -59,6 +59,7 @@ class Chain:
         self._done: set[tuple[str, str]] = set()
         self._finished: list[tuple[str, Amounts, float]] = []  # a stage, the amounts of a unit, its seconds
         self._unit: tuple[str, float] | None = None  # the current unit, and when it began
+        self._loop: Activity | None = None  # that does its work
 
     @property
     def current(self) -> Stage | None:
@@ -73,9 +74,13 @@ class Chain:
 
     def begin_unit(self, unit: str, now: float) -> None:
         """Notes that work on a unit of the current stage begins."""
-        self._unit = unit, now
+        self._unit, self._loop = (unit, now), None
         if self.current:
             self.current.worked = True
+
+    def begin_loop(self, loop: Activity) -> None:
+        """Notes that a loop does the work of the current unit."""
+        self._loop = loop
 
     def end_unit(self, unit: str, now: float) -> None:
         """Notes that a unit is done, and what it took."""
@@ -84,59 +89,53 @@ class Chain:
         name, (_, began) = self.current.name, self._unit
         self._finished.append((name, self._work.units.get(name, {}).get(unit, {}), now - began))
         self._done.add((name, unit))
-        self._unit = None
+        self._unit = self._loop = None
 
     def position(self) -> str:
         """Where the chain is: stage 3 of 7."""
         number = next((i for i, stage in enumerate(self.stages, start=1) if stage is self.current), None)
         return f"stage {number} of {len(self.stages)}" if number else ""
 
-    def left(self, loop: Activity | None, now: float) -> tuple[float, list[str]] | None:
-        """(seconds left, the stages of which nobody knows them); None: nothing is known.
-
-        Args:
-          loop: the outermost loop of the current unit, if any.
-          now: the time.
-        """
+    def left(self, now: float) -> tuple[float, list[str]] | None:
+        """(seconds left, the stages of which nobody knows them); None: nothing is known."""
         total, unknown = 0.0, []
-        measured = self._measured(loop)
+        measured = self._measured()
         for stage in self.stages:
             if stage.ended is not None:
                 continue
             units = self._work.units.get(stage.name)
-            left = [self._left(stage, name, units[name], measured, loop, now) for name in units or ()]
+            left = [self._left(stage, name, units[name], measured, now) for name in units or ()]
             if units is None or None in left:
                 unknown.append(stage.name)
             else:
                 total += sum(left)
         return (total, unknown) if total else None
 
-    def _left(
-        self, stage: Stage, name: str, amounts: Amounts, measured: "_Measured", loop: Activity | None, now: float
-    ) -> float | None:
+    def _left(self, stage: Stage, name: str, amounts: Amounts, measured: "_Measured", now: float) -> float | None:
         """Seconds left of a unit; None: nobody knows."""
         if (stage.name, name) in self._done:
             return 0.0
         seconds = measured.seconds(stage.name, amounts)
-        if loop and stage is self.current and self._unit and self._unit[0] == name:
+        loop, unit = self._loop, self._unit
+        if loop and unit and stage is self.current and unit[0] == name:
             left = loop.left(now)
             return left if left is not None or seconds is None else seconds * (1 - loop.share())
         return seconds
 
-    def _measured(self, loop: Activity | None) -> "_Measured":
+    def _measured(self) -> "_Measured":
         """What the finished units took, and the current one as far as its loop is done, without the first item."""
-        finished = list(self._finished)
-        if self.current and self._unit and loop and loop.first is not None:
-            amounts = self._work.units.get(self.current.name, {}).get(self._unit[0], {})
+        finished, loop, unit, stage = list(self._finished), self._loop, self._unit, self.current
+        if stage and unit and loop and loop.first is not None:
+            amounts = self._work.units.get(stage.name, {}).get(unit[0], {})
             share = max(loop.count - loop.done - 1, 0) / max((loop.total or 0) - loop.done, 1)
             part = {kind: share * amount for kind, amount in amounts.items()}
-            finished.append((self.current.name, part, loop.last - loop.first))
+            finished.append((stage.name, part, loop.last - loop.first))
         return _Measured(finished)
 
-    def text(self, loop: Activity | None, now: float) -> str:
+    def text(self, now: float) -> str:
         """Where the chain is, the time since it began, and about how long the rest will take."""
         parts = [self.position(), f"{clock(now - self.began)} elapsed"]
-        found = self.left(loop, now)
+        found = self.left(now)
         if found:
             seconds, unknown = found
             without = f" without {', '.join(unknown)}" if unknown else " for all"

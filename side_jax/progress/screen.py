@@ -33,10 +33,6 @@ class Watched(Protocol):
     def activities(self) -> Sequence[Activity]:
         """What is going on."""
 
-    @property
-    def loop(self) -> Activity | None:
-        """The outermost loop."""
-
     def now(self) -> float:
         """The time."""
 
@@ -122,7 +118,7 @@ class Screen:
                 lines.append(self._stage(stage, max(len(one.name) for one in chain.stages), now))
             if stage is chain.current:
                 lines.append(bars)
-        return Group(*lines, Text(chain.text(self._watch.loop, now), style="dim"))
+        return Group(*lines, Text(chain.text(now), style="dim"))
 
     def _stage(self, stage: Stage, width: int, now: float) -> Text:
         plain = self._console.options.ascii_only

@@ -53,12 +53,9 @@ class Watch:
         """What is going on, the outermost first; a stage is among them."""
         return tuple(self._activities)
 
-    @property
-    def loop(self) -> Activity | None:
-        """The outermost loop."""
-        return next((one for one in self.activities if one.total is not None), None)
-
-    def progress(self, items: Iterable[T], *, total: int, description: str, unit: str, done: int = 0) -> Iterator[T]:
+    def progress(
+        self, items: Iterable[T], *, total: int, description: str, unit: str, done: int = 0, main: bool = False
+    ) -> Iterator[T]:
         """Yields the items while showing how many of `total` are done, the rate and the time left.
 
         Args:
@@ -67,9 +64,12 @@ class Watch:
           description: the name of the loop.
           unit: the name of one item, such as "step".
           done: the number of items done before a restart.
+          main: whether it does the work of the current unit, so that its time left is the unit's.
         """
         loop = Activity(description=description, began=self.now(), total=total, unit=unit, done=done)
         with self._during(loop):
+            if main and self.stages:
+                self.stages.begin_loop(loop)
             for item in items:
                 yield item
                 loop.next(self.now())
@@ -151,7 +151,7 @@ class Watch:
             return ""
         *outer, inner = activities
         around = [f"{one.description} {one.count + 1:,} of {one.total:,}: " for one in outer if one.total is not None]
-        where = f" ({chain.text(self.loop, now)})" if chain else ""
+        where = f" ({chain.text(now)})" if chain else ""
         return f"{''.join(around)}{inner.line(now, SECONDS_BETWEEN_LINES)}{where}"
 
     def say(self, sentence: str) -> bool:

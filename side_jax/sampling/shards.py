@@ -124,7 +124,7 @@ def write(
         files.write_npz(shard.path, images=images, index=index, label=labels[index])
 
     options = {"description": description, "unit": "batch", "done": len(assigned) - len(todo)}
-    bar = progress(todo, total=len(assigned), **options)
+    bar = progress(todo, total=len(assigned), main=True, **options)
     with Preemption() as preemption, ThreadPoolExecutor(1) as writer, contextlib.closing(bar):
         for shard in bar:
             index = np.asarray(shard.index)

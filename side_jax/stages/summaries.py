@@ -42,7 +42,7 @@ def _synthesize(settings: Settings, workdir: Path) -> Table | None:
         return None
     steps = f"{settings.sampler.num_steps:,}"
     rows = [["synthetic", f"{settings.synthesize.num_images:,}", settings.sampler.solver, steps]]
-    return Table(title="synthesize", columns=["images of", "images", "sampler", "steps"], rows=rows)
+    return Table(title="synthesize", columns=["images", "number", "sampler", "steps"], rows=rows)
 
 
 def _label(settings: Settings, workdir: Path) -> Table | None:

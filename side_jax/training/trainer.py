@@ -275,7 +275,7 @@ def run(
         with _curves(directory, first) as curves, contextlib.ExitStack() as around:
             log = _Log(curves, fit, num_examples, first)
             options = {"total": fit.num_steps, "description": description, "unit": "step", "done": first}
-            batches = around.enter_context(contextlib.closing(progress(loader(load, todo), **options)))
+            batches = around.enter_context(contextlib.closing(progress(loader(load, todo), main=True, **options)))
             for done, parts in enumerate(batches, start=first + 1):
                 state, ema = stepper(state, ema, parts, key)
                 stop = bool(watch and done % watch_every == 0 and watch(done, jax.device_get(ema)))

@@ -86,6 +86,11 @@ def test_what_is_done_is_not_left(workdir):
     assert left(settings, workdir) == {name: {} for name in chosen}
     (workdir / "label" / "labels.npz").unlink()
     assert left(settings, workdir).keys() == set(chosen) - {"label"}
+    manifest = workdir / "extract" / "side_10" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"done": False}))
+    (manifest.parent / "shard_00001.npz").unlink()  # 32 of its images
+    (found,) = left(settings, workdir)["extract"].values()
+    assert found == {"network": 32 * 3, "classifier": 2 * 32 * 3}
     modes = dataclasses.replace(settings.extract, attacks=("unconditional", "modes"))
-    (found,) = left(dataclasses.replace(settings, extract=modes), workdir)["extract"].values()
+    found = left(dataclasses.replace(settings, extract=modes), workdir)["extract"].popitem()[1]
     assert found == {"network": 64 * settings.modes.rounds[0]}
