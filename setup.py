@@ -43,6 +43,7 @@ setup(
         "sscd": ["torch>=2.6"],
         "onnx": ["onnxruntime>=1.20"],
         "hub": ["huggingface_hub>=0.34", "pyarrow>=17"],
+        "wandb": ["wandb>=0.19"],
         "medical": ["pydicom>=3.0", "nibabel>=5.3"],
         "test": [
             "pytest>=8",

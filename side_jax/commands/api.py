@@ -164,7 +164,8 @@ def audit_config(
     """Audits a model by a config, as `side-jax --config=...` does: trains or reads it, attacks it, and measures.
 
     A second call with the same arguments continues where the first one stopped; if everything is done, it only reads
-    the results. Progress goes to the logger "side_jax". To share a run between processes, use the command line.
+    the results. Progress goes to the logger "side_jax", and to a terminal. To share a run between processes, use the
+    command line.
 
     Args:
       config: the name of a packaged config ("digits", "celeba:64"), the path of a config file, a ConfigDict such as

@@ -28,6 +28,7 @@ from side_jax.errors import InputError, StoppedError
 from side_jax.measure import records
 from side_jax.pipeline import audit, budget, saved_config
 from side_jax.pipeline.resolve import resolve
+from side_jax.progress import WATCH
 from side_jax.report import ending
 from side_jax.report.gate import FAIL_ON, Gate
 from side_jax.settings import Settings
@@ -272,11 +273,33 @@ def _define_audit(values: flags.FlagValues, default_stages: Sequence[str], ranks
         "dry_run",
         False,
         "",
-        "Check everything, then print what is left to do: shards, device-seconds estimated from timed steps, disk "
+        "Check everything, then print what is left to do: shards, seconds estimated from timed steps, disk "
         "space. Nothing is written.",
     )
     _define_processes(values)
     _define_end(values)
+    _define_progress(values)
+
+
+def _define_progress(values: flags.FlagValues) -> None:
+    """Adds the options that say what a command shows while it runs."""
+    options.define(
+        values,
+        flags.DEFINE_bool,
+        "quiet",
+        False,
+        "",
+        "Show only warnings, errors and what is printed at the end. run.log keeps all lines.",
+    )
+    options.define(
+        values,
+        flags.DEFINE_bool,
+        "plain",
+        False,
+        "",
+        "Show lines, one a minute, in place of bars and colours. So it is without a terminal, and with NO_COLOR or "
+        "TERM=dumb.",
+    )
 
 
 def _define_processes(values: flags.FlagValues) -> None:
@@ -339,6 +362,7 @@ def _define_model(values: flags.FlagValues) -> None:
         form=".SECTION.SETTING=VALUE",
     )
     _define_end(values)
+    _define_progress(values)
 
 
 def _define_samples(values: flags.FlagValues) -> None:
@@ -381,6 +405,7 @@ def _define_samples(values: flags.FlagValues) -> None:
         form=".SECTION.SETTING=VALUE",
     )
     _define_end(values)
+    _define_progress(values)
 
 
 def _read_audit(
@@ -410,7 +435,9 @@ def _run_audit(
     values: flags.FlagValues, config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]
 ) -> int:
     process_group.join(values.processes, values.coordinator, values.process_id)
-    with process_group.propagate_errors():
+    if values.processes > 1:  # one of them has the bars, the others say what they do in lines
+        WATCH.bars = WATCH.bars and process_group.primary()
+    with process_group.propagate_errors(), WATCH.doing("reading the config and what it names"):
         settings = resolve(config, workdir)
     if values.dry_run:
         plan = audit.dry_run(settings, workdir, stages)
@@ -574,7 +601,16 @@ def _command(
         return _fail(error, 2)
     except InputError as error:
         return _fail(error, 1)
+    _choose_progress(values)
     return _guarded(work, folder)
+
+
+def _choose_progress(values: flags.FlagValues) -> None:
+    """Shows while the command runs what its options say; all, if it has none."""
+    quiet, plain = (name in values and values[name].value for name in ("quiet", "plain"))
+    WATCH.bars = not (quiet or plain)
+    for handler in logging.getLogger("side_jax").handlers:
+        handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
 
 
 def _guarded(work: Work, folder: Path) -> int:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from side_jax.devices import compilation_cache, cpu
 from side_jax.errors import InputError
 from side_jax.memorization.metrics import METRICS
 from side_jax.pipeline import audit, budget, plan, resolve, saved_config
+from side_jax.pipeline.clock import Clock
+from side_jax.progress import Work
+from side_jax.progress.chain import SECONDS
 from side_jax.settings import Data, Evaluate, Settings
 from side_jax.settings.checks import one_of
 from side_jax.stages import stage_table
@@ -139,17 +142,36 @@ def run(request: Request) -> Settings:
     settings, clock = chosen(request)
     saved_config.check_model(settings, request.workdir)
     _keep(request, settings)
-    stages = list(stage_table.audit_stages())
-    before = stages[: stages.index("extract")]
-    audit.run(settings, request.workdir, before)
-    fewer = budget.refit(settings, request.workdir, request.time_left, request.given, clock)
-    if fewer.extract.num_images < settings.extract.num_images:
-        logger.info("%d images of each attack fit into the time that is left.", fewer.extract.num_images)
-        _keep(request, fewer)
-    audit.run(fewer, request.workdir, stages[len(before) :])
+    schedule = _Schedule(request, settings, clock)
+    audit.run(settings, request.workdir, schedule=schedule)
     took = request.budget - request.time_left
     logger.info("took %s of %s.", plan.duration(took), plan.duration(request.budget))
-    return fewer
+    return schedule.settings
+
+
+@dataclasses.dataclass
+class _Schedule:
+    """What the audit should take; before the attacks, their number of images is fitted to the time that is left."""
+
+    request: Request
+    settings: Settings
+    clock: Clock
+
+    def work(self, chosen: Sequence[str]) -> Work:
+        """The seconds of the units of the chosen stages."""
+        units: dict[str, dict[str, dict[str, float]]] = {name: {} for name in chosen}
+        for line in plan.lines(self.settings, self.request.workdir, chosen, self.clock):
+            units[stage_table.unit_stage(line.unit).name][line.unit] = {SECONDS: line.seconds}
+        return Work(units=units)
+
+    def revised(self) -> Settings:
+        """The settings from the attacks on."""
+        request, before = self.request, self.settings
+        self.settings = budget.refit(before, request.workdir, request.time_left, request.given, self.clock)
+        if self.settings != before:
+            logger.info("%d images of each attack fit into the time that is left.", self.settings.extract.num_images)
+            _keep(request, self.settings)
+        return self.settings
 
 
 def dry_run(request: Request) -> str:
@@ -158,7 +180,7 @@ def dry_run(request: Request) -> str:
     return audit.dry_run(settings, request.workdir)
 
 
-def chosen(request: Request) -> tuple[Settings, Any]:
+def chosen(request: Request) -> tuple[Settings, Clock]:
     """The settings, and the clock that timed their steps. Says what was chosen, to the log."""
     compilation_cache.prepare()
     cpu.prepare([budget.BATCHES["cpu"]])

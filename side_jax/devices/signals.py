@@ -6,7 +6,7 @@ batch (preemption.py), and stops in an orderly way. Everywhere else a thread end
 written atomically, so nothing finished is lost. It takes a thread, since Python's handlers wait for the main thread to
 return from a compilation, which may take minutes.
 
-Only the standard library is imported here: a command handles signals before it loads the rest.
+Only the standard library and what is made of it is imported here: a command handles signals before it loads the rest.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+
+from side_jax.progress import WATCH
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 PATIENCE = 3.0  # seconds that a loop may take to save before a line says that it does
@@ -137,6 +139,7 @@ def _watch(heard: socket.socket) -> None:
                 if _state.shared and number == signal.SIGINT:
                     os.kill(os.getpid(), signal.SIGTERM)
         elif number == signal.SIGINT or not (_state.saving or _state.heeded or _state.shared):
+            WATCH.close()
             _say(f"stopped by {cause()}; what is finished is kept, and the same command goes on from there.")
             os._exit(128 + first)
         elif time.monotonic() - since > PATIENCE:
@@ -146,5 +149,7 @@ def _watch(heard: socket.socket) -> None:
 
 def _say(sentence: str) -> None:
     """Writes a line to stderr, whatever the main thread is doing with sys.stderr."""
-    bar = "\n" if sys.stderr.isatty() else ""  # of progress, in whose line the cursor may be
-    os.write(2, f"{bar}side_jax: {sentence}\n".encode())
+    if WATCH.say(f"side_jax: {sentence}"):
+        return
+    typed = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C
+    os.write(2, f"{typed}side_jax: {sentence}\n".encode())

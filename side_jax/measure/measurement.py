@@ -19,6 +19,7 @@ from side_jax.memorization.distribution import summary
 from side_jax.memorization.distribution.appearance import appearance
 from side_jax.memorization.matching import Score
 from side_jax.memorization.statistics import energy
+from side_jax.progress import doing
 from side_jax.settings import Evaluate
 from side_jax.workdir import files
 
@@ -103,6 +104,7 @@ def measure(
     )
 
 
+@doing("comparing the sides with plain samples")
 def _likeness(looks: list[np.ndarray], sampled: list[np.ndarray], members: Side, heldout: Side, seed: int) -> Likeness:
     """Whether held-out images are like members, and plain samples like either.
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from side_jax.measure.records import Control
 from side_jax.measure.scoring import Scorer
 from side_jax.memorization.statistics.intervals import wilson_interval
+from side_jax.progress import doing
 
 
 def noised(images: np.ndarray, strength: float) -> np.ndarray:
@@ -68,6 +69,7 @@ def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> n
     return np.stack(changed).reshape(images.shape)
 
 
+@doing("measuring distorted copies")
 def sensitivity(scorer: Scorer, members: np.ndarray, heldout: np.ndarray, confidence: float) -> list[Control]:
     """The share of distorted copies matched with their original, and of held-out images matched with any member.
 

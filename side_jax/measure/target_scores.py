@@ -19,7 +19,7 @@ from side_jax.measure.records import Divergence, Estimate, Membership, Operating
 from side_jax.memorization.membership import attack_quality
 from side_jax.memorization.statistics.intervals import halves
 from side_jax.memorization.theory.divergence import draw, log_q, mean
-from side_jax.progress import progress
+from side_jax.progress import doing, progress
 from side_jax.settings import Settings, random_streams
 from side_jax.workdir.checkpoint import Restored
 
@@ -72,12 +72,14 @@ class TargetScores:
           heldout: uint8 [k, h, w, c].
         """
         most = self._settings.evaluate.loss_images
+        with doing("computing the model's loss on members and held-out images"):
+            losses = [self.mean_loss(images[:most]) for images in (members, heldout)]
         return Target(
             step=self._step,
             ema_sha256=self.digest,
             parameters=builders.count(self._settings, self._params),
-            denoising_loss_members=self.mean_loss(members[:most]),
-            denoising_loss_heldout=self.mean_loss(heldout[:most]),
+            denoising_loss_members=losses[0],
+            denoising_loss_heldout=losses[1],
             latent=builders.build_target(self._settings).latent,
         )
 

@@ -5,24 +5,38 @@ import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import jax
 
 from side_jax.data import datasets, member_labels, split
-from side_jax.devices import compilation_cache, cpu, placement, process_group
+from side_jax.devices import compilation_cache, compilation_events, cpu, placement, process_group
 from side_jax.errors import InputError
 from side_jax.pipeline import plan, saved_config, space
+from side_jax.progress import WATCH
 from side_jax.settings import Settings
-from side_jax.stages import stage_inputs, stage_table, surrogate
+from side_jax.stages import outlook, stage_inputs, stage_table, summaries, surrogate
 from side_jax.stages.stage_table import STAGES, Stage
-from side_jax.workdir import files, lock, run_log
+from side_jax.workdir import boards, files, lock, run_log
 from side_jax.workdir.work_units import change
 
 logger = logging.getLogger(__name__)
 
 
+class Schedule(Protocol):
+    """What a run should take, by timed steps."""
+
+    def work(self, chosen: Sequence[str]) -> Work:
+        """The seconds of the units of the chosen stages."""
+
+    def revised(self) -> Settings:
+        """The settings from the attacks on, once all that precedes them is done."""
+
+
 @process_group.propagate_errors()
-def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) -> None:
+def run(
+    settings: Settings, workdir: Path, stages: Sequence[str] | None = None, *, schedule: Schedule | None = None
+) -> None:
     """Runs stages in the order of the pipeline.
 
     All processes must call this with the same arguments. They share training and sampling; the first one does the rest.
@@ -31,6 +45,7 @@ def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) 
       settings: of the run, resolved (pipeline/resolve.py).
       workdir: the folder of all outputs.
       stages: names of the stages, in any order; None: all stages of an audit.
+      schedule: what the run should take; None: that is learnt while it runs.
 
     Raises:
       InputError: if the input is unusable; all checks precede the first heavy step.
@@ -47,13 +62,29 @@ def run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) 
             around.enter_context(lock.locked(workdir))
             lock.check_writable(workdir)
             around.enter_context(run_log.kept(workdir))
-            _check(settings, workdir, chosen)
+            with WATCH.doing("checking the inputs"):
+                _check(settings, workdir, chosen)
             saved_config.adopt(settings, workdir)
             stage_inputs.withhold_names(settings, workdir)
         process_group.barrier("checked")
+        around.enter_context(boards.open_for(settings, workdir, write=process_group.primary()))
+        left = schedule.work(chosen) if schedule else outlook.work(settings, workdir, chosen)
+        around.enter_context(WATCH.chain(chosen, work=left, bars=process_group.primary()))
         for name in chosen:
-            logger.info("stage %s.", name)
-            _stage_function(STAGES[name])(settings, workdir)
+            if schedule and name == "extract":
+                settings = schedule.revised()
+                saved_config.adopt(settings, workdir)
+            _run_stage(settings, workdir, name)
+
+
+def _run_stage(settings: Settings, workdir: Path, name: str) -> None:
+    """Runs a stage, and shows what it found."""
+    with WATCH.stage(name) as stage:
+        _stage_function(STAGES[name])(settings, workdir)
+        if stage.worked and process_group.primary():
+            found = summaries.summary(name, settings, workdir)
+            if found:
+                WATCH.table(found)
 
 
 def dry_run(settings: Settings, workdir: Path, stages: Sequence[str] | None = None) -> str:
@@ -82,12 +113,14 @@ def _prepare(settings: Settings, stages: Sequence[str] | None) -> list[str]:
     """Sets JAX up for this machine and checks its devices; returns the chosen stages."""
     chosen = check_stages(stage_table.audit_stages() if stages is None else stages)
     compilation_cache.prepare()
+    compilation_events.listen()
     cpu.prepare([settings.sampler.batch_size])
     check_devices(settings)
     return chosen
 
 
 def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
+    boards.check(settings)
     check_inputs(settings, workdir, chosen)
     if "train" in chosen and not stage_table.train_unit(settings, workdir).done():
         dataset = datasets.load(settings.data, private=settings.report.private)

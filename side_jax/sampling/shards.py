@@ -6,6 +6,7 @@ their bytes depend on the settings alone, so that only missing or damaged shards
 """
 
 import collections
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
@@ -122,8 +123,9 @@ def write(
         images = placement.merge(batch)[: len(index)]
         files.write_npz(shard.path, images=images, index=index, label=labels[index])
 
-    bar = progress(todo, total=len(assigned), description=description, unit="batch", done=len(assigned) - len(todo))
-    with Preemption() as preemption, ThreadPoolExecutor(1) as writer:
+    options = {"description": description, "unit": "batch", "done": len(assigned) - len(todo)}
+    bar = progress(todo, total=len(assigned), main=True, **options)
+    with Preemption() as preemption, ThreadPoolExecutor(1) as writer, contextlib.closing(bar):
         for shard in bar:
             index = np.asarray(shard.index)
             writing.append(writer.submit(save, shard, generator.dispatch(params, base, index, labels[index], scale)))

@@ -2,8 +2,9 @@
 
 These dataclasses are the only list of settings: target.py has those of the audited model, classifiers.py those of
 SIDE's pseudo-labels and classifiers, extraction.py those of the attacks, evaluation.py those of the evaluation and the
-report. The comment of a field is its entry in the settings reference (reference.py). config.py turns the dataclasses
-into the ConfigDict that the files in configs/ override, and back. Defaults suit small images.
+report, track.py where curves are drawn. The comment of a field is its entry in the settings reference (reference.py).
+config.py turns the dataclasses into the ConfigDict that the files in configs/ override, and back. Defaults suit small
+images.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surroga
 from side_jax.settings.evaluation import Evaluate, Report
 from side_jax.settings.extraction import Extract, Modes, Sampler, Weak
 from side_jax.settings.target import OBJECT, OWN, Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
+from side_jax.settings.track import Track
 
 __all__ = [
     "ClassifierFit",
@@ -38,6 +40,7 @@ __all__ = [
     "Surrogate",
     "Synthesize",
     "Target",
+    "Track",
     "Train",
     "Weak",
     "held_back",
@@ -68,6 +71,7 @@ class Settings:
     weak: Weak = Weak()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
+    track: Track = Track()
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "at least 0")

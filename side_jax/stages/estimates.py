@@ -142,8 +142,14 @@ def evaluation(settings: Settings, work: Unit, clock: Clock) -> Cost:
     pairs = (data.num_members + data.num_heldout) * (runs * settings.extract.num_images + data.num_heldout)
     products = metrics * pairs * math.prod(builders.image_shape(settings))
     own = _asked(settings, clock)
-    host = own.host + _EVALUATE + runs * metrics * _TABLES + products * clock.product()
-    return Cost(left=f"{runs} runs", seconds=own.seconds, host=host)
+    return Cost(
+        left=f"{runs} runs", seconds=own.seconds, host=own.host + tabulating(settings) + products * clock.product()
+    )
+
+
+def tabulating(settings: Settings) -> float:
+    """Seconds of the tables and tests of the evaluation."""
+    return _EVALUATE + len(settings.runs()) * len(settings.evaluate.metrics) * _TABLES
 
 
 def asked(settings: Settings, clock: Clock) -> float:
@@ -152,11 +158,16 @@ def asked(settings: Settings, clock: Clock) -> float:
     return cost.seconds / jax.device_count() + cost.host
 
 
-def _asked(settings: Settings, clock: Clock) -> Cost:
-    e, data, own = settings.evaluate, settings.data, clock.sampling_step(None)
+def asked_calls(settings: Settings) -> int:
+    """How often the evaluation evaluates the target's network for one image."""
+    e, data = settings.evaluate, settings.data
     calls = sum(min(count, e.loss_images) for count in (data.num_members, data.num_heldout)) * target_scores.REPEATS
     calls += e.membership * (data.num_members + data.num_heldout) * target_scores.membership_calls(settings)
-    calls += e.divergence * 2 * e.divergence_draws * _LIKELIHOOD
+    return calls + e.divergence * 2 * e.divergence_draws * _LIKELIHOOD
+
+
+def _asked(settings: Settings, clock: Clock) -> Cost:
+    e, own, calls = settings.evaluate, clock.sampling_step(None), asked_calls(settings)
     programs = 1 + 2 * e.membership + 3 * e.divergence  # compilation grows with the calls in a program
     return Cost(left="", seconds=calls / settings.sampler.batch_size * own.step, host=programs * own.compiling)
 

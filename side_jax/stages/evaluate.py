@@ -15,7 +15,7 @@ from side_jax.features import extractors
 from side_jax.measure import records, target_scores
 from side_jax.measure.measurement import measure
 from side_jax.measure.scoring import Scorer
-from side_jax.progress import progress
+from side_jax.progress import doing, progress
 from side_jax.sampling import shards
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import estimates, stage_inputs, stage_table
@@ -36,25 +36,28 @@ def run(settings: Settings, workdir: Path) -> None:
 
 def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
     seed = random_streams.stream_seed(settings, "evaluate")
-    members, heldout = stage_inputs.load_sides(settings, workdir)
+    with doing("reading the images"):
+        members, heldout = stage_inputs.load_sides(settings, workdir)
     embed = None
     if settings.uses_features:
         embed = extractors.member_frame(stage_inputs.build_extractor(settings, workdir), members.images)
     e, people = settings.evaluate, (members.groups, heldout.groups)
-    scorer = Scorer(
-        members.images,
-        heldout.images,
-        builders.build_metrics(e),
-        e,
-        seed=seed,
-        embed=embed,
-        groups=None if heldout.groups is None else people,
-        shared=members.shared,
-    )
+    with doing("comparing members with held-out images"):
+        scorer = Scorer(
+            members.images,
+            heldout.images,
+            builders.build_metrics(e),
+            e,
+            seed=seed,
+            embed=embed,
+            groups=None if heldout.groups is None else people,
+            shared=members.shared,
+        )
     target, scores = stage_inputs.load_target_scores(settings, workdir), {}
     if e.membership:
         for name, side in (("members", members), ("heldout", heldout)):
-            scores[name] = target.scores(target_scores.MEMBERSHIP, side.images, f"membership/{name}")
+            with doing(f"scoring the membership of {name}"):
+                scores[name] = target.scores(target_scores.MEMBERSHIP, side.images, f"membership/{name}")
     units = stage_table.extraction_units(settings, workdir)
     runs = (
         (_record(settings, attack_run), shards.stream(stage_table.extracted_shards(settings, unit)))

@@ -7,6 +7,7 @@ from typing import Any
 from side_jax.devices import process_group
 from side_jax.features import clustering
 from side_jax.features.extractors import extract
+from side_jax.progress import doing
 from side_jax.report import plots
 from side_jax.sampling import shards
 from side_jax.settings import Settings, random_streams
@@ -32,19 +33,10 @@ def _label(settings: Settings, workdir: Path, work: work_units.Unit) -> dict[str
     synthetic = shards.read(stage_table.synthetic_shards(settings, workdir))
     extractor = stage_inputs.build_extractor(settings, workdir)
     features = extract(extractor, synthetic["images"], workdir / "features")
-    result = clustering.pseudo_labels(features, settings.label, random_streams.stream_seed(settings, "label"))
-    with files.atomic(work.directory / "clusters.png") as file:
+    with doing("clustering the features"):
+        result = clustering.pseudo_labels(features, settings.label, random_streams.stream_seed(settings, "label"))
+    with doing("drawing the clusters"), files.atomic(work.directory / "clusters.png") as file:
         file.write(plots.clusters(synthetic["images"], features, result))
     contract = {name: result[name] for name in ("label", "centroids", "cohesion", "kept")}
     files.write_npz(work.directory / "labels.npz", index=synthetic["index"], features=features, **contract)
-    counts = result["counts"]
-    logger.info(
-        "label: kept %d of %d clusters; cohesion %.3f to %.3f; %d images reassigned, %d dropped.",
-        counts["kept"],
-        counts["clusters"],
-        counts["cohesion"][0],
-        counts["cohesion"][2],
-        counts["reassigned_images"],
-        counts["dropped_images"],
-    )
-    return counts | {"features": extractor.identity}
+    return result["counts"] | {"features": extractor.identity}

@@ -23,6 +23,7 @@ from side_jax.devices import process_group
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.features import choose, clustering, extractors
+from side_jax.progress import doing
 from side_jax.sampling import shards
 from side_jax.settings import Settings, held_back, random_streams
 from side_jax.stages import stage_inputs, stage_table, train_dpm
@@ -162,7 +163,8 @@ def _fit(settings: Settings, work: Unit, kind: Classifier, examples: _Examples) 
     if fit.patience:
         best = stage_inputs.restore_ema(settings, work, classifier, work.directory / "best")
         params, content["best_step"] = best.trees["ema"], best.step
-    rows = calibration.level_metrics(predictions(params, levels), kept_back.labels, levels)
+    with doing(f"calibrating the {kind.name} classifier"):
+        rows = calibration.level_metrics(predictions(params, levels), kept_back.labels, levels)
     if process_group.primary():
         files.write_json(work.directory / "levels.json", rows)
     work.finish(

@@ -18,6 +18,7 @@ from side_jax.devices import placement, process_group
 from side_jax.diffusion import pixel_range
 from side_jax.errors import InputError
 from side_jax.measure import target_scores
+from side_jax.progress import doing
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Modes, Settings, random_streams
 from side_jax.settings.target import OBJECT
@@ -61,9 +62,9 @@ def _run_target(settings: Settings, workdir: Path) -> None:
     if not unit.begin():
         return
     if process_group.primary() and not path.exists():
-        new_split = split.make_split(
-            datasets.load(settings.data, private=settings.report.private), settings.data, settings.seed
-        )
+        with doing("reading and splitting the images"):
+            dataset = datasets.load(settings.data, private=settings.report.private)
+            new_split = split.make_split(dataset, settings.data, settings.seed)
         digest = stage_inputs.split_digest(new_split)
         if unit.content().get("split_sha256", digest) != digest:
             raise InputError(

@@ -35,6 +35,7 @@ from side_jax.memorization import matching
 from side_jax.memorization.metrics import DistanceRatio, Images, Metric, Rmse, shared_search
 from side_jax.memorization.statistics.intervals import wilson_interval
 from side_jax.memorization.statistics.permutation import permutation_test
+from side_jax.progress import doing
 from side_jax.sampling import generation
 from side_jax.sampling.mode_generation import ModeGenerator, draw
 from side_jax.settings import Monitor as MonitorSettings
@@ -189,18 +190,24 @@ class Monitor:
         """Measures the host parameters of a step, unless recorded; returns whether to stop training."""
         row = next((row for row in self._curves.rows if row["step"] == step), None)
         if row is None:
-            samples = self._draw(self._generator, params)
-            row = {"step": step} | measure(pixel_range.to_float(samples), self._sides, self._metric)
-            if self._seeker:
-                modes = self._draw(self._seeker(samples), params)
-                found = measure(pixel_range.to_float(modes), self._sides, self._metric)
-                row |= {f"modes_{name}": value for name, value in found.items()}
+            with doing("measuring memorisation"):
+                row = {"step": step} | self._measured(params)
             self._curves.write(row)
         limits = {"copied": self._settings.stop_at_rate, "modes_copied": self._settings.stop_at_modes_rate}
         stop = any(limit and row[name] >= limit for name, limit in limits.items())
         if process_group.primary():
             logger.info("%s", _line(row, stop))
         return stop
+
+    def _measured(self, params: Any) -> dict[str, Any]:
+        """The rates of the samples, and of the modes that they lead to."""
+        samples = self._draw(self._generator, params)
+        row = measure(pixel_range.to_float(samples), self._sides, self._metric)
+        if self._seeker:
+            modes = self._draw(self._seeker(samples), params)
+            found = measure(pixel_range.to_float(modes), self._sides, self._metric)
+            row |= {f"modes_{name}": value for name, value in found.items()}
+        return row
 
     def _draw(self, generator: generation.Generator | ModeGenerator, params: Any) -> np.ndarray:
         """The samples of a generator, uint8 [n, h, w, c]."""

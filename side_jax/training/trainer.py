@@ -6,6 +6,7 @@ number of devices and processes or on gradient accumulation. Each step is dispat
 convolutions inside an XLA loop are many times slower on CPU.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -271,11 +272,10 @@ def run(
         # Asks watch again at the restored step: the killed run may not have acted on its answer.
         stop = bool(first and watch and first % watch_every == 0 and watch(first, jax.device_get(ema)))
         todo = range(first, first if stop else fit.num_steps)
-        with _curves(directory, first) as curves:
+        with _curves(directory, first) as curves, contextlib.ExitStack() as around:
             log = _Log(curves, fit, num_examples, first)
-            batches = progress(
-                loader(load, todo), total=fit.num_steps, description=description, unit="step", done=first
-            )
+            options = {"total": fit.num_steps, "description": description, "unit": "step", "done": first}
+            batches = around.enter_context(contextlib.closing(progress(loader(load, todo), main=True, **options)))
             for done, parts in enumerate(batches, start=first + 1):
                 state, ema = stepper(state, ema, parts, key)
                 stop = bool(watch and done % watch_every == 0 and watch(done, jax.device_get(ema)))

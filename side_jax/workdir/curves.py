@@ -1,4 +1,4 @@
-"""Curves of a run, as JSON lines and optionally TensorBoard scalars; a restarted run continues them.
+"""Curves of a run, as JSON lines and on boards (boards.py); a restarted run continues them.
 
 Every row rewrites the whole file, since object stores cannot append; thus a kill never leaves a partial row.
 """
@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from side_jax.errors import InputError
 from side_jax.workdir import files
+from side_jax.workdir.boards import Board, boards
 
 
 class Curves:
@@ -29,34 +28,42 @@ class Curves:
           board: the folder for TensorBoard, if any.
           write: whether this process writes the files; only one process should.
         """
-        self._path, self._write, self._board = path, write, None
+        self._path, self._write, self._boards = path, write, list[Board]()
         self.rows = [row for row in read(path) if row["step"] <= first_step]
         if not write:
             return
         self._save()
-        self._board = SummaryWriter(str(board), purge_step=first_step + 1) if board else None
+        self._boards = boards(path, board, first_step)
 
     def __enter__(self) -> "Curves":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._board:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def _save(self) -> None:
         with files.atomic(self._path, "w") as file:
             file.writelines([json.dumps(row) + "\n" for row in self.rows])
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row, which must hold `step`; TensorBoard gets each number, and each entry of a list as `name/i`."""
+        """Appends a row, which must hold `step`; boards get each number, and each entry of a list as `name/i`."""
         self.rows.append(row)
         if self._write:
             self._save()
-        if self._board:
-            for name, value in row.items():
-                for i, one in enumerate(value if isinstance(value, list) else [value]):
-                    if one is not None:
-                        self._board.add_scalar(f"{name}/{i}" if isinstance(value, list) else name, one, row["step"])
+        for board in self._boards:
+            board.add(row["step"], _flat(row))
+
+
+def _flat(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row by name."""
+    values = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            values |= {f"{name}/{i}": one for i, one in enumerate(value)}
+        else:
+            values[name] = value
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 from side_jax import __version__
 from side_jax.devices import process_group
 from side_jax.errors import InputError
+from side_jax.progress import WATCH
 from side_jax.workdir import files
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,10 @@ class Unit:
         if process_group.primary():
             self._begin(intact)
         process_group.barrier(f"{self.name} begun")
-        return not self.done()
+        left = not self.done()
+        if left:
+            WATCH.begin_unit(self.name)
+        return left
 
     def _begin(self, intact: Callable[[], bool]) -> None:
         finished = self._finished()
@@ -193,6 +197,7 @@ class Unit:
         if process_group.primary():
             self._finish(content, more)
         process_group.barrier(f"{self.name} finished")
+        WATCH.end_unit(self.name)
 
     def _finish(self, content: dict[str, Any], more: Sequence[Path]) -> None:
         base = self._head(done=True)

@@ -245,6 +245,9 @@ VALUES = [
     ({"evaluate.divergence_draws": 1}, "divergence_draws is 1", "at least 2"),
     ({"evaluate.control_images": 0}, "control_images is 0", "at least 1"),
     ({"report.pairs": 2000}, "report.pairs is 2000", "between 0 and 1000"),
+    ({"track.to": ("paper",)}, "track.to is 'paper'", "tensorboard, wandb"),
+    ({"track.to": ("tensorboard", "tensorboard")}, "track.to is ('tensorboard', 'tensorboard')", "different ones"),
+    ({"track.to": ("wandb",)}, "config.track.to holds wandb, which is not installed", "pip install 'side_jax[wandb]'"),
     ({"seed": -1}, "seed is -1", "at least 0"),
 ]
 

@@ -53,6 +53,7 @@ def fingerprints(settings, workdir):
         ("data", "storage", "stream", set()),
         ("monitor", "every_steps", 7, set()),
         ("monitor", "seeks_modes", False, set()),
+        ("track", "to", ("wandb",), set()),
     ],
 )
 def test_a_setting_reaches_what_depends_on_it(settings, tmp_path, section, key, value, expected):

@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from side_jax import builders, progress
+from side_jax import builders
 from side_jax.config import default_config, from_config
 from side_jax.devices import placement
 from side_jax.diffusion import pixel_range
@@ -346,15 +346,3 @@ def test_the_flip_mirrors_about_half_of_the_images_and_is_off_by_default():
     np.testing.assert_allclose(mirrored - plain, by_hand * turned[:, None, None, None], atol=1e-5)
     np.testing.assert_allclose(turned.mean(), 0.5, atol=4 * np.sqrt(0.25 / COUNT))
     assert default_config().train.horizontal_flip is False
-
-
-def test_progress_prints_a_clean_line_a_minute(monkeypatch):
-    """Ten items of 25 seconds each, six of them done before: a line after 75 seconds, counting from a restart."""
-    clock, lines = iter(np.arange(0, 1000, 25.0)), []
-    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(progress.logger, "info", lambda form, *args: lines.append(form % args))
-    assert list(progress.progress(range(4), total=10, description="work", unit="step", done=6)) == [0, 1, 2, 3]
-    assert len(lines) == 1
-    assert "work" in lines[0]
-    assert "9/10" in lines[0]
-    assert "\r" not in lines[0]
