@@ -13,7 +13,7 @@ from side_jax.data import datasets, member_labels, split
 from side_jax.devices import compilation_cache, compilation_events, cpu, placement, process_group
 from side_jax.errors import InputError
 from side_jax.pipeline import plan, saved_config, space
-from side_jax.progress import WATCH
+from side_jax.progress import WATCH, Work
 from side_jax.settings import Settings
 from side_jax.stages import outlook, stage_inputs, stage_table, summaries, surrogate
 from side_jax.stages.stage_table import STAGES, Stage

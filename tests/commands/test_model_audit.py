@@ -15,7 +15,7 @@ from side_jax.commands import cli, model_audit
 from side_jax.config import default_config
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.models.unet import UNet
-from side_jax.pipeline import audit, budget, clock
+from side_jax.pipeline import budget, clock
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.stages.estimates import Timing
 from side_jax.targets import from_function
@@ -109,17 +109,14 @@ def test_a_run_that_stops_early_continues_with_its_settings(model, sets, monkeyp
     """Timed anew, the steps would allow another number of images."""
     workdir = sets / "run"
     flags = [flag for flag in FLAGS if "num_images" not in flag]
-    real = audit.run
+    with monkeypatch.context() as now:
 
-    def stops(settings, folder, stages=None):
-        if stages and "extract" in stages:
+        def stops(self):
             raise side_jax.InputError("stopped")
-        real(settings, folder, stages)
 
-    monkeypatch.setattr(audit, "run", stops)
-    monkeypatch.setattr(budget, "MOST", 32)
-    assert command(model, sets, *flags, f"--workdir={workdir}") == 1
-    monkeypatch.setattr(audit, "run", real)
+        now.setattr(model_audit._Schedule, "revised", stops)
+        now.setattr(budget, "MOST", 32)
+        assert command(model, sets, *flags, f"--workdir={workdir}") == 1
     monkeypatch.setattr(budget, "MOST", 64)
     assert command(model, sets, *flags, f"--workdir={workdir}") == 0
     assert saved_config(workdir).extract.num_images == 32
@@ -137,13 +134,13 @@ def test_fewer_images_where_the_first_stages_took_long(model, sets, monkeypatch)
     """The steps turn out to be slow once the model is imported."""
     known, workdir = [1e-6], sets / "run"
     monkeypatch.setattr(clock.Clock, "sampling_step", lambda self, attack: Timing(step=known[0]))
-    real = audit.run
+    real = model_audit._Schedule.revised
 
-    def run(settings, folder, stages=None):
-        real(settings, folder, stages)
+    def revised(self):
         known[0] = 1e9
+        return real(self)
 
-    monkeypatch.setattr(audit, "run", run)
+    monkeypatch.setattr(model_audit._Schedule, "revised", revised)
     monkeypatch.setattr(budget, "MOST", 1024)
     flags = [flag for flag in FLAGS if "num_images" not in flag]
     assert command(model, sets, *flags, f"--workdir={workdir}") == 0

@@ -8,7 +8,7 @@ import runs
 
 from side_jax.config import from_config
 from side_jax.pipeline.saved_config import saved_config
-from side_jax.stages import outlook, stage_table, summaries
+from side_jax.stages import estimates, outlook, stage_table, summaries
 
 
 def tables(workdir):
@@ -70,7 +70,10 @@ def test_what_is_left_in_evaluations_of_networks(finished):
     """Of another seed, everything: 40 steps of 32 images, three evaluations each; 3 steps of the sampler."""
     settings = dataclasses.replace(from_config(saved_config(finished)), seed=1)
     found = left(settings, finished)
-    assert found.keys() == {"train", "synthesize", "surrogate", "extract"}  # nobody knows of the others
+    assert found.keys() == set(stage_table.audit_stages())
+    asked = (64 + 64) * 8  # of members and held-out images, eight draws of the noise
+    assert found["evaluate"]["evaluate"] == {"network": asked, "seconds": estimates.tabulating(settings)}
+    assert found["label"]["label"].keys() == found["report"]["report"].keys() == {"seconds"}
     assert found["train"] == {"train": {"network": 3 * 32 * 40}}
     assert found["synthesize"] == {"synthesize": {"network": 128 * 3}}
     steps = {"side": 30, "conditional": 10}
@@ -85,7 +88,7 @@ def test_what_is_done_is_not_left(workdir):
     chosen = stage_table.audit_stages()
     assert left(settings, workdir) == {name: {} for name in chosen}
     (workdir / "label" / "labels.npz").unlink()
-    assert left(settings, workdir).keys() == set(chosen) - {"label"}
+    assert left(settings, workdir)["label"]["label"]["seconds"] > 0
     manifest = workdir / "extract" / "side_10" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"done": False}))
     (manifest.parent / "shard_00001.npz").unlink()  # 32 of its images
