@@ -26,7 +26,7 @@ from side_jax.errors import InputError
 from side_jax.memorization.metrics import METRICS
 from side_jax.pipeline import audit, budget, plan, resolve, saved_config
 from side_jax.pipeline.clock import Clock
-from side_jax.progress import Work
+from side_jax.progress import WATCH, Work
 from side_jax.progress.chain import SECONDS
 from side_jax.settings import Data, Evaluate, Settings
 from side_jax.settings.checks import one_of
@@ -197,7 +197,8 @@ def chosen(request: Request) -> tuple[Settings, Clock]:
         sampler = dataclasses.replace(settings.sampler, batch_size=budget.batch_size(settings))
         settings = dataclasses.replace(settings, sampler=sampler)
     audit.check_devices(settings)
-    settings, clock = budget.choose(settings, workdir, request.time_left, given, attacks)
+    with WATCH.doing("timing steps of the model"):
+        settings, clock = budget.choose(settings, workdir, request.time_left, given, attacks)
     for line in account(settings, budget.planned(settings, workdir, clock), request.budget):
         logger.info("chosen: %s", line)
     return settings, clock
