@@ -121,8 +121,8 @@ def run(*command, cwd=ROOT, code=0):
 
 
 def copy(to):
-    """Copies the files that git has or would add."""
-    for name in run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+    """Copies the files that git tracks, as they are now."""
+    for name in run("git", "ls-files", "-z").split("\0"):
         if (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, to / name)
