@@ -47,7 +47,7 @@ LEAST = {"samples": 2, "members": 3, "heldout": 3}  # images, see distribution.s
 PAGE, RESULTS, CACHE = "index.html", "results.json", "features"
 FILES = (
     *(PAGE, RESULTS, "matches.csv", "members.csv", "samples.csv"),
-    *("rarefaction.png", "similarity.png", "sensitivity.png", "matches_samples.png"),
+    *("opening.svg", "rarefaction.svg", "similarity.svg", "sensitivity.svg", "matches_samples.png"),
 )  # every file that a run may leave in its folder, beside CACHE
 NUMBERS = "Images are numbered from 0 in the order of their set; samples.csv and members.csv list them."
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from side_jax.data.sides import Side
 from side_jax.measure.records import Results
-from side_jax.report import contact_sheet, convincing, defences, findings, matches, meaning, phrases
+from side_jax.report import convincing, defences, findings, matches, meaning, phrases
 from side_jax.report.figures import Drawn, figures, opening
 from side_jax.report.gallery import Fetch, gallery, sheet
 from side_jax.report.page import model, render
@@ -52,22 +52,22 @@ class Audit:
 
 
 def write(audit: Audit, directory: Path) -> list[str]:
-    """Writes index.html, every figure and, unless private, sheets of matches as PNG; returns the names of the PNGs."""
+    """Writes index.html, each figure and, unless private, sheets of matches; returns the names of the others' files."""
     columns, private = matches.read(audit.directory / "matches.csv"), audit.report.private
-    drawn = [*figures(audit.results, columns), *audit.figures]
-    drawn = [figure for figure in drawn if not (private and figure.reveals)]
-    html = render.render(_page(audit, columns, drawn))
-    pngs = {figure.name: figure.png for figure in drawn}
+    first, *others = opening(audit.results, audit.confidence), *figures(audit.results, columns), *audit.figures
+    others = [figure for figure in others if not (private and figure.reveals)]
+    html = render.render(_page(audit, columns, first, others))
+    written = {figure.file: figure.content for figure in (first, *others)}
     if not private:
         sides = audit.members, audit.heldout, audit.fetch
         best = matches.shown(phrases.headline(audit.results))
-        pngs |= {f"matches_{matches.slug(row)}": sheet(row, columns, *sides) for row in best}
-    for name, png in pngs.items():
-        with files.atomic(directory / f"{name}.png") as file:
-            file.write(png)
+        written |= {f"matches_{matches.slug(row)}.png": sheet(row, columns, *sides) for row in best}
+    for name, content in written.items():
+        with files.atomic(directory / name) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     with files.atomic(directory / "index.html", "w") as file:
         file.write(html)
-    return [f"{name}.png" for name in pngs]
+    return list(written)
 
 
 def _facts(audit: Audit) -> tuple[tuple[str, str], ...]:
@@ -87,7 +87,7 @@ def _facts(audit: Audit) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.Page:
+def _page(audit: Audit, columns: matches.Columns, first: Drawn, others: list[Drawn]) -> model.Page:
     results, private = audit.results, audit.report.private
     status, tone, verdict = verdict_of(results, audit.confidence)
     sides = audit.members, audit.heldout, audit.fetch
@@ -104,20 +104,12 @@ def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.P
         verdict=verdict,
         facts=(*audit.facts, *_facts(audit)),
         strip=convincing.strip(phrases.headline(results), columns, *sides, private=private),
-        chart=opening(results, audit.confidence),
+        chart=first.on_page(),
         means=meaning.means(results, status, audit.confidence),
         sure=meaning.sure(results, status, audit.confidence),
         findings=tuple(findings.sentences(results, audit.confidence)),
         tables=tuple(tables(results)),
-        figures=tuple(
-            model.Figure(
-                heading=figure.heading,
-                picture=model.Picture(uri=contact_sheet.data_uri(figure.png), reveals=figure.reveals),
-                alt=figure.alt,
-                note=figure.note,
-            )
-            for figure in drawn
-        ),
+        figures=tuple(figure.on_page() for figure in others),
         gallery=gallery(
             phrases.headline(results),
             columns,
