@@ -33,7 +33,7 @@ def text(figure: Any, name: str) -> str:
       ValueError: if an artist's texts are not as many as its points.
     """
     buffer = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "side_jax"}):
+    with plt.rc_context({"svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     plt.close(figure)
     root = ElementTree.fromstring(buffer.getvalue())

@@ -73,6 +73,9 @@ NEAR = np.random.default_rng(0).uniform(0.2, 2, (3, 2, 5000))
 CLUSTERS = [plots.ClusterYield(cluster=k, images=20, matched=k % 7, members=k % 7) for k in range(300)]
 DRAWN = {
     "opening": lambda: plots.opening(FIRST, [*CURVES[:-1], None], 64),
+    "opening of little": lambda: plots.opening(
+        FIRST, [curve("modes"), *(curve(r.attack, found=0.01) for r in FIRST[1:])], 64
+    ),
     "opening of one": lambda: plots.opening(FIRST[:1], [curve("modes", last=20)], 64),
     "guidance": lambda: plots.guidance(ROWS),
     "rarefaction": lambda: plots.rarefaction(CURVES, 64),
@@ -149,7 +152,9 @@ def test_every_text_can_be_read_and_none_is_cut_off(figure):
 def test_no_two_labels_overlap(figure):
     """Ticks of one axis, and the names of curves."""
     for axis in figure.axes:
-        for labels in (ticks(axis.xaxis), ticks(axis.yaxis), [one for one in axis.texts if one.arrow_patch]):
+        names = [one for one in axis.texts if one.arrow_patch]
+        assert all(box_of(one).y0 > axis.get_window_extent().y0 - 9 for one in names)
+        for labels in (ticks(axis.xaxis), ticks(axis.yaxis), names):
             boxes = [box_of(one).padded(-0.5) for one in labels if one.get_text() and one.get_visible()]
             assert [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])] == []
 
