@@ -98,6 +98,7 @@ def page(**changes):
         "tone": "alarm",
         "verdict": ("Of 60 images 24 are copies.", "None is a copy of what it never saw."),
         "facts": (("Model", "trained here"), ("Made", "today")),
+        "paper": "summary.pdf",
         "strip": strip(),
         "chart": model.Figure(heading="A third came out", picture=drawing("first"), alt="Bars", note="Of each."),
         "means": ("Treat it as the data.", "Train it anew."),

@@ -40,10 +40,16 @@ def text(figure: Any, name: str) -> str:
     ids = itertools.count(1)
     used = {one[5:-1] for e in root.iter() if (one := e.get("clip-path", "")).startswith("url(#")}
     used |= {link[1:] for e in root.iter() if (link := e.get(_LINK))}
-    names = {old: f"{name}-{next(ids)}" for e in root.iter() if (old := e.get("id")) in used}
+    names = {old: f"{name}_{next(ids)}" for e in root.iter() if (old := e.get("id")) in used}
     made = _element(root, names)
     made.set("stroke-linejoin", "round")  # what matplotlib's <style> says of all elements
     made.set("xmlns", _SVG[1:-1])
+    clips = [
+        (place, one) for place in made.iter() for one in place if one.tag == "defs" and one.find("clipPath") is not None
+    ]
+    for place, one in clips:  # before what they clip, as some readers want it
+        place.remove(one)
+        made.insert(0, one)
     return ElementTree.tostring(made, encoding="unicode")
 
 

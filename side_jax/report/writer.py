@@ -6,7 +6,7 @@ from pathlib import Path
 
 from side_jax.data.sides import Side
 from side_jax.measure.records import Results
-from side_jax.report import convincing, defences, findings, matches, meaning, phrases
+from side_jax.report import convincing, defences, findings, matches, meaning, one_page, phrases
 from side_jax.report.figures import Drawn, figures, opening
 from side_jax.report.gallery import Fetch, gallery, sheet
 from side_jax.report.page import model, render
@@ -52,12 +52,19 @@ class Audit:
 
 
 def write(audit: Audit, directory: Path) -> list[str]:
-    """Writes index.html, each figure and, unless private, sheets of matches; returns the names of the others' files."""
+    """Writes index.html, summary.pdf, each figure and, unless private, sheets of matches.
+
+    Returns:
+      The names of all files but index.html.
+    """
     columns, private = matches.read(audit.directory / "matches.csv"), audit.report.private
     first, *others = opening(audit.results, audit.confidence), *figures(audit.results, columns), *audit.figures
     others = [figure for figure in others if not (private and figure.reveals)]
-    html = render.render(_page(audit, columns, first, others))
-    written = {figure.file: figure.content for figure in (first, *others)}
+    made = datetime.datetime.now(datetime.UTC).date()
+    page = _page(audit, columns, first, others, made)
+    html, digest = render.render(page), files.file_digest(audit.directory / "results.json")
+    written: dict[str, str | bytes] = {one_page.NAME: one_page.pdf(page, made, digest, audit.results.versions)}
+    written |= {figure.file: figure.content for figure in (first, *others)}
     if not private:
         sides = audit.members, audit.heldout, audit.fetch
         best = matches.shown(phrases.headline(audit.results))
@@ -70,24 +77,23 @@ def write(audit: Audit, directory: Path) -> list[str]:
     return list(written)
 
 
-def _facts(audit: Audit) -> tuple[tuple[str, str], ...]:
+def _facts(audit: Audit, made: datetime.date) -> tuple[tuple[str, str], ...]:
     """The data, the images, and when and by whom it was made."""
     data, rows = audit.results.dataset, phrases.headline(audit.results)
     height, width, channels = data.image_shape
     colour = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
     images = sum(row.n_generated for row in rows)
     runs = f" in {len(rows)} runs" if len(rows) > 1 else ""
-    made = f"{datetime.datetime.now(datetime.UTC).date()}"
     author = audit.report.author
     return (
         ("Data", f"{data.name}, {data.members:,} training images and {data.heldout_used:,} unseen ones"),
         ("Images", f"{height} x {width}, {colour}"),
         ("Looked at", f"{images:,} generated images{runs}"),
-        ("Made", f"{made} by {author}" if author else made),
+        ("Made", f"{made} by {author}" if author else f"{made}"),
     )
 
 
-def _page(audit: Audit, columns: matches.Columns, first: Drawn, others: list[Drawn]) -> model.Page:
+def _page(audit: Audit, columns: matches.Columns, first: Drawn, others: list[Drawn], made: datetime.date) -> model.Page:
     results, private = audit.results, audit.report.private
     status, tone, verdict = verdict_of(results, audit.confidence)
     sides = audit.members, audit.heldout, audit.fetch
@@ -102,7 +108,8 @@ def _page(audit: Audit, columns: matches.Columns, first: Drawn, others: list[Dra
         status=status,
         tone=tone,
         verdict=verdict,
-        facts=(*audit.facts, *_facts(audit)),
+        facts=(*audit.facts, *_facts(audit, made)),
+        paper=one_page.NAME,
         strip=convincing.strip(phrases.headline(results), columns, *sides, private=private),
         chart=first.on_page(),
         means=meaning.means(results, status, audit.confidence),

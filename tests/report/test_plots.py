@@ -214,7 +214,7 @@ def test_drawings_are_the_same_each_time_and_may_stand_in_a_page(name):
     assert set(used) == set(ids)
     assert len(set(ids)) == len(ids)
     prefix = name.partition(" ")[0]
-    assert all(one.startswith(f"{prefix}-") for one in ids)
+    assert all(one.startswith(f"{prefix}_") for one in ids)
 
 
 def titles(text):

@@ -631,6 +631,7 @@ def test_a_private_page_lacks_what_shows_images(results, found, tmp_path, quick,
     results = keep(structs.replace(results, **sections), lambda one: (one.metric, one.level) == ("rmse", "high"))
     buffer = io.BytesIO()
     Image.new("L", (8, 8), 90).save(buffer, format="PNG")
+    (tmp_path / "results.json").write_text("{}")
     audit = Audit(
         title="A title",
         results=results,
@@ -646,7 +647,7 @@ def test_a_private_page_lacks_what_shows_images(results, found, tmp_path, quick,
     )
     names = write(audit, tmp_path / "page")
     common = ["opening", "guidance", "rarefaction", "similarity", "yields", "sensitivity"]
-    common = [f"{name}.svg" for name in common]
+    common = ["summary.pdf", *(f"{name}.svg" for name in common)]
     assert names == common + ([] if private else ["samples.png", "matches_side_10.png", "matches_unconditional.png"])
     assert {path.name for path in (tmp_path / "page").iterdir()} == {*names, "index.html"}
     text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")

@@ -271,6 +271,7 @@ class Page:
       tone: one of TONES, the status's colour.
       verdict: two sentences for people who read nothing else.
       facts: (label, value): what was audited, on which data, when and by whom.
+      paper: the name of a PDF of one sheet that lies beside the page; "" if there is none.
       strip: the pairs to look at first.
       chart: the one figure to look at first.
       means: what the verdict means, in plain words.
@@ -292,6 +293,7 @@ class Page:
     tone: str
     verdict: tuple[str, str]
     facts: tuple[tuple[str, str], ...] = ()
+    paper: str = ""
     strip: Strip | None = None
     chart: Figure | None = None
     means: tuple[str, ...] = ()
@@ -311,6 +313,7 @@ class Page:
         _filled("page.title", self.title)
         _filled("page.status", self.status)
         _check(self.tone in TONES, "page.tone", self.tone, f"one of {', '.join(TONES)}")
+        _check(not re.search("[^a-z_.]", self.paper), "page.paper", self.paper, "the name of a file beside the page")
         _check(len(self.verdict) == 2, "page.verdict", self.verdict, "two sentences")
         for sentence in self.verdict:
             _filled("a sentence of page.verdict", sentence)
