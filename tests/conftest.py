@@ -96,7 +96,10 @@ def no_figures(monkeypatch):
 
     buffer = io.BytesIO()
     Image.new("L", (1, 1)).save(buffer, "PNG")
-    empty = {bytes: buffer.getvalue(), str: "<svg xmlns='http://www.w3.org/2000/svg'/>"}
+    empty = {
+        bytes: buffer.getvalue(),
+        str: "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'><path d='M 0 0 L 9 9'/></svg>",
+    }
     kinds = {name: getattr(one, "__annotations__", {}).get("return") for name, one in vars(plots).items()}
     drawing = {name: empty[kind] for name, kind in kinds.items() if kind in empty}
     assert len(drawing) > 8

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 from fpdf import FPDF
@@ -70,6 +71,20 @@ def pdf(page: model.Page, made: datetime.date, digest: str, versions: dict[str, 
     sheet.set_producer("side_jax")
     for style, name in (("", "DejaVuSans.ttf"), ("B", "DejaVuSans-Bold.ttf")):
         sheet.add_font(FONT, style, Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
+    try:
+        _fill(sheet, page, digest, versions)
+        level = logging.getLogger("fontTools").level
+        logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells how it makes fonts smaller
+        content = bytes(sheet.output())
+        logging.getLogger("fontTools").setLevel(level)
+        return content
+    finally:
+        for font in sheet.fonts.values():
+            font.ttfont.close()  # which fpdf2 leaves open
+
+
+def _fill(sheet: FPDF, page: model.Page, digest: str, versions: dict[str, str]) -> None:
+    """Draws everything, as large as one page allows."""
     sheet.add_page()
     for i, (scale, longest, most) in enumerate(STEPS):
         blocks = list(_blocks(page, digest, versions, longest, most))
@@ -77,12 +92,6 @@ def pdf(page: model.Page, made: datetime.date, digest: str, versions: dict[str, 
             break
     for block in blocks:
         _draw(sheet, block, scale)
-    level = logging.getLogger("fontTools").level
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells how it makes fonts smaller
-    try:
-        return bytes(sheet.output())
-    finally:
-        logging.getLogger("fontTools").setLevel(level)
 
 
 def _blocks(
@@ -132,7 +141,7 @@ def _chart(figure: model.Figure) -> _Pictures:
     """The first figure, as wide as the sheet unless that is too high."""
     if isinstance(figure.picture, model.Drawing):
         svg = re.sub("<title>[^<]*</title>", "", figure.picture.svg)  # paper has no pointer
-        *_, wide, high = map(float, re.search('viewBox="([^"]+)"', svg)[1].split())
+        *_, wide, high = map(float, ElementTree.fromstring(svg).attrib["viewBox"].split())
         picture: Any = io.BytesIO(svg.encode())
     else:
         picture = _image(figure.picture)
