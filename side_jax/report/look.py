@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
 from side_jax.attacks.table import ATTACKS, GIVEN, PALETTE
 
@@ -85,10 +86,10 @@ def sides() -> list[Line2D]:
 
 def legend(figure: Any, entries: Sequence[Any]) -> None:
     """The legend of a figure, below its axes, in as many columns as its width has room for; the figure grows by it."""
-    lengths = [len(one.get_label()) for one in entries]
+    letters = [TextPath((0, 0), one.get_label(), size=9).get_extents().width for one in entries]
     for columns in range(len(entries), 0, -1):
         rows = math.ceil(len(entries) / columns)  # filled one column after the other
-        widths = [5 * max(lengths[i : i + rows]) + 45 for i in range(0, len(entries), rows)]
+        widths = [max(letters[i : i + rows]) + 48 for i in range(0, len(entries), rows)]  # 48: the mark, and space
         if sum(widths) <= 72 * WIDTH:
             break
     figure.set_figheight(figure.get_figheight() + 0.19 * rows + 0.05)

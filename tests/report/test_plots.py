@@ -82,6 +82,9 @@ DRAWN = {
     "rarefaction far below": lambda: plots.rarefaction(CURVES[:1], 50_000),
     "rarefaction of nothing": lambda: plots.rarefaction([curve("modes", found=0.0, last=1000)], 64),
     "network_calls": lambda: plots.network_calls([*CURVES[:-1], curve("modes", network_calls=400)], 64),
+    "network_calls of four": lambda: plots.network_calls(
+        [curve(r.attack, r.guidance_scale) for r in (FIRST[0], FIRST[1], FIRST[3], FIRST[4])], 64
+    ),
     "similarity": lambda: plots.similarity(
         [(one, *pair) for one, pair in zip(FIRST, NEAR, strict=False)], "rmse", {"match": 0.8, "calibrated": None}
     ),

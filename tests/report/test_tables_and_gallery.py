@@ -16,7 +16,7 @@ from side_jax.data.sides import Side
 from side_jax.measure import positive_control
 from side_jax.measure.records import Ahead, Chao1, Fit, GoodToulmin, Membership, Run
 from side_jax.memorization.matching import Matches
-from side_jax.report import convincing, defences, findings, matches, plots
+from side_jax.report import convincing, defences, findings, matches, plots, terms
 from side_jax.report.figures import ClusterYield, Drawn, figures, opening, yields
 from side_jax.report.gallery import gallery, sheet
 from side_jax.report.tables import explanation, tables
@@ -211,8 +211,7 @@ def test_every_number_of_the_attacks(results, metric):
     first = metric == METRICS[0]  # what explains the columns and the attacks is there once on a page
     assert ("best of several scales" in found.note) == first
     assert ("side_random: control: SIDE with random pseudo-labels" in found.note) == first
-    assert [bool(one.help) for one in found.columns] == [False] * 2 + [first] * (3 + first * (len(METRICS) - 1))
-    assert [bool(one.help) for one in tests.columns] == [False] * 2 + [first] * 6
+    assert all(one.help for table in (found, tests) for one in table.columns[1:])
     beside = {name: texts(found, f"by {name.replace('_', ' ')}") for name in METRICS[1:] if first}
     assert beside == {name: [f"{r.unique:,}" for r in rows_of(results, name, "high")] for name in beside}
 
@@ -248,7 +247,7 @@ def test_samples_alone_have_no_columns_without_a_number(results):
     labels = [one.label for one in found.columns]
     assert labels[0] == "Attack"
     assert not {"Scale", "p, more images", "p, more members"} & set(labels)
-    assert found.note == ""
+    assert found.note.startswith("Matches by normalized_l2 below")
     assert all("none" not in [cell.text for cell in cells] for cells in found.rows)
     for other in tables(alone(results)):
         assert "Scale" not in [one.label for one in other.columns]
@@ -709,3 +708,14 @@ def test_what_lowers_extraction_is_as_measured():
     table = defences.table()
     assert len(table.rows) == len(defences.MEASURED)
     assert table.rows[0][1].text == "29.7 of 64 (46%)"
+
+
+def test_every_number_of_a_table_is_explained_below_it(results):
+    """And every explanation is of a column, or of a membership score, that some table has."""
+    made = [*tables(results), defences.table()]
+    for table in made:
+        bare = {one.label for one in table.columns if one.kind != "text" and not one.help}
+        assert bare <= {"Images", "Members that mode seeking extracts"}  # which say it themselves
+    labels = {one.label for table in made for one in table.columns} | {"loss", "secmi", "pia"}
+    labels |= {"Calls", "Found at 20 calls"}  # of runs whose calls are known
+    assert {terms.meaning(label) for label in labels} >= set(terms.TERMS.values())
