@@ -88,7 +88,7 @@ def figures(results: Results, columns: Columns) -> list[Drawn]:
     keys = [row.key for row in best]
     curves = sorted((one for one in results.rarefaction if one.key in keys), key=lambda one: keys.index(one.key))
     drawn = (
-        _guidance(rows) if any(row.guidance_scale for row in rows) else None,
+        _guidance(rows) if any(get_attack(row.attack).guided for row in rows) else None,
         _rarefaction(results, curves),
         _network_calls(results, curves),
         _similarity(results, columns, best),
@@ -115,8 +115,8 @@ def _guidance(rows: list[Row]) -> Drawn:
 
 def _guidance_heading(rows: list[Row]) -> str:
     """The best guided attack that an attacker could run beside plain sampling; a change only if intervals are apart."""
-    guided = [row for row in rows if row.guidance_scale and not get_attack(row.attack).control]
-    strongest = max(guided or [row for row in rows if row.guidance_scale], key=lambda row: row.ams)
+    guided = [row for row in rows if get_attack(row.attack).guided]  # not mode seeking from guided images
+    strongest = max([row for row in guided if not get_attack(row.attack).control] or guided, key=lambda row: row.ams)
     name, plain = _sentence(phrases.run_phrase(strongest)), phrases.best(rows, PLAIN.name)
     share = phrases.percent(strongest.ams)
     if plain is None:

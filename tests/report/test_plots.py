@@ -276,6 +276,7 @@ def test_what_a_text_says_is_no_markup():
         (
             [
                 row("side_random", 3.0, ams=0.9),  # a control is no attack
+                row("modes", 3.0, ams=0.9, start="side", noise_level=0.1, rounds=5),  # and this is not guided itself
                 row("side", 3.0, ams=0.1),
                 row("unconditional", ams=0.09, ams_ci=(0.0, 0.5)),
             ],
