@@ -51,6 +51,8 @@ setup(
             "setuptools>=68",
             "jsonschema>=4.21",
             "selenium>=4.23",
+            "axe-playwright-python>=0.1.8",  # for the axe-core that it brings; no test runs playwright
+            "pypdf>=5",
             "scikit-image>=0.22",
             "array_record>=0.8.1",
             "onnx>=1.17",

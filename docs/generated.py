@@ -1,6 +1,7 @@
 """Pages made from the code: the rooms, the settings, the fields of results.json and the API.
 
-`python docs/generated.py` also brings the table of rooms in architecture.md up to date; a test compares the two.
+`python docs/generated.py` also brings two tables up to date, of rooms in architecture.md and of columns in
+reading_a_report.md; a test compares them.
 """
 
 import ast
@@ -22,6 +23,7 @@ FACE = ("side_jax", "side_jax.targets")
 PURE = ("diffusion", "memorization", "models")
 SCHEMA = PACKAGE / "measure" / "results.schema.json"
 ROOMS = re.compile(r"(<!-- rooms[^\n]*-->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TERMS = re.compile(r"(<!-- terms[^\n]*-->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def rooms() -> str:
@@ -32,6 +34,13 @@ def rooms() -> str:
         first = " ".join(said.partition("\n\n")[0].split())
         lines.append(f"| `{path.parent.name}/` | {first} |")
     return "\n".join(lines) + "\n"
+
+
+def terms() -> str:
+    """The table of what the report's columns mean."""
+    from side_jax.report.terms import TERMS as meanings
+
+    return "\n".join(["| column | meaning |", "|---|---|", *(f"| {k} | {v} |" for k, v in meanings.items())]) + "\n"
 
 
 def results() -> str:
@@ -124,5 +133,6 @@ def write() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    page = DOCS / "architecture.md"
-    page.write_text(ROOMS.sub(lambda m: m[1] + rooms() + m[3], page.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, place, table in (("architecture.md", ROOMS, rooms()), ("reading_a_report.md", TERMS, terms())):
+        text = (DOCS / name).read_text(encoding="utf-8")
+        (DOCS / name).write_text(place.sub(lambda m, made=table: m[1] + made + m[3], text), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -18,22 +19,13 @@ FLAGS = (
 WITNESS = (
     "window.violations = []; addEventListener('securitypolicyviolation', e => window.violations.push(e.blockedURI))"
 )
-# Contrast of each text with what is behind it, by WCAG 2.2's definition of relative luminance.
-CONTRAST = """
-const parse = (text) => { const v = text.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
-const light = (c) => { const f = c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92
-  : ((v + .055) / 1.055) ** 2.4); return .2126 * f[0] + .7152 * f[1] + .0722 * f[2]; };
-const behind = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
-  if (c[3] === 1) return c; if (c[3] > 0) throw new Error('translucent'); } throw new Error('no background'); };
-const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walker.nextNode()) {
-  const e = walker.currentNode.parentElement;
-  if (!walker.currentNode.data.trim() || e.closest('script, template, noscript, :disabled') || !e.checkVisibility())
-    continue;
-  const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
-  found.push([(a + .05) / (b + .05), e.outerHTML.slice(0, 80)]);
-}
-return found;
+# axe-core's rules of WCAG 2.0 to 2.2, levels A and AA; what it can't decide (`incomplete`) is no violation.
+AXE = """
+const done = arguments[0];
+axe.run(document, {runOnly: {type: 'tag', values: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']}}).then(
+  found => done({passed: found.passes.map(rule => rule.id), violated: found.violations.map(rule => rule.id + ': ' +
+    rule.nodes.map(node => node.html.slice(0, 120) + ' ' + node.failureSummary).join('; '))}),
+  error => done({passed: [], violated: [String(error)]}));
 """
 
 
@@ -102,6 +94,11 @@ def requested(driver) -> set[str]:
     return {url for url in urls if not url.startswith("data:")}
 
 
-def contrasts(driver) -> list[tuple[float, str]]:
-    """The contrast, from 1 to 21, of every text that shows, and where it stands."""
-    return driver.execute_script(CONTRAST)
+def check(driver) -> tuple[set[str], list[str]]:
+    """The rules of WCAG, A and AA, that axe-core finds kept by what shows, and what it finds violated."""
+    package = importlib.util.find_spec("axe_playwright_python")  # not imported: that needs playwright
+    if package is None:
+        _missing("axe-playwright-python")
+    driver.execute_script((Path(package.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = driver.execute_async_script(AXE)
+    return set(found["passed"]), found["violated"]

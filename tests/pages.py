@@ -78,6 +78,14 @@ def chart():
     return model.Picture(uri=uri, reveals=False)
 
 
+def drawing(name):
+    """An SVG with a mark to hover."""
+    return model.Drawing(
+        svg='<svg xmlns="http://www.w3.org/2000/svg" width="648pt" height="216pt" viewBox="0 0 648 216">'
+        f'<path d="M 9 9 L 90 90" id="{name}-1" stroke="#000000"><title>side: 20%</title></path></svg>'
+    )
+
+
 def strip(title="Training image 7", note="near", heading="What came out", below="Judge by eye."):
     triples = tuple(model.Triple(title=title, picture=dot(i), note=note) for i in range(8))
     return model.Strip(heading=heading, triples=triples, note=below)
@@ -90,8 +98,9 @@ def page(**changes):
         "tone": "alarm",
         "verdict": ("Of 60 images 24 are copies.", "None is a copy of what it never saw."),
         "facts": (("Model", "trained here"), ("Made", "today")),
+        "paper": "summary.pdf",
         "strip": strip(),
-        "chart": model.Figure(heading="A third came out", picture=chart(), alt="Bars", note="Of each the best."),
+        "chart": model.Figure(heading="A third came out", picture=drawing("first"), alt="Bars", note="Of each."),
         "means": ("Treat it as the data.", "Train it anew."),
         "sure": ("One in twenty.", "Mirrored copies are missed."),
         "findings": ("One.", "Two."),

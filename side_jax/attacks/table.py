@@ -6,6 +6,12 @@ which images and labels. Nothing else in the package knows an attack or a classi
 
 import dataclasses
 
+# Okabe and Ito's colours (2008), which people with any colour vision tell apart; without yellow, too light for lines.
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+ORANGE, SKY, BLACK = "#e69f00", "#56b4e9", "#000000"
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+GREY = "#8c8c8c"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classifier:
@@ -48,7 +54,8 @@ class Attack:
       description: what guides it, for the note below the report's table.
       phrase: its name in sentences.
       guide_phrase: what guides it, in sentences, where that is not its phrase.
-      colour: of its curves, a matplotlib colour.
+      colour: of its curves, in every figure.
+      marker: of its points, one of matplotlib's; no other attack has the same colour and marker.
       classifier: what guides it, if a classifier does.
       own_labels: whether the labels that the model was trained with guide it, without a classifier.
       weak: whether a weaker model guides it, away from that model: an earlier checkpoint of the target, or a model that
@@ -69,6 +76,7 @@ class Attack:
     description: str
     phrase: str
     colour: str
+    marker: str = "o"
     guide_phrase: str = ""
     classifier: Classifier | None = None
     own_labels: bool = False
@@ -105,11 +113,14 @@ PLAIN = Attack(
     name="unconditional",
     description="no guidance",
     phrase="plain sampling",
-    colour="0.45",
+    colour=BLACK,
+    marker="o",
     default=True,
 )
 # Images from elsewhere, as the audit of images alone has them; no config can ask for it.
-GIVEN = Attack(name="samples", description="the samples given", phrase="the samples given", colour="C0")
+GIVEN = Attack(
+    name="samples", description="the samples given", phrase="the samples given", colour=VERMILLION, marker="s"
+)
 
 _ENTRIES = (
     PLAIN,
@@ -117,7 +128,8 @@ _ENTRIES = (
         name="conditional",
         description="a classifier of clean members by their true labels, shown x_t",
         phrase="the conditional baseline",
-        colour="tab:orange",
+        colour=ORANGE,
+        marker="s",
         classifier=_CONDITIONAL,
         baseline=True,
         default=True,
@@ -126,7 +138,8 @@ _ENTRIES = (
         name="conditional_x0",
         description="the same classifier, shown the predicted clean image",
         phrase="the conditional baseline (shown the predicted clean image)",
-        colour="tab:red",
+        colour=ORANGE,
+        marker="D",
         classifier=_CONDITIONAL,
         at_x0=True,
         baseline=True,
@@ -136,14 +149,16 @@ _ENTRIES = (
         description="the conditional target itself: its own labels, by classifier-free guidance",
         phrase="classifier-free guidance",
         guide_phrase="its own labels",
-        colour="tab:pink",
+        colour=PURPLE,
+        marker="P",
         own_labels=True,
     ),
     Attack(
         name="side",
         description="SIDE: pseudo-labels of synthetic images",
         phrase="SIDE",
-        colour="tab:blue",
+        colour=BLUE,
+        marker="^",
         classifier=_SIDE,
         random_control="side_random",
         default=True,
@@ -152,7 +167,8 @@ _ENTRIES = (
         name="side_random",
         description="control: SIDE with random pseudo-labels of the same sizes",
         phrase="SIDE with random pseudo-labels",
-        colour="tab:cyan",
+        colour=SKY,
+        marker="v",
         classifier=Classifier(name="side_random", images="synthetic", stream=9, label_control="random"),
         control=True,
     ),
@@ -160,7 +176,8 @@ _ENTRIES = (
         name="side_shuffled",
         description="control: SIDE with its pseudo-labels shuffled anew for every batch",
         phrase="SIDE with shuffled pseudo-labels",
-        colour="tab:olive",
+        colour=SKY,
+        marker="<",
         classifier=Classifier(name="side_shuffled", images="synthetic", stream=10, label_control="shuffled"),
         control=True,
     ),
@@ -168,7 +185,8 @@ _ENTRIES = (
         name="side_heldout",
         description="control: SIDE with held-out images in place of synthetic ones",
         phrase="SIDE with held-out images",
-        colour="tab:purple",
+        colour=SKY,
+        marker=">",
         classifier=Classifier(name="side_heldout", images="heldout", stream=11),
         control=True,
     ),
@@ -176,7 +194,8 @@ _ENTRIES = (
         name="modes",
         description="mode seeking: the denoiser iterated at low noise, from images of another attack",
         phrase="mode seeking",
-        colour="tab:brown",
+        colour=VERMILLION,
+        marker="o",
         default=True,
         seeks_modes=True,
     ),
@@ -185,14 +204,16 @@ _ENTRIES = (
         description="away from a weaker model: an earlier checkpoint, or a model of the target's own samples",
         phrase="extrapolation from a weaker model",
         guide_phrase="a weaker model",
-        colour="goldenrod",
+        colour=PURPLE,
+        marker="D",
         weak=True,
     ),
     Attack(
         name="twin",
         description="control: plain sampling of a model trained alike on held-out images",
         phrase="plain sampling of the twin model",
-        colour="0.7",
+        colour=GREY,
+        marker="s",
         control=True,
         twin=True,
     ),
@@ -200,7 +221,8 @@ _ENTRIES = (
         name="modes_twin",
         description="control: mode seeking in a model trained alike on held-out images",
         phrase="mode seeking in the twin model",
-        colour="tan",
+        colour=GREY,
+        marker="X",
         control=True,
         twin=True,
         seeks_modes=True,
@@ -209,7 +231,8 @@ _ENTRIES = (
         name="oracle",
         description="an oracle: a time-dependent classifier of members and their true labels",
         phrase="the oracle",
-        colour="tab:green",
+        colour=GREEN,
+        marker="P",
         classifier=_ORACLE,
         control=True,
     ),
@@ -232,6 +255,7 @@ def known_classifiers() -> dict[str, Classifier]:
     return {classifier.name: classifier for classifier in found}
 
 
+MODES = ATTACKS["modes"]  # what the monitor watches beside plain samples
 TWIN = ATTACKS["twin"]  # the start of mode seeking in the twin
 NOISE = "noise"  # among modes.starts: Gaussian noise in place of an attack's images
 

@@ -14,6 +14,7 @@ from side_jax.config import from_config
 from side_jax.devices import compilation_cache
 from side_jax.errors import InputError
 from side_jax.pipeline.saved_config import saved_config
+from side_jax.report import one_page
 from side_jax.settings import Settings
 from side_jax.stages import report, stage_table
 from side_jax.workdir import files, lock, verification
@@ -117,7 +118,7 @@ def share(workdir: Path, out: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report.write(private, workdir, Path(folder))
         bundle = {
-            "index.html": (Path(folder) / "index.html").read_bytes(),
+            **{name: (Path(folder) / name).read_bytes() for name in ("index.html", one_page.NAME)},
             "results.json": (workdir / "evaluate" / "results.json").read_bytes(),
             "config.json": json.dumps(report.displayed_config(private), indent=2).encode(),
         }

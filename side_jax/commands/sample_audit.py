@@ -31,7 +31,7 @@ from side_jax.measure import records
 from side_jax.measure.measurement import measure
 from side_jax.measure.scoring import Scorer
 from side_jax.pipeline import resolve
-from side_jax.report import findings, writer
+from side_jax.report import findings, one_page, writer
 from side_jax.report.writer import Audit
 from side_jax.settings import Evaluate, Settings
 from side_jax.workdir import files
@@ -46,8 +46,8 @@ SINGLE = ("seed", "sampler.batch_size", *(f"data.{name}" for name in DATA))
 LEAST = {"samples": 2, "members": 3, "heldout": 3}  # images, see distribution.summary
 PAGE, RESULTS, CACHE = "index.html", "results.json", "features"
 FILES = (
-    *(PAGE, RESULTS, "matches.csv", "members.csv", "samples.csv"),
-    *("rarefaction.png", "similarity.png", "sensitivity.png", "matches_samples.png"),
+    *(PAGE, one_page.NAME, RESULTS, "matches.csv", "members.csv", "samples.csv"),
+    *("opening.svg", "rarefaction.svg", "similarity.svg", "sensitivity.svg", "matches_samples.png"),
 )  # every file that a run may leave in its folder, beside CACHE
 NUMBERS = "Images are numbered from 0 in the order of their set; samples.csv and members.csv list them."
 

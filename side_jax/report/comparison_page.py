@@ -5,7 +5,7 @@ from typing import Any
 
 from side_jax.attacks.table import get_attack
 from side_jax.measure import records
-from side_jax.report import comparison, ending
+from side_jax.report import comparison, ending, terms
 from side_jax.report.comparison import LESS, MORE, RATES, Comparison, Pair
 from side_jax.report.page import model
 from side_jax.report.phrases import listed, p_value, percent, points, run_phrase
@@ -256,7 +256,7 @@ def _runs(compared: Comparison) -> model.Table:
         *run_columns(scaled),
         model.Column(label="Audit"),
         *_beside(
-            [model.Column(label=one.label, kind=one.kind, help=one.help) for one in RATE_COLUMNS],
+            [terms.column(one.label, one.kind) for one in RATE_COLUMNS],
             model.Column(label="Change, points", kind="rate", help=f"of AMS, from {first} (Newcombe, independent)"),
         ),
     )

@@ -1,5 +1,6 @@
 """What lowers extraction: the last table of a page, from the project's own measurements."""
 
+from side_jax.report import terms
 from side_jax.report.page import model
 
 # Rows of the table in docs/results_defences.md, which says how they were measured; a test holds them together. Of each
@@ -29,12 +30,7 @@ _SHOWN = {
 _COLUMNS = (
     model.Column(label="Change"),
     model.Column(label="Members that mode seeking extracts", kind="number"),
-    model.Column(
-        label="Frechet distance",
-        kind="number",
-        help="of plain samples to images that the model never saw, in pixels: the quality of the samples; smaller is "
-        "better",
-    ),
+    terms.column("Frechet distance"),
 )
 
 

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from msgspec import UnsetType
 
 from side_jax.measure.records import Results, Row
+from side_jax.report import one_page
 from side_jax.report.findings import sentences
 from side_jax.report.phrases import headline
 from side_jax.report.verdict import verdict
@@ -15,10 +17,11 @@ _FIELDS = ("attack", "guidance_scale", "n_generated", "ams", "ams_ci", "heldout_
 _FIELDS += ("excess_ci", "p_excess", "unique", "network_calls")
 
 
-def text(results: Results, confidence: float, page: object, failures: Sequence[str] = ()) -> str:
-    """The verdict, the findings, what the gate says, and the path of the page."""
+def text(results: Results, confidence: float, page: Path, failures: Sequence[str] = ()) -> str:
+    """The verdict, the findings, what the gate says, and the paths of the page and of the sheet beside it."""
     status, _, reasons = verdict(results, confidence)
-    return conclusion(status, reasons, sentences(results, confidence), page, failures)
+    said = conclusion(status, reasons, sentences(results, confidence), page, failures)
+    return f"{said}\nOne page to print: {page.with_name(one_page.NAME)}"
 
 
 def conclusion(

@@ -8,7 +8,7 @@ import numpy as np
 from side_jax.attacks.table import Run
 from side_jax.data.sides import Side
 from side_jax.measure.records import Row
-from side_jax.report import contact_sheet, matches
+from side_jax.report import contact_sheet, matches, terms
 from side_jax.report.matches import Columns
 from side_jax.report.page import model, pictures
 
@@ -43,9 +43,11 @@ def gallery(
     headline = rows[0].metric
     metrics = [name.removesuffix("_member") for name in columns if name.endswith("_member")]
     kinds, evidence = _evidence(directory / "members.csv")
-    scores = [model.Score(label=f"{name} to member", closer="smaller") for name in metrics]
-    scores.append(model.Score(label=f"{headline} to held-out", closer="smaller"))
-    scores += [model.Score(label=f"member's {kind}", closer="smaller", help="membership score") for kind in kinds]
+    scores = [model.Score(label=f"{name} to member", closer="smaller", help=terms.measure(name)) for name in metrics]
+    scores.append(
+        model.Score(label=f"{headline} to held-out", closer="smaller", help="the same for the nearest unseen image")
+    )
+    scores += [model.Score(label=f"member's {kind}", closer="smaller", help=terms.meaning(kind)) for kind in kinds]
     unknown = [None] * len(kinds)
     shown: list[model.Pair] = []
     for row in rows:

@@ -70,7 +70,8 @@ def _lowers(results: Results) -> str:
         else "No two training images nearly equal each other, so removing repeats would change nothing."
     )
     return (
-        f"What lowers this: {first} Then train on more images, or stop earlier; the table says what that did elsewhere."
+        f"What lowers this: {first} Then train on more images, or stop earlier; the report has a table of what that "
+        "did elsewhere."
     )
 
 

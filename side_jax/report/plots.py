@@ -1,27 +1,22 @@
-"""Figures for the report, drawn by matplotlib."""
+"""Figures for the report, drawn by matplotlib: curves, points and bars as SVG, sheets of images as PNG."""
 
 import dataclasses
 import io
-import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import ticker
 
-from side_jax.attacks.table import ATTACKS, PLAIN, get_attack
+from side_jax.attacks.table import ATTACKS, MODES, PALETTE, PLAIN, get_attack
 from side_jax.measure.records import Control, NoiseLevel, Rarefaction, Row
-from side_jax.report import phrases
+from side_jax.report import look, phrases, svg
 from side_jax.report.contact_sheet import visible
+from side_jax.report.look import styled
 
-DPI = 200  # sharp on screens of two pixels a point
-_COLOURS = {name: attack.colour for name, attack in ATTACKS.items()}
-_BY_SCALE = {name: attack.colour for name, attack in ATTACKS.items() if attack.guided or name == PLAIN.name}
+DPI = 200  # of sheets: sharp on screens of two pixels a point
+MOST_CLUSTERS = 40  # bars of one figure, so that their numbers can be read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,10 +36,8 @@ class ClusterYield:
     members: int
 
 
-MEMBER, UNSEEN = "#d55e00", "#0072b2"  # of Okabe and Ito's palette, which people with any colour vision tell apart
-
-
-def opening(rows: Sequence[Row], curves: Sequence[Rarefaction | None], members: int) -> bytes:
+@styled
+def opening(rows: Sequence[Row], curves: Sequence[Rarefaction | None], members: int) -> str:
     """The share of images that match a member and a held-out image, with intervals; members against images: an SVG.
 
     Args:
@@ -52,126 +45,168 @@ def opening(rows: Sequence[Row], curves: Sequence[Rarefaction | None], members: 
       curves: of the same runs.
       members: how many there are.
     """
-    names = [textwrap.fill(phrases.run_phrase(row), 30) for row in rows]
-    height = 1.3 + 0.62 * len(rows)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(10, max(3.2, height)), layout="constrained", width_ratios=(3, 2)
-    )
-    at = np.arange(len(rows))
-    sides = (("training images", MEMBER, "o", -0.13), ("unseen images (control)", UNSEEN, "s", 0.13))
-    for (label, colour, marker, shift), prefix in zip(sides, ("", "heldout_"), strict=True):
-        shares = 100 * np.asarray([getattr(row, f"{prefix}ams") for row in rows])
-        ends = 100 * np.asarray([getattr(row, f"{prefix}ams_ci") for row in rows])
-        bars = np.abs(ends.T - shares)
-        left.errorbar(shares, at + shift, xerr=bars, fmt=marker, color=colour, capsize=3, label=label, markersize=6)
-    left.set_yticks(at, names, fontsize=9)
+    figure, axes = look.panels(1, 2, max(2.6, 1 + 0.56 * len(rows)), width_ratios=(5, 4))
+    left, right = axes[0]
+    for i, row in enumerate(rows):
+        _point(left, row, i - 0.14, heldout=False, across=True)
+        _point(left, row, i + 0.14, heldout=True, across=True)
+    left.set_yticks(range(len(rows)), [textwrap.fill(phrases.run_phrase(row), 34) for row in rows])
     left.invert_yaxis()
     left.set_xlim(left=0)
     left.set(xlabel="images that match, %")
-    left.grid(axis="x", color="0.9")
-    left.set_axisbelow(True)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
-    for row, curve, style in zip(rows, curves, itertools.cycle(("-", "--", ":", "-.")), strict=False):
+    left.grid(axis="x")
+    ends = []
+    for row, curve in zip(rows, curves, strict=True):
         if curve is None:
             continue
-        colour = "0.55" if get_attack(row.attack).control else MEMBER
-        right.plot(curve.sizes, curve.expected, style, color=colour, linewidth=2)
-        right.annotate(
-            get_attack(row.attack).phrase,
-            (curve.sizes[-1], curve.expected[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color="0.25",
-        )
-    right.margins(x=0.45)
-    right.set_xlim(left=0)
-    right.set_ylim(bottom=0)
+        style, name = look.mark(row.attack), get_attack(row.attack).phrase
+        (line,) = right.plot(curve.sizes, curve.expected, color=style["color"])
+        svg.tip(line, f"{name}: {curve.expected[-1]:,.0f} training images found in {curve.sizes[-1]:,} images")
+        right.plot(curve.sizes[-1:], curve.expected[-1:], **style, clip_on=False)
+        ends.append((curve.sizes[-1], curve.expected[-1], textwrap.fill(name, 20), style["color"]))
+    last = max((curve.sizes[-1] for curve in curves if curve), default=1)
+    right.set_xlim(0, last)
+    right.set_ylim(0, max(1.0, *(1.05 * end[1] for end in ends), 1.0))
+    look.counts_to(right.xaxis, last)
+    look.whole(right.yaxis)
+    look.label_ends(right, ends)
     right.set(xlabel="images drawn", ylabel=f"training images found, of {members:,}")
-    right.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    look.legend(figure, look.sides())
+    return svg.text(figure, "opening")
 
 
-def guidance(rows: Sequence[Row]) -> bytes:
-    """AMS and extracted members against the guidance scale, with the held-out control dashed: a PNG.
+def _point(axis: Any, row: Row, at: float, *, heldout: bool, across: bool = False) -> None:
+    """The share of a run's images that match, with its interval, beside or above the place `at`."""
+    side, what = (row.heldout, "an unseen image") if heldout else (row.members, "a training image")
+    style = look.mark(row.attack)
+    style |= {"markerfacecolor": "white"} if heldout else {}
+    low, high = (100 * end for end in side.ams_ci)
+    value = 100 * side.ams
+    bar = [[max(0, value - low)], [max(0, high - value)]]
+    places, bars = ((value, at), {"xerr": bar}) if across else ((at, value), {"yerr": bar})
+    drawn = axis.errorbar(
+        *([one] for one in places), **bars, linestyle="", elinewidth=1.2, capsize=2.5, clip_on=False, **style
+    )
+    said = f"{phrases.run_phrase(row)}: {phrases.share(side)} of {row.n_generated:,} images match {what}"
+    for artist in (drawn.lines[0], *drawn.lines[2]):
+        svg.tip(artist, said)
+
+
+@styled
+def guidance(rows: Sequence[Row]) -> str:
+    """AMS and extracted members for each guidance scale that was used, with the held-out control hollow: an SVG.
 
     Args:
       rows: all of one metric and band.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for attack, colour in _BY_SCALE.items():
-        runs = sorted((row for row in rows if row.attack == attack), key=lambda row: row.guidance_scale)
-        if not runs:
-            continue
-        x = [row.guidance_scale for row in runs]
-        matched = [100 * row.ams for row in runs], [100 * row.heldout_ams for row in runs]
-        extracted = [row.unique for row in runs], [row.heldout_unique for row in runs]
-        for axis, (y, control) in zip(axes, (matched, extracted), strict=True):
-            if attack == PLAIN.name:
-                axis.axhline(y[0], color=colour, label=attack)
-                axis.axhline(control[0], color=colour, linestyle="--")
-                continue
-            axis.plot(x, y, color=colour, marker="o", label=attack)
-            axis.plot(x, control, color=colour, marker=".", linestyle="--")
-        if attack != PLAIN.name:
-            low, high = ([100 * row.ams_ci[i] for row in runs] for i in (0, 1))
-            axes[0].fill_between(x, low, high, color=colour, alpha=0.15)
-    axes[0].set_ylabel("matched images (AMS), %")
-    axes[1].set_ylabel("different members extracted")
-    for axis in axes:
-        axis.set_xlabel("guidance scale (dashed: held-out control)")
-        axis.set_xscale("symlog", linthresh=1)
+    names = [
+        name
+        for name, attack in ATTACKS.items()
+        if (attack.guided or name == PLAIN.name) and any(row.attack == name for row in rows)
+    ]
+    rows = [row for row in rows if row.attack in names]
+    scales = sorted({row.guidance_scale for row in rows})
+    figure, axes = look.panels(1, 2, 3.2)
+    for i, name in enumerate(names):
+        runs = sorted((row for row in rows if row.attack == name), key=lambda row: row.guidance_scale)
+        shift = 0 if name == PLAIN.name else 0.1 * (i - len(names) / 2)  # so that no interval hides another
+        at = np.asarray([scales.index(row.guidance_scale) for row in runs]) + shift
+        style = look.mark(name)
+        for heldout in (True, False):
+            side = [row.heldout if heldout else row.members for row in runs]
+            own = look.unseen(style) if heldout else style
+            places = at + 0.05 * heldout
+            axes[0, 0].plot(places, [100 * one.ams for one in side], **own | {"marker": ""})
+            for row, place in zip(runs, places, strict=True):
+                _point(axes[0, 0], row, place, heldout=heldout)
+            (line,) = axes[0, 1].plot(places, [one.unique for one in side], **own, clip_on=False)
+            what = "unseen images" if heldout else "training images"
+            said = [f"{phrases.run_phrase(row)}: {one.unique:,} {what}" for row, one in zip(runs, side, strict=True)]
+            svg.tip(line, *said)
+    axes[0, 0].set_ylabel("images that match (AMS), %")
+    axes[0, 1].set_ylabel("different training images found")
+    look.whole(axes[0, 1].yaxis)
+    for axis in axes[0]:
+        axis.set_xlabel("guidance scale")
+        axis.set_xticks(range(len(scales)), [f"{scale:g}" if scale else "none" for scale in scales])
+        axis.set_xlim(-0.5, len(scales) - 0.5)
         axis.set_ylim(bottom=0)
-        axis.legend()
-    return _png(figure)
+        axis.grid(axis="y")
+    look.legend(figure, [*(look.key(get_attack(name).phrase, **look.mark(name)) for name in names), *look.sides()])
+    return svg.text(figure, "guidance")
 
 
-def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> bytes:
-    """The loss, its profile over timesteps, and what the monitor saw, against the step: a PNG.
+_WATCHED = (  # of the monitor: its panel, the attack whose colour it has, and whether it is the control
+    ("matched", 0, PLAIN.name, False),
+    ("matched_heldout", 0, PLAIN.name, True),
+    ("modes_matched", 0, MODES.name, False),
+    ("modes_matched_heldout", 0, MODES.name, True),
+    ("copied", 1, PLAIN.name, False),
+    ("copied_heldout", 1, PLAIN.name, True),
+    ("modes_copied", 1, MODES.name, False),
+    ("modes_copied_heldout", 1, MODES.name, True),
+    ("closer", 2, PLAIN.name, False),
+)
+
+
+@styled
+def training(metrics: list[dict[str, Any]], watched: list[dict[str, Any]]) -> str:
+    """The loss, its profile over timesteps, and what the monitor saw, against the step: an SVG.
 
     Args:
       metrics: rows of train/metrics.jsonl.
       watched: rows of train/monitor.jsonl; may be empty.
     """
-    figure, axes = plt.subplots(1, 5 if watched else 2, figsize=(17 if watched else 8, 3.2), layout="constrained")
+    figure, axes = look.panels(2 if watched else 1, 6 if watched else 2, 5.1 if watched else 3)
+    if watched:  # three panels above two
+        grid = axes[0, 0].get_gridspec()
+        for axis in axes.flat:
+            axis.remove()
+        places = [grid[0, 0:3], grid[0, 3:6], grid[1, 0:2], grid[1, 2:4], grid[1, 4:6]]
+        shown = [figure.add_subplot(place) for place in places]
+    else:
+        shown = list(axes[0])
     step = [row["step"] for row in metrics]
-    axes[0].plot(step, [row["loss"] for row in metrics], color="0.3")
-    axes[0].set_title("loss")
+    shown[0].plot(step, [row["loss"] for row in metrics], color=look.SOFT, linewidth=1.2)
+    shown[0].set_title("loss")
     profile = np.asarray([row["loss_by_timestep"] for row in metrics], float)
-    for i, values in enumerate(profile.T):
-        axes[1].plot(step, values, color=plt.get_cmap("viridis")(i / len(profile.T)))
-    axes[1].set_title("loss by timestep: dark is least noisy")
-    axes[0].set_yscale("log")
-    axes[1].set_yscale("log")
+    shades = plt.get_cmap("cividis")(np.linspace(0, 0.9, profile.shape[1]))
+    for values, shade in zip(profile.T, shades, strict=True):
+        shown[1].plot(step, values, color=shade, linewidth=1.2)
+    shown[1].set_title("loss by timestep, from least noise (dark) to most (light)")
+    for axis in shown[:2]:
+        axis.set_yscale("log")
+        look.plain_log(axis.yaxis)
     if watched:
-        step = [row["step"] for row in watched]
-        curves = (
-            (axes[2], "matched", "tab:red", "members"),
-            (axes[2], "modes_matched", "tab:brown", "members, at modes"),
-            (axes[2], "modes_matched_heldout", "tab:brown", "held-out"),
-            (axes[3], "copied", "tab:red", "members"),
-            (axes[3], "copied_heldout", "tab:red", "held-out"),
-            (axes[3], "modes_copied", "tab:brown", "members, at modes"),
-            (axes[4], "closer", "tab:blue", "samples"),
-        )
-        for axis, key, colour, label in (one for one in curves if one[1] in watched[-1]):
-            style = "--" if label == "held-out" else "-"
-            axis.plot(step, [100 * row[key] for row in watched], style, color=colour, marker=".", label=label)
-            low, high = ([100 * row[f"{key}_ci"][i] for row in watched] for i in (0, 1))
-            axis.fill_between(step, low, high, color=colour, alpha=0.12)
-        chance = 100 * watched[-1].get("closer_chance", 0.5)  # earlier versions compared equal numbers
-        axes[4].axhline(chance, color="0.5", linestyle=":", label="chance")
-        for axis, title in zip(
-            axes[2:], ("samples that match, %", "with d1 / d2 < 1/3, %", "closer to members, %"), strict=True
-        ):
-            axis.set_title(title)
-            axis.legend(*axis.get_legend_handles_labels())
-    for axis in axes:
-        axis.set_xlabel("step")
-    return _png(figure)
+        _watched(figure, shown[2:], watched)
+    for axis in shown:
+        axis.set_xlabel("training step")
+        look.whole(axis.xaxis)
+    return svg.text(figure, "training")
+
+
+def _watched(figure: Any, axes: Sequence[Any], rows: list[dict[str, Any]]) -> None:
+    """What the monitor saw, with intervals."""
+    step = [row["step"] for row in rows]
+    for key, panel, attack, control in (one for one in _WATCHED if one[0] in rows[-1]):
+        style = look.mark(attack) | {"markersize": 3.5}
+        values = [100 * row[key] for row in rows]
+        (line,) = axes[panel].plot(step, values, **look.unseen(style) if control else style)
+        svg.tip(line, *(f"step {at:,}: {value:.2f}%" for at, value in zip(step, values, strict=True)))
+        if not control:
+            low, high = ([100 * row[f"{key}_ci"][i] for row in rows] for i in (0, 1))
+            axes[panel].fill_between(step, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    chance = 100 * rows[-1].get("closer_chance", 0.5)  # earlier versions compared equal numbers
+    axes[2].axhline(chance, color=look.SOFT, linestyle=":", linewidth=1.2)
+    titles = ("samples that match, %", "samples with d1/d2 < 1/3, %", "samples closer to members, %")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title)
+        axis.grid(axis="y")
+    entries = [look.key("plain samples", **look.mark(PLAIN.name))]
+    if "modes_matched" in rows[-1]:
+        entries.append(look.key("the modes that they lead to", **look.mark(MODES.name)))
+    entries += [*look.sides(), look.key(f"chance, {chance:.0f}%", color=look.SOFT, linestyle=":")]
+    look.legend(figure, entries)
 
 
 def clusters(images: np.ndarray, features: np.ndarray, result: dict[str, Any], *, rows: int = 5) -> bytes:
@@ -225,168 +260,252 @@ def modes(images: np.ndarray, counts: Sequence[int], matched: Sequence[bool]) ->
         axis.axis("on")
         axis.set(xticks=[], yticks=[])
         for spine in axis.spines.values():
-            spine.set(color="tab:red" if hit else "0.8", linewidth=2 if hit else 0.8)
+            spine.set(color=PALETTE[1] if hit else "0.8", linewidth=2 if hit else 0.8)
     return _png(figure)
 
 
-def noise_levels(levels: Mapping[str, Sequence[NoiseLevel]], chance: Mapping[str, float]) -> bytes:
-    """Accuracy and calibration of classifiers against the timestep of the noise on their input: a PNG.
+@styled
+def noise_levels(levels: Mapping[str, Sequence[NoiseLevel]], chance: Mapping[str, float]) -> str:
+    """Accuracy and calibration of classifiers against the timestep of the noise on their input: an SVG.
 
     Args:
       levels: of each classifier.
       chance: the accuracy that is chance, in [0, 1], for each classifier.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, axes = look.panels(1, 2, 3.2)
+    left, right = axes[0]
     for i, (name, curve) in enumerate(levels.items()):
-        colour = _COLOURS.get(name, f"C{i}")
+        style = look.mark(name, i)
         t = [level.timestep for level in curve]
         low, high = 100 * np.asarray([level.accuracy_ci for level in curve]).T
         # An error that could not be scored (None) becomes NaN, which is not drawn.
         scaled = np.asarray([level.ece_scaled for level in curve], float)
-        axes[0].plot(t, [100 * level.accuracy for level in curve], color=colour, marker=".", label=name)
-        axes[0].fill_between(t, low, high, color=colour, alpha=0.15)
-        axes[0].axhline(100 * chance[name], color=colour, linestyle=":")
-        axes[1].plot(t, [level.ece for level in curve], color=colour, marker=".", label=name)
-        axes[1].plot(t, scaled, color=colour, marker=".", linestyle="--")
-    axes[0].set(xlabel="timestep (dotted: chance)", ylabel="accuracy, %", ylim=(0, 102))
-    axes[1].set(xlabel="timestep (dashed: after temperature scaling)", ylabel="expected calibration error")
-    axes[1].set_ylim(bottom=0)
-    for axis in axes:
-        axis.legend()
-    return _png(figure)
+        (line,) = left.plot(t, [100 * level.accuracy for level in curve], **style)
+        svg.tip(line, *(f"{name}, timestep {one.timestep}: {phrases.percent(one.accuracy)}" for one in curve))
+        left.fill_between(t, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        left.axhline(100 * chance[name], color=style["color"], linestyle=":", linewidth=1.2)
+        right.plot(t, [level.ece for level in curve], **style)
+        right.plot(t, scaled, **look.unseen(style))
+    left.set(ylabel="accuracy, % (dotted: chance)", ylim=(0, 102))
+    right.set(ylabel="expected calibration error", ylim=(0, None))
+    for axis in (left, right):
+        axis.set_xlabel("timestep of the noise")
+        axis.grid(axis="y")
+        look.ticks_at(axis.xaxis, _apart([level.timestep for level in next(iter(levels.values()))]))
+    after = {"color": look.SOFT, "marker": "o"}
+    look.legend(
+        figure,
+        [
+            *(look.key(name, **look.mark(name, i)) for i, name in enumerate(levels)),
+            look.key("after temperature scaling", **look.unseen(after)),
+        ],
+    )
+    return svg.text(figure, "classifiers")
 
 
-def rarefaction(curves: Mapping[str, Rarefaction], members: int) -> bytes:
-    """Different members found against the number of images, and what more would find: a PNG.
+def _apart(values: Sequence[float], least: float = 0.08) -> list[float]:
+    """Those of ascending values that are further than a share of their range from the one before, and the last."""
+    kept = [values[0]]
+    for value in values[1:]:
+        if value - kept[-1] >= least * (values[-1] - values[0]):
+            kept.append(value)
+    if kept[-1] != values[-1]:
+        kept[-1 if len(kept) > 1 else len(kept) :] = [values[-1]]
+    return kept
+
+
+@styled
+def rarefaction(curves: Sequence[Rarefaction], members: int) -> str:
+    """Different members found against the number of images, and what more would find: an SVG.
 
     Args:
-      curves: of the runs to show, by their titles.
+      curves: of the runs to show.
       members: how many there are.
     """
-    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
-    highest = 0.0
-    for i, (title, curve) in enumerate(curves.items()):
-        colour = _COLOURS.get(curve.attack, f"C{i}")
+    figure, axes = look.panels(1, 1, 3.2)
+    axis = axes[0, 0]
+    highest, entries = 0.0, []
+    for i, curve in enumerate(curves):
+        style, name = look.mark(curve.attack, i), phrases.run_phrase(curve)
         total, last = curve.expected[-1], curve.sizes[-1]
         highest = max(highest, curve.fit.expected[-1], curve.ahead.chao)
-        axes.plot(curve.fit.sizes, curve.fit.expected, color=colour, linestyle="--", linewidth=1)
-        axes.plot(curve.sizes, curve.expected, color=colour, label=title, linewidth=2.2)
-        axes.plot([last], [total], "o", color=colour)
+        axis.plot(curve.fit.sizes, curve.fit.expected, color=style["color"], linestyle=(0, (3, 2)), linewidth=1.2)
+        (line,) = axis.plot(curve.sizes, curve.expected, color=style["color"])
+        (end,) = axis.plot([last], [total], **style)
+        for artist in (line, end):
+            svg.tip(artist, f"{name}: {total:,.0f} members in {last:,} images")
         if total:
-            axes.plot([last * curve.ahead.factor], [curve.ahead.chao], "x", color=colour)
-    if members > 4 * highest > 0:  # the line would flatten all curves
-        axes.plot([], [], " ", label=f"all members: {members:,}, far above")
+            ahead = last * curve.ahead.factor
+            (cross,) = axis.plot([ahead], [curve.ahead.chao], "x", color=style["color"], markersize=7)
+            svg.tip(cross, f"{name}: in {ahead:,} images at least about {curve.ahead.chao:,.0f} members (Chao)")
+        entries.append(look.key(name, **style))
+    entries.append(look.key("fitted law, continued", color=look.SOFT, linestyle=(0, (3, 2)), linewidth=1.2))
+    if highest:
+        entries.append(look.key("Chao's lower bound", color=look.SOFT, marker="x", linestyle=""))
+    _all_members(axis, entries, members, highest)
+    last = max(curve.sizes[-1] for curve in curves)
+    axis.set(xscale="log", xlabel="generated images", ylabel="different training images found")
+    look.counts_on_log(axis.xaxis, last, {curve.sizes[-1] * curve.ahead.factor for curve in curves})
+    look.legend(figure, entries)
+    return svg.text(figure, "rarefaction")
+
+
+def _all_members(axis: Any, entries: list[Any], members: int, highest: float) -> None:
+    """The number of all members: a line, unless that would flatten all curves. The axis starts at 0."""
+    if members > 4 * highest > 0:
+        entries.append(look.key(f"all members: {members:,}, far above", linestyle="", color=look.SOFT))
     else:
-        axes.axhline(members, color="0.6", linestyle=":", label=f"all members: {members:,}")
-    axes.set(
-        xscale="log", xlabel="generated images (dashed: the fitted law; crosses: Chao's bound)", ylabel="members found"
-    )
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
-    return _png(figure)
+        axis.axhline(members, color=look.SOFT, linestyle=":", linewidth=1.2)
+        entries.append(look.key(f"all members: {members:,}", color=look.SOFT, linestyle=":", linewidth=1.2))
+    axis.set_ylim(bottom=0)
+    axis.grid(axis="y")
+    look.whole(axis.yaxis)
 
 
-def network_calls(curves: Mapping[str, Rarefaction], members: int) -> bytes:
-    """Different members found against the calls of the model's network that the images took: a PNG.
+@styled
+def network_calls(curves: Sequence[Rarefaction], members: int) -> str:
+    """Different members found against the calls of the model's network that the images took: an SVG.
 
     Args:
-      curves: of the runs to show, by their titles; each with its calls.
+      curves: of the runs to show, each with its calls.
       members: how many there are.
     """
-    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
-    for i, (title, curve) in enumerate(curves.items()):
-        colour, calls = _COLOURS.get(curve.attack, f"C{i}"), np.asarray(curve.sizes) * curve.network_calls
-        axes.plot(calls, curve.expected, color=colour, label=title, linewidth=2.2)
-        axes.plot(calls[-1:], curve.expected[-1:], "o", color=colour)
-    axes.set(xscale="log", xlabel="calls of the model's network, in all", ylabel=f"members found, of {members:,}")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
-    return _png(figure)
+    figure, axes = look.panels(1, 1, 3.2)
+    axis, entries = axes[0, 0], []
+    for i, curve in enumerate(curves):
+        calls, style = np.asarray(curve.sizes) * curve.network_calls, look.mark(curve.attack, i)
+        name = phrases.run_phrase(curve)
+        (line,) = axis.plot(calls, curve.expected, color=style["color"])
+        (end,) = axis.plot(calls[-1:], curve.expected[-1:], **style)
+        for artist in (line, end):
+            svg.tip(artist, f"{name}: {curve.expected[-1]:,.0f} members for {calls[-1]:,} calls")
+        entries.append(look.key(name, **style))
+    axis.set(xscale="log", xlabel="calls of the model's network, in all")
+    axis.set(ylabel=f"different training images found, of {members:,}", ylim=(0, None))
+    axis.grid(axis="y")
+    look.whole(axis.yaxis)
+    totals = sorted({curve.sizes[-1] * curve.network_calls for curve in curves})
+    powers = [10**k for k in range(9) if min(curve.network_calls for curve in curves) <= 10**k < totals[0] / 2]
+    look.ticks_at(axis.xaxis, [*powers, *(one for k, one in enumerate(totals) if not k or one > 1.7 * totals[k - 1])])
+    look.legend(figure, entries)
+    return svg.text(figure, "network_calls")
 
 
+@styled
 def similarity(
-    values: dict[str, tuple[np.ndarray, np.ndarray]], metric: str, thresholds: dict[str, float | None]
-) -> bytes:
-    """Histograms of the nearest member's and the nearest held-out image's value, with the thresholds: a PNG.
+    values: Sequence[tuple[Row, np.ndarray, np.ndarray]], metric: str, thresholds: Mapping[str, float | None]
+) -> str:
+    """Histograms of the nearest member's and the nearest held-out image's value, with the thresholds: an SVG.
 
     Args:
-      values: of each run to show, ([n] to members, [n] to held-out images).
+      values: of each run to show, with [n] to members and [n] to held-out images.
       metric: what they are.
       thresholds: by name; None is left out.
     """
-    size = (4.4 * len(values) + 2.2, 3.4)
-    figure, axes = plt.subplots(1, len(values), figsize=size, layout="constrained", squeeze=False)
-    top = max(float(np.percentile(np.concatenate(pair), 99.5)) for pair in values.values())
+    figure, axes = look.panels(1, len(values), 2.9, sharey=True)
+    top = max(float(np.percentile(np.concatenate(pair), 99.5)) for _, *pair in values)
     marks = {name: at for name, at in thresholds.items() if at is not None}
-    edges = np.linspace(0, max([top, *marks.values()]) * 1.02 or 1.0, 60)
-    for axis, (name, (members, heldout)) in zip(axes[0], values.items(), strict=True):
-        shown = ((members, "tab:red", "nearest member"), (heldout, "tab:blue", "nearest held-out image"))
-        highest = 0
-        for distances, colour, label in shown:
-            counts, *_ = axis.hist(np.clip(distances, 0, edges[-1]), edges, color=colour, alpha=0.45, label=label)
-            highest = max(highest, counts.max())
-        for (label, at), style in zip(marks.items(), ("-", "--"), strict=False):
-            axis.axvline(at, color="0.1", linestyle=style, linewidth=1, label=f"{label}: {at:.3g}")
-        axis.set(title=name, xlabel=f"{metric}: closer is further left", ylabel="generated images")
-        if highest > 20:
-            axis.set_yscale("symlog", linthresh=10)
-            axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
-        else:
-            axis.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
-    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    return _png(figure)
+    edges = np.linspace(0, max([top, *marks.values()]) * 1.02 or 1.0, 50)
+    highest = 0
+    for axis, (row, *pair) in zip(axes[0], values, strict=True):
+        seen, unseen = (np.histogram(np.clip(one, 0, edges[-1]), edges)[0] for one in pair)
+        highest = max(highest, seen.max(), unseen.max())
+        axis.stairs(seen, edges, fill=True, color=look.mark(row.attack)["color"], alpha=0.55, linewidth=0)
+        axis.stairs(unseen, edges, color="0.15", linewidth=1.2)
+        for at, style in zip(marks.values(), ("-", (0, (3, 2))), strict=False):
+            axis.axvline(at, color=look.SOFT, linestyle=style, linewidth=1)
+        axis.set_title(textwrap.fill(phrases.run_phrase(row), int(110 / len(values))))
+        axis.set(xlabel=f"{metric} (further left is closer)")
+    axes[0, 0].set_ylabel("generated images")
+    if highest > 20:
+        axes[0, 0].set_yscale("symlog", linthresh=10)
+        powers = [10**k for k in range(2, 9) if 10**k < 0.6 * highest]
+        look.ticks_at(axes[0, 0].yaxis, [0, 5, 10, *powers, int(highest)])
+    else:
+        look.whole(axes[0, 0].yaxis)
+    styles = zip(marks.items(), ("-", (0, (3, 2))), strict=False)
+    entries = [
+        plt.Rectangle((0, 0), 1, 1, color=look.SOFT, alpha=0.55, label="filled: nearest training image"),
+        look.key("line: nearest unseen image (control)", color="0.15", linewidth=1.2),
+        *(look.key(f"{name} below {at:.3g}", color=look.SOFT, linestyle=s, linewidth=1) for (name, at), s in styles),
+    ]
+    look.legend(figure, entries)
+    return svg.text(figure, "similarity")
 
 
-def sensitivity(controls: Sequence[Control]) -> bytes:
-    """The share of distorted copies that each metric sees, against the strength: a PNG."""
+@styled
+def sensitivity(controls: Sequence[Control]) -> str:
+    """The share of distorted copies that each metric sees, against the strength: an SVG."""
     kinds = list(dict.fromkeys(control.distortion for control in controls if control.strength is not None))
     metrics = list(dict.fromkeys(control.metric for control in controls))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(3.6 * len(kinds), 3.4), layout="constrained", sharey=True)
-    for axis, kind in zip(np.atleast_1d(axes), kinds, strict=True):
-        for i, metric in enumerate(metrics):
-            for level, style in (("high", "-"), ("calibrated", ":")):
-                curve = [one for one in controls if (one.distortion, one.metric, one.level) == (kind, metric, level)]
-                if curve:
-                    x, y = [one.strength for one in curve], [100 * one.found for one in curve]
-                    label = metric + (" (calibrated)" if level == "calibrated" else "")
-                    axis.plot(x, y, style, color=f"C{i}", marker=".", label=label)
-        unit = next(control.unit for control in controls if control.distortion == kind)
-        axis.set(title=kind, xlabel=unit, ylim=(-3, 103))
-    figure.axes[0].set_ylabel("copies matched with their original, %")
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    return _png(figure)
+    figure, axes = look.panels(1, len(kinds), 3, sharey=True)
+    levels = {control.level for control in controls}
+    marks = {metric: {"color": PALETTE[i % 7], "marker": "o^sDPvX"[i % 7]} for i, metric in enumerate(metrics)}
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        own = [one for one in controls if one.distortion == kind]
+        for i, (metric, style) in enumerate(marks.items()):
+            for level in sorted(levels, reverse=True):
+                curve = [one for one in own if (one.metric, one.level) == (metric, level)]
+                if not curve:
+                    continue
+                x, y = [one.strength for one in curve], [100 * one.found for one in curve]
+                shape = {}
+                if len(x) <= 2:  # two kinds of copies and nothing between them; points side by side
+                    shape, x = {"linestyle": ""}, [one + 0.12 * (i - (len(marks) - 1) / 2) for one in x]
+                look_of = look.unseen(style) if level == "calibrated" else style
+                (line,) = axis.plot(x, y, **look_of | shape, clip_on=False)
+                said = (f"{metric}, {kind} {one.strength:g}: {phrases.percent(one.found)}" for one in curve)
+                svg.tip(line, *said)
+        strengths = sorted({one.strength for one in own})
+        look.ticks_at(axis.xaxis, _apart(strengths, 0.16))
+        axis.set(title=kind, xlabel=own[0].unit.replace(", ", ",\n", 1), ylim=(0, 103))
+        axis.grid(axis="y")
+        if len(strengths) == 2:
+            axis.set_xlim(strengths[0] - 0.5, strengths[1] + 0.5)
+    axes[0, 0].set_ylabel("copies matched with their original, %")
+    entries = [look.key(name, **style) for name, style in marks.items()]
+    if "calibrated" in levels:
+        entries.append(look.key("at the calibrated threshold", **look.unseen({"color": look.SOFT, "marker": "o"})))
+    look.legend(figure, entries)
+    return svg.text(figure, "sensitivity")
 
 
-def yields(clusters: Sequence[ClusterYield], name: str) -> bytes:
-    """Matched images and different members of each cluster that guided, most first: a PNG.
+@styled
+def yields(clusters: Sequence[ClusterYield], attack: str) -> str:
+    """Matched images and different members of each cluster that guided, most first, MOST_CLUSTERS at most: an SVG.
 
     Args:
       clusters: one entry for each cluster.
-      name: of the run.
+      attack: that they guided.
     """
-    figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    ordered = sorted(clusters, key=lambda one: (-one.matched / one.images, one.cluster))
-    at = np.arange(len(ordered))
-    heights = [100 * one.matched / one.images for one in ordered]
-    axis.bar(at, heights, color="tab:blue")
-    axis.set(ylabel="matched images, %", xlabel="cluster (above its bar: different members)", title=name, xticks=at)
-    axis.set_xticklabels([str(one.cluster) for one in ordered], fontsize=6, rotation=90)
-    for i, (one, height) in enumerate(zip(ordered, heights, strict=True)):
+    figure, axes = look.panels(1, 1, 2.8)
+    axis = axes[0, 0]
+    shown = sorted(clusters, key=lambda one: (-one.matched / one.images, one.cluster))[:MOST_CLUSTERS]
+    heights = [100 * one.matched / one.images for one in shown]
+    bars = axis.bar(range(len(shown)), heights, width=0.7, color=look.mark(attack)["color"])
+    for one, height, bar in zip(shown, heights, bars, strict=True):
+        said = f"cluster {one.cluster}: {one.matched:,} of {one.images:,} images match, {one.members:,} members"
+        svg.tip(bar, said)
         if one.members:
-            axis.annotate(str(one.members), (i, height), ha="center", va="bottom", fontsize=6)
-    return _png(figure)
+            axis.annotate(f"{one.members:,}", (bar.get_x() + 0.35, height), ha="center", va="bottom", fontsize=8)
+    axis.set_xticks(range(len(shown)), [str(one.cluster) for one in shown], fontsize=8 if len(shown) < 32 else 7)
+    axis.set(ylabel="images that match, %", xlabel="cluster (above its bar: different training images found)")
+    axis.set_ylim(0, max([*heights, 1]) * 1.1)
+    axis.margins(x=0.01)
+    axis.grid(axis="y")
+    return svg.text(figure, "yields")
 
 
+@styled
 def theorem(results: dict[str, Any]) -> bytes:
     """The divergence's difference against |D_i|, for each epsilon, and where the theorem is misread: a PNG.
 
     Args:
       results: of commands/closed_form.py.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     rows = [row for row in results["rows"] if row["label"] is None]
-    colours = plt.get_cmap("viridis")
+    colours = plt.get_cmap("cividis")
 
     def curve(axis: Any, own: list[dict[str, Any]], place: float, **style: Any) -> None:
         x, y, bar = np.asarray([[row[key] for key in ("size", "difference", "deviation")] for row in own]).T
@@ -401,35 +520,28 @@ def theorem(results: dict[str, Any]) -> bytes:
         )
         axes[0].axhline(own[0]["limit_at_epsilon"], color=colour, linestyle=":", linewidth=1)
     limit, entropy = results["limits"]["mean"], results["entropy"]
-    axes[0].axhline(limit, color="tab:red", label=f"limit, {limit:.3f}")
+    axes[0].axhline(limit, color=PALETTE[1], label=f"limit, {limit:.3f}")
     axes[0].set_title("informative labels, models $p_i$ and $p$")
     shown = (
-        ("fitted", "random labels, models fitted to $D_i$ and to $D$", "tab:blue"),
-        ("held", "informative labels, models that hold their images", "tab:orange"),
-        ("held_random", "random labels, models that hold their images", "tab:purple"),
+        ("fitted", "random labels, models fitted to $D_i$ and to $D$", PALETTE[0]),
+        ("held", "informative labels, models that hold their images", PALETTE[4]),
+        ("held_random", "random labels, models that hold their images", PALETTE[3]),
     )
     for i, (case, label, colour) in enumerate(shown):
         curve(axes[1], [row for row in rows if row["case"] == case], i - 1, color=colour, linewidth=0.8, label=label)
     axes[1].axhline(0, color="0.5", linewidth=0.8, label="the theorem's limit for random labels, 0")
-    axes[1].axhline(limit, color="tab:red", label=f"its limit for informative labels, {limit:.3f}")
+    axes[1].axhline(limit, color=PALETTE[1], label=f"its limit for informative labels, {limit:.3f}")
     axes[1].axhline(-entropy, color="0.3", linestyle="--", label=f"minus the labels' entropy, {-entropy:.3f}")
     axes[1].set_title("what the theorem does not say")
     for axis in axes:
         axis.set(xscale="log", xlabel="$|D_i|$ (bars: deviation of one data set)")
+        look.ticks_at(axis.xaxis, sorted({row["size"] for row in rows}))
     axes[0].set_ylabel("difference of divergences, nats")
-    axes[0].legend(fontsize=8, title=r"$\epsilon$ (dotted: its own limit)", title_fontsize=8)
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.suptitle(results["settings"]["name"], fontsize=10)
+    columns = {"fontsize": 8, "title_fontsize": 8, "ncols": 3}
+    own = r"left, by $\epsilon$ (dotted: its own limit)"
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", title=own, **columns | {"ncols": 6})
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper left", title="right", **columns)
     return _png(figure)
-
-
-def _svg(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # Letters are drawn as paths, so that they look the same everywhere; no date, and names that do not change.
-    with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "side_jax"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def _png(figure: Any) -> bytes:

@@ -18,7 +18,7 @@ from side_jax.measure.records import (
     Run,
 )
 from side_jax.memorization.metrics import METRICS
-from side_jax.report import equal_calls
+from side_jax.report import equal_calls, terms
 from side_jax.report.matches import title_without_scale
 from side_jax.report.page import model
 from side_jax.report.phrases import percent, points, share
@@ -64,9 +64,9 @@ def tables(results: Results) -> list[model.Table]:
     listed: list[model.Table] = []
     for metric, rows in by_metric.items():
         others = {name: _high(found) for name, found in by_metric.items() if name != metric} if not listed else {}
-        listed.append(_attacks(metric, _high(rows), others, explained=not listed))
+        listed.append(_attacks(metric, _high(rows), others, first=not listed))
     for metric, rows in by_metric.items():
-        listed.append(_tests(metric, _high(rows), explained=rows is next(iter(by_metric.values()))))
+        listed.append(_tests(metric, _high(rows)))
     for metric, rows in by_metric.items():
         others = [row for row in rows if row.level not in ("high", "calibrated")]
         if others:
@@ -101,7 +101,7 @@ def has_scales(runs: Sequence[Run]) -> bool:
 
 def run_columns(scaled: bool) -> list[model.Column]:
     """The columns of run_cells."""
-    return [model.Column(label="Attack"), *([model.Column(label="Scale", kind="number")] if scaled else [])]
+    return [model.Column(label="Attack"), *([terms.column("Scale")] if scaled else [])]
 
 
 def _p(value: float | UnsetType) -> model.Cell:
@@ -121,97 +121,50 @@ def _with_interval(rate: float, interval: Interval) -> str:
 
 
 class Quantity(NamedTuple):
-    """A quantity of each run: its column, what it means, and its cell."""
+    """A quantity of each run: its column and its cell."""
 
     label: str
     kind: str
-    help: str
     cell: Callable[[Row], model.Cell]
 
 
-_CALLS = (
-    Quantity(
-        "Calls",
-        "number",
-        "calls of the model's network for one image, with those for the image that mode seeking starts from",
-        lambda row: _cell(f"{row.network_calls:,}", row.network_calls),
-    ),
-)
+_CALLS = (Quantity("Calls", "number", lambda row: _cell(f"{row.network_calls:,}", row.network_calls)),)
 _FOUND = (
-    Quantity(
-        "Matched (AMS)",
-        "rate",
-        "share of generated images that match a member",
-        lambda row: _cell(share(row.members), row.ams, "strong"),
-    ),
-    Quantity(
-        "Held-out matched",
-        "rate",
-        "the same against images that the model never saw",
-        lambda row: _cell(share(row.heldout), row.heldout_ams),
-    ),
-    Quantity(
-        "Extracted",
-        "number",
-        "different members that are the nearest of a match",
-        lambda row: _cell(f"{row.unique:,}", row.unique, "strong"),
-    ),
+    Quantity("Matched (AMS)", "rate", lambda row: _cell(share(row.members), row.ams, "strong")),
+    Quantity("Held-out matched", "rate", lambda row: _cell(share(row.heldout), row.heldout_ams)),
+    Quantity("Extracted", "number", lambda row: _cell(f"{row.unique:,}", row.unique, "strong")),
 )
 _CHANCE = (
-    Quantity(
-        "Excess, points",
-        "rate",
-        "the share that match one of as many members as held-out images, minus the share that match one of these",
-        _excess,
-    ),
-    Quantity(
-        "p, excess",
-        "number",
-        "p-value that members are matched more often than images that could as well have been members (permutation)",
-        lambda row: _p(row.p_excess),
-    ),
-    Quantity(
-        "UMS, all pairs",
-        "rate",
-        "members in the band of any image, over images",
-        lambda row: _cell(_with_interval(row.ums, row.ums_ci), row.ums),
-    ),
+    Quantity("Excess, points", "rate", _excess),
+    Quantity("p, excess", "number", lambda row: _p(row.p_excess)),
+    Quantity("UMS, all pairs", "rate", lambda row: _cell(_with_interval(row.ums, row.ums_ci), row.ums)),
     Quantity(
         "UMS, nearest",
         "rate",
-        "members that are the nearest of a match, over images",
         lambda row: _cell(_with_interval(row.ums_nearest, row.ums_nearest_ci), row.ums_nearest),
     ),
 )
 RATES = (*_FOUND, _CHANCE[0])  # what a run found, and what of it chance does not explain
 _TESTED = (  # where runs are tested against the unguided one
-    Quantity(
-        "p, more images",
-        "number",
-        "p-value that more images match than without guidance (McNemar, by image)",
-        lambda row: _p(row.p_more_images),
-    ),
-    Quantity("p, more members", "number", "the same by member", lambda row: _p(row.p_more_members)),
+    Quantity("p, more images", "number", lambda row: _p(row.p_more_images)),
+    Quantity("p, more members", "number", lambda row: _p(row.p_more_members)),
 )
 
 
 def _beside(name: str, rows: list[Row]) -> Quantity:
     """The members that the same runs extract by another metric."""
     found = {row.key: row.unique for row in rows}
-    meaning = f"the same by {name} below {rows[0].band[1]:.3g}"
-    return Quantity(
-        f"by {name.replace('_', ' ')}", "number", meaning, lambda row: _cell(f"{found[row.key]:,}", found[row.key])
-    )
+    return Quantity(f"by {name.replace('_', ' ')}", "number", lambda row: _cell(f"{found[row.key]:,}", found[row.key]))
 
 
-def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], explained: bool) -> model.Table:
+def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], first: bool) -> model.Table:
     """The attacks by one metric's nearest band.
 
     Args:
       metric: of the rows.
       rows: one for each run.
       others: rows of the same runs by other metrics, whose extracted members stand beside.
-      explained: with the meaning of the columns, once on a page.
+      first: whether what each attack is stands below it, once on a page.
     """
     known = any(not isinstance(row.network_calls, UnsetType) for row in rows)
     columns = [*(_CALLS if known else ()), *_FOUND, *(_beside(name, of) for name, of in others.items())]
@@ -221,25 +174,25 @@ def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], explain
         f"{name}: {ATTACKS[name].description}" for name in dict.fromkeys(row.attack for row in rows) if name in ATTACKS
     )
     caption = f"{'Attacks' if has_scales(rows) else 'Matches'} by {metric} below {rows[0].band[1]:.3g}"
-    return _quantities(caption, rows, columns, explained, note * explained)
+    ends = {name: of[0].band[1] for name, of in ({metric: rows} | others).items()}
+    measures = "; ".join(f"{name} below {end:.3g}: {terms.measure(name)}" for name, end in ends.items())
+    return _quantities(caption, rows, columns, f"Matches by {measures}. {note * first}".strip())
 
 
-def _tests(metric: str, rows: list[Row], explained: bool) -> model.Table:
+def _tests(metric: str, rows: list[Row]) -> model.Table:
     """The same runs against chance, and the paper's scores of different members; arguments as of _attacks."""
     tested = any(not isinstance(row.p_more_images, UnsetType) for row in rows)
     columns = [*_CHANCE, *(_TESTED if tested else ())]
-    return _quantities(f"Against chance, and UMS, by {metric}", rows, columns, explained)
+    return _quantities(f"Against chance, and UMS, by {metric}", rows, columns)
 
 
-def _quantities(
-    caption: str, rows: list[Row], columns: Sequence[Quantity], explained: bool, note: str = ""
-) -> model.Table:
+def _quantities(caption: str, rows: list[Row], columns: Sequence[Quantity], note: str = "") -> model.Table:
     scaled = has_scales(rows)
     return model.Table(
         caption=caption,
         columns=(
             *run_columns(scaled),
-            *(model.Column(label=one.label, kind=one.kind, help=one.help * explained) for one in columns),
+            *(terms.column(one.label, one.kind) for one in columns),
         ),
         rows=tuple((*run_cells(row, scaled), *(one.cell(row) for one in columns)) for row in rows),
         note=note,
@@ -257,7 +210,7 @@ BAND_COLUMNS: dict[str, Callable[[Row], float]] = {
 
 def _bands(metric: str, rows: list[Row]) -> model.Table:
     scaled = has_scales(rows)
-    rates = (model.Column(label=label, kind="rate") for label in BAND_COLUMNS)
+    rates = (terms.column(label, "rate") for label in BAND_COLUMNS)
     columns = (*run_columns(scaled), model.Column(label="Band"), *rates)
     cells = [
         (
@@ -276,9 +229,9 @@ def _calibrated(rows: list[Row], results: Results) -> model.Table:
     columns = (
         *run_columns(scaled),
         model.Column(label="Measure"),
-        model.Column(label="Threshold", kind="number"),
-        *(model.Column(label=label, kind="rate") for label in rates),
-        model.Column(label="Extracted", kind="number"),
+        terms.column("Threshold"),
+        *(terms.column(label, "rate") for label in rates),
+        terms.column("Extracted"),
     )
     cells = [
         (
@@ -329,8 +282,8 @@ def _unseen(rarefactions: Sequence[Rarefaction]) -> model.Table:
     )
     columns = (
         *run_columns(scaled),
-        *(model.Column(label=label, kind="number") for label in labels),
-        model.Column(label=f"Good-Toulmin at {factor} times"),
+        *(terms.column(label) for label in labels),
+        terms.column(f"Good-Toulmin at {factor} times", "text"),
     )
     cells = []
     for one in rarefactions:
@@ -348,48 +301,27 @@ def _unseen(rarefactions: Sequence[Rarefaction]) -> model.Table:
                 _cell(f"{toulmin.expected:.1f}" + ("" if toulmin.valid else ", beyond its range"), toulmin.expected),
             )
         )
-    note = (
-        f"Members found, and what {factor} times as many images would find by three estimates. The fitted law is the "
-        "paper's expectation with a beta distribution of the members' chances to come out; Chao's total is a lower "
-        "bound of what unlimited sampling finds; Good and Toulmin's estimate has a range beyond which it should not be "
-        "relied on."
-    )
+    note = f"Members found, and what {factor} times as many images would find by three estimates."
     return model.Table(caption="How much is left to find?", columns=columns, rows=tuple(cells), note=note)
 
 
-DISTRIBUTION_COLUMNS: tuple[tuple[str, str, Callable[[Distribution], float | None]], ...] = (
-    (
-        "AuthPct",
-        "percentage of images farther from their nearest member than that one is from the next; low: copying",
-        lambda one: one.auth_pct,
-    ),
-    ("AuthPct, held-out", "the same against held-out images, as its control", lambda one: one.auth_pct_heldout),
-    ("C_T", "far below 0: copying, far above: underfitting (Meehan et al. 2020)", lambda one: one.c_t.value),
-    (
-        "FLD-style gap",
-        "the more negative, the more overfit (after Jiralerspong et al. 2023)",
-        lambda one: one.fld_gap,
-    ),
-    (
-        "Frechet to members",
-        "Frechet distance of the images to members; lower is closer in distribution",
-        lambda one: one.frechet_members,
-    ),
-    ("Frechet to held-out", "the same to held-out images", lambda one: one.frechet_heldout),
-    (
-        "Members to held-out",
-        "Frechet distance of the two sets: the floor",
-        lambda one: one.frechet_members_heldout,
-    ),
-)
+DISTRIBUTION_COLUMNS: dict[str, Callable[[Distribution], float | None]] = {
+    "AuthPct": lambda one: one.auth_pct,
+    "AuthPct, held-out": lambda one: one.auth_pct_heldout,
+    "C_T": lambda one: one.c_t.value,
+    "FLD-style gap": lambda one: one.fld_gap,
+    "Frechet to members": lambda one: one.frechet_members,
+    "Frechet to held-out": lambda one: one.frechet_heldout,
+    "Members to held-out": lambda one: one.frechet_members_heldout,
+}
 
 
 def _distributions(distributions: Sequence[Distribution]) -> model.Table:
     scaled = has_scales(distributions)
-    numbers = (model.Column(label=label, kind="number", help=text) for label, text, _ in DISTRIBUTION_COLUMNS)
+    numbers = (terms.column(label) for label in DISTRIBUTION_COLUMNS)
     cells = []
     for one in distributions:
-        values = [value(one) for _, _, value in DISTRIBUTION_COLUMNS]
+        values = [value(one) for value in DISTRIBUTION_COLUMNS.values()]
         cells.append((*run_cells(one, scaled), *(_cell("none" if v is None else f"{v:.3g}", v) for v in values)))
     note = (
         "In the space of the features. They stand beside extraction and don't replace it: they miss copying that is "
@@ -417,12 +349,9 @@ def _membership(membership: Membership, latent: bool) -> model.Table:
     qualities = membership.scores
     first = next(iter(qualities.values()))
     columns = (
-        model.Column(label="Score"),
-        model.Column(label="AUC", kind="number"),
-        *(
-            model.Column(label=f"True positives at {100 * point.false_positive_rate:g}%", kind="rate")
-            for point in first.at
-        ),
+        model.Column(label="Score", help="; ".join(f"{name}: {terms.meaning(name)}" for name in qualities)),
+        terms.column("AUC"),
+        *(terms.column(f"True positives at {100 * point.false_positive_rate:g}%", "rate") for point in first.at),
     )
     cells = tuple(
         (
@@ -433,8 +362,8 @@ def _membership(membership: Membership, latent: bool) -> model.Table:
         for name, quality in qualities.items()
     )
     note = (
-        f"By the model itself, at timestep {membership.timestep}: denoising loss, SecMI's t-error, PIA. Thresholds are "
-        f"fixed on {first.calibration} held-out images, rates of false positives measured on the others."
+        f"By the model itself, at timestep {membership.timestep}. Thresholds are fixed on {first.calibration} held-out "
+        "images, rates of false positives measured on the others."
     )
     note += " The model scores latents of the images." if latent else ""
     missing = dict.fromkeys(point.note for quality in qualities.values() for point in quality.at if point.note)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from side_jax.data.sides import Side
 from side_jax.measure.records import Results
-from side_jax.report import contact_sheet, convincing, defences, findings, matches, meaning, phrases
+from side_jax.report import convincing, defences, findings, matches, meaning, one_page, phrases
 from side_jax.report.figures import Drawn, figures, opening
 from side_jax.report.gallery import Fetch, gallery, sheet
 from side_jax.report.page import model, render
@@ -52,42 +52,48 @@ class Audit:
 
 
 def write(audit: Audit, directory: Path) -> list[str]:
-    """Writes index.html, every figure and, unless private, sheets of matches as PNG; returns the names of the PNGs."""
+    """Writes index.html, summary.pdf, each figure and, unless private, sheets of matches.
+
+    Returns:
+      The names of all files but index.html.
+    """
     columns, private = matches.read(audit.directory / "matches.csv"), audit.report.private
-    drawn = [*figures(audit.results, columns), *audit.figures]
-    drawn = [figure for figure in drawn if not (private and figure.reveals)]
-    html = render.render(_page(audit, columns, drawn))
-    pngs = {figure.name: figure.png for figure in drawn}
+    first, *others = opening(audit.results, audit.confidence), *figures(audit.results, columns), *audit.figures
+    others = [figure for figure in others if not (private and figure.reveals)]
+    made = datetime.datetime.now(datetime.UTC).date()
+    page = _page(audit, columns, first, others, made)
+    html, digest = render.render(page), files.file_digest(audit.directory / "results.json")
+    written: dict[str, str | bytes] = {one_page.NAME: one_page.pdf(page, made, digest, audit.results.versions)}
+    written |= {figure.file: figure.content for figure in (first, *others)}
     if not private:
         sides = audit.members, audit.heldout, audit.fetch
         best = matches.shown(phrases.headline(audit.results))
-        pngs |= {f"matches_{matches.slug(row)}": sheet(row, columns, *sides) for row in best}
-    for name, png in pngs.items():
-        with files.atomic(directory / f"{name}.png") as file:
-            file.write(png)
+        written |= {f"matches_{matches.slug(row)}.png": sheet(row, columns, *sides) for row in best}
+    for name, content in written.items():
+        with files.atomic(directory / name) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     with files.atomic(directory / "index.html", "w") as file:
         file.write(html)
-    return [f"{name}.png" for name in pngs]
+    return list(written)
 
 
-def _facts(audit: Audit) -> tuple[tuple[str, str], ...]:
+def _facts(audit: Audit, made: datetime.date) -> tuple[tuple[str, str], ...]:
     """The data, the images, and when and by whom it was made."""
     data, rows = audit.results.dataset, phrases.headline(audit.results)
     height, width, channels = data.image_shape
     colour = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
     images = sum(row.n_generated for row in rows)
     runs = f" in {len(rows)} runs" if len(rows) > 1 else ""
-    made = f"{datetime.datetime.now(datetime.UTC).date()}"
     author = audit.report.author
     return (
         ("Data", f"{data.name}, {data.members:,} training images and {data.heldout_used:,} unseen ones"),
         ("Images", f"{height} x {width}, {colour}"),
         ("Looked at", f"{images:,} generated images{runs}"),
-        ("Made", f"{made} by {author}" if author else made),
+        ("Made", f"{made} by {author}" if author else f"{made}"),
     )
 
 
-def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.Page:
+def _page(audit: Audit, columns: matches.Columns, first: Drawn, others: list[Drawn], made: datetime.date) -> model.Page:
     results, private = audit.results, audit.report.private
     status, tone, verdict = verdict_of(results, audit.confidence)
     sides = audit.members, audit.heldout, audit.fetch
@@ -102,22 +108,15 @@ def _page(audit: Audit, columns: matches.Columns, drawn: list[Drawn]) -> model.P
         status=status,
         tone=tone,
         verdict=verdict,
-        facts=(*audit.facts, *_facts(audit)),
+        facts=(*audit.facts, *_facts(audit, made)),
+        paper=one_page.NAME,
         strip=convincing.strip(phrases.headline(results), columns, *sides, private=private),
-        chart=opening(results, audit.confidence),
+        chart=first.on_page(),
         means=meaning.means(results, status, audit.confidence),
         sure=meaning.sure(results, status, audit.confidence),
         findings=tuple(findings.sentences(results, audit.confidence)),
         tables=tuple(tables(results)),
-        figures=tuple(
-            model.Figure(
-                heading=figure.heading,
-                picture=model.Picture(uri=contact_sheet.data_uri(figure.png), reveals=figure.reveals),
-                alt=figure.alt,
-                note=figure.note,
-            )
-            for figure in drawn
-        ),
+        figures=tuple(figure.on_page() for figure in others),
         gallery=gallery(
             phrases.headline(results),
             columns,

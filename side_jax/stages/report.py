@@ -29,7 +29,7 @@ MORE_STARTS = 10  # times as many starts, for which distinct images are predicte
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes report/index.html and its figures as PNG files."""
+    """Writes report/index.html and its figures as files of their own."""
     work = stage_table.report_unit(settings, workdir)
     if work.begin():
         drawn = write(settings, workdir, work.directory) if process_group.primary() else []
@@ -85,7 +85,7 @@ def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]
         for name, path, heading, alt in sheets:
             note = _cluster_note(results.surrogate) if name == "clusters" else ""
             png = (workdir / path).read_bytes()
-            drawn.append(Drawn(name=name, heading=heading, png=png, alt=alt, note=note, reveals=True))
+            drawn.append(Drawn(name=name, heading=heading, content=png, alt=alt, note=note, reveals=True))
     return drawn
 
 
@@ -103,8 +103,9 @@ def _modes_figure(results: Results, settings: Settings, workdir: Path) -> Drawn 
     several = int((found.size > 1).sum())
     return Drawn(
         name="distinct_modes",
-        heading="What does the model give away?",
-        png=plots.modes(images[shown], found.size[:MODES].tolist(), matched[shown].tolist()),
+        heading=f"Mode seeking leads to {len(found.size):,} distinct images; "
+        f"{int(matched[found.centre].sum()):,} match a training image",
+        content=plots.modes(images[shown], found.size[:MODES].tolist(), matched[shown].tolist()),
         alt="The distinct images that mode seeking leads to, the most frequent first",
         note=(
             f"Distinct images of {matches.title(row)}: groups with an RMSE below {settings.evaluate.rmse_below:g}. "
@@ -124,14 +125,25 @@ def _training_figure(settings: Settings, workdir: Path) -> Drawn | None:
         return None
     return Drawn(
         name="training",
-        heading="When did memorisation begin?" if watched else "Training",
-        png=plots.training(metrics, watched),
+        heading=_training_heading(watched),
+        content=plots.training(metrics, watched),
         alt="Loss and the memorisation monitor against the training step"
         if watched
         else "Loss against the training step",
         note=_monitor_note(watched, settings)
         if watched
         else "The monitor was off; set monitor.every_steps to see when memorisation begins.",
+    )
+
+
+def _training_heading(watched: list[dict[str, Any]]) -> str:
+    """From which step on more images matched a member than an unseen image."""
+    steps = [monitor.onset(watched).get(name) for name in ("matched", "modes_matched")] if watched else []
+    first = min((step for step in steps if step), default=None)
+    if first:
+        return f"From step {first:,} on, more images matched a training image than an unseen one"
+    return (
+        "At no measured step did clearly more images match a training image than an unseen one" if watched else "Loss"
     )
 
 
@@ -183,11 +195,20 @@ def _classifier_figure(classifiers: dict[str, Classifier]) -> Drawn | None:
     )
     return Drawn(
         name="classifiers",
-        heading="At which noise levels do the classifiers recognise the label?",
-        png=plots.noise_levels(levels, chance),
+        heading=_classifier_heading(classifiers),
+        content=plots.noise_levels(levels, chance),
         alt="Accuracy and calibration of each classifier at each noise level",
         note=f"{listed}. Calibration: expected calibration error (Guo et al. 2017, 15 bins); solid: as trained; "
         "dashed: after temperature scaling, fitted on the other half of the held-back images.",
+    )
+
+
+def _classifier_heading(classifiers: dict[str, Classifier]) -> str:
+    """How well the first classifier recognises its labels with little and with much noise."""
+    name, one = next(iter(classifiers.items()))
+    return (
+        f"The classifier {name} recognises {percent(one.levels[0].accuracy)} of the labels with the least noise, "
+        f"{percent(one.levels[-1].accuracy)} with the most (chance: {percent(1 / one.classes)})"
     )
 
 

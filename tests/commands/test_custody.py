@@ -12,6 +12,7 @@ import sys
 import zipfile
 
 import numpy as np
+import pypdf
 import pytest
 import runs
 from PIL import Image
@@ -193,12 +194,16 @@ def test_a_bundle_neither_names_nor_shows_an_image(named, tmp_path, monkeypatch)
     assert start(monkeypatch, "share", f"--workdir={workdir}", f"--out={out}") == 0
     with zipfile.ZipFile(out) as archive:
         bundle = {name: archive.read(name) for name in archive.namelist()}
-    assert set(bundle) == {"index.html", "results.json", "config.json"}
+    assert set(bundle) == {"index.html", "summary.pdf", "results.json", "config.json"}
     assert bundle["results.json"] == (workdir / "evaluate" / "results.json").read_bytes()
     assert json.loads(bundle["config.json"])["data"]["path"] == "(left out)"
     for content in (out.read_bytes(), *bundle.values()):
         assert told(content, folder) == set()
     assert shown(bundle["index.html"], folder) == 0
+    (sheet,) = pypdf.PdfReader(io.BytesIO(bundle["summary.pdf"])).pages
+    assert told(sheet.extract_text().encode(), folder) == set()
+    assert "images are neither shown nor named" in sheet.extract_text()
+    assert len(sheet.images) == 0
     plain = (workdir / "report" / "index.html").read_bytes()
     assert "lovelace" in told(plain, folder)  # so names and pictures are found where they are
     assert shown(plain, folder) > 10

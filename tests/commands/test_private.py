@@ -135,7 +135,7 @@ def test_images_alone_tell_neither_files_nor_patients(tmp_path, digits, said, ca
     argv = ["evaluate", *given, f"--out={tmp_path / 'out'}", "--max-corrupt=2", PRIVATE]
     assert cli.audit_samples([*argv, "--config.evaluate.distribution=False"]) == 0
     assert holding(tmp_path / "out", FILE, PATIENT) == set()
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} >= {".csv", ".html", ".json", ".png"}
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} >= {".csv", ".html", ".json", ".svg"}
     assert cli.audit_samples([*argv, "--max-corrupt=1"]) == 1
     scan(tmp_path / "samples" / f"{FILE}_wide.dcm", np.zeros((9, 8), np.uint8), 0)
     assert cli.audit_samples(argv) == 1

@@ -321,7 +321,7 @@ def test_a_second_run_replaces_the_first_whole_and_nothing_else(tmp_path, sets, 
     (out / "notes.txt").write_text("mine")
     (out / "own.png").write_text("mine")
     audit(sets, out, "--config.report.private=True", "--config.evaluate.metrics=('rmse',)", *SHORT)
-    gone = {"matches_samples.png", "sensitivity.png"}
+    gone = {"matches_samples.png", "sensitivity.svg"}
     assert {path.name for path in out.iterdir()} == set(sample_audit.FILES) - gone | {"notes.txt", "own.png"}
     assert len(table(out / "matches.csv")[0]) == 11
     assert "Private version" in (out / "index.html").read_text(encoding="utf-8")

@@ -374,3 +374,5 @@ def test_the_table_of_rooms_is_that_of_the_code(monkeypatch):
     [(_, table, _)] = generated.ROOMS.findall(TEXT[DOCS / "architecture.md"])
     assert table == generated.rooms(), "run `python docs/generated.py`"
     assert len(table.splitlines()) > 10
+    [(_, table, _)] = generated.TERMS.findall(TEXT[DOCS / "reading_a_report.md"])
+    assert table == generated.terms(), "run `python docs/generated.py`"

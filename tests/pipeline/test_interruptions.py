@@ -38,7 +38,11 @@ class Interruption(BaseException):
 
 def files_of(workdir):
     """Every file that a user or program reads, byte for byte; checkpoints hold times."""
-    kept = [path for path in workdir.rglob("*") if path.suffix in (".npz", ".csv", ".json", ".html", ".jsonl", ".png")]
+    kept = [
+        path
+        for path in workdir.rglob("*")
+        if path.suffix in (".npz", ".csv", ".json", ".html", ".jsonl", ".png", ".svg")
+    ]
     kept = [path for path in kept if {"checkpoints", "best"}.isdisjoint(path.parts)]
     return {str(path.relative_to(workdir)): path.read_bytes() for path in kept}
 

@@ -24,7 +24,7 @@ LOST = {
     "extract/side_10": [["extract/side_10/shard_00001.npz"]],
     "evaluate": [[f"evaluate/{name}" for name in ("results.json", "matches.csv", "members.csv")]],
     "report": [
-        [f"report/{name}" for name in ("index.html", "guidance.png", "matches_unconditional.png", "rarefaction.png")]
+        [f"report/{name}" for name in ("index.html", "guidance.svg", "matches_unconditional.png", "rarefaction.svg")]
     ],
 }
 # What is changed together, likewise; a shard stays one that can be read.
@@ -34,7 +34,7 @@ CHANGED = {
     "surrogate/side": ["surrogate/side/levels.json", *CURVES],
     "extract/side_10": ["extract/side_10/shard_00001.npz"],
     "evaluate": ["evaluate/results.json", "evaluate/matches.csv"],
-    "report": ["report/index.html", "report/guidance.png"],
+    "report": ["report/index.html", "report/guidance.svg"],
 }
 # What no run makes again, and what to do.
 LASTING = {

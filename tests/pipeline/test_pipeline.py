@@ -132,11 +132,11 @@ def test_checkpoints_and_metrics_follow_the_contract(finished):
 
 def test_report_is_one_file_that_opens_from_disk(finished):
     page = (finished / "report" / "index.html").read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert re.findall(r'(?:src|href)="(?!data:|#)([^"]+)', page) == ["summary.pdf"]
+    assert (finished / "report" / "summary.pdf").read_bytes().startswith(b"%PDF")
     for text in ("Not decided", "Without guidance", "Guided by SIDE", "Control: of the same", "distance_ratio"):
         assert text in page
     pictures = (
-        "report/guidance.png",
         "report/matches_unconditional.png",
         "synthesize/samples.png",
         "label/clusters.png",
@@ -144,12 +144,13 @@ def test_report_is_one_file_that_opens_from_disk(finished):
     for picture in pictures:
         with Image.open(finished / picture) as image:
             image.verify()
+    assert (finished / "report" / "guidance.svg").read_text() in page
 
 
 def test_the_end_names_the_report_and_the_figures(workdir, capsys):
     assert runs.run(runs.arguments(workdir)) == 0
     printed = capsys.readouterr().out
-    assert f"Report: {workdir}/report/index.html" in printed
+    assert f"Report: {workdir}/report/index.html\nOne page to print: {workdir}/report/summary.pdf\n" in printed
     assert [line.strip()[:2] for line in printed.splitlines() if line.startswith("  ")] == [
         "1.",
         "2.",

@@ -15,6 +15,7 @@ from pages import HOSTILE, SCORES, SHOWN, hostile_page, page, pairs, table
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from side_jax.report import one_page
 from side_jax.report.page import model, pictures
 from side_jax.report.page.render import render
 
@@ -42,7 +43,8 @@ class Parsed(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.inside = dict(attrs).get("id", tag)
+        drawn = any(tag == "svg" for tag, _ in self.tags)  # where a <title> is a text to hover
+        self.inside = dict(attrs).get("id", "hover" if tag == "title" and drawn else tag)
 
     def handle_endtag(self, tag):
         self.inside = ""
@@ -126,6 +128,7 @@ def test_a_thousand_pairs_are_less_than_ten_megabytes(kind):
     ("make", "says"),
     [
         (lambda: page(tone="red"), "page.tone must be one of"),
+        (lambda: page(paper="https://example.org"), "page.paper must be the name of a file"),
         (lambda: page(verdict=("One.",)), "page.verdict must be two sentences"),
         (lambda: page(verdict=("One.", " ")), "must be text that is not empty"),
         (lambda: model.Column(label="a", kind="money"), "column.kind must be one of"),
@@ -137,6 +140,17 @@ def test_a_thousand_pairs_are_less_than_ten_megabytes(kind):
         (lambda: dataclasses.replace(table(), rows=((model.Cell(text="a"),),)), "must be 9, one a column, got 1"),
         (lambda: model.Picture(uri="https://example.org/a.png"), "picture.uri must be a base64"),
         (lambda: model.Picture(uri='data:image/png;base64,AA" onload="x'), "picture.uri must be a base64"),
+        *(
+            (lambda text=text: model.Drawing(svg=text), "drawing.svg must be an SVG of shapes")
+            for text in (
+                "<svg><path style='fill: red'/></svg>",
+                "<svg><script>alert(1)</script></svg>",
+                "<svg><path onload='alert(1)'/></svg>",
+                "<svg><use href='https://example.org/#a'/></svg>",
+                "<svg><!-- a name --></svg>",
+                "<svg><image/></svg>",
+            )
+        ),
         (lambda: pictures.blurred(np.zeros((2, 4, 4, 3))), "must be uint8"),
         (lambda: pictures.strip(np.zeros((0, 4, 4, 3), np.uint8), private=True), "not empty"),
         (lambda: pictures.strip(photos(4), private=False, limit=10), "limit must be larger"),
@@ -198,7 +212,7 @@ def test_the_policy_names_the_script_and_the_style_and_nothing_is_fetched():
     for tag, attrs in parsed.tags:
         assert not any(name.startswith("on") or name == "style" for name in attrs), tag
         assert attrs.get("src", "data:").startswith("data:")
-        assert attrs.get("href", "#").startswith("#")
+        assert attrs.get("href", "#").startswith("#") or attrs["href"] == one_page.NAME
     assert not re.search(r"url\(|@import|https?:", parsed.texts["style"] + parsed.texts["script"])
 
 
@@ -211,9 +225,11 @@ def test_headings_are_in_order_and_every_id_is_there_once():
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(set(ids)) == len(ids)
     asked = [attrs[name] for _, attrs in parsed.tags for name in ("href", "aria-labelledby") if name in attrs]
+    asked.remove(one_page.NAME)
     assert {one.removeprefix("#") for one in asked} <= set(ids)
     assert parsed.tags[0] == ("html", {"lang": "en"})
     assert parsed.texts["title"] == "Leaks: faces: how much comes out"
+    assert parsed.texts["hover"] == "side: 20%"
 
 
 def test_a_page_of_the_least_and_a_name_that_is_no_utf8():

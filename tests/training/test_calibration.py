@@ -1,10 +1,7 @@
 """Calibration of classifiers whose miscalibration is known."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from side_jax.measure.records import NoiseLevel
 from side_jax.memorization.statistics.intervals import wilson_interval
@@ -106,8 +103,6 @@ def test_the_picture_of_noise_levels():
         for name, factor in (("side", 1.0), ("conditional", 3.0))
     }
     rows = {name: [NoiseLevel(**row) for row in levels] for name, levels in rows.items()}
-    png = plots.noise_levels(rows, {"side": 0.2, "conditional": 0.1})
-    with Image.open(io.BytesIO(png)) as picture:
-        assert picture.size == (2000, 720)  # 10 x 3.6 inches
-        picture.verify()
-    assert png == plots.noise_levels(rows, {"side": 0.2, "conditional": 0.1})
+    drawn = plots.noise_levels(rows, {"side": 0.2, "conditional": 0.1})
+    assert "timestep 500" in drawn
+    assert drawn == plots.noise_levels(rows, {"side": 0.2, "conditional": 0.1})

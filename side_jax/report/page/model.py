@@ -7,13 +7,16 @@ literally: none is markup, and none is trusted.
 import dataclasses
 import math
 import re
+from typing import ClassVar
+from xml.etree import ElementTree
 
 TONES = ("alarm", "calm", "unsure")  # of the verdict's status
 KINDS = ("text", "number", "rate")  # of a column; numbers and rates are right-aligned
 EMPHASES = ("", "strong", "faint", *TONES)  # of a cell
 CLOSER = ("smaller", "larger")  # which values of a score mean closer
 
-_DATA_URI = re.compile(r"data:image/(png|webp|jpeg|svg\+xml);base64,[A-Za-z0-9+/]+=*")
+_SVG, _SHAPES = "{http://www.w3.org/2000/svg}", ("svg", "g", "defs", "clipPath", "path", "rect", "use", "title")
+_DATA_URI = re.compile(r"data:image/(png|webp|jpeg);base64,[A-Za-z0-9+/]+=*")
 
 
 def _check(ok: bool, name: str, value: object, must: str) -> None:
@@ -30,7 +33,7 @@ class Picture:
     """A picture inside the page.
 
     Attributes:
-      uri: a data: URI of a PNG, WebP, JPEG or SVG.
+      uri: a data: URI of a PNG, WebP or JPEG.
       reveals: whether it shows images in detail, which no private page may; False for charts and blurred images.
     """
 
@@ -41,6 +44,27 @@ class Picture:
         _check(
             _DATA_URI.fullmatch(self.uri) is not None, "picture.uri", self.uri[:40], "a base64 data: URI of an image"
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A chart as part of the page: an SVG whose shapes need no style, and whose titles are shown where a pointer rests.
+
+    It never shows images. Its ids must be no other drawing's.
+    """
+
+    svg: str
+    reveals: ClassVar[bool] = False
+
+    def __post_init__(self):
+        found = [] if "<!" in self.svg or "<?" in self.svg else list(ElementTree.fromstring(self.svg).iter())
+        allowed = all(
+            one.tag.removeprefix(_SVG) in _SHAPES
+            and not any(name.startswith("on") or name == "style" for name in one.attrib)
+            and one.get("href", "#").startswith("#")
+            for one in found
+        )
+        _check(bool(found) and allowed, "drawing.svg", self.svg[:40], "an SVG of shapes and titles alone")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +120,7 @@ class Figure:
     """A chart or a sheet of images, with its heading, a text for readers who can't see it, and a note."""
 
     heading: str
-    picture: Picture
+    picture: Picture | Drawing
     alt: str
     note: str = ""
 
@@ -247,6 +271,7 @@ class Page:
       tone: one of TONES, the status's colour.
       verdict: two sentences for people who read nothing else.
       facts: (label, value): what was audited, on which data, when and by whom.
+      paper: the name of a PDF of one sheet that lies beside the page; "" if there is none.
       strip: the pairs to look at first.
       chart: the one figure to look at first.
       means: what the verdict means, in plain words.
@@ -268,6 +293,7 @@ class Page:
     tone: str
     verdict: tuple[str, str]
     facts: tuple[tuple[str, str], ...] = ()
+    paper: str = ""
     strip: Strip | None = None
     chart: Figure | None = None
     means: tuple[str, ...] = ()
@@ -287,6 +313,7 @@ class Page:
         _filled("page.title", self.title)
         _filled("page.status", self.status)
         _check(self.tone in TONES, "page.tone", self.tone, f"one of {', '.join(TONES)}")
+        _check(not re.search("[^a-z_.]", self.paper), "page.paper", self.paper, "the name of a file beside the page")
         _check(len(self.verdict) == 2, "page.verdict", self.verdict, "two sentences")
         for sentence in self.verdict:
             _filled("a sentence of page.verdict", sentence)

@@ -28,7 +28,7 @@ def render(page: Page) -> str:
         loader=jinja2.PackageLoader("side_jax", "report/page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: _seen(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+        finalize=lambda value: seen(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -51,7 +51,8 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _seen(text: str) -> str:
+def seen(text: str) -> str:
+    """A text whose characters that hide or reverse text are shown by their codes."""
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -74,8 +75,8 @@ def _firsts(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _entry(pair: Pair, page: Page) -> dict[str, Any]:
-    attack = _seen(pair.attack)
-    name = "" if page.private else _seen(pair.name)  # removed here, so that it can't reach a private page
+    attack = seen(pair.attack)
+    name = "" if page.private else seen(pair.name)  # removed here, so that it can't reach a private page
     facts = [
         ("Member", str(pair.member)),
         ("Held-out", "none" if pair.heldout is None else str(pair.heldout)),
@@ -84,10 +85,10 @@ def _entry(pair: Pair, page: Page) -> dict[str, Any]:
         *([("Member's name", name)] if name else []),
     ]
     scores = [
-        (_seen(score.label), "none" if value is None else f"{value:.{score.decimals}f}")
+        (seen(score.label), "none" if value is None else f"{value:.{score.decimals}f}")
         for score, value in zip(page.gallery.scores, pair.values, strict=True)
     ]
-    tiles = [_seen(tile.label) for tile in (*([START] if pair.has_start else []), *page.gallery.tiles)]
+    tiles = [seen(tile.label) for tile in (*([START] if pair.has_start else []), *page.gallery.tiles)]
     return {
         "title": f"Image {pair.index}",
         "alt": f"Image {pair.index}: {', '.join(tiles).lower()}",
