@@ -59,6 +59,7 @@ def ran(line, hub, tmp_path):
     words = shlex.split(next(code for code in re.findall("`(.*?)`", line) if " download " in code))
     environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path / "cache")}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)  # parity/theirs.py sets it
     while "=" in words[0]:
         name, _, environment[name] = words.pop(0).partition("=")
     program = Path(sys.executable).with_name(words[0])

@@ -1,5 +1,7 @@
 """The findings of an audit, for results that are known."""
 
+from pathlib import Path
+
 import pytest
 from made_results import audit, dataset, image_set, matched, results
 
@@ -130,11 +132,11 @@ def test_what_was_not_read_as_it_is_stored_stands_beside_the_verdict():
         "to turn (if the model's trainer did otherwise, set data.orientation=apply); 1,000 pictures cropped to squares "
         "(if the trainer did otherwise, set data.fit=squash); 4 pictures of 16 bits, reduced to 8."
     )
-    of_run = ending.text(audit(PLAIN, dataset=dataset(reading=READ)), 0.95, "index.html")
+    of_run = ending.text(audit(PLAIN, dataset=dataset(reading=READ)), 0.95, Path("index.html"))
     assert f"Reading the dataset: {text}" in of_run
     sets = {name: image_set(90, reading=READ if name == "members" else Reading()) for name in findings.SETS}
     data = dataset(heldout_equal_dropped=0, heldout_near_dropped=0)
-    alone = ending.text(results([matched("samples", 1)], dataset=data, sets=sets), 0.95, "index.html")
+    alone = ending.text(results([matched("samples", 1)], dataset=data, sets=sets), 0.95, Path("index.html"))
     assert f"Reading the members: {text}" in alone
     assert "Reading the samples" not in alone
-    assert "Reading" not in ending.text(audit(PLAIN, dataset=dataset(reading=Reading())), 0.95, "index.html")
+    assert "Reading" not in ending.text(audit(PLAIN, dataset=dataset(reading=Reading())), 0.95, Path("index.html"))

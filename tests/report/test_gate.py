@@ -1,6 +1,7 @@
 """The gate and the JSON of an audit, for results that are known."""
 
 import json
+from pathlib import Path
 
 import pytest
 from made_results import audit, dataset, matched, results, row
@@ -58,7 +59,7 @@ def test_rows_that_could_not_be_tested_do_not_fail():
 
 def test_the_json_is_the_summary():
     failures = Gate(above=0.05, on="leaks").failures(LEAKS, 0.95)
-    found = json.loads(ending.as_json(LEAKS, 0.95, "report/index.html", failures))
+    found = json.loads(ending.as_json(LEAKS, 0.95, Path("report/index.html"), failures))
     status, _, reasons = verdict(LEAKS, 0.95)
     assert (found["verdict"], found["reasons"], found["failed"]) == (status, list(reasons), True)
     assert found["failures"] == list(failures)
@@ -68,7 +69,7 @@ def test_the_json_is_the_summary():
     assert plain | {"attack": "side", "run": side["run"]} != plain
     assert (side["attack"], side["guidance_scale"], side["ams"], side["unique"]) == ("side", 10.0, 0.12, 50)
     assert side["excess_ci"] == pytest.approx(list(SIDE.excess_ci))
-    assert not json.loads(ending.as_json(LEAKS, 0.95, "x"))["failed"]
-    text = ending.text(LEAKS, 0.95, "report/index.html", failures)
+    assert not json.loads(ending.as_json(LEAKS, 0.95, Path("x")))["failed"]
+    text = ending.text(LEAKS, 0.95, Path("report/index.html"), failures)
     assert text.count("Fails: ") == 2
-    assert "Fails" not in ending.text(LEAKS, 0.95, "report/index.html")
+    assert "Fails" not in ending.text(LEAKS, 0.95, Path("report/index.html"))

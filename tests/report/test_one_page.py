@@ -72,9 +72,9 @@ def test_what_is_too_long_is_cut_and_said_to_be(long):
 
 
 def test_all_too_long_at_once_is_one_page():
-    text = "Words and words. " * 900
-    every = dict.fromkeys(("means", "sure"), (text,) * 50) | {"title": text, "status": text, "verdict": (text, text)}
-    every["facts"] = ((text, text),) * 50
+    text = "Words and words. " * 300
+    every = dict.fromkeys(("means", "sure"), (text,) * 12) | {"title": text, "status": text, "verdict": (text, text)}
+    every["facts"] = ((text, text),) * 12
     every["strip"] = strip(title=text, heading=text, below=text)
     every["chart"] = model.Figure(heading=text, picture=drawing("a"), alt=text, note=text)
     sheet, _, _ = made(page(**every))

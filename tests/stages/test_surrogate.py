@@ -264,7 +264,7 @@ def test_all_that_the_page_says_is_on_it(everything):
     for text in (
         *runs.ATTACKED,
         "random pseudo-labels of the same sizes",
-        "At which noise levels do the classifiers recognise",
+        "calibration error (Guo et al. 2017",
         "s pseudo-labels<",
     ):
         assert text in page
