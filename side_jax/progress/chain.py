@@ -97,8 +97,8 @@ class Chain:
         return f"stage {number} of {len(self.stages)}" if number else ""
 
     def left(self, now: float) -> tuple[float, list[str]] | None:
-        """(seconds left, the stages of which nobody knows them); None: nothing is known."""
-        total, unknown = 0.0, []
+        """(seconds left, the stages of which nobody knows them); None: of more stages than not."""
+        total, unknown, known = 0.0, [], 0
         measured = self._measured()
         for stage in self.stages:
             if stage.ended is not None:
@@ -109,7 +109,8 @@ class Chain:
                 unknown.append(stage.name)
             else:
                 total += sum(left)
-        return (total, unknown) if total else None
+                known += 1
+        return (total, unknown) if total and known >= len(unknown) else None
 
     def _left(self, stage: Stage, name: str, amounts: Amounts, measured: "_Measured", now: float) -> float | None:
         """Seconds left of a unit; None: nobody knows."""

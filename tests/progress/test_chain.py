@@ -124,6 +124,12 @@ def test_what_is_done_already_is_no_work():
     assert chain(weights={name: {} for name in NAMES}).left(0.0) is None
 
 
+def test_little_is_not_told_for_all():
+    some = {"train": {"train": 7.0}, "attack": {"b": 10.0}}
+    assert chain(kind=SECONDS, weights=some).left(0.0) == (17.0, ["sample", "cluster"])
+    assert chain(kind=SECONDS, weights={"attack": {"b": 10.0}}).left(0.0) is None
+
+
 def test_a_unit_outside_of_a_stage_is_none():
     one = chain()
     one.begin_unit("train", 0.0)
