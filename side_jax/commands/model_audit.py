@@ -24,7 +24,7 @@ from side_jax.data.listed import ImageSource, location
 from side_jax.devices import compilation_cache, cpu
 from side_jax.errors import InputError
 from side_jax.memorization.metrics import METRICS
-from side_jax.pipeline import audit, budget, plan, resolve, saved_config
+from side_jax.pipeline import audit, budget, plan, resolve
 from side_jax.pipeline.clock import Clock
 from side_jax.progress import WATCH, Work
 from side_jax.progress.chain import SECONDS
@@ -140,8 +140,6 @@ def run(request: Request) -> Settings:
         audit.run(settings, request.workdir)
         return settings
     settings, clock = chosen(request)
-    saved_config.check_model(settings, request.workdir)
-    _keep(request, settings)
     schedule = _Schedule(request, settings, clock)
     audit.run(settings, request.workdir, schedule=schedule)
     took = request.budget - request.time_left
@@ -158,7 +156,8 @@ class _Schedule:
     clock: Clock
 
     def work(self, chosen: Sequence[str]) -> Work:
-        """The seconds of the units of the chosen stages."""
+        """The seconds of the units of the chosen stages; records the settings, now that the workdir is this run's."""
+        _keep(self.request, self.settings)
         units: dict[str, dict[str, dict[str, float]]] = {name: {} for name in chosen}
         for line in plan.lines(self.settings, self.request.workdir, chosen, self.clock):
             units[stage_table.unit_stage(line.unit).name][line.unit] = {SECONDS: line.seconds}
@@ -232,9 +231,7 @@ def _continued(request: Request) -> Settings | None:
 
 def _keep(request: Request, settings: Settings) -> None:
     """Records the settings, so that a run that is asked for the same continues with them."""
-    files.make_private(request.workdir)
-    chosen_settings = to_config(settings).to_dict()
-    files.write_json(request.workdir / ASKED, {"asked": request.asked(), "settings": chosen_settings})
+    files.write_json(request.workdir / ASKED, {"asked": request.asked(), "settings": to_config(settings).to_dict()})
 
 
 def _with_images(config: ml_collections.ConfigDict, given: Collection[str]) -> ml_collections.ConfigDict:
