@@ -250,7 +250,8 @@ def test_at_360_pixels_only_containers_scroll(chromium, files):
 def test_paper_has_no_controls_and_cuts_nothing(chromium, files):
     browser.visit(chromium, files["plain"], width=680, height=960, media="print", prefers_color_scheme="dark")
     shown = (
-        "return ['.skip', '#controls', '#turn', '.top nav', 'details', '#list li:nth-child(9)', '#list li', '.paper', "
+        "return ['.skip', '#controls', '#turn', '.top nav', 'details', '#figures', '#list li:nth-child(9)', "
+        "'#list li', '.paper', "
     )
     shown += "arguments[0]]"
     shown += ".filter(s => document.querySelector(s).checkVisibility({visibilityProperty: true}))"
