@@ -23,7 +23,7 @@ REPEATS = 3
 SLOW = 2.0  # seconds; what takes longer is timed once
 STEPS, MORE_STEPS = 2, 10  # of sampling, for one timing; more where they are quick, of which a call costs as much
 QUICK = 0.2  # seconds
-SIDE = 512  # of the matrices whose product is timed
+EDGE = 512  # of the matrices whose product is timed
 
 
 class Clock:
@@ -81,15 +81,14 @@ class Clock:
         before = time.perf_counter()
         state, key = stepper.initial(), stepper.key(0)
         parts = stepper.load(lambda rows: tuple(array[rows] for array in batch), np.arange(fit.batch_size))
+        built = time.perf_counter() - before  # the initial parameters, which are compiled too
 
         def step() -> None:
             nonlocal state
             state = jax.block_until_ready(stepper(*state, parts, key))
 
         first, each = _timed(step)
-        built = time.perf_counter() - before - first  # the initial parameters, which are compiled too
-        each_device = each * jax.device_count()
-        return Timing(step=each_device, compiling=max(first + built - each, 0.0))
+        return Timing(step=each * jax.device_count(), compiling=max(built + first - each, 0.0))
 
     def sampling_step(self, attack: Attack | None) -> Timing:
         """One sampling step of a batch, guided by an attack; None: unguided."""
@@ -132,9 +131,9 @@ class Clock:
 
         def measure() -> Timing:
             multiply = jax.jit(jnp.dot)
-            matrix = np.ones((SIDE, SIDE), np.float32)
+            matrix = np.ones((EDGE, EDGE), np.float32)
             _, each = _timed(lambda: jax.block_until_ready(multiply(matrix, matrix)))
-            return Timing(step=each / SIDE**3)
+            return Timing(step=each / EDGE**3)
 
         return self._timing("product", measure).step
 
