@@ -58,8 +58,8 @@ def read(folder: Path, hints: Hints) -> Target:
     tokens, cut = tokenizer.encode([*prompts, ""], length)
     if tokens.max() >= encoder.vocabulary:
         raise InputError(
-            f"the tokenizer in {tokenizer_folder} has the token {tokens.max()}, but the text encoder beside it knows "
-            f"{encoder.vocabulary}; take both from the same checkpoint."
+            f"the tokenizer in {tokenizer_folder} has the token {tokens.max()}, but the text encoder in "
+            f"{encoder_folder} knows {encoder.vocabulary}; take both from the same checkpoint."
         )
     weights = (*weight_files(folder), *clip_text.encoder_files(encoder_folder), *tokenizer.files)
     target = Target(

@@ -66,6 +66,25 @@ def test_the_network_starts_at_zero_and_keeps_the_shape():
     assert block["ff"]["net_0"]["proj"]["kernel"].shape == (4, 32)
 
 
+@pytest.mark.parametrize(
+    ("heads", "width", "count"), [((8,) * 4, 768, 859_520_964), ((5, 10, 20, 20), 1024, 865_910_724)]
+)
+def test_stable_diffusion_has_its_published_size(heads, width, count):
+    """Of versions 1 and 2, and of the text encoder of the first."""
+    kinds = {"down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)}
+    kinds["up_block_types"] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    channels = {"out_channels": 4, "block_out_channels": (320, 640, 1280, 1280)}
+    net = ConditionUNet(**channels, **kinds, num_heads=heads, transformer_layers_per_block=(1,) * 4)
+    assert size(net, np.zeros((1, 8, 8, 4), np.float32), T[:1], np.zeros((1, 1, width), np.float32)) == count
+    clip = {"vocabulary": 49408, "positions": 77, "width": 768, "num_layers": 12, "num_heads": 12, "mlp_width": 3072}
+    assert size(TextEncoder(**clip), TOKENS) == 123_060_480
+
+
+def size(module, *args):
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
 def test_a_label_is_its_row_and_none_is_the_last(params):
     labels = np.asarray([1, 0, -1, 1])
     ours = predicted(params, labels)
