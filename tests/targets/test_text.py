@@ -306,7 +306,7 @@ def test_the_whole_audit_runs_on_prompts(whole, prompts, tmp_path, capsys):
     results = json.loads((workdir / "evaluate" / "results.json").read_text())
     assert results["target"]["latent"]
     assert {row["attack"] for row in results["rows"]} >= {"unconditional", "conditional_model", "modes"}
-    assert "with 2 labels (target)" in (workdir / "report" / "index.html").read_text()
+    assert ", used with 2 prompts; denoising loss" in (workdir / "report" / "index.html").read_text()
     manifest = json.loads((workdir / "train" / "manifest.json").read_text())
     assert "safety_checker" in manifest["notes"][0]
     assert runs.run([f"--workdir={workdir}"]) == 0  # without the prompts, which the finished run does not need
