@@ -45,6 +45,7 @@ setup(
         "hub": ["huggingface_hub>=0.34", "pyarrow>=17"],
         "wandb": ["wandb>=0.19"],
         "medical": ["pydicom>=3.0", "nibabel>=5.3"],
+        "text": ["tokenizers>=0.20"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.8",
@@ -63,6 +64,7 @@ setup(
             "pyarrow>=17",
             "pydicom>=3.0",
             "nibabel>=5.3",
+            "tokenizers>=0.20",
         ],
         "lint": [
             "ruff>=0.6",
@@ -73,7 +75,7 @@ setup(
         ],
         "release": ["build>=1.2.2", "twine>=6.1", "setuptools>=68"],
         "coverage": ["pytest-cov>=7", "coverage>=7.10"],
-        "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33"],
+        "parity": ["pytest>=8", "torch>=2.6", "diffusers>=0.33", "transformers>=5", "tokenizers>=0.20"],
         "tpu": ["jax[tpu]", "gcsfs"],  # for the gs:// workdir that all hosts of a slice see
         "cuda": ["jax[cuda12]"],
         "docs": ["sphinx>=8.1", "myst-parser>=4", "furo>=2024.8.6"],

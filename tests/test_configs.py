@@ -38,6 +38,7 @@ PARAMETERS = {
     "imagenette.py": DDPM_CELEBAHQ_256,
     "orl_faces.py": 1_112_801,
     "smoke.py": 41_609,
+    "text_latents.py": 652_195,
 }
 
 
@@ -143,7 +144,7 @@ def test_every_path_is_marked():
     marked = {f"{path.section}.{path.name}" for path in path_fields(Settings)}
     assert marked == {
         *("data.path", "data.data_dir", "data.heldout_from", "target.path", "condition.path", "label.weights"),
-        "surrogate.teacher_path",
+        *("surrogate.teacher_path", "target.prompts"),
     }
     for path in path_fields(Settings):
         assert {*path.recorded} <= {*default_config()[path.section]}, path

@@ -9,11 +9,15 @@ from side_jax.data import config_files, safe_npz
 from side_jax.data.datasets import Dataset
 from side_jax.errors import InputError
 from side_jax.settings import Condition, Settings, random_streams
+from side_jax.settings.target import OWN
 
 
 def check(settings: Settings, dataset: Dataset, split: dict[str, Any]) -> None:
-    """Raises InputError if the members of a split (see split.make_split) lack the labels that the settings ask for."""
-    if settings.condition.labels:
+    """Raises InputError if the members of a split (see split.make_split) lack the labels that the settings ask for.
+
+    The labels of a model that was trained elsewhere need no members.
+    """
+    if settings.condition.labels not in ("", OWN):
         ids = np.asarray([row["id"] for row in split["members"]], np.int64)
         member_labels(settings, dataset.take(ids), ids)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from side_jax.settings import Data, Model, Settings
 from side_jax.settings.paths import path_fields
 from side_jax.settings.target import OWN
 from side_jax.settings.target import Target as TargetSettings
-from side_jax.targets import formats, networks
+from side_jax.targets import clip_tokens, formats, networks
 from side_jax.targets.target_model import Origin, Target
 from side_jax.workdir import files
 
@@ -84,6 +85,9 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     given = config.get("target")
     if given is None or not given.path:
         return config
+    prompts, gone = _prompts_digest(given)
+    if gone:
+        return config
     try:
         hints = formats.hints(config)
         path = _located(hints.target)
@@ -105,14 +109,17 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     if not given.sha256:
         for note in target.origin.notes:
             logger.warning("%s: %s.", where, note)
-    return with_target(config, target, digest)
+    return with_target(config, target, digest, prompts=prompts)
 
 
-def with_target(config: ml_collections.ConfigDict, target: Target, digest: str) -> ml_collections.ConfigDict:
-    """The config of a run that audits a model from elsewhere; `digest` is that of its weights."""
+def with_target(
+    config: ml_collections.ConfigDict, target: Target, digest: str, *, prompts: str = ""
+) -> ml_collections.ConfigDict:
+    """The config of a run that audits a model from elsewhere; the digests are those of its weights and prompts."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.target.sha256, config.target.format = digest, target.origin.format
+        config.target.prompts_sha256 = prompts
         config.target.network = "" if isinstance(target.network, UNet) else networks.describe(target.network)
         if isinstance(target.network, UNet):
             computed = {name: getattr(config.model, name) for name in _LOCAL_OPTIONS}
@@ -133,6 +140,23 @@ def with_object(config: ml_collections.ConfigDict, target: Target) -> ml_collect
         config.evaluate.divergence = False  # needs derivatives
     logger.info("The memorisation divergence is not computed: a Python object has values and no derivatives.")
     return with_target(config, target, target.origin.digest)
+
+
+def _prompts_digest(given: ml_collections.ConfigDict) -> tuple[str, bool]:
+    """(SHA-256 of the prompts, whether their file is gone, which a recorded hash allows).
+
+    Raises:
+      InputError: if they can't be used, or are not the ones used before.
+    """
+    prompts = given.get("prompts")
+    if not prompts or not isinstance(prompts, str):  # the settings complain of other types
+        return "", False
+    path = Path(os.path.expanduser(prompts))
+    digest = config_files.digest(str(path), given.prompts_sha256, "target.prompts")
+    if not path.is_file():
+        return digest, True
+    clip_tokens.read_prompts(path)  # complains
+    return digest, False
 
 
 def _located(target: TargetSettings) -> Path | None:

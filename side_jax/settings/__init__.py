@@ -173,7 +173,8 @@ class Settings:
             "without conditional_model while condition.labels is empty: set condition.labels and condition.num_labels "
             "to train the model with labels"
         )
-        ok = bool(labels) or not any(ATTACKS[attack].own_labels for attack in attacks)
+        unread = own and not self.target.sha256  # which labels its model has is not known yet
+        ok = bool(labels) or unread or not guided
         check(ok, "extract.attacks", attacks, need)
 
     def _check_guidance(self) -> None:

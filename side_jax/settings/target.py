@@ -345,6 +345,10 @@ class Target:
     pixels: str = ""
     qkv_order: str = ""  # of queries, keys and values in one layer: "legacy" ([heads, 3, c]) or "new" ([3, heads, c])
     timesteps: str = ""  # how the network gets timesteps if these are not 1000: "plain", or "rescaled" to 1000
+    # For a text-conditional model: a text file of prompts, one a line. Prompt i, from 0, is label i; the empty prompt,
+    # which is added, stands for no label.
+    prompts: str = path_field(digest="prompts_sha256")
+    prompts_sha256: str = ""  # SHA-256 of that file; recorded when it is first read, so that a changed file is noticed
     # The label that stands for "no label", such as 10 of 0..10; -1: there is none.
     null_label: int = -1
     network: str = ""  # recorded for a network that the section `model` can't describe: its class and options, as JSON
@@ -356,6 +360,8 @@ class Target:
         one_of("target.qkv_order", self.qkv_order, ("", "legacy", "new"))
         one_of("target.timesteps", self.timesteps, ("", "plain", "rescaled"))
         one_of("target.pixels", self.pixels, ("", "unit", "signed"))
+        ok = bool(self.path) or not self.prompts
+        check(ok, "target.prompts", self.prompts, "empty while target.path is: models that are trained here have none")
         need = "empty: a Python object takes pixels in [-1, 1], so scale them in it"
         check(self.format != OBJECT or not self.pixels, "target.pixels", self.pixels, need)
         for name in ("num_heads", "head_channels", "norm_groups", "latent_groups", "latent_scale"):

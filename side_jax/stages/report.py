@@ -20,6 +20,7 @@ from side_jax.report.writer import Audit
 from side_jax.sampling import shards
 from side_jax.settings import Settings
 from side_jax.settings.paths import path_fields
+from side_jax.settings.target import OWN
 from side_jax.stages import stage_inputs, stage_table, suspects
 from side_jax.training import monitor
 from side_jax.workdir import curves, files
@@ -262,7 +263,10 @@ def _labels(settings: Settings) -> str:
     condition = settings.condition
     if not condition.labels:
         return ""
-    count = f"{condition.num_labels} label" + "s" * (condition.num_labels > 1)
+    what = "prompt" if settings.target.prompts else "label"
+    count = f"{condition.num_labels} {what}" + "s" * (condition.num_labels > 1)
+    if condition.labels == OWN:
+        return f", used with {count}" if settings.target.prompts else f" with {count} of its own"
     return f" with {count} ({condition.labels}), left out for {100 * condition.dropout:g}% of the images in training"
 
 

@@ -37,7 +37,7 @@ _IGNORED_SETTINGS = [
     *[("data", key) for key in ("fit", "orientation", "bit_range")],  # other pixels have other hashes
     ("model", "remat"),
     ("train", "keep_checkpoints"),
-    *[("target", key) for key in ("path", "revision")],
+    *[("target", key) for key in ("path", "revision", "prompts")],
     ("condition", "path"),  # identified by sha256
 ]
 EVALUATION_VERSION = 2  # of results.json; results of another version are computed anew
@@ -107,6 +107,8 @@ def fingerprint(settings: Settings, unit: str, **extra: Any) -> str:
     if not settings.monitor.stop_at_modes_rate:  # the curve of the modes affects nothing
         for key in ("seeks_modes", "stop_at_modes_rate"):
             chosen.get("monitor", {}).pop(key, None)
+    if not settings.target.prompts:  # so that workdirs from before there were prompts go on
+        chosen.get("target", {}).pop("prompts_sha256", None)
     for section in _unused(settings) & chosen.keys():
         del chosen[section]
     hashes = [_plain_fingerprint(settings, parent) for parent in parents]

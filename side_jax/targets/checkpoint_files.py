@@ -16,6 +16,9 @@ from side_jax.targets import inert_pickle
 REPLACE = "replace it with a whole copy of the original"
 _NAME = "diffusion_pytorch_model"
 WEIGHTS = f"{_NAME}.safetensors"
+# How the two libraries call files of weights, by their ends.
+DIFFUSERS = {"bin": _NAME, "safetensors": _NAME}
+TRANSFORMERS = {"bin": "pytorch_model", "safetensors": "model"}
 UNSAFE = "loading a pickle can run any code in it"
 SAVE_AS = "save the weights as float32, float16 or bfloat16"
 # Its restricted loader is safe since that version: CVE-2025-32434 and CVE-2026-24747 are about earlier ones.
@@ -23,6 +26,7 @@ _TORCH = (2, 10)
 _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 UNETS = ("unet_ema", "unet")  # training scripts write the moving average of the weights beside the last ones
 AUTOENCODERS = ("vae", "vqvae")
+TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "safety_checker")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -52,7 +56,7 @@ def autoencoder_folder(folder: Path) -> Path | None:
     Raises:
       InputError: if the pipeline has other parts, which are of a model with a condition.
     """
-    pipeline, others = _other_parts(folder)
+    pipeline, others = other_parts(folder)
     if others and others not in [[name] for name in AUTOENCODERS]:
         raise InputError(
             f"{pipeline} is a pipeline with {', '.join(others)} beside the U-Net; only models of images alone are "
@@ -62,20 +66,20 @@ def autoencoder_folder(folder: Path) -> Path | None:
     return pipeline / others[0] if others else None
 
 
-def _other_parts(folder: Path) -> tuple[Path, list[str]]:
+def other_parts(folder: Path) -> tuple[Path, list[str]]:
     """(the pipeline around a U-Net, its parts that are neither this U-Net nor a scheduler)."""
     pipeline = folder.parent if folder.name in UNETS else folder
     index = pipeline / "model_index.json"
     if index.exists():
         parts = [name for name, kind in read_json(index).items() if isinstance(kind, list) and any(kind)]
     else:
-        parts = [name for name in (*AUTOENCODERS, "text_encoder") if (pipeline / name).is_dir()]
+        parts = [name for name in (*AUTOENCODERS, *TEXT) if (pipeline / name).is_dir()]
     return pipeline, sorted({*parts} - {*UNETS, "scheduler"})
 
 
 def refuse_other_parts(folder: Path) -> None:
     """Raises InputError if the pipeline around a U-Net has parts that give its output another meaning than an image."""
-    pipeline, others = _other_parts(folder)
+    pipeline, others = other_parts(folder)
     if others:
         raise InputError(
             f"{pipeline} is a pipeline with {', '.join(others)} beside the U-Net, a latent or conditional model; only "
@@ -83,17 +87,21 @@ def refuse_other_parts(folder: Path) -> None:
         )
 
 
-def weight_files(directory: str | Path) -> list[Path]:
+def weight_files(directory: str | Path, stems: Mapping[str, str] = DIFFUSERS) -> list[Path]:
     """Returns the files that hold the weights, safetensors or pickled, in the order of their names.
+
+    Args:
+      directory: of the weights and their config.json.
+      stems: of the files' names, DIFFUSERS or TRANSFORMERS.
 
     Raises:
       InputError: if there are none, if it is not clear which they are, or if they are pointers of Git LFS.
     """
     folder = unet_folder(directory)
-    source = weights_name([path.name for path in folder.iterdir()], folder)
+    source = weights_name([path.name for path in folder.iterdir()], folder, stems)
     if not source:
         _refuse_pickles(folder)
-    paths = weights_of(folder / (source or WEIGHTS))
+    paths = weights_of(folder / (source or plain_name(stems)))
     for path in paths:
         if not path.is_file():
             raise InputError(
@@ -105,12 +113,18 @@ def weight_files(directory: str | Path) -> list[Path]:
     return paths
 
 
-def weights_name(names: Iterable[str], where: str | Path) -> str:
+def plain_name(stems: Mapping[str, str]) -> str:
+    """What a library calls its usual file of weights; `stems` as for weight_files."""
+    return f"{stems['safetensors']}.safetensors"
+
+
+def weights_name(names: Iterable[str], where: str | Path, stems: Mapping[str, str] = DIFFUSERS) -> str:
     """The file of a folder's weights, or the index of their shards: the plain one, or the only variant (fp16, ...).
 
     Args:
       names: of the folder's files.
       where: the folder, for messages.
+      stems: as for weight_files.
 
     Returns:
       Its name; "" if there is none.
@@ -120,12 +134,14 @@ def weights_name(names: Iterable[str], where: str | Path) -> str:
     """
     found: dict[str, str] = {}
     names = sorted(names)
-    for end in ("bin", "safetensors"):  # of one variant, the last counts: safetensors, and shards
-        for pattern in (rf"{_NAME}(\.(?!.*-of-).+)?\.{end}", rf"{_NAME}\.{end}\.index(\..+)?\.json"):
+    for end, stem in stems.items():  # of one variant, the last counts: safetensors, and shards
+        for pattern in (rf"{stem}(\.(?!.*-of-).+)?\.{end}", rf"{stem}\.{end}\.index(\..+)?\.json"):
             found |= {match[1] or "": name for name in names if (match := re.fullmatch(pattern, name))}
     if len(found) > 1 and "" not in found:
         listed = ", ".join(sorted(found.values()))
-        raise InputError(f"{where} has several weights ({listed}), but no {WEIGHTS}; leave only one of them there.")
+        raise InputError(
+            f"{where} has several weights ({listed}), but no {plain_name(stems)}; leave only one of them there."
+        )
     return found.get("") or next(iter(found.values()), "")
 
 

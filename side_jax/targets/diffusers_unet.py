@@ -20,7 +20,7 @@ from side_jax.models.continuous import ScoreVe
 from side_jax.models.score_unet import ScoreUNet
 from side_jax.models.unet import UNet
 from side_jax.settings import Diffusion
-from side_jax.targets import diffusers_vae, hub_checkpoint, parameters
+from side_jax.targets import diffusers_text, diffusers_vae, hub_checkpoint, parameters, text_parts
 from side_jax.targets.checkpoint_files import (
     REPLACE,
     WEIGHTS,
@@ -77,10 +77,14 @@ def from_diffusers(directory: str | Path) -> tuple[Any, Any, Schedule]:
 def read(path: Path, hints: Hints) -> Target:
     """Reads a checkpoint as a target; see from_diffusers. With vae/ or vqvae/ beside unet/, it is a model of latents.
 
+    With text_encoder/ too, its labels are the prompts of config.target.prompts.
+
     Raises:
       InputError: as from_diffusers.
     """
     folder = unet_folder(path)
+    if text_parts.is_text(folder):
+        return diffusers_text.read(folder, hints)
     autoencoder = autoencoder_folder(folder)
     target = _read_unet(folder, latent=bool(autoencoder), pixels=hints.target.pixels)
     return diffusers_vae.with_autoencoder(target, autoencoder, hints) if autoencoder else target

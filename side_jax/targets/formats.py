@@ -26,6 +26,7 @@ from side_jax.targets import (
     monai_unet,
     objects,
     pytorch_ddpm,
+    text_parts,
     torchcfm,
     unit_range,
 )
@@ -53,7 +54,7 @@ def located(target: settings.Target, *, cached: bool = False) -> Path:
     if not repository.is_id(target.path):
         return Path(os.path.expanduser(target.path))
     bundle = _BUNDLE.as_posix() if target.format in ("", monai_unet.FORMAT) else ""
-    return hub_checkpoint.fetch(target.path, target.revision, bundle=bundle, cached=cached)
+    return hub_checkpoint.fetch(target.path, target.revision, bundle=bundle, prompts=target.prompts, cached=cached)
 
 
 def read_target(path: str | Path, hints: Hints) -> Target:
@@ -67,6 +68,10 @@ def read_target(path: str | Path, hints: Hints) -> Target:
       InputError: if it can't be read, is of no known format, or does not say what a setting must; in one sentence.
     """
     target = _read(Path(os.path.expanduser(path)), hints)
+    if hints.target.prompts and not text_parts.has_prompts(target):
+        raise InputError(
+            f"config.target.prompts is {hints.target.prompts!r}, but {path} takes no text; leave the setting empty."
+        )
     if hints.target.pixels == "unit" and not (target.latent or unit_range.is_unit(target)):
         target = unit_range.with_unit_pixels(target)
     label = hints.target.null_label

@@ -2,13 +2,24 @@
 
 import fnmatch
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from side_jax.errors import InputError
 from side_jax.hub import repository
 from side_jax.hub.repository import Snapshot
-from side_jax.targets.checkpoint_files import AUTOENCODERS, UNETS, WEIGHTS, autoencoder_folder, weights_name, weights_of
+from side_jax.targets import clip_tokens, text_parts
+from side_jax.targets.checkpoint_files import (
+    AUTOENCODERS,
+    DIFFUSERS,
+    TRANSFORMERS,
+    UNETS,
+    autoencoder_folder,
+    plain_name,
+    weights_name,
+    weights_of,
+)
+from side_jax.targets.condition_unets import read_condition_unet
 from side_jax.targets.monai_vae import AUTOENCODER_FILES
 from side_jax.targets.unets import read_module
 
@@ -18,7 +29,7 @@ _SETTINGS = ("model_index.json", "config.json", "scheduler_config.json", "schedu
 _SINGLE = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
-def fetch(text: str, commit: str, *, bundle: str = "", cached: bool = False) -> Path:
+def fetch(text: str, commit: str, *, bundle: str = "", prompts: str = "", cached: bool = False) -> Path:
     """Downloads what a model needs into the hub's cache; returns the file or the folder there that the id names.
 
     The settings come first, and a model that can't be audited is refused before its weights are downloaded.
@@ -27,6 +38,7 @@ def fetch(text: str, commit: str, *, bundle: str = "", cached: bool = False) -> 
       text: the id: of a repository, or of a file or a folder in it.
       commit: the commit to read; "": that of the id's revision.
       bundle: a file that a folder is read by alone, where it has it.
+      prompts: config.target.prompts, without which a text-conditional model is refused.
       cached: whether only to look into the cache.
 
     Raises:
@@ -44,12 +56,25 @@ def fetch(text: str, commit: str, *, bundle: str = "", cached: bool = False) -> 
     if unet is None:
         raise _no_model(found, text)
     folder = found.fetch([name for name in names if _is_setting(name, path)])
-    autoencoder_folder(folder / unet)  # refuses pipelines with other parts
-    read_module(folder / unet)  # refuses what is not read
+    if text_parts.is_text(folder / unet):
+        text_parts.check(folder / unet, prompts)
+        read_condition_unet(folder / unet)  # refuses what is not read
+        _fetch_text(found, path, text)
+    else:
+        autoencoder_folder(folder / unet)  # refuses pipelines with other parts
+        read_module(folder / unet)  # refuses what is not read
     for part in (unet, *_places(path, AUTOENCODERS)):
         if posixpath.join(part, "config.json") in names:
             _fetch_weights(found, part, text)
     return folder / path
+
+
+def _fetch_text(found: Snapshot, path: str, text: str) -> None:
+    """Downloads the tokenizer and the text encoder of a pipeline."""
+    encoder, *folders = _places(path, text_parts.FOLDERS)
+    places = [posixpath.join(folder, name) for folder in folders for name in clip_tokens.FILES]
+    found.fetch([name for name in places if name in found.names])
+    _fetch_weights(found, encoder, text, TRANSFORMERS)
 
 
 def _places(path: str, parts: Iterable[str]) -> list[str]:
@@ -67,15 +92,17 @@ def _is_setting(name: str, path: str) -> bool:
     return False
 
 
-def _fetch_weights(found: Snapshot, folder: str, text: str) -> None:
+def _fetch_weights(found: Snapshot, folder: str, text: str, stems: Mapping[str, str] = DIFFUSERS) -> None:
     """Downloads the one file of weights that is read, or the shards of its index."""
     beside = [posixpath.basename(name) for name in found.names if posixpath.dirname(name) == folder]
     where = f"{found.where}/{folder}".rstrip("/")
-    source = weights_name(beside, where)
+    source = weights_name(beside, where, stems)
     if not source and found.cached:
         raise found.lacks(text)
     if not source:
-        raise InputError(f"{where} has no {WEIGHTS}; name a repository or a folder that holds the weights too.")
+        raise InputError(
+            f"{where} has no {plain_name(stems)}; name a repository or a folder that holds the weights too."
+        )
     source = posixpath.join(folder, source)
     shards = [posixpath.join(folder, path.name) for path in weights_of(found.fetch([source]) / source)]
     gone = next((name for name in shards if name not in found.names), None)

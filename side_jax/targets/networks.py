@@ -12,10 +12,12 @@ import flax.linen as nn
 
 from side_jax.models.autoencoders import Autoencoder
 from side_jax.models.callback import Callback
+from side_jax.models.condition_unet import ConditionUNet
 from side_jax.models.continuous import Edm, EdmVe, EdmVp, Flow, ScoreVe
 from side_jax.models.dhariwal_unet import DhariwalUNet
 from side_jax.models.latent import Latent
 from side_jax.models.memory_unet import MemoryUNet
+from side_jax.models.prompted import Prompted
 from side_jax.models.score_unet import ScoreUNet
 from side_jax.models.song_unet import SongUNet
 from side_jax.models.unet import UNet
@@ -24,7 +26,7 @@ from side_jax.models.unit_pixels import UnitPixels
 NETWORKS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
     for cls in (
-        *(UNet, MemoryUNet, SongUNet, DhariwalUNet, ScoreUNet),
+        *(UNet, MemoryUNet, SongUNet, DhariwalUNet, ScoreUNet, ConditionUNet, Prompted),
         *(Edm, EdmVp, EdmVe, Flow, ScoreVe, UnitPixels, Latent, Autoencoder, Callback),
     )
 }

@@ -16,7 +16,9 @@ from side_jax.errors import InputError
 from side_jax.targets.checkpoint_files import refuse_type
 
 # Modules in lists, whose number is a part of its own; other numbers, as in linear_1 and conv1, belong to the name.
-_LISTED = "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out|layer[1-4]"
+_LISTED = (
+    "down_blocks|up_blocks|resnets|attentions|transformer_blocks|net|layers|downsamplers|upsamplers|to_out|layer[1-4]"
+)
 # Names of the attention layers in diffusers before version 0.17; such checkpoints are still in use.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 

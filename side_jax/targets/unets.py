@@ -7,9 +7,11 @@ from typing import Any
 
 from side_jax.errors import InputError
 from side_jax.models import score_unet
+from side_jax.models.condition_unet import ConditionUNet
 from side_jax.models.score_unet import ScoreUNet
 from side_jax.models.unet import UNet
 from side_jax.settings.target import DOWN_BLOCKS, UP_BLOCKS
+from side_jax.targets import condition_unets
 from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, unet_folder
 
 # Options of UNet2DModel that the module has too, with diffusers' defaults.
@@ -57,6 +59,11 @@ def read_module(folder: Path) -> UNet | ScoreUNet:
     """
     path = unet_folder(folder) / "config.json"
     config = read_json(path)
+    if config.get("_class_name") == condition_unets.CLASS:
+        raise InputError(
+            f"{path} describes a {condition_unets.CLASS}, which needs the text encoder and the tokenizer of its "
+            "pipeline; give the folder of the whole pipeline, and config.target.prompts."
+        )
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise InputError(
             f"{path} describes a {config['_class_name']}, but only unconditional UNet2DModel checkpoints are read; "
@@ -122,12 +129,12 @@ def unet_config(module: UNet) -> dict[str, Any]:
     return {"out_channels": module.out_channels} | {name: getattr(module, name) for name in _OPTIONS} | labels
 
 
-def smallest_size(module: UNet | ScoreUNet) -> int:
+def smallest_size(module: UNet | ScoreUNet | ConditionUNet) -> int:
     """Returns the height and width, in pixels, that a U-Net halves to 1; sizes are multiples of it."""
     return 2 ** (len(module.block_out_channels) - 1)
 
 
-def image_size(folder: Path, module: UNet | ScoreUNet) -> tuple[int, int] | None:
+def image_size(folder: Path, module: UNet | ScoreUNet | ConditionUNet) -> tuple[int, int] | None:
     """Returns the images' (height, width), or None if config.json does not say.
 
     Raises:

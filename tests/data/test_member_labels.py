@@ -11,6 +11,7 @@ import runs
 from side_jax.config import default_config, from_config
 from side_jax.data import member_labels
 from side_jax.data.datasets import Dataset
+from side_jax.errors import InputError
 from side_jax.pipeline import resolve
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.stages import stage_inputs, stage_table
@@ -43,6 +44,18 @@ def test_labels_of_each_kind():
     other = dataclasses.replace(settings("random", 4), seed=1)
     assert member_labels.member_labels(other, own, ids).tolist() != groups.tolist()
     assert groups.tolist() != sorted(groups)
+
+
+def test_a_model_from_elsewhere_needs_no_labels_of_members():
+    """Its labels may be prompts, or classes of which the members are one; a model that is trained here needs them."""
+    (own, ids), config = members(), default_config()
+    config.target.update({"path": "model", "sha256": "0" * 64})
+    config.data.update({"name": "npz", "path": "seen.npz", "heldout_from": "unseen.npz"})
+    config.condition.update({"labels": "target", "num_labels": 1000})
+    split = {"members": [{"id": int(place)} for place in range(len(ids))]}
+    member_labels.check(from_config(config), own, split)
+    with pytest.raises(InputError, match="num_labels is 4, but the 10 members have 3"):
+        member_labels.check(settings("true", 4), own, split)
 
 
 def labelled(tmp_path, ids, labels, dtype=np.int32):

@@ -80,7 +80,7 @@ def test_a_size_that_the_network_cannot_have_is_corrected_in_its_config(model):
     ("name", "values", "words"),
     [
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, ("EDMEulerScheduler",)),
-        ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}, ("pipeline with text_encoder",)),
+        ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}, ("pipeline with a text_encoder",)),
     ],
 )
 def test_another_kind_of_model_is_refused_whatever_else_it_lacks(model, name, values, words):

@@ -107,6 +107,11 @@ VALUES = [
         "nowhere is neither a folder nor a file",
     ),
     ({"target.path": "hf://model"}, "config.target.path: hf://model is no id of the hub", "hf://OWNER/NAME@REVISION"),
+    ({"target.prompts": "prompts.txt"}, "target.prompts is 'prompts.txt'", "empty while target.path is"),
+    (
+        {"target.path": "nowhere", "target.prompts": "prompts.txt"},
+        "config.target.prompts is 'prompts.txt', which is not a file",
+    ),
     ({"target.revision": "main"}, "target.revision is 'main'", "a commit of 40 hexadecimal digits"),
     ({"data.name": "folder", "data.path": "hf://datasets/x"}, "config.data.path: hf://datasets/x is no id of the hub"),
     ({"data.revision": "v1"}, "data.revision is 'v1'", "a commit of 40 hexadecimal digits"),

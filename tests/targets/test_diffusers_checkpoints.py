@@ -438,7 +438,10 @@ def test_a_missing_scheduler_config_is_refused(checkpoint):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, ("UNet2DConditionModel", "unconditional UNet2DModel")),
+        (
+            {"_class_name": "UNet2DConditionModel"},
+            ("UNet2DConditionModel", "the whole pipeline", "config.target.prompts"),
+        ),
         ({"num_class_embeds": 10}, ("lack 1 tensors", "class_embedding.weight")),
         ({"num_class_embeds": "ten"}, ('num_class_embeds = "ten"', "no number of labels")),
         ({"class_embed_type": "timestep"}, ('class_embed_type = "timestep"', "class-conditional")),

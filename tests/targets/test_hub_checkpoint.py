@@ -1,10 +1,12 @@
 """Models on the hub: of all files of a repository those that are read, and no weights of what is refused."""
 
+import functools
 import json
 
 import foreign
 import hubs
 import jax
+import made_text
 import numpy as np
 import pytest
 from hubs import refused
@@ -119,9 +121,9 @@ def test_a_single_file_or_a_bundle(hub):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}, ["is a pipeline with text"]),
+        ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}, ["a text_encoder and without a vae"]),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, ["describes a UNet2DConditionModel"]),
-        ("text_encoder/config.json", None, ["pipeline with text_encoder"]),
+        ("text_encoder/config.json", None, ["pipeline with a text_encoder and without a vae"]),
     ],
 )
 def test_what_is_refused_is_not_downloaded(hub, pipeline, name, content, words):
@@ -131,6 +133,23 @@ def test_what_is_refused_is_not_downloaded(hub, pipeline, name, content, words):
         del files["model_index.json"]
     refused(lambda: fetched(hub, files), *words)
     assert not [file for file in hub.downloaded if STEM in file]
+
+
+def test_a_pipeline_of_text(hub, tmp_path):
+    """With prompts all that is read, and nothing of the safety checker; without them no weights."""
+    source = made_text.write(tmp_path / "source")
+    files = {file.relative_to(source).as_posix(): file.read_bytes() for file in source.rglob("*.*") if file.is_file()}
+    more = {"safety_checker/model.safetensors": b"", "text_encoder/pytorch_model.bin": b"", "v1-5.ckpt": b""}
+    hub.add("me/model", files | more)
+    refused(lambda: hub_checkpoint.fetch(ID, ""), "set config.target.prompts to a text file")
+    assert not [file for file in hub.downloaded if "safetensors" in file]
+    fetch = functools.partial(hub_checkpoint.fetch, ID, "", prompts="prompts.txt")
+    folder = fetch()
+    assert sorted({*hub.downloaded}) == sorted(files)
+    assert (folder / "tokenizer" / "merges.txt").read_text() == made_text.MERGES
+    del files["text_encoder/model.safetensors"]
+    hub.add("me/model", files)
+    refused(fetch, "hf://me/model/text_encoder has no model.safetensors")
 
 
 def test_a_model_without_weights(hub, pipeline):
