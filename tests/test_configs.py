@@ -38,6 +38,7 @@ PARAMETERS = {
     "imagenette.py": DDPM_CELEBAHQ_256,
     "orl_faces.py": 1_112_801,
     "smoke.py": 41_609,
+    "triggers.py": 163_985 + 15 * 64,  # the embedding of ten digits and four triggers, and of none
 }
 
 
