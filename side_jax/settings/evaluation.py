@@ -64,8 +64,8 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
             check(getattr(self, name) >= least, f"evaluate.{name}", getattr(self, name), f"at least {least}")
         need = "0 (no scan of labels) or at least 2, since a single image has no spread"
         check(self.label_images == 0 or self.label_images >= 2, "evaluate.label_images", self.label_images, need)
-        least, rate = 1 / (MODELS + 1), self.label_false_alarms
-        check(least <= rate < 1, "evaluate.label_false_alarms", rate, f"at least {least:g} and below 1")
+        lowest, rate = 1 / (MODELS + 1), self.label_false_alarms
+        check(lowest <= rate < 1, "evaluate.label_false_alarms", rate, f"at least {lowest:g} and below 1")
         factors = self.band_factors
         ok = len(factors) <= 2 and all(a < b for a, b in zip((1.0, *factors), factors, strict=False))
         check(ok, "evaluate.band_factors", factors, "at most two ascending numbers above 1")
