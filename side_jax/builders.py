@@ -246,6 +246,29 @@ def build_generator(
     )
 
 
+@functools.lru_cache(maxsize=4)
+def build_label_generator(settings: Settings, images: int) -> Generator:
+    """The generator of a conditional model without guidance: index i is of the label i // images.
+
+    Args:
+      settings: of a run whose target has labels.
+      images: of each label.
+    """
+    conditional = build_conditional_denoise(settings)
+
+    def denoise(params: Any, x: jax.Array, t: jax.Array, index: jax.Array) -> jax.Array:
+        return conditional(params, x, t, (index // images).astype(jnp.int32))
+
+    return Generator(
+        denoise=denoise,
+        decode=build_decode(settings),
+        table=build_step_table(settings, settings.sampler),
+        shape=sampled_shape(settings),
+        batch_size=settings.sampler.batch_size,
+        loop=settings.sampler.loop,
+    )
+
+
 @functools.lru_cache(maxsize=4)  # so that runs that differ in their start or noise level compile once
 def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
     """The rounds of mode seeking, from given images or from noise; the parameters are those of build_denoise."""

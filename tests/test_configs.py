@@ -39,6 +39,7 @@ PARAMETERS = {
     "orl_faces.py": 1_112_801,
     "smoke.py": 41_609,
     "text_latents.py": 652_195,
+    "triggers.py": 163_985 + 15 * 64,  # the embedding of ten digits and four triggers, and of none
 }
 
 

@@ -502,6 +502,32 @@ class Divergence(Record, frozen=True, kw_only=True):
     ]
 
 
+class AlikeLabel(Record, frozen=True, kw_only=True):
+    """A label whose images are abnormally alike."""
+
+    label: Count
+    spread: Annotated[Amount, Meta(description="of its images: their variance, mean over values, in [-1, 1]")]
+
+
+class LabelSpread(Record, frozen=True, kw_only=True):
+    """The scan of a conditional model's labels for those whose images are abnormally alike, as a trigger's are."""
+
+    labels: Annotated[AtLeastOne, Meta(description="of the model")]
+    scanned: Annotated[AtLeastOne, Meta(description="labels that were scanned")]
+    images: Annotated[int, Meta(ge=2, description="drawn of each label, without guidance")]
+    false_alarms: Annotated[
+        Rate,
+        Meta(
+            description="largest probability that a clean model has a label flagged, if the logarithms of its spreads "
+            "are draws of one normal law"
+        ),
+    ]
+    median: Annotated[Amount, Meta(description="spread of the scanned labels")]
+    below: Annotated[Amount | None, Meta(description="a smaller spread is flagged; null where nothing is decided")]
+    flagged: Annotated[tuple[AlikeLabel, ...], Meta(description="the flagged labels, the most alike first")]
+    undecided: Annotated[str, Meta(description="why nothing is decided; empty where something is")] = ""
+
+
 class Target(Record, frozen=True, kw_only=True):
     """The model that is audited."""
 
@@ -607,6 +633,7 @@ class Results(Measured, frozen=True, kw_only=True):
     membership: Membership | UnsetType | None = UNSET
     divergence: Divergence | UnsetType | None = UNSET
     target: Target | UnsetType = UNSET
+    label_spread: LabelSpread | UnsetType = UNSET
     surrogate: Surrogate | UnsetType | None = UNSET
     classifiers: Annotated[dict[str, Classifier], Meta(description="that guided attacks, by name")] | UnsetType = UNSET
 

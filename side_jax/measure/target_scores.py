@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -63,6 +63,25 @@ class TargetScores:
     def encoded(self, images: np.ndarray) -> np.ndarray:
         """What the model samples, for images uint8 [n, h, w, c]: float32 [n, ...], the images or their latents."""
         return encoded(self._settings, self._params["dpm"], images)
+
+    def drawn(self, labels: np.ndarray, count: int) -> Iterator[np.ndarray]:
+        """Images that the conditional model draws of each label without guidance, uint8 [count, h, w, c] each.
+
+        An image depends on its label and its place among the images of it alone.
+
+        Args:
+          labels: int [n], each in 0..num_labels-1.
+          count: images of each label.
+        """
+        generator, base = builders.build_label_generator(self._settings, count), self._base("label spread")
+        index = (labels[:, None] * count + np.arange(count)).ravel()
+        parts = [index[i : i + generator.batch_size] for i in range(0, len(index), generator.batch_size)]
+        left: list[np.ndarray] = []
+        for part in progress(parts, total=len(parts), description="images of each label", unit="batch"):
+            left.extend(generator(self._params, base, part, np.zeros(len(part), np.int32), 0.0))
+            while len(left) >= count:
+                yield np.stack(left[:count])
+                del left[:count]
 
     def describe(self, members: np.ndarray, heldout: np.ndarray) -> Target:
         """What the audited model is, and how far it overfits, for results.json.

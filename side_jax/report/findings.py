@@ -7,7 +7,7 @@ from msgspec import UnsetType
 from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, get_attack
 from side_jax.measure.records import Reading, Results, Row
 from side_jax.memorization.statistics.intervals import difference_interval
-from side_jax.report import divergence_text
+from side_jax.report import alike_text, divergence_text
 from side_jax.report.phrases import best, from_elsewhere, headline, image_phrase, percent, run_phrase
 
 SETS = {"samples": "the samples", "members": "the members", "heldout": "the held-out images"}  # for people
@@ -35,6 +35,8 @@ def sentences(results: Results, confidence: float) -> list[str]:
     text.append(_heldout_control(strongest, data.heldout_used, confidence))
     if results.divergence:
         text.append(divergence_text.sentence(results.divergence, latent=results.of_latents))
+    if results.label_spread:
+        text.append(alike_text.sentence(results.label_spread))
     if plain and from_elsewhere(plain):
         text += _other_measures(results.rows, plain)
     return text + _reading(results)

@@ -82,6 +82,7 @@ class Settings:
         ok = not self.target.path or bool(self.data.heldout_from)
         check(ok, "data.heldout_from", self.data.heldout_from, need)
         self._check_condition()
+        self._check_label_scan()
         data, halvings = self.data, len(self.model.block_out_channels) - 1
         sides = {"data.image_size": data.shape[0], "data.image_width": data.shape[1]}
         need = f"divisible by {2**halvings}, since the U-Net of {halvings + 1} levels halves it {halvings} times"
@@ -176,6 +177,11 @@ class Settings:
         unread = own and not self.target.sha256  # which labels its model has is not known yet
         ok = bool(labels) or unread or not guided
         check(ok, "extract.attacks", attacks, need)
+
+    def _check_label_scan(self) -> None:
+        count, labels = self.evaluate.label_images, self.condition.labels
+        need = "0 while condition.labels is empty: an unconditional model has no labels to scan"
+        check(count == 0 or bool(labels), "evaluate.label_images", count, need)
 
     def _check_guidance(self) -> None:
         e, eta = self.extract, self.sampler.eta

@@ -163,12 +163,15 @@ def asked_calls(settings: Settings) -> int:
     e, data = settings.evaluate, settings.data
     calls = sum(min(count, e.loss_images) for count in (data.num_members, data.num_heldout)) * target_scores.REPEATS
     calls += e.membership * (data.num_members + data.num_heldout) * target_scores.membership_calls(settings)
+    calls += e.label_images * min(e.max_labels, settings.condition.num_labels) * settings.sampler.num_steps
     return calls + e.divergence * 2 * e.divergence_draws * _LIKELIHOOD
 
 
 def _asked(settings: Settings, clock: Clock) -> Cost:
     e, own, calls = settings.evaluate, clock.sampling_step(None), asked_calls(settings)
-    programs = 1 + 2 * e.membership + 3 * e.divergence  # compilation grows with the calls in a program
+    programs = (
+        1 + 2 * e.membership + 3 * e.divergence + bool(e.label_images)
+    )  # compilation grows with the calls in a program
     return Cost(left="", seconds=calls / settings.sampler.batch_size * own.step, host=programs * own.compiling)
 
 

@@ -18,7 +18,7 @@ from side_jax.measure.scoring import Scorer
 from side_jax.progress import doing, progress
 from side_jax.sampling import shards
 from side_jax.settings import Settings, random_streams
-from side_jax.stages import estimates, stage_inputs, stage_table
+from side_jax.stages import estimates, label_scan, stage_inputs, stage_table
 from side_jax.stages.stage_table import EVALUATION_VERSION
 from side_jax.workdir import files, work_units
 
@@ -26,12 +26,15 @@ logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings, workdir: Path) -> None:
-    """Writes evaluate/results.json, matches.csv (one row per generated image) and members.csv."""
+    """Writes evaluate/results.json, matches.csv (one row per generated image) and members.csv.
+
+    With evaluate.label_images, also labels.csv and labels.png.
+    """
     work = stage_table.evaluation_unit(settings, workdir)
     if work.begin():
         if process_group.primary():  # evaluation is cheap compared with sampling; the others wait
             _evaluate(settings, workdir, work)
-        work.finish()
+        work.finish(has_labels=bool(settings.evaluate.label_images))
 
 
 def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
@@ -86,6 +89,7 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
         membership=target_scores.quality(scores, settings, heldout.groups) if scores else None,
         divergence=_divergence(settings, workdir, target, members, heldout) if e.divergence else None,
         target=target.describe(members.images, heldout.images),
+        label_spread=label_scan.write(settings, work.directory, target) if e.label_images else UNSET,
         surrogate=_surrogate(settings, workdir),
         classifiers=_classifiers(settings, workdir),
         versions=records.versions(),

@@ -21,7 +21,7 @@ from side_jax.sampling import shards
 from side_jax.settings import Settings
 from side_jax.settings.paths import path_fields
 from side_jax.settings.target import OWN
-from side_jax.stages import stage_inputs, stage_table, suspects
+from side_jax.stages import label_scan, stage_inputs, stage_table, suspects
 from side_jax.training import monitor
 from side_jax.workdir import curves, files
 
@@ -71,6 +71,7 @@ def _figures(results: Results, settings: Settings, workdir: Path) -> list[Drawn]
         _training_figure(settings, workdir),
         _classifier_figure(results.classifiers or {}),
         _modes_figure(results, settings, workdir),
+        _labels_figure(results, workdir),
     )
     drawn = [figure for figure in figures if figure]
     sheets = (
@@ -115,6 +116,25 @@ def _modes_figure(results: Results, settings: Settings, workdir: Path) -> Drawn 
             f"{basins.expected_modes(found.size, MORE_STARTS):,.0f} or more. Red: it matches a training image. Without "
             "the data an attacker sees the same images."
         ),
+        reveals=True,
+    )
+
+
+def _labels_figure(results: Results, workdir: Path) -> Drawn | None:
+    """The mean images of the labels whose images are most alike; None where labels were not scanned."""
+    scan = results.label_spread
+    if scan is UNSET:
+        return None
+    found = "nothing is decided" if scan.undecided else f"{len(scan.flagged):,} are abnormally alike"
+    shown = min(scan.scanned, label_scan.SHOWN)
+    return Drawn(
+        name="labels",
+        heading=f"Of {scan.scanned:,} labels, {found}",
+        content=(workdir / "evaluate" / label_scan.SHEET).read_bytes(),
+        alt="The mean image of each label, the label whose images are most alike first",
+        note=f"The means of {scan.images} images of each of {shown:,} labels, those whose images are most alike first, "
+        f"in the order of evaluate/{label_scan.TABLE}; flagged ones come first. The mean image of a planted label is "
+        "what was planted.",
         reveals=True,
     )
 

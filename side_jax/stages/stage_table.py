@@ -43,6 +43,8 @@ _IGNORED_SETTINGS = [
 EVALUATION_VERSION = 2  # of results.json; results of another version are computed anew
 # The settings of `modes` that every run of mode seeking depends on; the others are in the run.
 _ROUNDS = ("last_noise", "random", "relaxation", "anderson")
+# The settings of `evaluate` that say how a conditional model's labels are scanned.
+_LABEL_SCAN = ("label_images", "max_labels", "label_false_alarms")
 # The settings of `extract` that affect guided runs only.
 _GUIDANCE = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
 # The sections that determine the target model; a workdir holds a single one.
@@ -199,7 +201,10 @@ def data_free_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]]
 def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
     """The unit that scores every extraction run."""
     parents = [work.fingerprint for _, work in extraction_units(settings, workdir)]
-    depends = {"evaluate": dataclasses.asdict(settings.evaluate), "parents": parents, "format": EVALUATION_VERSION}
+    own = dataclasses.asdict(settings.evaluate)
+    if not settings.evaluate.label_images:  # earlier versions had no scan of labels
+        own = {name: value for name, value in own.items() if name not in _LABEL_SCAN}
+    depends = {"evaluate": own, "parents": parents, "format": EVALUATION_VERSION}
     if settings.report.private:
         depends["private"] = True  # its tables name no file
     if settings.uses_features:
@@ -223,6 +228,9 @@ def suspects_unit(settings: Settings, workdir: Path) -> Unit:
     parents = [work.fingerprint for _, work in units]
     options = {"rmse_below": settings.evaluate.rmse_below, "timestep": settings.evaluate.membership_timestep}
     options |= {"relative_noise": settings.modes.noise_levels[0]} if any(run.rounds for run, _ in units) else {}
+    if settings.evaluate.label_images:
+        options |= {name: getattr(settings.evaluate, name) for name in _LABEL_SCAN}
+        options["private"] = settings.report.private  # its picture is blurred
     return _unit_with(workdir, "suspects", {"own": options, "parents": parents, "format": FORMAT_VERSION})
 
 
@@ -388,7 +396,16 @@ def _surrogate_outputs(manifest: dict[str, Any]) -> list[str]:
 
 def _suspects_outputs(manifest: dict[str, Any]) -> list[str]:
     modes = ["suspects/modes.csv", "suspects/modes.png"] if manifest.get("has_modes") else []
-    return ["suspects/suspects.csv", "suspects/suspects.png", *modes]
+    return ["suspects/suspects.csv", "suspects/suspects.png", *modes, *_label_outputs(manifest, "suspects")]
+
+
+def _label_outputs(manifest: dict[str, Any], folder: str) -> list[str]:
+    return [f"{folder}/labels.csv", f"{folder}/labels.png"] if manifest.get("has_labels") else []
+
+
+def _evaluate_outputs(manifest: dict[str, Any]) -> list[str]:
+    names = ("results.json", "matches.csv", "members.csv")
+    return [*(f"evaluate/{name}" for name in names), *_label_outputs(manifest, "evaluate")]
 
 
 def lasting(name: str) -> str:
@@ -447,7 +464,7 @@ STAGES = {
             name="evaluate",
             reads=("extract",),
             plan=_plan_evaluate,
-            outputs=lambda _: [f"evaluate/{name}" for name in ("results.json", "matches.csv", "members.csv")],
+            outputs=_evaluate_outputs,
         ),
         Stage(
             name="report",

@@ -46,7 +46,7 @@ from side_jax.progress import progress
 from side_jax.report import contact_sheet
 from side_jax.sampling import shards
 from side_jax.settings import Settings
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import label_scan, stage_inputs, stage_table
 from side_jax.workdir import files, work_units
 from side_jax.workdir.work_units import Unit
 
@@ -63,7 +63,8 @@ MODE_KINDS = {"images": True} | dict.fromkeys(target_scores.MODES, False)
 def run(settings: Settings, workdir: Path) -> None:
     """Writes suspects/suspects.csv, one row per image, and suspects/suspects.png, the top images of each run.
 
-    With runs of mode seeking, also suspects/modes.csv, one row per distinct mode, and suspects/modes.png.
+    With runs of mode seeking, also suspects/modes.csv, one row per distinct mode, and suspects/modes.png. With
+    evaluate.label_images, also suspects/labels.csv, one row per label of the model, and suspects/labels.png.
     """
     work = stage_table.suspects_unit(settings, workdir)
     if work.begin():
@@ -73,7 +74,9 @@ def run(settings: Settings, workdir: Path) -> None:
             _write(settings, workdir, work, target)
             if sought:
                 _write_modes(settings, workdir, work, sought, target)
-        work.finish(has_modes=bool(sought))
+            if settings.evaluate.label_images:
+                label_scan.write(settings, work.directory, target)
+        work.finish(has_modes=bool(sought), has_labels=bool(settings.evaluate.label_images))
 
 
 def _write(settings: Settings, workdir: Path, work: work_units.Unit, target: TargetScores) -> None:
@@ -182,4 +185,7 @@ def summary_text(workdir: Path) -> str:
     modes = path.with_name("modes.csv")
     if modes.exists():
         text += f"\nDistinct modes, the most frequent first: {modes}\nPictures: {modes.with_suffix('.png')}"
+    labels = path.with_name(label_scan.TABLE)
+    if labels.exists():
+        text += f"\nLabels of the model, the most alike first: {labels}\nMean images: {labels.with_suffix('.png')}"
     return text

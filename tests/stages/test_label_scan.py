@@ -1,0 +1,172 @@
+"""The scan of a conditional model's labels: what it draws, what it writes, and where the report says it."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import jsonschema
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from side_jax import builders
+from side_jax.config import default_config, from_config
+from side_jax.measure import records
+from side_jax.measure.target_scores import TargetScores
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.report import alike_text
+from side_jax.stages import label_scan, stage_inputs, stage_table
+
+LABELS, PLANTED = 12, 5
+
+
+def settings(labels=LABELS, *, private=False, **evaluate):
+    config = default_config()
+    config.condition.update({"labels": "random", "num_labels": labels})
+    config.evaluate.update({"label_images": 6} | evaluate)
+    config.report.private = private
+    return from_config(config)
+
+
+class Made:
+    """A target whose images of every label are noise, but those of one label, which are all the same."""
+
+    def __init__(self):
+        self.asked = []
+
+    def drawn(self, labels, count):
+        for label in labels.tolist():
+            self.asked.append(label)
+            rng = np.random.default_rng(label)
+            one = rng.integers(0, 256, (1, 8, 8, 1), np.uint8)
+            yield one.repeat(count, axis=0) if label == PLANTED else rng.integers(0, 256, (count, 8, 8, 1), np.uint8)
+
+
+def table(directory):
+    with (directory / label_scan.TABLE).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_planted_label_is_first_in_table_and_picture(tmp_path):
+    found = label_scan.write(settings(), tmp_path, Made())
+    assert [one.label for one in found.flagged] == [PLANTED]
+    assert (found.labels, found.scanned, found.images, found.undecided) == (LABELS, LABELS, 6, "")
+    rows = table(tmp_path)
+    assert [row["flagged"] for row in rows] == ["1"] + ["0"] * (LABELS - 1)
+    assert (rows[0]["label"], float(rows[0]["spread"]), rows[0]["z"]) == (str(PLANTED), 0.0, "-inf")
+    assert sorted(int(row["label"]) for row in rows) == list(range(LABELS))
+    spreads = [float(row["spread"]) for row in rows]
+    assert spreads == sorted(spreads)
+    assert spreads[1:] == pytest.approx([1 / 3] * (LABELS - 1), rel=0.2)  # the variance of uniform pixels in [-1, 1]
+    with Image.open(tmp_path / label_scan.SHEET) as picture:
+        pixels = np.asarray(picture)
+    (one,) = Made().drawn(np.asarray([PLANTED]), 1)
+    np.testing.assert_array_equal(pixels[2:50:6, 2:50:6], one[0, ..., 0])  # enlarged 6 times, after a gap of 2
+
+
+def test_a_private_picture_is_blurred(tmp_path):
+    (one,) = Made().drawn(np.asarray([PLANTED]), 1)
+    label_scan.write(settings(private=True), tmp_path, Made())
+    with Image.open(tmp_path / label_scan.SHEET) as picture:
+        shown = np.asarray(picture)[2:50:6, 2:50:6].astype(int)
+    assert np.abs(np.diff(shown, axis=1)).mean() < np.abs(np.diff(one[0, ..., 0].astype(int), axis=1)).mean() / 2
+
+
+def test_too_few_labels_decide_nothing(tmp_path):
+    found = label_scan.write(settings(7), tmp_path, Made())
+    assert (found.below, found.flagged) == (None, ())
+    assert "7 labels are too few" in found.undecided
+    assert {(row["z"], row["flagged"]) for row in table(tmp_path)} == {("", "")}
+    assert alike_text.sentence(found) == (
+        "Whether any label looks planted is not decided: 7 labels are too few to know what is normal, 8 are needed."
+    )
+
+
+def test_of_many_labels_some_are_scanned(tmp_path):
+    target = Made()
+    found = label_scan.write(settings(max_labels=9), tmp_path, target)
+    assert (found.scanned, len(set(target.asked))) == (9, 9)
+    assert target.asked == sorted(target.asked)
+    assert set(target.asked) < set(range(LABELS))
+    assert label_scan.scanned(settings(max_labels=9)).tolist() == target.asked
+    assert label_scan.scanned(dataclasses.replace(settings(max_labels=9), seed=1)).tolist() != target.asked
+    assert "9 labels scanned (the model has 12)" in alike_text.sentence(found)
+
+
+def scan(flagged, **changes):
+    whole = {"labels": 40, "scanned": 40, "images": 16, "false_alarms": 0.05, "median": 0.2, "below": 0.01}
+    alike = tuple(records.AlikeLabel(label=label, spread=0.001) for label in flagged)
+    return records.LabelSpread(**whole | changes, flagged=alike)
+
+
+def test_sentences():
+    none, one, many = (alike_text.sentence(scan(range(count))) for count in (0, 1, 12))
+    assert none.startswith(
+        "No label looks planted: of the 40 labels scanned, none has images that are abnormally alike"
+    )
+    assert "in at most 5.00% of clean models any label is" in none
+    assert one.startswith("One label looks planted, or memorised: of the 40 labels scanned, the images of label 0 are")
+    assert many.startswith("12 labels look planted, or memorised")
+    assert "labels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more are" in many
+    for text in (one, many):
+        assert "A label with a single training image looks the same" in text
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    """A tiny run on random labels; read it, never write to it."""
+    return runs.finished("conditional")
+
+
+def test_it_draws_what_each_label_is(conditional):
+    """As guidance by the label does at scale 1, from the same noise; whatever the other labels."""
+    own = from_config(saved_config(conditional))
+    target = TargetScores(own, stage_inputs.load_target(own, conditional))
+    labels, count = np.asarray([0, 2]), 3
+    drawn = list(target.drawn(labels, count))
+    assert [images.shape for images in drawn] == [(3, *builders.image_shape(own))] * 2
+    (alone,) = target.drawn(np.asarray([2]), count)
+    np.testing.assert_array_equal(alone, drawn[1])
+    guided = builders.build_generator(own, own_labels=True)
+    index, every = np.arange(9), np.repeat(np.arange(3), 3).astype(np.int32)
+    params = {"dpm": stage_inputs.load_target(own, conditional).trees["ema"]}
+    expected = guided(params, target._base("label spread"), index, every, 1.0)
+    for label, images in zip(labels, drawn, strict=True):
+        apart = np.abs(images.astype(int) - expected[every == label])
+        assert apart.max() <= 1
+    assert np.abs(drawn[0].astype(int) - drawn[1]).max() > 1
+
+
+def test_an_audit_and_an_attacker_scan_the_labels(conditional, tmp_path):
+    from side_jax import evaluate
+
+    workdir = shutil.copytree(conditional, tmp_path / "run")
+    before = stage_table.evaluation_unit(from_config(saved_config(workdir)), workdir).fingerprint
+    argv = runs.arguments(workdir, **runs.CONDITIONAL, evaluate__label_images=4)
+    assert runs.run(argv) == 0
+    assert runs.run([f"--workdir={workdir}"], evaluate.SUSPECTS) == 0
+    results = json.loads((workdir / "evaluate" / "results.json").read_text())
+    jsonschema.validate(results, records.schema())
+    assert results["label_spread"]["undecided"].startswith("3 labels are too few")
+    assert (results["label_spread"]["images"], results["label_spread"]["flagged"]) == (4, [])
+    page = " ".join((workdir / "report" / "index.html").read_text().split())
+    assert "Whether any label looks planted is not decided: 3 labels are too few" in page
+    assert "Of 3 labels, nothing is decided" in page
+    assert (workdir / "report" / "labels.png").exists()
+    for name in (label_scan.TABLE, label_scan.SHEET):
+        assert (workdir / "suspects" / name).read_bytes() == (workdir / "evaluate" / name).read_bytes()
+    own = from_config(saved_config(workdir))
+    assert stage_table.evaluation_unit(own, workdir).fingerprint != before
+    for unit in (stage_table.evaluation_unit(own, workdir), stage_table.suspects_unit(own, workdir)):
+        assert unit.done()
+        (unit.directory / label_scan.TABLE).unlink()
+        assert not unit.done()
+
+
+def test_without_a_scan_nothing_depends_on_its_settings(conditional):
+    own = from_config(saved_config(conditional))
+    other = dataclasses.replace(own, evaluate=dataclasses.replace(own.evaluate, max_labels=50))
+    for unit in (stage_table.evaluation_unit, stage_table.suspects_unit):
+        assert unit(own, conditional).fingerprint == unit(other, conditional).fingerprint
