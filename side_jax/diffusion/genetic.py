@@ -109,7 +109,7 @@ def fittest(fitness: np.ndarray, parents: int) -> np.ndarray:
 
 
 def log_odds(log_probs: jax.Array, target: jax.Array) -> jax.Array:
-    """log p(y) - log(1 - p(y)) float32 [b], of log-probabilities [b, C] and y int [b]: the order of p(y).
+    """The log-odds of p(y), float32 [b], of log-probabilities [b, C] and y int [b]: ordered as p(y).
 
     In float32, p(y) is 1 for many images long before these differ no more.
     """
