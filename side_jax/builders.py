@@ -21,8 +21,8 @@ from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
-from side_jax.sampling.noise_search import SearchProgram
-from side_jax.settings import Diffusion, Evaluate, Sampler, Settings
+from side_jax.sampling.noise_search import NoiseSearch, SearchProgram, Stored, targets
+from side_jax.settings import BlackBox, Diffusion, Evaluate, Sampler, Settings
 from side_jax.settings.checks import check
 from side_jax.settings.target import OBJECT
 from side_jax.targets import networks, objects
@@ -311,7 +311,7 @@ def build_search_program(settings: Settings, classifier: Classifier) -> SearchPr
 
     The classifier of a model of latents sees those of the image, so that the attacker needs their encoder too.
     """
-    own, encode = settings.black_box, build_encode(settings)
+    encode = build_encode(settings)
 
     def log_prob(params: Any, images: jax.Array) -> jax.Array:
         x = encode(params, images)
@@ -324,8 +324,23 @@ def build_search_program(settings: Settings, classifier: Classifier) -> SearchPr
         table=build_step_table(settings, settings.sampler),
         shape=sampled_shape(settings),
         batch_size=settings.sampler.batch_size,
-        rates=Rates(parents=own.parents, crossover=own.crossover, mutation=own.mutation),
     )
+
+
+def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes: int, stored: Stored) -> NoiseSearch:
+    """The black-box search with its settings.
+
+    Args:
+      program: by build_search_program.
+      own: the settings.
+      key: the typed key of the classes that are looked for, and of parents and children.
+      classes: of the classifier.
+      stored: see NoiseSearch.
+    """
+    order = Order(searches=own.searches, population=own.population)
+    rates = Rates(parents=own.parents, crossover=own.crossover, mutation=own.mutation)
+    chosen = targets(key, own.searches, classes)
+    return NoiseSearch(program, order, rates, targets=chosen, key=key, stored=stored)
 
 
 def build_metrics(evaluate: Evaluate) -> list[Metric]:

@@ -16,15 +16,15 @@ generation of every search in turn, then the second, and so on.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rates:
-    """The operators' rates.
+class Rates(NamedTuple):
+    """The operators' rates, which may be traced.
 
     Attributes:
       parents: images of a search from which a generation descends, at least 1.
@@ -70,7 +70,7 @@ class Order:
 def mutate(keys: jax.Array, x: jax.Array, mutation: float) -> jax.Array:
     """sqrt(1 - m^2) x + m z, float32 [b, ...], with z from each image's key [b]."""
     z = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], jnp.float32))(keys)
-    return (1.0 - mutation**2) ** 0.5 * x + mutation * z
+    return jnp.sqrt(1.0 - jnp.square(mutation)) * x + mutation * z
 
 
 def cross(keys: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from side_jax.measure.records import (
     BestOfGeneration,
     Cell,
     CellTest,
+    Control,
     Distribution,
     Likeness,
     Measured,
@@ -97,29 +98,31 @@ def measure(
             rarefactions.append(scorer.rarefied(run, whole))
             score = scorer.headline(whole)
             extracted[extracted_column(run)] = score["members"].extracted
-            if run.key.name in chosen:
-                fittest.append(scorer.best_of_generation(run, whole, np.asarray(chosen[run.key.name])))
+            fittest += [scorer.best_of_generation(run, whole, chosen[name]) for name in chosen if name == run.key.name]
             if not get_attack(run.attack).control:
                 attacks.append(score)
             if embed:
                 distributions.append(_distribution(run, features, sides, seed))
             plain = whole if run.attack == PLAIN.name else plain
     _write_members(directory / "members.csv", members, heldout, evidence, extracted)
-    controls = []
-    if settings.controls:
-        copied, fresh = (side.images[: settings.control_images] for side in (members, heldout))
-        controls = positive_control.sensitivity(scorer, copied, fresh, settings.confidence)
     return Measured(
         metrics=scorer.definitions,
         rows=tuple(rows),
         rarefaction=tuple(rarefactions),
         thresholds=scorer.thresholds,
-        controls=tuple(controls),
+        controls=_controls(scorer, members, heldout, settings),
         distribution=tuple(distributions),
         likeness=_likeness(looks, sampled, members, heldout, seed),
         together=scorer.together(attacks) if len(attacks) > 1 else UNSET,
         best_of_generation=tuple(fittest) or UNSET,
     )
+
+
+def _controls(scorer: Scorer, members: Side, heldout: Side, settings: Evaluate) -> tuple[Control, ...]:
+    if not settings.controls:
+        return ()
+    copied, fresh = (side.images[: settings.control_images] for side in (members, heldout))
+    return tuple(positive_control.sensitivity(scorer, copied, fresh, settings.confidence))
 
 
 @doing("comparing the sides with plain samples")

@@ -31,7 +31,7 @@ def targets(key: jax.Array, searches: int, num_classes: int) -> np.ndarray:
 
 
 class SearchProgram:
-    """The compiled parts: noise of the first generation, children, images, and their fitness.
+    """The compiled parts: noise of the first generation, children, images, and their fitness; the rates are traced.
 
     Attributes:
       batch_size: images per batch.
@@ -47,7 +47,6 @@ class SearchProgram:
         table: StepTable,
         shape: tuple[int, int, int],
         batch_size: int,
-        rates: Rates,
     ):
         """Prepares the compiled functions.
 
@@ -58,17 +57,18 @@ class SearchProgram:
           table: of a sampler that draws no noise, so that x_T determines the image.
           shape: (height, width, channels) of what is sampled for one image.
           batch_size: images per batch; divisible by the number of local devices.
-          rates: of the operators.
         """
-        self.batch_size, self.shape, self.rates = batch_size, shape, rates
+        self.batch_size, self.shape = batch_size, shape
 
         def first(base: jax.Array, index: jax.Array) -> jax.Array:
             return sampler.initial_noise(sampler.sample_keys(base, index), shape)
 
-        def child(key: jax.Array, index: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
+        def child(given: tuple, index: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
+            key, rates = given
             return genetic.breed(sampler.sample_keys(key, index), one, other, rates)
 
-        def choose(key: jax.Array, index: jax.Array) -> jax.Array:
+        def choose(given: tuple, index: jax.Array) -> jax.Array:
+            key, rates = given
             return genetic.choose(sampler.sample_keys(key, index), rates.parents)
 
         def draw(params: Any, index: jax.Array, noise: jax.Array) -> jax.Array:
@@ -95,18 +95,29 @@ class NoiseSearch:
       targets: int32 [searches], the class that each search looks for.
     """
 
-    def __init__(self, program: SearchProgram, order: Order, targets: np.ndarray, key: jax.Array, stored: Stored):
+    def __init__(
+        self,
+        program: SearchProgram,
+        order: Order,
+        rates: Rates,
+        *,
+        targets: np.ndarray,
+        key: jax.Array,
+        stored: Stored,
+    ):
         """Begins before the first generation.
 
         Args:
           program: the compiled parts.
           order: of the images.
+          rates: of the operators.
           targets: the class that each search looks for.
           key: the typed key of parents and children.
           stored: the images that an earlier start of the same search has left.
         """
         self.batch_size, self.targets = program.batch_size, targets
-        self._program, self._order, self._key, self._stored = program, order, key, stored
+        self._program, self._order, self._stored = program, order, stored
+        self._given = key, Rates(np.int32(rates.parents), np.float32(rates.crossover), np.float32(rates.mutation))
         self._fitness: dict[int, float] = {}
         self._restart()
 
@@ -156,7 +167,7 @@ class NoiseSearch:
             own = (self._order.searches, self._order.population)
             noise = np.concatenate([self._parents, noise.reshape(*own, *self._program.shape)], axis=1)
             fitness = np.concatenate([self._parents_fitness, fitness.reshape(own)], axis=1)
-            best = np.stack([genetic.fittest(one, self._program.rates.parents) for one in fitness])
+            best = np.stack([genetic.fittest(one, self._given[1].parents) for one in fitness])
             rows = np.arange(len(best))[:, None]
             self._parents, self._parents_fitness = noise[rows, best], fitness[rows, best]
             self._generation += 1
@@ -166,9 +177,9 @@ class NoiseSearch:
         numbers = index.astype(np.uint32)
         if not self._generation:
             return self._program.first(base, numbers)
-        search, pairs = self._order.search(index), self._program.choose(self._key, numbers)
+        search, pairs = self._order.search(index), self._program.choose(self._given, numbers)
         one, other = (self._parents[search, pairs[:, side]] for side in (0, 1))
-        return self._program.child(self._key, numbers, one, other)
+        return self._program.child(self._given, numbers, one, other)
 
     def _draw(self, params: Any, base: jax.Array, index: np.ndarray) -> np.ndarray:
         return self._program.draw(params, index.astype(np.uint32), self._noise(base, index))

@@ -11,7 +11,7 @@ from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Run
 from side_jax.sampling import generation, shards
 from side_jax.sampling.mode_generation import ModeGenerator
-from side_jax.sampling.noise_search import NoiseSearch, SearchProgram, targets
+from side_jax.sampling.noise_search import NoiseSearch, SearchProgram
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.workdir import work_units
@@ -81,9 +81,8 @@ def _load(
 
 def _search(settings: Settings, program: SearchProgram, classes: int, parts: list[shards.Shard]) -> NoiseSearch:
     """The black-box search, which goes on from the shards that are there."""
-    order, key = builders.search_order(settings), random_streams.stream_key(settings, "search")
-    chosen = targets(key, order.searches, classes)
-    return NoiseSearch(program, order, chosen, key, functools.partial(shards.pick, parts))
+    key, stored = random_streams.stream_key(settings, "search"), functools.partial(shards.pick, parts)
+    return builders.build_search(program, settings.black_box, key, classes, stored)
 
 
 def _mode_generator(settings: Settings, attack_run: Run, units: dict[Run, Unit], spread: float) -> ModeGenerator:

@@ -32,7 +32,7 @@ def log_prob(params, images):
 
 
 def program(batch_size=16):
-    options = {"denoise": denoise, "log_prob": log_prob, "table": TABLE, "shape": SHAPE, "rates": RATES}
+    options = {"denoise": denoise, "log_prob": log_prob, "table": TABLE, "shape": SHAPE}
     return SearchProgram(batch_size=batch_size, **options)
 
 
@@ -41,7 +41,8 @@ def nothing(index):
 
 
 def search(compiled, stored=nothing):
-    return NoiseSearch(compiled, ORDER, np.asarray([1, 3], np.int32), KEY, stored)
+    options = {"targets": np.asarray([1, 3], np.int32), "key": KEY, "stored": stored}
+    return NoiseSearch(compiled, ORDER, RATES, **options)
 
 
 def whole(one, count=COUNT, batch_size=16):

@@ -75,7 +75,7 @@ def test_models_that_always_need_a_label_are_refused():
     condition = Condition(labels=OWN, num_labels=3, null_label=False)
     target = dataclasses.replace(Settings().target, path="model.safetensors")
     data = dataclasses.replace(Settings().data, name="folder", path="seen", heldout_from="unseen")
-    with pytest.raises(InputError, match="without black_box: the model in target.path always needs a label"):
+    with pytest.raises(InputError, match=r"without black_box: the model in target.path always needs a label"):
         dataclasses.replace(Settings(), condition=condition, target=target, data=data, extract=EXTRACT)
 
 
@@ -141,11 +141,12 @@ def test_children_are_those_of_the_fittest(finished):
     base, key = (random_streams.stream_key(own, name) for name in ("extract", "search"))
     module, params = stage_inputs.load_classifier(own, workdir, ATTACKS["black_box"].classifier)
     program = builders.build_search_program(own, module)
+    given = key, genetic.Rates(parents=3, crossover=own.black_box.crossover, mutation=own.black_box.mutation)
     noise = program.first(base, np.arange(12, dtype=np.uint32))
     index = np.arange(12, 24, dtype=np.uint32)
     best = [6 * search + genetic.fittest(values[6 * search : 6 * search + 6], 3) for search in (0, 1)]
-    pairs = np.asarray([best[(i - 12) // 6][pair] for i, pair in zip(index, program.choose(key, index), strict=True)])
-    children = program.child(key, index, noise[pairs[:, 0]], noise[pairs[:, 1]])
+    pairs = np.asarray([best[(i - 12) // 6][pair] for i, pair in zip(index, program.choose(given, index), strict=True)])
+    children = program.child(given, index, noise[pairs[:, 0]], noise[pairs[:, 1]])
     params |= {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}
     with jax.numpy_dtype_promotion("standard"):
         expected = program.draw(params, index, children)
