@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import shutil
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,9 @@ from side_jax.settings.extraction import BlackBox, Extract
 from side_jax.settings.target import OWN
 from side_jax.stages import estimates, extract, outlook, stage_inputs, stage_table
 from side_jax.stages.estimates import Timing
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import black_box as benchmark
 
 RUN = Run(attack="black_box")
 EXTRACT = Extract(attacks=("unconditional", "side", "black_box"), guidance_scales=(3.0, 10.0), num_steps=6)
@@ -185,3 +190,49 @@ def test_the_fittest_are_scored_apart(finished):
     page = (workdir / "report" / "index.html").read_text()
     assert "The fittest image of each generation" in page
     assert "By black-box search, with 64 queries" in page
+
+
+def test_recipes_are_scored_as_runs_are(finished):
+    """The benchmark's figures of a run's own recipe are those of results.json."""
+    own, workdir = finished
+    bench = benchmark.SearchBench(workdir)
+    with jax.numpy_dtype_promotion("standard"):
+        images, best, hit = bench.search(own.black_box, 64)
+        plain = bench.plain(64)
+    found = images_of(own, workdir)
+    np.testing.assert_array_equal(images, found["images"])
+    assert best == dict(stage_table.extraction_units(own, workdir))[RUN].content()["best_of_generation"]
+    np.testing.assert_array_equal(hit, fitness(own, workdir, images, found["label"]) > 0)
+    results = records.read(workdir / "evaluate" / "results.json")
+    high = [row for row in results.rows if row.level == "high"]
+    for attack, given in (("black_box", images), ("unconditional", plain)):
+        rows = {row.metric: row for row in high if row.attack == attack}
+        first, values = rows[own.evaluate.metrics[0]], bench.score(given)
+        assert values == pytest.approx(
+            [100 * first.ams, first.unique, 100 * first.heldout_ams, rows["rmse"].unique, rows["distance_ratio"].unique]
+        )
+
+
+def test_an_api_that_adds_noise_samples_from_there(finished):
+    """By all steps of the sampler it starts from noise alone; by the last one, near the image."""
+    own, workdir = finished
+    bench = benchmark.SearchBench(workdir)
+    images = images_of(own, workdir)["images"]
+    with jax.numpy_dtype_promotion("standard"):
+        whole = [bench.renoised(given, own.sampler.num_steps, 1).astype(int) for given in (images, images[::-1])]
+        last = bench.renoised(images, 1, 1).astype(int)
+    near = np.abs(last - images).mean()
+    assert np.abs(whole[0] - whole[1]).mean() < 0.3 * np.abs(whole[0] - images).mean()
+    assert 1 < near < np.abs(whole[0] - images).mean()
+
+
+def test_the_rule_is_the_one_of_the_docs():
+    """Most members; near ones by AMS; none that matches too many held-out images on any seed."""
+    found = {
+        "a": [[10.0, 30, 0.0], [12.0, 34, 0.5]],
+        "b": [[14.0, 28, 0.0], [16.0, 31, 0.0]],
+        "c": [[40.0, 20, 0.0], [40.0, 22, 0.0]],
+        "d": [[90.0, 60, 0.0], [90.0, 60, 0.6]],
+    }
+    assert benchmark.chosen(found) == "b"
+    assert benchmark.chosen({"d": found["d"]}) == "none"
