@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from side_jax.diffusion import guidance, mode_seeking, steps
+from side_jax.diffusion.genetic import Order, Rates
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.memorization.metrics import Metric
@@ -20,7 +21,8 @@ from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
-from side_jax.settings import Diffusion, Evaluate, Sampler, Settings
+from side_jax.sampling.noise_search import NoiseSearch, SearchProgram, Stored, targets
+from side_jax.settings import BlackBox, Diffusion, Evaluate, Sampler, Settings
 from side_jax.settings.checks import check
 from side_jax.settings.target import OBJECT
 from side_jax.targets import networks, objects
@@ -319,6 +321,49 @@ def build_mode_generator(settings: Settings, noise_levels: np.ndarray, starts: S
     """The generator of a run of mode seeking, from the images that `starts` returns; None: from noise."""
     program = build_mode_program(settings, from_noise=starts is None)
     return ModeGenerator(program=program, noise_levels=noise_levels, starts=starts)
+
+
+def search_order(settings: Settings) -> Order:
+    """Which search and generation each image of the black-box search belongs to."""
+    return Order(searches=settings.black_box.searches, population=settings.black_box.population)
+
+
+@functools.lru_cache(maxsize=4)
+def build_search_program(settings: Settings, classifier: Classifier) -> SearchProgram:
+    """The parts of the black-box search; the parameters are those of build_denoise, and "classifier".
+
+    The classifier of a model of latents sees those of the image, so that the attacker needs their encoder too.
+    """
+    encode = build_encode(settings)
+
+    def log_prob(params: Any, images: jax.Array) -> jax.Array:
+        x = encode(params, images)
+        return log_probs(classifier, params["classifier"], x, jnp.zeros(len(x), jnp.int32))
+
+    return SearchProgram(
+        denoise=build_denoise(settings),
+        log_prob=log_prob,
+        decode=build_decode(settings),
+        table=build_step_table(settings, settings.sampler),
+        shape=sampled_shape(settings),
+        batch_size=settings.sampler.batch_size,
+    )
+
+
+def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes: int, stored: Stored) -> NoiseSearch:
+    """The black-box search with its settings.
+
+    Args:
+      program: by build_search_program.
+      own: the settings.
+      key: the typed key of the classes that are looked for, and of parents and children.
+      classes: of the classifier.
+      stored: see NoiseSearch.
+    """
+    order = Order(searches=own.searches, population=own.population)
+    rates = Rates(parents=own.parents, crossover=own.crossover, mutation=own.mutation)
+    chosen = targets(key, own.searches, classes)
+    return NoiseSearch(program, order, rates, targets=chosen, key=key, stored=stored)
 
 
 def build_metrics(evaluate: Evaluate) -> list[Metric]:

@@ -66,8 +66,19 @@ EVERYTHING = {
     "extract__num_images": 32,
     "extract__temperature_scaling": True,
     "weak__num_steps": 10,
+    "black_box__searches": 2,
+    "black_box__population": 6,
+    "black_box__parents": 3,
     "classifier__norm": "batch",
     "label__features": "denoiser",
+}
+# Two searches of five generations and a part of the sixth.
+SEARCHED = {
+    "extract__attacks": "('unconditional','black_box')",
+    "extract__num_images": 64,
+    "black_box__searches": 2,
+    "black_box__population": 6,
+    "black_box__parents": 3,
 }
 # On random labels, whose extra rows guide.
 CONDITIONAL = {
@@ -87,6 +98,7 @@ FINISHED = {
     "plain": ("", {}, ()),
     "whole": ("plain", WHOLE, ()),
     "everything": ("plain", EVERYTHING, ()),
+    "searched": ("plain", SEARCHED, ()),
     "conditional": ("", CONDITIONAL, ()),
     "ranked": ("plain", {}, ("suspects",)),
     # As far as suspects are ranked.

@@ -40,6 +40,11 @@ class Classifier:
         return self.images == "members"
 
     @property
+    def distilled(self) -> bool:
+        """Whether it can learn from a teacher of clean images (surrogate.objective)."""
+        return self.noised and not self.true_labels
+
+    @property
     def owner_only(self) -> bool:
         """Whether only the owner of the data can train it: it needs members or held-out images."""
         return self.images != "synthetic"
@@ -67,6 +72,8 @@ class Attack:
       default: whether the default config runs it.
       twin: whether it draws from the twin: a model trained like the target, on held-out images in place of members. It
         has never seen a member, so that its matches with members are those of chance.
+      searches: whether it searches starting noise whose images its classifier, of clean images, gives a target class
+        (diffusion/genetic.py). It needs an answer of the model for each image, and no more.
       seeks_modes: whether it starts from images of another attack, or from noise, and iterates the denoiser on them
         (diffusion/mode_seeking.py). It runs from each of modes.starts, at each of modes.noise_levels and modes.rounds;
         that of the twin, from the twin's plain samples.
@@ -87,12 +94,13 @@ class Attack:
     random_control: str = ""
     default: bool = False
     twin: bool = False
+    searches: bool = False
     seeks_modes: bool = False
 
     @property
     def guided(self) -> bool:
-        """Whether anything guides it."""
-        return self.own_labels or self.weak or self.classifier is not None
+        """Whether anything guides its sampling, step by step."""
+        return self.own_labels or self.weak or (self.classifier is not None and not self.searches)
 
     @property
     def guide(self) -> str:
@@ -107,6 +115,8 @@ class Attack:
 
 _CONDITIONAL = Classifier(name="conditional", images="members", stream=5, noised=False, section="conditional")
 _SIDE = Classifier(name="side", images="synthetic", stream=4)
+# Trained as the conditional baseline's, on pseudo-labels of the model's own samples in place of the members' labels.
+_BLACK_BOX = Classifier(name="black_box", images="synthetic", stream=27, noised=False, section="conditional")
 _ORACLE = Classifier(name="oracle", images="members", stream=12)
 
 PLAIN = Attack(
@@ -198,6 +208,15 @@ _ENTRIES = (
         marker="o",
         default=True,
         seeks_modes=True,
+    ),
+    Attack(
+        name="black_box",
+        description="a genetic search over starting noise for images of a cluster: queries alone, no weights",
+        phrase="black-box search",
+        colour=BLUE,
+        marker="s",
+        classifier=_BLACK_BOX,
+        searches=True,
     ),
     Attack(
         name="extrapolate",

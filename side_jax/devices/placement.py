@@ -134,7 +134,7 @@ def split(batch_size: int, *arrays: np.ndarray) -> list[np.ndarray]:
     return [array.reshape((devices, batch_size // devices, *array.shape[1:])) for array in full]
 
 
-def merge(batch: jax.Array) -> np.ndarray:
+def merge(batch: jax.Array | np.ndarray) -> np.ndarray:
     """Copies [devices, b / devices, ...] from the devices to [b, ...] on the host; blocks until it is computed."""
     host = np.asarray(batch)
     return host.reshape((-1, *host.shape[2:]))

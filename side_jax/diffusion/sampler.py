@@ -104,7 +104,18 @@ def sample(
     Arguments as in sample_step, with a table of all steps; `shape` is one image's (height, width, channels). Steps
     outside the guidance interval do not run the classifier.
     """
-    state = start(keys, shape)
+    return sample_from(denoise_fn, table, initial_noise(keys, shape), keys, guidance)
+
+
+def sample_from(
+    denoise_fn: DenoiseFn,
+    table: StepTable,
+    noise: jax.Array,
+    keys: jax.Array,
+    guidance: Guidance | None = None,
+) -> jax.Array:
+    """As sample, from a given x_T, float32 [b, ...]; a solver without noise does not use the keys."""
+    state = State(noise, jnp.zeros_like(noise))
     for first, last, guided in table.segments(guidance is not None):
 
         def body(

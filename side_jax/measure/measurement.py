@@ -4,8 +4,9 @@ matches.csv has a row for each generated image, members.csv one for each member 
 """
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from msgspec import UNSET
@@ -13,7 +14,19 @@ from msgspec import UNSET
 from side_jax.attacks.table import GIVEN, PLAIN, get_attack
 from side_jax.data.sides import Side
 from side_jax.measure import positive_control, scoring
-from side_jax.measure.records import Cell, CellTest, Distribution, Likeness, Measured, Rarefaction, Row, Run, SetSizes
+from side_jax.measure.records import (
+    BestOfGeneration,
+    Cell,
+    CellTest,
+    Control,
+    Distribution,
+    Likeness,
+    Measured,
+    Rarefaction,
+    Row,
+    Run,
+    SetSizes,
+)
 from side_jax.measure.scoring import Embed, RunMatches, Scorer
 from side_jax.memorization.distribution import summary
 from side_jax.memorization.distribution.appearance import appearance
@@ -40,6 +53,7 @@ def measure(
     embed: Embed | None,
     evidence: dict[str, dict[str, np.ndarray]],
     seed: int,
+    chosen: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Measured:
     """Scores every run; writes matches.csv and members.csv.
 
@@ -53,12 +67,14 @@ def measure(
       embed: features for AuthPct, C_T, the FLD gap and Frechet distances; None: these are not computed.
       evidence: {"members" or "heldout": {name: float [m]}}, for members.csv.
       seed: of all random draws.
+      chosen: for a search, by the name of its run, the indices of the fittest image of each generation.
     """
     rows: list[Row] = []
     rarefactions: list[Rarefaction] = []
     distributions: list[Distribution] = []
     extracted: dict[str, np.ndarray] = {}
     attacks: list[dict[str, Score]] = []
+    fittest: list[BestOfGeneration] = []
     sides = [embed(side.images[: len(members)]) for side in (members, heldout)] if embed else []
     plain: RunMatches | None = None
     looks = [appearance(side.images[: energy.MOST]) for side in (members, heldout)]
@@ -82,26 +98,31 @@ def measure(
             rarefactions.append(scorer.rarefied(run, whole))
             score = scorer.headline(whole)
             extracted[extracted_column(run)] = score["members"].extracted
+            fittest += [scorer.best_of_generation(run, whole, chosen[name]) for name in chosen if name == run.key.name]
             if not get_attack(run.attack).control:
                 attacks.append(score)
             if embed:
                 distributions.append(_distribution(run, features, sides, seed))
             plain = whole if run.attack == PLAIN.name else plain
     _write_members(directory / "members.csv", members, heldout, evidence, extracted)
-    controls = []
-    if settings.controls:
-        copied, fresh = (side.images[: settings.control_images] for side in (members, heldout))
-        controls = positive_control.sensitivity(scorer, copied, fresh, settings.confidence)
     return Measured(
         metrics=scorer.definitions,
         rows=tuple(rows),
         rarefaction=tuple(rarefactions),
         thresholds=scorer.thresholds,
-        controls=tuple(controls),
+        controls=_controls(scorer, members, heldout, settings),
         distribution=tuple(distributions),
         likeness=_likeness(looks, sampled, members, heldout, seed),
         together=scorer.together(attacks) if len(attacks) > 1 else UNSET,
+        best_of_generation=tuple(fittest) or UNSET,
     )
+
+
+def _controls(scorer: Scorer, members: Side, heldout: Side, settings: Evaluate) -> tuple[Control, ...]:
+    if not settings.controls:
+        return ()
+    copied, fresh = (side.images[: settings.control_images] for side in (members, heldout))
+    return tuple(positive_control.sensitivity(scorer, copied, fresh, settings.confidence))
 
 
 @doing("comparing the sides with plain samples")

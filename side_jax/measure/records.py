@@ -364,6 +364,21 @@ class Together(Record, frozen=True, kw_only=True):
     unique_excess_ci: Annotated[tuple[float, float], Meta(description="its interval, as of a row")] | UnsetType = UNSET
 
 
+class BestOfGeneration(Run, frozen=True, kw_only=True):
+    """Of a search, the fittest image of each generation, by the headline metric.
+
+    The search chooses them without the members; the row of the run counts every image that it asked the model for.
+    """
+
+    images: Annotated[AtLeastOne, Meta(description="one of each generation of each search")]
+    ams: Annotated[Rate, Meta(description="share of these images that match a member")]
+    ams_ci: Wilson
+    unique: Annotated[Count, Meta(description="different members that are the nearest of a match")]
+    heldout_ams: Annotated[Rate, Meta(description="share of these images that match a held-out image")]
+    heldout_ams_ci: Wilson
+    heldout_unique: Annotated[Count, Meta(description="different held-out images that are the nearest of a match")]
+
+
 class Likeness(Record, frozen=True, kw_only=True):
     """Whether the sets are of one kind: energy distances of their appearance, over the largest value.
 
@@ -619,6 +634,7 @@ class Measured(Record, frozen=True, kw_only=True):
     distribution: Annotated[tuple[Distribution, ...], Meta(description="each run's images as a distribution")]
     likeness: Likeness | UnsetType = UNSET
     together: Together | UnsetType = UNSET
+    best_of_generation: tuple[BestOfGeneration, ...] | UnsetType = UNSET
 
 
 class Results(Measured, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from msgspec import UNSET
 
 from side_jax.measure.records import (
     Ahead,
+    BestOfGeneration,
     Chao1,
     Definition,
     Fit,
@@ -285,6 +286,25 @@ class Scorer:
     def headline(self, matches: RunMatches) -> dict[str, Score]:
         """Which images match which member, and which held-out image, by the first metric."""
         return {side: matches[side][0].score(self.bands[0]) for side in ("members", "heldout")}
+
+    def best_of_generation(self, run: Run, matches: RunMatches, chosen: Sequence[int]) -> BestOfGeneration:
+        """The scores of some images of a search, by the first metric.
+
+        Args:
+          run: the search.
+          matches: of all of its images.
+          chosen: the indices of the images.
+        """
+        index = np.asarray(chosen)
+        values: dict[str, Any] = {}
+        for prefix, side in (("", "members"), ("heldout_", "heldout")):
+            score = self.headline(matches)[side]
+            matched, nearest = score.matched[index], score.nearest[index]
+            values[f"{prefix}ams"] = float(matched.mean())
+            interval = intervals.wilson_interval(int(matched.sum()), len(index), self._settings.confidence)
+            values[f"{prefix}ams_ci"] = interval
+            values[f"{prefix}unique"] = len(np.unique(nearest[matched]))
+        return BestOfGeneration(**run.fields_of_run(), images=len(index), **values)
 
     def rarefied(self, run: Run, matches: RunMatches) -> Rarefaction:
         """How many members remain to be found, by the first metric, and what MANY times the images would bring."""

@@ -155,7 +155,7 @@ def _least(settings: Settings, images: int, clock: Clock) -> float:
 
 def _at(settings: Settings, level: Level, given: Set[str]) -> Settings:
     """The settings of a level, with as many images as it has at least."""
-    guided = any(ATTACKS[name].guided for name in level.attacks if name in ATTACKS)
+    guided = any(ATTACKS[name].guided or ATTACKS[name].searches for name in level.attacks if name in ATTACKS)
     steps = min(level.steps, settings.diffusion.num_timesteps)
     changes: dict[str, Any] = {"extract.attacks": level.attacks, "sampler.num_steps": steps}
     if PLAIN.name not in level.attacks:

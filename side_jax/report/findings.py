@@ -17,7 +17,7 @@ def sentences(results: Results, confidence: float) -> list[str]:
     """The most important figures in plain words: what leaks unguided, what guidance adds, and the controls."""
     rows, data = headline(results), results.dataset
     plain = best(rows, PLAIN.name) or best(rows, GIVEN.name)
-    sampled = (name for name, attack in ATTACKS.items() if attack.guided or attack.seeks_modes)
+    sampled = (name for name, attack in ATTACKS.items() if attack.guided or attack.searches or attack.seeks_modes)
     bests = {name: row for name in sampled if (row := best(rows, name))}
     attacks = [row for name, row in bests.items() if not (ATTACKS[name].control or ATTACKS[name].baseline)]
     baselines = [row for name, row in bests.items() if ATTACKS[name].baseline]
@@ -109,6 +109,8 @@ def _attacked(row: Row, plain: Row | None) -> str:
     if get_attack(row.attack).seeks_modes:
         phrase = run_phrase(row)
         return f"By {phrase}, at {row.network_calls} calls of the network for each image, {result}"
+    if get_attack(row.attack).searches:
+        return f"By {run_phrase(row)}, with {row.n_generated:,} queries, {result}"
     return f"Guided by {get_attack(row.attack).guide} at its best scale ({row.guidance_scale:g}), {result}"
 
 

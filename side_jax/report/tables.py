@@ -7,6 +7,7 @@ from msgspec import UnsetType
 
 from side_jax.attacks.table import ATTACKS, get_attack
 from side_jax.measure.records import (
+    BestOfGeneration,
     Distribution,
     Interval,
     Membership,
@@ -65,6 +66,7 @@ def tables(results: Results) -> list[model.Table]:
     for metric, rows in by_metric.items():
         others = {name: _high(found) for name, found in by_metric.items() if name != metric} if not listed else {}
         listed.append(_attacks(metric, _high(rows), others, first=not listed))
+    listed += [_fittest(results.best_of_generation)] if results.best_of_generation else []
     for metric, rows in by_metric.items():
         listed.append(_tests(metric, _high(rows)))
     for metric, rows in by_metric.items():
@@ -177,6 +179,27 @@ def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], first: 
     ends = {name: of[0].band[1] for name, of in ({metric: rows} | others).items()}
     measures = "; ".join(f"{name} below {end:.3g}: {terms.measure(name)}" for name, end in ends.items())
     return _quantities(caption, rows, columns, f"Matches by {measures}. {note * first}".strip())
+
+
+def _fittest(bests: Sequence[BestOfGeneration]) -> model.Table:
+    """What a search itself would show: the fittest image of each generation."""
+    cells = [
+        (
+            *run_cells(one, False),
+            _cell(f"{one.images:,}", one.images),
+            _cell(_with_interval(one.ams, one.ams_ci), one.ams, "strong"),
+            _cell(_with_interval(one.heldout_ams, one.heldout_ams_ci), one.heldout_ams),
+            _cell(f"{one.unique:,}", one.unique),
+        )
+        for one in bests
+    ]
+    labels = {"Images": "number", "Matched (AMS)": "rate", "Held-out matched": "rate", "Extracted": "number"}
+    note = (
+        "Of each generation the image that the attacker's classifier is surest of. The search chooses it without the "
+        "members; its row above counts every image that it asked the model for."
+    )
+    columns = (*run_columns(False), *(terms.column(label, kind) for label, kind in labels.items()))
+    return model.Table(caption="The fittest image of each generation", columns=columns, rows=tuple(cells), note=note)
 
 
 def _tests(metric: str, rows: list[Row]) -> model.Table:

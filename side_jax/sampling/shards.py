@@ -23,6 +23,7 @@ from side_jax.errors import InputError, StoppedError
 from side_jax.progress import progress
 from side_jax.sampling.generation import Generator
 from side_jax.sampling.mode_generation import ModeGenerator
+from side_jax.sampling.noise_search import NoiseSearch
 from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def complete(shards: list[Shard]) -> bool:
 
 
 def write(
-    generator: Generator | ModeGenerator,
+    generator: Generator | ModeGenerator | NoiseSearch,
     shards: list[Shard],
     *,
     params: Any,
@@ -118,7 +119,7 @@ def write(
     todo = [shard for shard in assigned if not shard.intact(thorough=True)]
     writing: collections.deque = collections.deque()
 
-    def save(shard: Shard, batch: jax.Array) -> None:
+    def save(shard: Shard, batch: jax.Array | np.ndarray) -> None:
         index = np.asarray(shard.index)
         images = placement.merge(batch)[: len(index)]
         files.write_npz(shard.path, images=images, index=index, label=labels[index])

@@ -17,11 +17,12 @@ from side_jax.memorization.metrics import METRICS
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
-from side_jax.settings.extraction import Extract, Modes, Sampler, Weak
+from side_jax.settings.extraction import BlackBox, Extract, Modes, Sampler, Weak
 from side_jax.settings.target import OBJECT, OWN, Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 from side_jax.settings.track import Track
 
 __all__ = [
+    "BlackBox",
     "ClassifierFit",
     "Condition",
     "Data",
@@ -68,6 +69,7 @@ class Settings:
     conditional: ClassifierFit = ClassifierFit()
     extract: Extract = Extract()
     modes: Modes = Modes()
+    black_box: BlackBox = BlackBox()
     weak: Weak = Weak()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
@@ -105,6 +107,7 @@ class Settings:
             check(value <= steps, f"{section}.num_steps", value, need)
         self._check_guidance()
         self._check_modes()
+        self._check_search()
         members, heldout = data.counts
         need = f"at most data.num_members ({members})"
         ok = self.train.batch_size <= members or bool(self.target.path)
@@ -219,6 +222,17 @@ class Settings:
         low, _ = noise_range(self.diffusion.make())
         need = f"at least {low:.3g}, the lowest noise of the model, also in the last round"
         check(min(modes.noise_levels) * modes.last_noise >= low, "modes.noise_levels", modes.noise_levels, need)
+
+    def _check_search(self) -> None:
+        if not (attack := self.extract.searches):
+            return
+        need = f"0 with {attack}, which searches starting noise: an image must follow from it alone"
+        check(self.sampler.eta == 0, "sampler.eta", self.sampler.eta, need)
+        need = f"without {attack}: the model in target.path always needs a label, which children would change"
+        check(not self.condition.labels or self.condition.null_label, "extract.attacks", self.extract.attacks, need)
+        first = self.black_box.searches * self.black_box.population
+        need = f"at least {first} with {attack}: the first generations (black_box.population) of black_box.searches"
+        check(self.extract.num_images >= first, "extract.num_images", self.extract.num_images, need)
 
     def _check_weak(self, synthetic: int) -> None:
         if not self.extract.needs_weak:

@@ -91,6 +91,11 @@ class Extract:
         return {known_classifiers()[name].images for name in self.classifiers}
 
     @property
+    def searches(self) -> str:
+        """The attack that searches starting noise, if there is one; else ""."""
+        return next((name for name in self.attacks if ATTACKS[name].searches), "")
+
+    @property
     def needs_weak(self) -> bool:
         """Whether a weaker model guides an attack."""
         return any(ATTACKS[name].weak for name in self.attacks)
@@ -135,6 +140,26 @@ class Extract:
             for noise in modes.noise_levels
             for rounds in modes.rounds
         ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlackBox:
+    """The genetic search over starting noise (the attack `black_box`); extract.num_images are its queries."""
+
+    searches: int = 1  # side by side, each for images of its own cluster, which share the queries
+    population: int = 50  # queries of each generation of a search
+    parents: int = 10  # of all images of a search so far, those with the highest fitness have children
+    crossover: float = 0.5  # probability that a child has two parents, each number of its noise from either
+    mutation: float = 0.3  # m: share of new noise in a child, x' = sqrt(1 - m^2) x + m z
+
+    def __post_init__(self) -> None:
+        check(self.searches >= 1, "black_box.searches", self.searches, "at least 1")
+        check(self.population >= 1, "black_box.population", self.population, "at least 1")
+        need = f"between 1 and black_box.population ({self.population})"
+        check(1 <= self.parents <= self.population, "black_box.parents", self.parents, need)
+        check(0 <= self.crossover <= 1, "black_box.crossover", self.crossover, "between 0 and 1, a probability")
+        need = "above 0, or children of one parent are its copies, and at most 1"
+        check(0 < self.mutation <= 1, "black_box.mutation", self.mutation, need)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 from side_jax.attacks.table import known_classifiers
 from side_jax.settings import Settings
 
-# The classifiers' numbers (4, 5, 9 to 12) are in attacks/table.py.
+# The classifiers' numbers (4, 5, 9 to 12, 27) are in attacks/table.py.
 STREAMS = {
     "train": 1,
     "synthesize": 2,
@@ -31,6 +31,7 @@ STREAMS = {
     "train/twin": 24,
     "surrogate/weak": 25,
     "label spread": 29,
+    "search": 26,
 }
 
 

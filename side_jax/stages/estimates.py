@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import jax
+import numpy as np
 
 from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Attack, Classifier, Run
@@ -108,7 +109,8 @@ def training(work: Unit, fit: Fit, step: Callable[[Clock], Timing], clock: Clock
 def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None, clock: Clock) -> Cost:
     """The cost of generating the missing or damaged shards of a run; None: of plain sampling.
 
-    A round of mode seeking costs a step of plain sampling.
+    A round of mode seeking costs a step of plain sampling; the classifier of a search, which sees an image once, is not
+    counted.
     """
     usable = work.begun()  # files of other settings do not count
     todo = [part for part in parts if not (usable and part.intact(thorough=False))]
@@ -121,9 +123,13 @@ def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run
         attack = ATTACKS[run.attack] if run else None
         segments = _segments(settings, attack)
         steps = [(stop - start, clock.sampling_step(attack if flag else None)) for start, stop, flag in segments]
+    batches = len(todo)
+    if run and ATTACKS[run.attack].searches:  # a batch for each generation that a shard has images of
+        generation = builders.search_order(settings).generation
+        batches = sum(len(np.unique(generation(np.asarray(part.index)))) for part in todo)
     return Cost(
         left=f"{len(todo):,} of {len(parts):,} shards, {images:,} images",
-        seconds=len(todo) * sum(count * timing.step for count, timing in steps),
+        seconds=batches * sum(count * timing.step for count, timing in steps),
         host=sum(timing.start for _, timing in steps),
         size=images * math.prod(builders.image_shape(settings)),
     )
@@ -227,7 +233,7 @@ def classifier_bytes(settings: Settings, work: Unit, classifier: Classifier) -> 
     fit, surrogate = getattr(settings, classifier.section), settings.surrogate
     count = _classifier_parameters(settings, classifier.noised)
     best = 2 * 4 * count if fit.patience else 0  # the best parameters, and their successor while it is written
-    trains_teacher = surrogate.objective == "tdkd" and not surrogate.teacher_path and not classifier.true_labels
+    trains_teacher = surrogate.objective == "tdkd" and not surrogate.teacher_path and classifier.distilled
     need = _TRAINED * (count + (_classifier_parameters(settings, False) if trains_teacher else 0)) + best
     features = _feature_size(settings) * settings.data.num_heldout if classifier.images == "heldout" else 0
     return max(need - _size(work, work.directory), 0) + features

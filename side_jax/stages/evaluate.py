@@ -67,9 +67,8 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
         for attack_run, unit in progress(units, total=len(units), description="evaluate", unit="run")
     )
     distribution_embed = embed if e.distribution else None
-    measured = measure(
-        work.directory, runs, members, heldout, scorer, e, embed=distribution_embed, evidence=scores, seed=seed
-    )
+    options = {"embed": distribution_embed, "evidence": scores, "seed": seed, "chosen": _fittest(units)}
+    measured = measure(work.directory, runs, members, heldout, scorer, e, **options)
     split_counts = files.read_json(workdir / "train" / "split.json")["counts"]
     results = records.Results(
         **structs.asdict(measured),
@@ -122,6 +121,12 @@ def _record(settings: Settings, run: Run) -> records.Run:
     seeking = {"start": run.start, "noise_level": run.noise, "rounds": run.rounds} if run.start else {}
     calls = estimates.network_calls(settings, run)
     return records.Run(attack=run.attack, guidance_scale=run.scale, network_calls=calls, **seeking)
+
+
+def _fittest(units: list[tuple[Run, work_units.Unit]]) -> dict[str, list[int]]:
+    """Of each search, by its run's name, the indices of the fittest image of each generation."""
+    found = {run.name: unit.content().get("best_of_generation") for run, unit in units}
+    return {name: chosen for name, chosen in found.items() if chosen}
 
 
 def _classifiers(settings: Settings, workdir: Path) -> dict[str, records.Classifier]:

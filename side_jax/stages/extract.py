@@ -11,6 +11,7 @@ from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Run
 from side_jax.sampling import generation, shards
 from side_jax.sampling.mode_generation import ModeGenerator
+from side_jax.sampling.noise_search import NoiseSearch, SearchProgram
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.workdir import work_units
@@ -29,10 +30,14 @@ def run(settings: Settings, workdir: Path) -> None:
         if not work.begin(lambda work=work: shards.complete(stage_table.extracted_shards(settings, work))):
             continue
         parts = stage_table.extracted_shards(settings, work)
-        sampler, params, classes = load(attack_run.attack)
+        program, params, classes = load(attack_run.attack)
         labels = generation.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
+        sampler = program or _mode_generator(settings, attack_run, dict(works), spread())
+        if isinstance(sampler, SearchProgram):
+            sampler = _search(settings, sampler, classes, parts)
+            labels = sampler.labels(np.arange(count))
         shards.write(
-            sampler or _mode_generator(settings, attack_run, dict(works), spread()),
+            sampler,
             parts,
             params=params,
             base=base,
@@ -40,8 +45,10 @@ def run(settings: Settings, workdir: Path) -> None:
             scale=attack_run.scale,
             description=f"extract {attack_run.name}",
         )
-        written = [part.path for part in parts]
-        work.finish(written, attack=attack_run.attack, guidance_scale=attack_run.scale, index_range=[0, count])
+        content = {"attack": attack_run.attack, "guidance_scale": attack_run.scale, "index_range": [0, count]}
+        if isinstance(sampler, NoiseSearch):
+            content["best_of_generation"] = sampler.best(params, base, count)
+        work.finish([part.path for part in parts], **content)
     work_units.finish_stage(workdir, "extract", [work for _, work in works])
 
 
@@ -53,8 +60,8 @@ def _load_model(settings: Settings, workdir: Path, twin: bool) -> Any:
 
 def _load(
     settings: Settings, workdir: Path, model: Callable[[bool], Any], name: str
-) -> tuple[generation.Generator | None, dict[str, Any], int]:
-    """(the generator of an attack that samples, else None; its parameters; the number of its target labels, or 0)."""
+) -> tuple[generation.Generator | SearchProgram | None, dict[str, Any], int]:
+    """(what samples an attack's images, or None of mode seeking; its parameters; its number of target labels, or 0)."""
     attack = ATTACKS[name]
     params = {"dpm": model(attack.twin)}
     if attack.seeks_modes:
@@ -63,11 +70,19 @@ def _load(
     if attack.classifier:
         classifier, guide = stage_inputs.load_classifier(settings, workdir, attack.classifier)
         params, classes = params | guide, classifier.num_classes
+    if attack.searches:
+        return builders.build_search_program(settings, classifier), params, classes
     sampler = settings.guided_sampler if attack.guided else settings.sampler
     if attack.weak:
         params["weak"] = stage_inputs.load_weak(settings, workdir).trees["ema"]
     options = {"at_x0": attack.at_x0, "own_labels": attack.own_labels, "weak": attack.weak}
     return builders.build_generator(settings, classifier, sampler=sampler, **options), params, classes
+
+
+def _search(settings: Settings, program: SearchProgram, classes: int, parts: list[shards.Shard]) -> NoiseSearch:
+    """The black-box search, which goes on from the shards that are there."""
+    key, stored = random_streams.stream_key(settings, "search"), functools.partial(shards.pick, parts)
+    return builders.build_search(program, settings.black_box, key, classes, stored)
 
 
 def _mode_generator(settings: Settings, attack_run: Run, units: dict[Run, Unit], spread: float) -> ModeGenerator:

@@ -56,7 +56,9 @@ def _extract(settings: Settings, one: stage_table.Work) -> Amounts:
     images = _images(one.unit, stage_table.extracted_shards(settings, one.unit))
     # The images that mode seeking starts from are another unit's.
     amounts = {NETWORK: images * (run.rounds or estimates.network_calls(settings, run))}
-    if not run.rounds and ATTACKS[run.attack].classifier:
+    if ATTACKS[run.attack].searches:
+        amounts[CLASSIFIER] = float(images)
+    elif not run.rounds and ATTACKS[run.attack].classifier:
         segments = builders.build_step_table(settings, settings.guided_sampler).segments(True)
         steps = sum(stop - start for start, stop, guided in segments if guided)
         amounts[CLASSIFIER] = GRADIENT * images * steps

@@ -184,6 +184,8 @@ def _sampling_settings(settings: Settings, run: Run, workdir: Path) -> dict[str,
     """What a run that samples depends on."""
     sampler = settings.guided_sampler if run.guided else settings.sampler
     values = {key: getattr(sampler, key) for key in ("solver", "num_steps")}
+    if ATTACKS[run.attack].searches:
+        values["search"] = dataclasses.asdict(settings.black_box)
     if run.guided:
         values |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
         if not ATTACKS[run.attack].classifier:
@@ -383,7 +385,7 @@ def _missing_for_suspects(settings: Settings, workdir: Path) -> list[str]:
 def attacker_classifier(settings: Settings) -> Classifier | None:
     """The configured classifier that an attacker can train without the data (SIDE's surrogate), or None."""
     candidates = (known_classifiers()[name] for name in settings.extract.classifiers)
-    return next((one for one in candidates if not one.owner_only and not one.label_control), None)
+    return next((one for one in candidates if one.noised and not one.owner_only and not one.label_control), None)
 
 
 def _surrogate_outputs(manifest: dict[str, Any]) -> list[str]:

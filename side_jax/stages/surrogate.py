@@ -5,6 +5,8 @@
 `side_shuffled`: control; pseudo-labels permuted in every batch, so that nothing can be learned.
 `side_heldout`: control; held-out instead of synthetic images, clustered alike, as an attacker with similar data would.
 `oracle`: members with their true labels. All of the above are time-dependent, trained on noised images.
+`black_box`: the fitness of the black-box search, a time-independent classifier of clean synthetic images with
+pseudo-labels.
 `conditional`: the baseline of Carlini et al. 2023 as in the SIDE paper, a time-independent classifier trained on clean
 members with their true labels.
 `weak`: no classifier, but a DPM like the target that is trained on synthetic images, for the attack `extrapolate`.
@@ -196,7 +198,7 @@ def _loss_options(settings: Settings, kind: Classifier, schedule: Schedule) -> d
     if kind.noised:
         options["schedule"] = schedule
         options["importance_sampling"] = s.timesteps == "importance"
-    if s.objective == "tdkd" and not kind.true_labels:
+    if s.objective == "tdkd" and kind.distilled:
         options["temperature"] = s.distillation_temperature
     return options
 

@@ -1,0 +1,238 @@
+"""The attack `black_box`: its run, what it depends on, its images, and what of them is scored apart."""
+
+import csv
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+
+from side_jax import builders
+from side_jax.attacks.table import ATTACKS, Run
+from side_jax.config import from_config
+from side_jax.diffusion import genetic, pixel_range
+from side_jax.errors import InputError
+from side_jax.measure import records
+from side_jax.models.classifier import log_probs
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.sampling import shards
+from side_jax.settings import Condition, Settings, random_streams
+from side_jax.settings.extraction import BlackBox, Extract
+from side_jax.settings.target import OWN
+from side_jax.stages import estimates, extract, outlook, stage_inputs, stage_table
+from side_jax.stages.estimates import Timing
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import black_box as benchmark
+
+RUN = Run(attack="black_box")
+EXTRACT = Extract(attacks=("unconditional", "side", "black_box"), guidance_scales=(3.0, 10.0), num_steps=6)
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """A finished run of it, and its settings."""
+    workdir = runs.finished("searched")
+    return from_config(saved_config(workdir)), workdir
+
+
+def images_of(own, workdir, run=RUN):
+    return shards.read(stage_table.extracted_shards(own, dict(stage_table.extraction_units(own, workdir))[run]))
+
+
+def test_it_is_one_run_of_plain_samplings_calls():
+    """No scale, no step of its own, and of what the plan counts, one look of the classifier at each image."""
+    own = dataclasses.replace(Settings(), extract=EXTRACT)
+    names = [run.name for run in own.runs()]
+    assert names == ["unconditional", "side_3", "side_10", "black_box"]
+    assert estimates.network_calls(own, RUN) == estimates.network_calls(own, Run(attack="unconditional")) == 20
+    assert not ATTACKS["black_box"].default
+    assert "black_box" in own.extract.classifiers
+    assert own.needs_synthetic
+
+
+def test_what_it_depends_on(tmp_path):
+    """Its own settings change it alone; the classifier's training changes it, and no other attack."""
+    own = dataclasses.replace(Settings(), extract=EXTRACT)
+
+    def fingerprints(of):
+        return {run.name: unit.fingerprint for run, unit in stage_table.extraction_units(of, tmp_path)}
+
+    before = fingerprints(own)
+    fewer = dataclasses.replace(own.conditional, num_steps=5)
+    for changed in (
+        dataclasses.replace(own, black_box=BlackBox(mutation=0.2)),
+        dataclasses.replace(own, black_box=BlackBox(searches=2)),
+        dataclasses.replace(own, conditional=fewer),
+    ):
+        assert {name for name, value in fingerprints(changed).items() if value != before[name]} == {"black_box"}
+    calibrated = dataclasses.replace(own, extract=dataclasses.replace(EXTRACT, temperature_scaling=True))
+    assert fingerprints(calibrated)["black_box"] == before["black_box"]
+
+
+def test_models_that_always_need_a_label_are_refused():
+    """A child would have another label than its parents."""
+    condition = Condition(labels=OWN, num_labels=3, null_label=False)
+    target = dataclasses.replace(Settings().target, path="model.safetensors")
+    data = dataclasses.replace(Settings().data, name="folder", path="seen", heldout_from="unseen")
+    with pytest.raises(InputError, match=r"without black_box: the model in target.path always needs a label"):
+        dataclasses.replace(Settings(), condition=condition, target=target, data=data, extract=EXTRACT)
+
+
+def test_the_plan_counts_a_batch_for_each_generation_of_a_shard(finished, tmp_path):
+    """Shards of 64 images and generations of 12: five whole generations and a part of the sixth in one."""
+    own, _ = finished
+    unit = dict(stage_table.extraction_units(own, tmp_path))[RUN]
+    parts = stage_table.extracted_shards(own, unit)
+
+    class Clock:
+        def sampling_step(self, attack):
+            assert attack is None
+            return Timing(step=2.0)
+
+    cost = estimates.sampling(own, unit, parts, RUN, Clock())
+    sizes = [len({i // 12 for i in part.index}) for part in parts]
+    assert sum(sizes) > len(parts)
+    assert cost.seconds == 2.0 * own.sampler.num_steps * sum(sizes)
+    (work,) = (one for one in stage_table.STAGES["extract"].plan(own, tmp_path) if one.run == RUN)
+    amounts = outlook._extract(own, work)
+    assert amounts == {outlook.NETWORK: 64.0 * own.sampler.num_steps, outlook.CLASSIFIER: 64.0}
+
+
+def test_its_classifier_learns_clean_synthetic_images(finished):
+    own, workdir = finished
+    unit = stage_table.classifier_units(own, workdir)["black_box"]
+    with np.load(workdir / "label" / "labels.npz") as labels:
+        assert unit.content()["classes"] == labels["label"].max() + 1 > 1
+    assert unit.content()["images"] + unit.content()["held_back"] == own.synthesize.num_images
+    module, _ = stage_inputs.load_classifier(own, workdir, ATTACKS["black_box"].classifier)
+    assert not module.time_dependent
+    assert stage_table.attacker_classifier(own) is None  # suspects are ranked by one that knows noise
+
+
+def test_the_first_generation_are_the_plain_samples_and_labels_are_the_targets(finished):
+    own, workdir = finished
+    plain, found = (images_of(own, workdir, run) for run in (Run(attack="unconditional"), RUN))
+    assert np.abs(found["images"][:12].astype(int) - plain["images"][:12].astype(int)).max() <= 1
+    assert np.abs(found["images"][12:].astype(int) - plain["images"][12:].astype(int)).mean() > 2
+    first, second = found["label"][0], found["label"][6]
+    assert first != second
+    np.testing.assert_array_equal(found["label"], np.resize(np.repeat([first, second], 6), 64))
+
+
+def fitness(own, workdir, images, labels):
+    """Log-odds by the classifier itself."""
+    module, params = stage_inputs.load_classifier(own, workdir, ATTACKS["black_box"].classifier)
+    with jax.numpy_dtype_promotion("standard"):
+        x, t = pixel_range.to_float(images), jnp.zeros(len(images), jnp.int32)
+        values = jax.jit(lambda x: log_probs(module, params["classifier"], x, t))(x)
+    return np.asarray(genetic.log_odds(values, labels))
+
+
+def test_children_are_those_of_the_fittest(finished):
+    """The second generation, from the images and the classifier of the run; and the fittest of each are recorded."""
+    own, workdir = finished
+    found = images_of(own, workdir)
+    values = fitness(own, workdir, found["images"], found["label"])
+    blocks = [values[i : i + 6] for i in range(0, 64, 6)]
+    recorded = dict(stage_table.extraction_units(own, workdir))[RUN].content()["best_of_generation"]
+    assert recorded == [6 * i + int(block.argmax()) for i, block in enumerate(blocks)]
+
+    base, key = (random_streams.stream_key(own, name) for name in ("extract", "search"))
+    module, params = stage_inputs.load_classifier(own, workdir, ATTACKS["black_box"].classifier)
+    program = builders.build_search_program(own, module)
+    given = key, genetic.Rates(parents=3, crossover=own.black_box.crossover, mutation=own.black_box.mutation)
+    noise = program.first(base, np.arange(12, dtype=np.uint32))
+    index = np.arange(12, 24, dtype=np.uint32)
+    best = [6 * search + genetic.fittest(values[6 * search : 6 * search + 6], 3) for search in (0, 1)]
+    pairs = np.asarray([best[(i - 12) // 6][pair] for i, pair in zip(index, program.choose(given, index), strict=True)])
+    children = program.child(given, index, noise[pairs[:, 0]], noise[pairs[:, 1]])
+    params |= {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}
+    with jax.numpy_dtype_promotion("standard"):
+        expected = program.draw(params, index, children)
+    assert np.abs(found["images"][12:24].astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_a_lost_shard_is_made_again_from_the_others(finished, tmp_path):
+    own, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    unit = dict(stage_table.extraction_units(own, copy))[RUN]
+    parts = stage_table.extracted_shards(own, unit)
+    before, content = parts[-1].path.read_bytes(), unit.content()
+    parts[-1].path.unlink()
+    with jax.numpy_dtype_promotion("standard"):
+        extract.run(own, copy)
+    assert parts[-1].path.read_bytes() == before
+    assert unit.content() == content
+
+
+def test_the_fittest_are_scored_apart(finished):
+    """By the columns of matches.csv; and the page has both, the row of every query and the table of the fittest."""
+    own, workdir = finished
+    results = records.read(workdir / "evaluate" / "results.json")
+    (best,) = results.best_of_generation
+    chosen = dict(stage_table.extraction_units(own, workdir))[RUN].content()["best_of_generation"]
+    assert best.images == len(chosen) == 11
+    with (workdir / "evaluate" / "matches.csv").open() as file:
+        rows = [line for line in csv.DictReader(file) if line["run"] == "black_box"]
+    assert len(rows) == 64
+    name = results.rows[0].metric
+    for side, ams, unique in (("member", best.ams, best.unique), ("heldout", best.heldout_ams, best.heldout_unique)):
+        hit = [rows[i] for i in chosen if rows[i][f"{name}_{side}_match"] == "1"]
+        assert ams == len(hit) / 11
+        assert unique == len({row[f"{name}_{side}_id"] for row in hit})
+    page = (workdir / "report" / "index.html").read_text()
+    assert "The fittest image of each generation" in page
+    assert "By black-box search, with 64 queries" in page
+
+
+def test_recipes_are_scored_as_runs_are(finished):
+    """The benchmark's figures of a run's own recipe are those of results.json."""
+    own, workdir = finished
+    bench = benchmark.SearchBench(workdir)
+    with jax.numpy_dtype_promotion("standard"):
+        images, best, hit = bench.search(own.black_box, 64)
+        plain = bench.plain(64)
+    found = images_of(own, workdir)
+    np.testing.assert_array_equal(images, found["images"])
+    assert best == dict(stage_table.extraction_units(own, workdir))[RUN].content()["best_of_generation"]
+    np.testing.assert_array_equal(hit, fitness(own, workdir, images, found["label"]) > 0)
+    results = records.read(workdir / "evaluate" / "results.json")
+    high = [row for row in results.rows if row.level == "high"]
+    for attack, given in (("black_box", images), ("unconditional", plain)):
+        rows = {row.metric: row for row in high if row.attack == attack}
+        first, values = rows[own.evaluate.metrics[0]], bench.score(given)
+        assert values == pytest.approx(
+            [100 * first.ams, first.unique, 100 * first.heldout_ams, rows["rmse"].unique, rows["distance_ratio"].unique]
+        )
+
+
+def test_an_api_that_adds_noise_samples_from_there(finished):
+    """By all steps of the sampler it starts from noise alone; by the last one, near the image."""
+    own, workdir = finished
+    bench = benchmark.SearchBench(workdir)
+    images = images_of(own, workdir)["images"]
+    with jax.numpy_dtype_promotion("standard"):
+        whole = [bench.renoised(given, own.sampler.num_steps, 1).astype(int) for given in (images, images[::-1])]
+        last = bench.renoised(images, 1, 1).astype(int)
+    near = np.abs(last - images).mean()
+    assert np.abs(whole[0] - whole[1]).mean() < 0.3 * np.abs(whole[0] - images).mean()
+    assert 1 < near < np.abs(whole[0] - images).mean()
+
+
+def test_the_rule_is_the_one_of_the_docs():
+    """Most members; near ones by AMS; none that matches too many held-out images on any seed."""
+    found = {
+        "a": [[10.0, 30, 0.0], [12.0, 34, 0.5]],
+        "b": [[14.0, 28, 0.0], [16.0, 31, 0.0]],
+        "c": [[40.0, 20, 0.0], [40.0, 22, 0.0]],
+        "d": [[90.0, 60, 0.0], [90.0, 60, 0.6]],
+    }
+    assert benchmark.chosen(found) == "b"
+    assert benchmark.chosen({"d": found["d"]}) == "none"
