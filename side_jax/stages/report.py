@@ -261,8 +261,8 @@ def _method_note(results: Results, settings: Settings) -> str:
     if surrogate:
         low, _, high = surrogate.cohesion
         note += (
-            f". The attacker's classifiers used {surrogate.synthetic_images:,} of the model's own samples and no labels; "
-            f"{surrogate.kept} of {surrogate.clusters} clusters were cohesive enough (cohesion {low:.2f} to "
+            f". The attacker's classifiers used {surrogate.synthetic_images:,} of the model's own samples and no "
+            f"labels; {surrogate.kept} of {surrogate.clusters} clusters were cohesive enough (cohesion {low:.2f} to "
             f"{high:.2f}; images of the others: {surrogate.assignment})"
         )
     return note + "."
