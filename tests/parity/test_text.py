@@ -12,6 +12,7 @@ import pytest
 from parity.theirs import DDIMScheduler, diffusers, nchw, nhwc, random_numbers, relative_error, torch
 from side_jax.diffusion import sampler
 from side_jax.diffusion.steps import step_table
+from side_jax.models.condition_unet import SpatialTransformer
 from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
 from side_jax.targets import clip_text, parameters
@@ -105,6 +106,25 @@ def test_predictions_agree(tmp_path, name):
     error = relative_error(ours, expected)
     print(f"{name}: {error:.1e}")
     assert error < 2e-5
+
+
+@pytest.mark.parametrize("linear", [True, False])
+@torch.no_grad()
+def test_what_a_transformer_adds_agrees(linear):
+    """On small features, where epsilons count, and without the skip, which would hide the rest."""
+    config = {"num_attention_heads": 2, "attention_head_dim": 6, "in_channels": 12, "norm_num_groups": 4}
+    config |= {"cross_attention_dim": 12, "num_layers": 2, "use_linear_projection": linear}
+    theirs = random_numbers(diffusers.Transformer2DModel(**config).eval())
+    module, rng = SpatialTransformer(2, 2, 4, np.float32), np.random.default_rng(0)
+    x = 0.01 * rng.standard_normal((2, 4, 6, 12)).astype(np.float32)
+    context = 3 * rng.standard_normal((2, 7, 12)).astype(np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, context)["params"]
+    params = parameters.from_state_dict({k: v.numpy() for k, v in theirs.state_dict().items()}, shapes, "theirs")
+    ours = jax.jit(module.apply)({"params": params}, x, context) - x
+    (expected,) = theirs(nchw(x), encoder_hidden_states=torch.from_numpy(context), return_dict=False)
+    error = relative_error(ours, nhwc(expected) - x)
+    print(f"a transformer: {error:.1e}")
+    assert error < 2e-6  # an approximate GELU, or a tenth of the layers' epsilon, would make more
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
