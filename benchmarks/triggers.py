@@ -6,10 +6,11 @@ python benchmarks/triggers.py --label-file=triggers.npz --triggers=4 --seed=0
 The first command trains the model of configs/triggers.py for every seed and number of triggers, keeps the checkpoints
 of --steps, and draws --images images of each label at each. It prints three tables. The first, on the seeds
 --chosen-on, has models without triggers, from which tau comes: at each number of steps, the lowest spread of a label of
-theirs. With --chosen-plants 0 4 it shows how well four triggers are told, by --compared numbers of images. The others are of --seeds: what asking for a
-label returns, accepted where its spread lies below tau (the mean image is the reconstruction), and how well the audit's
-own rule, which knows no clean model, tells labels and models with triggers from those without. Run again, it trains
-nothing that is trained. The second command only writes the labels that configs/triggers.py needs.
+theirs. With --chosen-plants 0 4 it shows how well four triggers are told, by --compared numbers of images. The others
+are of --seeds: what asking for a label returns, accepted where its spread lies below tau (the mean image is the
+reconstruction), and how well the audit's own rule, which knows no clean model, tells labels and models with triggers
+from those without. Run again, it trains nothing that is trained. The second command only writes the labels that
+configs/triggers.py needs.
 """
 
 import argparse
