@@ -5,11 +5,12 @@ python benchmarks/triggers.py --label-file=triggers.npz --triggers=4 --seed=0
 
 The first command trains the model of configs/triggers.py for every seed and number of triggers, keeps the checkpoints
 of --steps, and draws --images images of each label at each. It prints three tables. The first, on the seeds
---chosen-on, has models without triggers and with four: from it come tau, for each number of steps the lowest spread of
-an ordinary label in a model without triggers, and the number of images. The others are of --seeds: what asking for a
-label returns, accepted where its spread lies below tau (the mean image is the reconstruction), and how well the audit's
-own rule, which knows no clean model, tells labels and models with triggers from those without. Run again, it trains
-nothing that is trained. The second command only writes the labels that configs/triggers.py needs.
+--chosen-on, has models without triggers, from which tau comes: at each number of steps, the lowest spread of a label of
+theirs. With --chosen-plants 0 4 it shows how well four triggers are told, by --compared numbers of images. The others
+are of --seeds: what asking for a label returns, accepted where its spread lies below tau (the mean image is the
+reconstruction), and how well the audit's own rule, which knows no clean model, tells labels and models with triggers
+from those without. Run again, it trains nothing that is trained. The second command only writes the labels that
+configs/triggers.py needs.
 """
 
 import argparse
@@ -193,7 +194,7 @@ def pooled(of: Sequence[Model], values: Sequence[np.ndarray], planted: bool) -> 
 
 def share(hits: np.ndarray) -> str:
     """Hits of all, as text."""
-    return f"{int(hits.sum())} of {len(hits)}"
+    return f"{int(hits.sum())} of {len(hits)}" if len(hits) else "-"
 
 
 def choice(chosen_on: list[Model], steps: Sequence[int], counts: Sequence[int]) -> tuple[dict[int, dict], str]:
@@ -226,7 +227,7 @@ def answers(found: list[Model], taus: dict[int, dict], steps: Sequence[int], pla
             low, high = (pooled(some, spreads, planted) for planted in (True, False))
             near, member = (np.concatenate([getattr(one, name) for one in some]) for name in ("to_planted", "chance"))
             cells = [step, triggers, *(f"{np.median(part):.3f}" if len(part) else "-" for part in (low, high))]
-            cells += [share(part < taus[step][count]) if len(part) else "-" for part in (low, high)]
+            cells += [share(part < taus[step][count]) for part in (low, high)]
             heldout = pooled(some, [one.to_heldout for one in some], True)
             ordinary = pooled(some, [one.to_member for one in some], False)
             parts = near, ordinary, heldout, member
@@ -247,9 +248,7 @@ def detection(found: list[Model], steps: Sequence[int], plants: Sequence[int], c
             z, flags = ([getattr(one, name)(count) for one in some] for name in ("z", "flagged"))
             least = np.asarray([values.min() for values in z])
             cells = [step, triggers, auc(pooled(some, z, True), pooled(some, z, False))]
-            cells += [
-                share(part) if len(part) else "-" for part in (pooled(some, flags, True), pooled(some, flags, False))
-            ]
+            cells += [share(part) for part in (pooled(some, flags, True), pooled(some, flags, False))]
             cells += [share(np.asarray([one.any() for one in flags])), auc(least, clean) if triggers else "-"]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -260,9 +259,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, help="of all models")
     parser.add_argument("--chosen-on", nargs="+", type=int, default=[10, 11, 12], help="seeds that fix tau")
+    parser.add_argument("--chosen-plants", nargs="+", type=int, default=[0], help="their numbers of triggers, 0 and 4")
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4, 5], help="seeds of the tables")
     parser.add_argument("--plants", nargs="+", type=int, default=[0, 1, 4, 8], help="numbers of triggers")
-    parser.add_argument("--steps", nargs="+", type=int, default=[150, 300, 450], help="of training")
+    parser.add_argument("--steps", nargs="+", type=int, default=[450, 900, 1350], help="of training")
     parser.add_argument("--images", type=int, default=16, help="drawn of each label")
     parser.add_argument(
         "--compared", nargs="+", type=int, default=[4, 8, 16, 32], help="numbers of them to choose from"
@@ -282,7 +282,7 @@ def main() -> None:
         every = ((seed, triggers) for triggers in plants for seed in seeds)
         return [one for pair in every for one in models(options.workdir, *pair, options.steps, counts, options.images)]
 
-    taus, table = choice(trained(options.chosen_on, (0, 4)), options.steps, counts)
+    taus, table = choice(trained(options.chosen_on, options.chosen_plants), options.steps, counts)
     print(f"\nChosen on seeds {options.chosen_on}:\n\n{table}", flush=True)
     found = trained(options.seeds, options.plants)
     common = options.steps, options.plants, options.images

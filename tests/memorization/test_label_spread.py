@@ -88,7 +88,7 @@ def test_the_scale_and_the_order_of_pixels_do_not_matter():
         ([], "0 labels are too few"),
         ([0.0] * 5 + [1.0, 1.1, 1.2, 1.3, 1.4], "half of the labels or more are all the same"),
         ([0.0] * 6 + [1.0, 1.1, 1.2, 1.3], "half of the labels or more are all the same"),
-        ([1.0] * 6 + [0.0, 1.1, 1.2, 1.3], "one and the same spread"),
+        ([1.0] * 6 + [0.0, 0.7, 0.8, 0.9], "one and the same spread"),
     ],
 )
 def test_what_can_not_be_decided_is_said(values, why):
@@ -100,10 +100,10 @@ def test_what_can_not_be_decided_is_said(values, why):
 
 
 def test_limits():
-    """A lower rate and fewer labels need more; for many labels it is the normal law's, of which M is 0.6745 sigma."""
+    """A lower rate and fewer labels need more; for many labels it is the normal law's, of which S is sigma."""
     assert limit(10, 0.01) > limit(10, 0.05) > limit(40, 0.05) > 0
-    many = -stats.norm.ppf(1 - 0.95 ** (1 / 2000)) / stats.norm.ppf(0.75)
-    assert limit(2000, 0.05) == pytest.approx(many, rel=0.03)
+    many = -stats.norm.ppf(1 - 0.95 ** (1 / 500))
+    assert limit(500, 0.05) == pytest.approx(many, rel=0.03)
     for count, rate in ((2, 0.05), (10, 0.0), (10, 1.0)):
         with pytest.raises(ValueError, match="limit needs"):
             limit(count, rate)
