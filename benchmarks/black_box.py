@@ -9,7 +9,8 @@ search of 500. Of each recipe, the table has means over the workdirs: the share 
 members (and of each workdir), AMS against held-out images, the same of the fittest image of each generation, the
 members by RMSE and by d1 / d2, and the share of images that the classifier gives the target class. With --modes, the
 images are also taken to modes, by the audit's recipe. With --api, plain samples are taken to modes by an API that takes
-an image, adds noise and samples from there: as many as the calls of the network for so many queries pay for. The last table applies the rule of docs/results_black_box.md. Choose on seeds that no table of results uses.
+an image, adds noise and samples from there: as many as the calls of the network for so many queries pay for. The
+last lines apply the rules of docs/results_black_box.md. Choose on seeds that no table of results uses.
 """
 
 import argparse
