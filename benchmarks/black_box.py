@@ -8,8 +8,9 @@ query is an image of the model. Images come a generation after the other, so tha
 search of 500. Of each recipe, the table has means over the workdirs: the share of matched images (AMS), the extracted
 members (and of each workdir), AMS against held-out images, the same of the fittest image of each generation, the
 members by RMSE and by d1 / d2, and the share of images that the classifier gives the target class. With --modes, the
-images are also taken to modes, by the audit's recipe; with --api, by an API that takes an image, adds noise and samples
-from there. The last table applies the rule of docs/results_black_box.md. Choose on seeds that no table of results uses.
+images are also taken to modes, by the audit's recipe. With --api, plain samples are taken to modes by an API that takes
+an image, adds noise and samples from there: as many as the calls of the network for so many queries pay for. The
+last lines apply the rules of docs/results_black_box.md. Choose on seeds that no table of results uses.
 """
 
 import argparse
@@ -164,11 +165,17 @@ def main() -> None:
     print("|---" * (2 + len(COLUMNS) + len(BEST)) + "|")
     plain = [bench.plain(most) for bench in benches]
     show(f"{Run(attack=PLAIN.name).name}", benches, plain, options)
+    sought, calls = {}, benches[0].settings.sampler.num_steps
     for asked in options.api:
         steps, rounds = map(int, asked.split("x"))
-        calls = steps * rounds
-        sought = [bench.renoised(images, steps, rounds) for bench, images in zip(benches, plain, strict=True)]
-        show(f"the API's last {steps} steps, {rounds} times ({calls} more calls)", benches, sought, options)
+        paid = {count: count * calls // (calls + steps * rounds) for count in options.queries}
+        images = [
+            bench.renoised(one[: max(paid.values())], steps, rounds) for bench, one in zip(benches, plain, strict=True)
+        ]
+        name = f"the last {steps} steps, {rounds} times"
+        sought[name] = show(name, benches, images, options, paid=paid)
+    if sought:
+        print(f"\nBy the rule, at the calls of {most:,} queries: {chosen(sought)}\n")
     grid = itertools.product(options.searches, options.parents, options.crossovers, options.mutations)
     found = {}
     for values in grid:
@@ -178,15 +185,16 @@ def main() -> None:
     print(f"\nBy the rule, at {most:,} queries: {chosen(found)}")
 
 
-def show(name, benches, images, options, done=()):
+def show(name, benches, images, options, done=(), paid=None):
     """Prints the lines of a kind of images, at each number of queries; returns the values at the largest."""
-    for count in options.queries:
+    for queries in options.queries:
+        count = paid[queries] if paid else queries
         values = [bench.score(one[:count]) for bench, one in zip(benches, images, strict=True)]
         best, hits = [], [one[2][:count].mean() for one in done]
         for bench, (all_images, indices, _) in zip(benches, done, strict=False):
             fittest = all_images[[i for i in indices if i < count]]
             best.append([len(fittest), *bench.score(fittest)[:3]])
-        print(row(f"{name}, {count:,}", values, best, hits), flush=True)
+        print(row(f"{name}, {count:,} images", values, best, hits), flush=True)
         if options.modes:
             sought = [bench.modes(one[:count]) for bench, one in zip(benches, images, strict=True)]
             scored = [bench.score(one) for bench, one in zip(benches, sought, strict=True)]
