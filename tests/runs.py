@@ -66,6 +66,7 @@ EVERYTHING = {
     "extract__num_images": 32,
     "extract__temperature_scaling": True,
     "weak__num_steps": 10,
+    "adapters__num_steps": 10,
     "classifier__norm": "batch",
     "label__features": "denoiser",
 }

@@ -30,6 +30,7 @@ STREAMS = {
     "divergence/heldout": 23,
     "train/twin": 24,
     "surrogate/weak": 25,
+    "surrogate/side_lora": 26,
 }
 
 

@@ -58,7 +58,14 @@ def restore_ema(
       directory: of the checkpoints; None: the result of checkpoint_directory.
       step: of the checkpoint; None: the newest.
     """
-    abstract = placement.abstract(init_fn(module, settings, 0), placement.local_mesh())
+    return restore_average(work, init_fn(module, settings, 0), directory, step)
+
+
+def restore_average(
+    work: Unit, make: Callable[[], Any], directory: Path | None = None, step: int | None = None
+) -> Restored:
+    """As restore_ema, for parameters like those that `make` returns."""
+    abstract = placement.abstract(make, placement.local_mesh())
     with Checkpoints(directory or checkpoint_directory(work.workdir, work.name), read_only=True) as store:
         return store.restore(fingerprint=work.fingerprint, step=step, ema=abstract)
 
