@@ -11,6 +11,7 @@ from side_jax.diffusion.schedule import make_schedule
 from side_jax.models import adapters
 from side_jax.models.callback import Callback
 from side_jax.models.continuous import Flow
+from side_jax.models.latent import Latent
 from side_jax.models.unet import UNet
 from side_jax.settings import Fit
 from side_jax.training import losses, trainer
@@ -143,13 +144,17 @@ def test_ranks_are_capped_and_kernels_chosen(params):
     assert adapters.ranks(UNET, params, 0) == {}
 
 
-def test_a_wrapped_network_is_adapted_inside(params):
-    flow = Flow(net=UNET, sigma_min=0.01, sigma_max=10.0, num_timesteps=100)
-    trained = filled(adapters.initial(flow, {"net": params}, 2, KEY, rank=2), 6)
-    merged = adapters.merge(flow, {"net": params}, trained, 2.0)
-    jax.tree.map(np.testing.assert_array_equal, merged, {"net": adapters.merge(UNET, params, trained, 2.0)})
-    got = adapters.labelled(flow, 2).apply({"params": merged}, X, T, labels=jnp.asarray([0, 1, -1]))
-    plain = flow.apply({"params": {"net": params}}, X, T)
+@pytest.mark.parametrize(
+    "outer", [Flow(net=UNET, sigma_min=0.01, sigma_max=10.0, num_timesteps=100), Latent(net=UNET, autoencoder=None)]
+)
+def test_a_wrapped_network_is_adapted_inside(params, outer):
+    """What stands beside the U-Net's parameters, such as an autoencoder's, stays."""
+    own = {"net": params, "autoencoder": {"kernel": X}}
+    trained = filled(adapters.initial(outer, own, 2, KEY, rank=2), 6)
+    merged = adapters.merge(outer, own, trained, 2.0)
+    jax.tree.map(np.testing.assert_array_equal, merged, own | {"net": adapters.merge(UNET, params, trained, 2.0)})
+    got = adapters.labelled(outer, 2).apply({"params": merged}, X, T, labels=jnp.asarray([0, 1, -1]))
+    plain = outer.apply({"params": own}, X, T)
     assert np.isfinite(got).all()
     assert np.abs(got - plain).max() > 1e-3
 
