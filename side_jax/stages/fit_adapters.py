@@ -1,5 +1,6 @@
 """Fits low-rank adapters and labels to the target's own samples by their pseudo-labels, as a unit of work."""
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from side_jax.diffusion import pixel_range
 from side_jax.errors import InputError
 from side_jax.models import adapters
 from side_jax.sampling import shards
-from side_jax.sampling.mode_generation import draw
-from side_jax.settings import Modes, Settings, random_streams
+from side_jax.settings import Settings, random_streams
 from side_jax.stages import stage_inputs, stage_table
 from side_jax.training import losses, trainer
 from side_jax.workdir import checkpoint, files
@@ -72,23 +72,13 @@ def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple
     labels = files.read_npz(workdir / "label" / "labels.npz")["label"].astype(np.int32)
     images, labels = images[labels >= 0], labels[labels >= 0]
     if own.rounds or own.keep < 1:
-        spread = stage_inputs.training_spread(settings, workdir)
-        images = _sought(settings, params, images, own.rounds, spread)
-        moved = pixel_range.to_float(_sought(settings, params, images, 1, spread)) - pixel_range.to_float(images)
+        seek = functools.partial(stage_inputs.taken_to_modes, settings, workdir, params)
+        images = seek(images, own.rounds, own.noise, "adapters.noise")
+        moved = pixel_range.to_float(seek(images, 1, own.noise, "adapters.noise")) - pixel_range.to_float(images)
         distance = np.sqrt(np.square(moved).mean(axis=(1, 2, 3)))
         nearest = np.sort(np.argsort(distance, kind="stable")[: int(own.keep * len(images))])
         images, labels = images[nearest], labels[nearest]
     return stage_inputs.sampled(settings, workdir, images), labels
-
-
-def _sought(settings: Settings, params: dict[str, Any], images: np.ndarray, rounds: int, spread: float) -> np.ndarray:
-    """The images after so many rounds of mode seeking at the noise of the settings, uint8 [n, h, w, c]."""
-    if not rounds:
-        return images
-    plain = builders.with_modes(settings, Modes())  # without noise, acceleration or annealing
-    levels = builders.mode_noise_levels(plain, settings.adapters.noise, rounds, spread, "adapters.noise")
-    generator = builders.build_mode_generator(plain, levels, lambda index: images[index])
-    return draw(generator, params, random_streams.stream_key(settings, "synthesize"), len(images))
 
 
 def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:

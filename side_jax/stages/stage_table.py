@@ -44,6 +44,7 @@ _IGNORED_SETTINGS = [
 EVALUATION_VERSION = 2  # of results.json; results of another version are computed anew
 # The settings of `modes` that every run of mode seeking depends on; the others are in the run.
 _ROUNDS = ("last_noise", "random", "relaxation", "anderson")
+_SEEKING = ("rounds", "noise")  # of `label`: how images are taken to modes before they are clustered
 # The settings of `extract` that affect guided runs only.
 _GUIDANCE = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
 # The sections that determine the target model; a workdir holds a single one.
@@ -109,6 +110,9 @@ def fingerprint(settings: Settings, unit: str, **extra: Any) -> str:
     if not settings.monitor.stop_at_modes_rate:  # the curve of the modes affects nothing
         for key in ("seeks_modes", "stop_at_modes_rate"):
             chosen.get("monitor", {}).pop(key, None)
+    if not settings.label.rounds:  # without rounds, their noise affects nothing
+        for key in _SEEKING:
+            chosen.get("label", {}).pop(key, None)
     for section in _unused(settings) & chosen.keys():
         del chosen[section]
     hashes = [_plain_fingerprint(settings, parent) for parent in parents]
@@ -210,7 +214,8 @@ def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
         depends["private"] = True  # its tables name no file
     if settings.uses_features:
         label = dataclasses.asdict(settings.label)
-        depends["features"] = {name: value for name, value in label.items() if ("label", name) not in _IGNORED_SETTINGS}
+        left_out = {name for section, name in _IGNORED_SETTINGS if section == "label"}.union(_SEEKING)
+        depends["features"] = {name: value for name, value in label.items() if name not in left_out}
     return _unit_with(workdir, "evaluate", depends)
 
 

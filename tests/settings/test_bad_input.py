@@ -226,6 +226,8 @@ VALUES = [
         "weak.batch_size is 5000",
         "at most synthesize.num_images",
     ),
+    ({"label.rounds": -1}, "label.rounds is -1", "at least 0"),
+    ({"label.noise": 0.0}, "label.noise is 0.0", "above 0"),
     ({"adapters.rank": -1}, "adapters.rank is -1", "at least 0"),
     ({"adapters.kernels": "norms"}, "adapters.kernels is 'norms'", "all, convolution, dense, attention"),
     ({"adapters.keep": 0.0}, "adapters.keep is 0.0", "at most 1"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from side_jax import builders
 from side_jax.attacks.table import Run
 from side_jax.config import from_config
 from side_jax.errors import InputError
+from side_jax.features import clustering, extractors
 from side_jax.models import adapters
 from side_jax.models.callback import Callback
 from side_jax.pipeline.saved_config import saved_config
@@ -152,6 +154,28 @@ def test_the_fit_takes_the_samples_that_settings_choose(adapted):
     assert len(half) == len(found) == 64
     assert least <= kept
     np.testing.assert_array_equal([labels[rows[tuple(image.ravel())]] for image in half], found)
+
+
+def test_labels_may_be_of_modes(adapted, tmp_path):
+    """Clusters of the features that the images have after rounds of mode seeking; the images stay as drawn."""
+    own, workdir = adapted
+    shutil.copytree(workdir, tmp_path / "run")
+    assert runs.run(runs.arguments(tmp_path / "run", **OPTIONS, label__rounds=2), ("label",)) == 0
+    changed = from_config(saved_config(tmp_path / "run"))
+    params = {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}
+    drawn = shards.read(stage_table.synthetic_shards(own, workdir))["images"]
+    modes = stage_inputs.taken_to_modes(own, workdir, params, drawn, 2, 0.4, "label.noise")
+    assert (modes != drawn).any()
+    features = extractors.extract(stage_inputs.build_extractor(own, workdir), modes, tmp_path / "features")
+    expected = clustering.pseudo_labels(features, own.label, random_streams.stream_seed(own, "label"))
+    found = np.load(tmp_path / "run" / "label" / "labels.npz")
+    np.testing.assert_array_equal(found["features"], features)
+    np.testing.assert_array_equal(found["label"], expected["label"])
+    assert not np.array_equal(found["features"], np.load(workdir / "label" / "labels.npz")["features"])
+    prints = [stage_table.fingerprint(one, "label") for one in (own, changed)]
+    assert len(set(prints)) == 2
+    quieter = dataclasses.replace(own.label, noise=0.3)
+    assert stage_table.fingerprint(dataclasses.replace(own, label=quieter), "label") == prints[0]
 
 
 def test_it_depends_on_the_labels_and_its_fit(tmp_path):
