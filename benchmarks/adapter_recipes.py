@@ -1,7 +1,7 @@
 """Compares recipes of the attack side_lora: what adapters are fitted to, how fast, for how long, and which kernels.
 
 python benchmarks/adapter_recipes.py --workdirs runs/adapters_10 runs/adapters_11 runs/adapters_12 \
-    --samples drawn modes --rates 1e-3 1e-4 --steps 50 200 400
+    --samples drawn modes --rates 1e-3 1e-4 --steps 50 200
 
 Each workdir is an audit with the attack side_lora that went at least as far as the stage label; nothing in it changes.
 The rows have means over the workdirs, for images with a label and no guidance: the share of matched images (AMS), the
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--workdirs", nargs="+", required=True, type=Path, help="audits with the attack side_lora")
     parser.add_argument("--samples", nargs="+", choices=tuple(SAMPLES), default=["drawn"])
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3])
-    parser.add_argument("--steps", nargs="+", type=int, default=[50, 200, 400])
+    parser.add_argument("--steps", nargs="+", type=int, default=[50, 200])
     parser.add_argument("--ranks", nargs="+", type=int, default=[16])
     parser.add_argument("--kernels", nargs="+", choices=adapters.KERNELS, default=["all"])
     parser.add_argument("--num-images", type=int, default=1024)
