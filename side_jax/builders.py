@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from side_jax.attacks.table import PLAIN
 from side_jax.diffusion import guidance, mode_seeking, steps
 from side_jax.diffusion.genetic import Order, Rates
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.memorization.metrics import Metric
+from side_jax.models import adapters
 from side_jax.models.callback import Callback
 from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
@@ -22,7 +24,7 @@ from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
 from side_jax.sampling.noise_search import NoiseSearch, SearchProgram, Stored, targets
-from side_jax.settings import BlackBox, Diffusion, Evaluate, Sampler, Settings
+from side_jax.settings import BlackBox, Diffusion, Evaluate, Modes, Sampler, Settings
 from side_jax.settings.checks import check
 from side_jax.settings.target import OBJECT
 from side_jax.targets import networks, objects
@@ -84,6 +86,39 @@ def build_weak_network(settings: Settings) -> UNet:
     if settings.target.format == OBJECT:  # which can't be trained, in contrast to the section `model`
         settings = dataclasses.replace(settings, target=dataclasses.replace(settings.target, network=""))
     return build_network(settings, labels=bool(settings.weak.step))
+
+
+@functools.lru_cache(maxsize=8)
+def build_adapted_target(settings: Settings, num_labels: int) -> Target:
+    """The audited model with so many labels of adapters, and one more for none, in place of its own labels."""
+    target = build_target(settings)
+    return dataclasses.replace(
+        target, network=adapters.labelled(target.network, num_labels), num_labels=num_labels, null_label=True
+    )
+
+
+def adapters_fn(settings: Settings, params: Any, num_labels: int, seed: int) -> Callable[[], dict[str, Any]]:
+    """A compiled function that returns the adapters before their training, see adapters.initial.
+
+    Args:
+      settings: of the run.
+      params: of the target, arrays or their shapes.
+      num_labels: number of labels.
+      seed: of the adapters.
+    """
+    network, own = build_network(settings), settings.adapters
+    options: dict[str, Any] = {"rank": own.rank, "kernels": own.kernels}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    init = jax.jit(lambda seed: adapters.initial(network, shapes, num_labels, jax.random.key(seed), **options))
+    return functools.partial(init, np.uint32(seed))
+
+
+def merge_adapters(settings: Settings, params: Any, trained: dict[str, Any]) -> Any:
+    """The parameters of build_adapted_target's network, from those of the target and trained adapters."""
+    network = build_network(settings)
+    return jax.jit(lambda params, trained: adapters.merge(network, params, trained, settings.adapters.alpha))(
+        params, trained
+    )
 
 
 def build_classifier(settings: Settings, num_classes: int, *, time_dependent: bool) -> Classifier:
@@ -271,6 +306,43 @@ def build_label_generator(settings: Settings, images: int) -> Generator:
     )
 
 
+@functools.lru_cache(maxsize=4)
+def build_adapted_generator(settings: Settings, num_labels: int, *, steered: bool, sampler: Sampler) -> Generator:
+    """The generator of the target with adapters: every image has a label, and `steered` is guidance beyond that.
+
+    Its parameters are {"dpm": those of merge_adapters}. A guidance scale w makes the prediction epsilon_null + w
+    (epsilon_c - epsilon_null); 1 is no guidance, and needs one evaluation of the network where others need two.
+
+    Args:
+      settings: of the run.
+      num_labels: number of labels.
+      steered: whether the scale acts.
+      sampler: the sampler settings.
+    """
+    target, schedule = build_adapted_target(settings, num_labels), build_schedule(settings)
+
+    def denoise(params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        return target.denoise(params["dpm"], x, t, labels)
+
+    def guide(params: Any, index: jax.Array, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
+        gradient = guidance.implicit_gradient(functools.partial(denoise, params), labels, schedule)
+        if settings.extract.normalize_gradient:
+            gradient = guidance.normalize(gradient)
+        # Of what the sampler does with the label alone, the direction counts once already.
+        return guidance.Guidance(gradient_fn=gradient, scale=scale - 1.0, form=settings.extract.guidance_form)
+
+    return Generator(
+        denoise=denoise,
+        decode=build_decode(settings),
+        guide=guide if steered else None,
+        labelled=True,
+        table=build_step_table(settings, sampler),
+        shape=sampled_shape(settings),
+        batch_size=sampler.batch_size,
+        loop=sampler.loop,
+    )
+
+
 @functools.lru_cache(maxsize=4)  # so that runs that differ in their start or noise level compile once
 def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
     """The rounds of mode seeking, from given images or from noise; the parameters are those of build_denoise."""
@@ -290,7 +362,15 @@ def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
     )
 
 
-def mode_noise_levels(settings: Settings, noise: float, rounds: int, spread: float) -> np.ndarray:
+def with_modes(settings: Settings, modes: Modes) -> Settings:
+    """The settings with other ones of mode seeking, which are not checked against those of the attacks."""
+    extract = dataclasses.replace(settings.extract, attacks=(PLAIN.name,))
+    return dataclasses.replace(settings, modes=modes, extract=extract)
+
+
+def mode_noise_levels(
+    settings: Settings, noise: float, rounds: int, spread: float, name: str = "modes.noise_levels"
+) -> np.ndarray:
     """Sigma of each round of mode seeking, float32 [rounds].
 
     Args:
@@ -298,6 +378,7 @@ def mode_noise_levels(settings: Settings, noise: float, rounds: int, spread: flo
       noise: of the first round, in units of the spread, as in modes.noise_levels.
       rounds: number of rounds.
       spread: of the training images, see mode_seeking.spread.
+      name: of the setting that holds the noise.
 
     Raises:
       InputError: if a round's noise is not among the model's, or the training images are all alike.
@@ -313,7 +394,7 @@ def mode_noise_levels(settings: Settings, noise: float, rounds: int, spread: flo
         f"between {low / spread:.3g} and {high / spread:.3g}, also in the last round: the noise levels of the model, "
         "over the spread of the training images"
     )
-    check(low <= last and first <= high, "modes.noise_levels", noise, need)
+    check(low <= last and first <= high, name, noise, need)
     return mode_seeking.noise_levels(first, rounds, last)
 
 

@@ -144,6 +144,30 @@ FAULTS = (
         "diffusion/test_guidance.py::test_extrapolation_goes_beyond_the_target_away_from_the_weaker_model",
     ),
     Fault(
+        "adapters over the wrong rank",
+        "(alpha / a.shape[1])",
+        "(alpha / b.shape[1])",
+        "models/test_adapters.py::test_merging_is_applying_adapters_apart",
+    ),
+    Fault(
+        "the target trained with its adapters",
+        'if name in ("batch_stats", FROZEN)}',
+        'if name in ("batch_stats",)}',
+        "models/test_adapters.py::test_only_adapters_and_the_table_learn",
+    ),
+    Fault(
+        "guidance that counts the label of adapters twice",
+        "scale=scale - 1.0",
+        "scale=scale",
+        "stages/test_lora.py::test_images_are_those_of_the_adapted_model",
+    ),
+    Fault(
+        "adapters fitted to the samples that move most",
+        'np.argsort(distance, kind="stable")',
+        'np.argsort(-distance, kind="stable")',
+        "stages/test_lora.py::test_the_fit_takes_the_samples_that_settings_choose",
+    ),
+    Fault(
         "the twin trained on the members",
         "images = heldout.take(np.arange(count))",
         "images = members.take(np.arange(count))",

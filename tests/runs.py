@@ -69,6 +69,7 @@ EVERYTHING = {
     "black_box__searches": 2,
     "black_box__population": 6,
     "black_box__parents": 3,
+    "adapters__num_steps": 10,
     "classifier__norm": "batch",
     "label__features": "denoiser",
 }

@@ -135,10 +135,10 @@ def test_the_numbers_of_streams_are_those_of_the_first_release():
         *("surrogate/side_random", "surrogate/side_shuffled", "surrogate/side_heldout", "surrogate/oracle"),
         *("held back", "random labels", "validation", "teacher", "evaluate", "membership/members"),
         *("membership/heldout", "suspects", "member labels", "divergence/members", "divergence/heldout", "train/twin"),
-        "surrogate/weak",
+        *("surrogate/weak", "surrogate/side_lora"),
     )
     found = random_streams.streams()
-    assert [found[name] for name in names] == list(range(1, 26))
+    assert [found[name] for name in names] == list(range(1, 27))
     settings = from_config(default_config())
     expected = int(np.random.SeedSequence([settings.seed, 6]).generate_state(1)[0])
     assert random_streams.stream_seed(settings, "extract") == expected

@@ -65,6 +65,9 @@ class Attack:
       own_labels: whether the labels that the model was trained with guide it, without a classifier.
       weak: whether a weaker model guides it, away from that model: an earlier checkpoint of the target, or a model that
         is trained on the target's own samples.
+      adapted: whether it draws from the target with low-rank adapters and a table of labels, fitted to the target's own
+        samples by their pseudo-labels (models/adapters.py); trained as the unit of work `surrogate/<attack>`. It has
+        guidance scales of its own, of which 1 is no guidance.
       at_x0: whether the classifier looks at the predicted clean image x0_hat; else at x_t.
       control: whether no attacker can run it, or would: reports set it apart and it never decides the verdict.
       baseline: whether it is what other attacks are compared with, apart from plain sampling.
@@ -88,6 +91,7 @@ class Attack:
     classifier: Classifier | None = None
     own_labels: bool = False
     weak: bool = False
+    adapted: bool = False
     at_x0: bool = False
     control: bool = False
     baseline: bool = False
@@ -100,7 +104,7 @@ class Attack:
     @property
     def guided(self) -> bool:
         """Whether anything guides its sampling, step by step."""
-        return self.own_labels or self.weak or (self.classifier is not None and not self.searches)
+        return self.own_labels or self.weak or self.adapted or (self.classifier is not None and not self.searches)
 
     @property
     def guide(self) -> str:
@@ -228,6 +232,15 @@ _ENTRIES = (
         weak=True,
     ),
     Attack(
+        name="side_lora",
+        description="the target with low-rank adapters, fitted to its own samples by their pseudo-labels",
+        phrase="SIDE by low-rank adapters",
+        guide_phrase="the labels of its adapters",
+        colour=BLUE,
+        marker="D",
+        adapted=True,
+    ),
+    Attack(
         name="twin",
         description="control: plain sampling of a model trained alike on held-out images",
         phrase="plain sampling of the twin model",
@@ -275,6 +288,7 @@ def known_classifiers() -> dict[str, Classifier]:
 
 
 MODES = ATTACKS["modes"]  # what the monitor watches beside plain samples
+ADAPTED = ATTACKS["side_lora"]  # what adapters are trained for
 TWIN = ATTACKS["twin"]  # the start of mode seeking in the twin
 NOISE = "noise"  # among modes.starts: Gaussian noise in place of an attack's images
 
@@ -299,8 +313,13 @@ class Run:
 
     @property
     def guided(self) -> bool:
-        """Whether a classifier, or the model's own labels, guide it."""
+        """Whether a classifier, labels or a weaker model guide it."""
         return get_attack(self.attack).guided
+
+    @property
+    def steered(self) -> bool:
+        """Whether guidance changes the predictions of the model; not where an adapted model just has a label."""
+        return self.guided and not (get_attack(self.attack).adapted and self.scale == 1)
 
     @property
     def start_run(self) -> "Run | None":

@@ -10,6 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from side_jax.models.adapters import FROZEN
+
 
 class Classifier(nn.Module):
     """Log-probabilities of each class; the networks are in resnet.py and half_unet.py.
@@ -51,9 +53,9 @@ def train_log_probs(module: Classifier, tree: dict, x: jax.Array, t: jax.Array) 
 
 
 def split_trainable(tree: dict) -> tuple[dict, dict]:
-    """Splits parameters into (trainable, {} or {"batch_stats": running statistics})."""
-    statistics = {name: tree[name] for name in tree if name == "batch_stats"}
-    return {name: tree[name] for name in tree if name not in statistics}, statistics
+    """Splits parameters into (trainable, the others: {"batch_stats": running statistics}, what is frozen, or {})."""
+    fixed = {name: tree[name] for name in tree if name in ("batch_stats", FROZEN)}
+    return {name: tree[name] for name in tree if name not in fixed}, fixed
 
 
 def _variables(tree: dict) -> dict:

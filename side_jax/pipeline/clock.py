@@ -14,6 +14,7 @@ import numpy as np
 
 from side_jax import builders
 from side_jax.attacks.table import PLAIN, Attack, Classifier
+from side_jax.models import adapters
 from side_jax.settings import Settings
 from side_jax.stages.estimates import Timing
 from side_jax.training import losses, trainer
@@ -74,10 +75,30 @@ class Clock:
 
         return self._timing(("classifier", noised), measure)
 
+    def adapter_step(self) -> Timing:
+        """One training step of the target's adapters."""
+        settings, own, classes = self._settings, self._settings.adapters, self._settings.label.num_clusters
+
+        def measure() -> Timing:
+            target, adapted = builders.build_target(settings), builders.build_adapted_target(settings, classes)
+            schedule = builders.build_schedule(settings)
+            loss_fn = losses.adapter_loss(target.network, adapted.network, schedule, own.alpha, own.dropout)
+            params = builders.init_fn(target.network, settings, 0)()
+            make = builders.adapters_fn(settings, params, classes, 0)
+            shape = (own.batch_size, *builders.sampled_shape(settings))
+            batch = (np.zeros(shape, np.float32 if target.latent else np.uint8), np.zeros(own.batch_size, np.int32))
+            return self._stepped(loss_fn, lambda: make() | {adapters.FROZEN: params}, own, batch)
+
+        return self._timing("adapters", measure)
+
     def _step(self, loss_fn: trainer.LossFn, module: Any, fit: Any, labels: tuple[np.ndarray, ...]) -> Timing:
         images = np.zeros((fit.batch_size, *builders.image_shape(self._settings)), np.uint8)
-        batch = (images, *labels)
-        stepper = trainer.Stepper(loss_fn, builders.init_fn(module, self._settings, 0), fit, batch)
+        return self._stepped(loss_fn, builders.init_fn(module, self._settings, 0), fit, (images, *labels))
+
+    def _stepped(
+        self, loss_fn: trainer.LossFn, init_fn: Callable[[], Any], fit: Any, batch: tuple[np.ndarray, ...]
+    ) -> Timing:
+        stepper = trainer.Stepper(loss_fn, init_fn, fit, batch)
         before = time.perf_counter()
         state, key = stepper.initial(), stepper.key(0)
         parts = stepper.load(lambda rows: tuple(array[rows] for array in batch), np.arange(fit.batch_size))
@@ -94,17 +115,17 @@ class Clock:
         """One sampling step of a batch, guided by an attack; None: unguided."""
         attack = attack or PLAIN
         noised = attack.classifier is None or attack.classifier.noised
-        kind = attack.guided, attack.at_x0, attack.own_labels, attack.weak, noised
+        kind = attack.guided, attack.at_x0, attack.own_labels, attack.weak, attack.adapted, noised
         return self._timing(("sampling", *kind), lambda: self._sample(*kind))
 
-    def _sample(self, guided: bool, at_x0: bool, own_labels: bool, weak: bool, noised: bool) -> Timing:
-        timing, call = self._call(STEPS, guided, at_x0, own_labels, weak, noised)
+    def _sample(self, *kind: bool) -> Timing:
+        timing, call = self._call(STEPS, *kind)
         if call > QUICK or self._settings.diffusion.num_timesteps < MORE_STEPS:
             return timing
-        return dataclasses.replace(timing, step=self._call(MORE_STEPS, guided, at_x0, own_labels, weak, noised)[0].step)
+        return dataclasses.replace(timing, step=self._call(MORE_STEPS, *kind)[0].step)
 
     def _call(
-        self, steps: int, guided: bool, at_x0: bool, own_labels: bool, weak: bool, noised: bool
+        self, steps: int, guided: bool, at_x0: bool, own_labels: bool, weak: bool, adapted: bool, noised: bool
     ) -> tuple[Timing, float]:
         """(the timing, seconds of a call) of a batch that takes so many steps."""
         steps = min(steps, self._settings.diffusion.num_timesteps)
@@ -114,12 +135,17 @@ class Clock:
         params, classifier = {"dpm": builders.init_fn(builders.build_network(settings), settings, 0)()}, None
         if weak:
             params["weak"] = builders.init_fn(builders.build_weak_network(settings), settings, 0)()
-        elif guided and not own_labels:
+        elif guided and not (own_labels or adapted):
             classifier = builders.build_classifier(settings, settings.label.num_clusters, time_dependent=noised)
             params["classifier"] = builders.init_fn(classifier, settings, 0)()
             params["temperature"] = np.ones(settings.diffusion.num_timesteps, np.float32)
         options = {"at_x0": at_x0, "own_labels": own_labels, "weak": weak}
-        generator = builders.build_generator(settings, classifier, **options)
+        if adapted:
+            classes = settings.label.num_clusters
+            params["dpm"] = builders.init_fn(builders.build_adapted_target(settings, classes).network, settings, 0)()
+            generator = builders.build_adapted_generator(settings, classes, steered=True, sampler=sampler)
+        else:
+            generator = builders.build_generator(settings, classifier, **options)
         index = np.arange(sampler.batch_size)
         first, each = _timed(lambda: generator(params, jax.random.key(0), index, np.zeros_like(index), 1.0))
         # Meanwhile the devices of the other processes sample batches of their own.

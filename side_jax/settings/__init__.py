@@ -8,20 +8,22 @@ images.
 """
 
 import dataclasses
+import json
 from typing import Any
 
-from side_jax.attacks.table import ATTACKS, NOISE, TWIN, Run, known_classifiers
+from side_jax.attacks.table import ADAPTED, ATTACKS, NOISE, TWIN, Run, known_classifiers
 from side_jax.diffusion.mode_seeking import noise_range
 from side_jax.diffusion.schedule import time_grid
 from side_jax.memorization.metrics import METRICS
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
-from side_jax.settings.extraction import BlackBox, Extract, Modes, Sampler, Weak
+from side_jax.settings.extraction import Adapters, BlackBox, Extract, Modes, Sampler, Weak
 from side_jax.settings.target import OBJECT, OWN, Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 from side_jax.settings.track import Track
 
 __all__ = [
+    "Adapters",
     "BlackBox",
     "ClassifierFit",
     "Condition",
@@ -71,6 +73,7 @@ class Settings:
     modes: Modes = Modes()
     black_box: BlackBox = BlackBox()
     weak: Weak = Weak()
+    adapters: Adapters = Adapters()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
     track: Track = Track()
@@ -118,6 +121,7 @@ class Settings:
             ok = not guide or guide.images != "heldout" or self.label.num_clusters <= heldout
             check(ok, "label.num_clusters", self.label.num_clusters, need)
         self._check_weak(n_syn)
+        self._check_adapters(n_syn)
         counts = {"members": members, "heldout": heldout, "synthetic": n_syn}
         for name in self.extract.classifiers:
             section, count = known_classifiers()[name].section, counts[known_classifiers()[name].images]
@@ -144,7 +148,7 @@ class Settings:
 
     def runs(self) -> list[Run]:
         """Every run of every attack."""
-        return self.extract.runs(self.modes)
+        return self.extract.runs(self.modes, self.adapters)
 
     @property
     def uses_features(self) -> bool:
@@ -249,6 +253,28 @@ class Settings:
         check(not step or train.keep_checkpoints, "train.keep_checkpoints", train.keep_checkpoints, need)
         need = f"at most synthesize.num_images ({synthetic}), from which the weaker model learns"
         check(bool(step) or self.weak.batch_size <= synthetic, "weak.batch_size", self.weak.batch_size, need)
+
+    def _check_adapters(self, synthetic: int) -> None:
+        if not self.extract.needs_adapters:
+            return
+        attacks, kind = self.extract.attacks, self._innermost_network
+        need = f"without {ADAPTED.name}: its labels enter a U-Net as diffusers has it, and this model is a {kind}"
+        check(kind == "UNet", "extract.attacks", attacks, need)
+        need = f"without {ADAPTED.name}: the model in target.path always needs a label, and there is none to add to"
+        check(self.condition.null_label, "extract.attacks", attacks, need)
+        size, most = self.adapters.batch_size, int(self.adapters.keep * synthetic)
+        need = f"at most {most}: the adapters learn from {self.adapters.keep:g} of {synthetic} synthetic images"
+        check(size <= most, "adapters.batch_size", size, need)
+
+    @property
+    def _innermost_network(self) -> str:
+        """The class of the target's network, inside of wrappers such as those for latents and pixels in [0, 1]."""
+        if not self.target.network:
+            return "UNet"  # that of the section `model`
+        found = json.loads(self.target.network)
+        while "net" in found:
+            found = found["net"]
+        return str(found["class"])
 
     def _check_measure(self) -> None:
         e, data = self.evaluate, self.data

@@ -45,6 +45,10 @@ class Label:
     min_cluster_size: int = 2  # smaller clusters are rejected, since a single image is cohesive with itself
     # Images of rejected clusters: "reassign" them to the nearest kept one, as in the paper, or "drop" them.
     assignment: str = "reassign"
+    # Rounds of mode seeking that take the synthetic images to modes before their features are clustered, so that a
+    # cluster is of basins; 0: images as drawn. What is learned by these labels are the images as drawn.
+    rounds: int = 0
+    noise: float = 0.4  # noise of those rounds, as in modes.noise_levels
 
     def __post_init__(self) -> None:
         one_of("label.features", self.features, FEATURES)
@@ -54,8 +58,15 @@ class Label:
         for name in ("encoder_mean", "encoder_std"):
             check(len(getattr(self, name)) == 3, f"label.{name}", getattr(self, name), "three numbers, for RGB")
         check(min(self.encoder_std) > 0, "label.encoder_std", self.encoder_std, "above 0")
-        for name, least in (("encoder_size", 1), ("num_clusters", 2), ("minibatch_above", 1), ("min_cluster_size", 1)):
+        for name, least in (
+            ("encoder_size", 1),
+            ("num_clusters", 2),
+            ("minibatch_above", 1),
+            ("min_cluster_size", 1),
+            ("rounds", 0),
+        ):
             check(getattr(self, name) >= least, f"label.{name}", getattr(self, name), f"at least {least}")
+        check(self.noise > 0, "label.noise", self.noise, "above 0")
         check(self.denoiser_timestep >= 0, "label.denoiser_timestep", self.denoiser_timestep, "at least 0")
         check(-1 <= self.cohesion_threshold <= 1, "label.cohesion_threshold", self.cohesion_threshold, "in [-1, 1]")
         one_of("label.assignment", self.assignment, ("reassign", "drop"))

@@ -7,6 +7,7 @@ from side_jax.attacks.table import ATTACKS, NOISE, PLAIN, TWIN, Run, known_class
 from side_jax.diffusion.guidance import FORMS
 from side_jax.diffusion.schedule import SPACINGS
 from side_jax.diffusion.solvers import SOLVERS, VARIANCES
+from side_jax.models.adapters import KERNELS
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.target import Fit
 
@@ -101,26 +102,31 @@ class Extract:
         return any(ATTACKS[name].weak for name in self.attacks)
 
     @property
+    def needs_adapters(self) -> bool:
+        """Whether an attack draws from the target with adapters."""
+        return any(ATTACKS[name].adapted for name in self.attacks)
+
+    @property
     def needs_twin(self) -> bool:
         """Whether an attack draws from the twin model."""
         return any(ATTACKS[name].twin for name in self.attacks)
 
     @property
     def needs_pseudo_labels(self) -> bool:
-        """Whether a classifier learns from synthetic images."""
-        return "synthetic" in self.sources
+        """Whether a classifier, or adapters, learn from synthetic images by their pseudo-labels."""
+        return "synthetic" in self.sources or self.needs_adapters
 
     @property
     def clusters_images(self) -> bool:
         """Whether synthetic or held-out images are clustered by their features."""
-        return not {"synthetic", "heldout"}.isdisjoint(self.sources)
+        return self.needs_pseudo_labels or "heldout" in self.sources
 
     @property
     def needs_true_labels(self) -> bool:
         """Whether a classifier learns from the members' own labels."""
         return "members" in self.sources
 
-    def runs(self, modes: "Modes") -> list[Run]:
+    def runs(self, modes: "Modes", adapters: "Adapters") -> list[Run]:
         """One run for every attack and guidance scale; unguided sampling is a single run.
 
         Mode seeking has one for every run that it starts from, noise level and number of rounds; these come last.
@@ -128,15 +134,16 @@ class Extract:
         sampled: list[Run] = []
         for attack in ATTACKS.values():
             if attack.name in self.attacks and not attack.seeks_modes:
-                scales = self.guidance_scales if attack.guided else (0.0,)
+                own = adapters.scales if attack.adapted else self.guidance_scales
+                scales = own if attack.guided else (0.0,)
                 sampled.extend(Run(attack=attack.name, scale=scale) for scale in scales)
-        own = [(run.attack, run.scale) for run in sampled if run.attack in modes.starts]
-        own += [(NOISE, 0.0)] if NOISE in modes.starts else []
+        starts = [(run.attack, run.scale) for run in sampled if run.attack in modes.starts]
+        starts += [(NOISE, 0.0)] if NOISE in modes.starts else []
         return sampled + [
             Run(attack=name, scale=scale, start=start, noise=noise, rounds=rounds)
             for name, attack in ATTACKS.items()
             if name in self.attacks and attack.seeks_modes
-            for start, scale in ([(TWIN.name, 0.0)] if attack.twin else own)
+            for start, scale in ([(TWIN.name, 0.0)] if attack.twin else starts)
             for noise in modes.noise_levels
             for rounds in modes.rounds
         ]
@@ -173,6 +180,37 @@ class Weak(Fit):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.step >= 0, "weak.step", self.step, "at least 0 (0: a model of the target's own samples)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapters(Fit):
+    """The low-rank adapters and the labels of the attack `side_lora`, fitted to the target's own samples."""
+
+    rank: int = 16  # of each adapter, at most the smaller side of its kernel; 0: only the labels are trained
+    alpha: float = 16.0  # the adapters' change of a kernel is multiplied with alpha / rank
+    kernels: str = "all"  # which kernels have adapters: "all", "convolution", "dense" or "attention"
+    dropout: float = 0.1  # share of the training images shown without their label; guidance needs that prediction too
+    # Guidance scales w of its samples: 1 is the adapted model with a label, as in the paper; others are classifier-free
+    # guidance, epsilon_null + w (epsilon_c - epsilon_null).
+    scales: tuple[float, ...] = (1.0,)
+    rounds: int = 0  # rounds of mode seeking that take the samples to modes before the fit; 0: samples as drawn
+    noise: float = 0.4  # noise of those rounds, as in modes.noise_levels
+    keep: float = 1.0  # share of these samples in the fit: those that a further round of mode seeking moves least
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank", "rounds"):
+            check(getattr(self, name) >= 0, f"adapters.{name}", getattr(self, name), "at least 0")
+        for name in ("alpha", "noise"):
+            check(getattr(self, name) > 0, f"adapters.{name}", getattr(self, name), "above 0")
+        one_of("adapters.kernels", self.kernels, KERNELS)
+        check(0 <= self.dropout < 1, "adapters.dropout", self.dropout, "at least 0 and below 1")
+        check(0 < self.keep <= 1, "adapters.keep", self.keep, "above 0 and at most 1")
+        scales = self.scales
+        ok = len(scales) >= 1 and min(scales) >= 0 and len({f"{scale:g}" for scale in scales}) == len(scales)
+        check(ok, "adapters.scales", scales, "one or more different numbers of at least 0")
+        need = "above 0 with a scale other than 1 in adapters.scales, which needs the prediction without a label too"
+        check(self.dropout > 0 or set(scales) == {1.0}, "adapters.dropout", self.dropout, need)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,9 @@ STREAMS = {
     "divergence/heldout": 23,
     "train/twin": 24,
     "surrogate/weak": 25,
+    "search": 28,
+    "surrogate/side_lora": 26,
     "label spread": 29,
-    "search": 26,
 }
 
 

@@ -79,6 +79,9 @@ class Clock(Protocol):
     def classifier_step(self, classifier: Classifier) -> Timing:
         """One step of training a classifier."""
 
+    def adapter_step(self) -> Timing:
+        """One step of training the target's adapters."""
+
     def sampling_step(self, attack: Attack | None) -> Timing:
         """One step of sampling a batch on every local device, guided by an attack; None: unguided."""
 
@@ -121,7 +124,7 @@ def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run
         steps = [(run.rounds, clock.sampling_step(None))]
     else:
         attack = ATTACKS[run.attack] if run else None
-        segments = _segments(settings, attack)
+        segments = _segments(settings, run)
         steps = [(stop - start, clock.sampling_step(attack if flag else None)) for start, stop, flag in segments]
     batches = len(todo)
     if run and ATTACKS[run.attack].searches:  # a batch for each generation that a shard has images of
@@ -186,11 +189,10 @@ def reporting(settings: Settings, work: Unit) -> Cost:
     return _DONE if work.done() else Cost(left="the page", host=_REPORT + len(settings.runs()) * _SHEET)
 
 
-def _segments(settings: Settings, attack: Attack | None) -> list[tuple[int, int, bool]]:
-    """(start, stop, guided) of the sampler's steps that an attack takes; None: plain sampling."""
-    guided = attack is not None and attack.guided
-    sampler = settings.guided_sampler if guided else settings.sampler
-    return list(builders.build_step_table(settings, sampler).segments(guided))
+def _segments(settings: Settings, run: Run | None) -> list[tuple[int, int, bool]]:
+    """(start, stop, guided) of the sampler's steps that a run takes; None: plain sampling."""
+    sampler = settings.guided_sampler if run and run.guided else settings.sampler
+    return list(builders.build_step_table(settings, sampler).segments(run is not None and run.steered))
 
 
 def network_calls(settings: Settings, run: Run) -> int:
@@ -202,8 +204,8 @@ def network_calls(settings: Settings, run: Run) -> int:
     if run.rounds:
         return run.rounds + (network_calls(settings, run.start_run) if run.start_run else 0)
     attack, calls = ATTACKS[run.attack], 0
-    for start, stop, guided in _segments(settings, attack):
-        each = 1 + guided * (2 * attack.at_x0 + attack.own_labels + attack.weak)
+    for start, stop, guided in _segments(settings, run):
+        each = 1 + guided * (2 * attack.at_x0 + attack.own_labels + attack.weak + attack.adapted)
         calls += (stop - start) * each
     return calls
 
@@ -224,6 +226,16 @@ def target_bytes(settings: Settings, work: Unit) -> int:
     if fit.keep_checkpoints:
         each = max(each, -(-fit.num_steps // fit.checkpoint_every) * _CHECKPOINT)
     return max(each * builders.parameter_count(settings) - existing, 0)
+
+
+def adapter_bytes(settings: Settings, work: Unit) -> int:
+    """Bytes yet to be written of the adapters' checkpoints, which hold the target's parameters once each."""
+    if work.done():
+        return 0
+    shapes = jax.eval_shape(builders.init_fn(builders.build_network(settings), settings, 0))
+    trained = jax.eval_shape(builders.adapters_fn(settings, shapes, settings.label.num_clusters, 0))
+    need = _TRAINED * builders.size(trained) + _TRAINED // 4 * builders.size(shapes)
+    return max(need - _size(work, work.directory), 0)
 
 
 def classifier_bytes(settings: Settings, work: Unit, classifier: Classifier) -> int:

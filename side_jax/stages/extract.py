@@ -13,7 +13,7 @@ from side_jax.sampling import generation, shards
 from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.sampling.noise_search import NoiseSearch, SearchProgram
 from side_jax.settings import Settings, random_streams
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import fit_adapters, stage_inputs, stage_table
 from side_jax.workdir import work_units
 from side_jax.workdir.work_units import Unit
 
@@ -30,7 +30,7 @@ def run(settings: Settings, workdir: Path) -> None:
         if not work.begin(lambda work=work: shards.complete(stage_table.extracted_shards(settings, work))):
             continue
         parts = stage_table.extracted_shards(settings, work)
-        program, params, classes = load(attack_run.attack)
+        program, params, classes = load(attack_run.attack, attack_run.steered)
         labels = generation.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
         sampler = program or _mode_generator(settings, attack_run, dict(works), spread())
         if isinstance(sampler, SearchProgram):
@@ -59,10 +59,14 @@ def _load_model(settings: Settings, workdir: Path, twin: bool) -> Any:
 
 
 def _load(
-    settings: Settings, workdir: Path, model: Callable[[bool], Any], name: str
+    settings: Settings, workdir: Path, model: Callable[[bool], Any], name: str, steered: bool
 ) -> tuple[generation.Generator | SearchProgram | None, dict[str, Any], int]:
     """(what samples an attack's images, or None of mode seeking; its parameters; its number of target labels, or 0)."""
     attack = ATTACKS[name]
+    if attack.adapted:
+        adapted, classes = fit_adapters.load(settings, workdir)
+        options = {"steered": steered, "sampler": settings.guided_sampler}
+        return builders.build_adapted_generator(settings, classes, **options), {"dpm": adapted}, classes
     params = {"dpm": model(attack.twin)}
     if attack.seeks_modes:
         return None, params, 0

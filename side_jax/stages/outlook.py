@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from side_jax import builders
-from side_jax.attacks.table import ATTACKS, PLAIN, Run, known_classifiers
+from side_jax.attacks.table import ADAPTED, ATTACKS, PLAIN, Run, known_classifiers
 from side_jax.progress import Work
 from side_jax.progress.chain import SECONDS, Amounts
 from side_jax.sampling import shards
@@ -44,7 +44,10 @@ def _synthesize(settings: Settings, one: stage_table.Work) -> Amounts:
 
 
 def _surrogate(settings: Settings, one: stage_table.Work) -> Amounts:
-    classifier = known_classifiers().get(one.unit.name.rpartition("/")[2])
+    name = one.unit.name.rpartition("/")[2]
+    classifier = known_classifiers().get(name)
+    if name == ADAPTED.name:
+        return {NETWORK: _training(settings.adapters, one.unit)}
     if classifier is None:  # the weaker model
         return {NETWORK: _training(settings.weak, one.unit)}
     return {CLASSIFIER: _training(getattr(settings, classifier.section), one.unit)}

@@ -19,8 +19,9 @@ from side_jax.features import denoiser
 from side_jax.features.choose import modelless_extractors
 from side_jax.features.extractors import Extractor
 from side_jax.measure.target_scores import TargetScores
-from side_jax.settings import Data, Settings
-from side_jax.settings.random_streams import stream_seed
+from side_jax.sampling.mode_generation import draw
+from side_jax.settings import Data, Modes, Settings
+from side_jax.settings.random_streams import stream_key, stream_seed
 from side_jax.stages.stage_table import lasting, train_unit, twin_unit, unit, weak_unit
 from side_jax.training import calibration
 from side_jax.workdir import files
@@ -58,7 +59,14 @@ def restore_ema(
       directory: of the checkpoints; None: the result of checkpoint_directory.
       step: of the checkpoint; None: the newest.
     """
-    abstract = placement.abstract(init_fn(module, settings, 0), placement.local_mesh())
+    return restore_average(work, init_fn(module, settings, 0), directory, step)
+
+
+def restore_average(
+    work: Unit, make: Callable[[], Any], directory: Path | None = None, step: int | None = None
+) -> Restored:
+    """As restore_ema, for parameters like those that `make` returns."""
+    abstract = placement.abstract(make, placement.local_mesh())
     with Checkpoints(directory or checkpoint_directory(work.workdir, work.name), read_only=True) as store:
         return store.restore(fingerprint=work.fingerprint, step=step, ema=abstract)
 
@@ -200,6 +208,34 @@ def training_spread(settings: Settings, workdir: Path) -> float:
     with Checkpoints(checkpoint_directory(workdir, work.name), read_only=True) as store:
         recorded = store.restore(fingerprint=work.fingerprint).meta.get("spread")
     return recorded if recorded is not None else spread_of(load_split(settings, workdir, stream=True)[0])
+
+
+def taken_to_modes(
+    settings: Settings,
+    workdir: Path,
+    params: dict[str, Any],
+    images: np.ndarray,
+    rounds: int,
+    noise: float,
+    name: str,
+) -> np.ndarray:
+    """Images after rounds of mode seeking in the target, at one noise and without acceleration, uint8 [n, h, w, c].
+
+    Args:
+      settings: of the run.
+      workdir: of the run.
+      params: those of builders.build_denoise.
+      images: uint8 [n, h, w, c].
+      rounds: number of rounds; 0: the images themselves.
+      noise: in units of the training images' spread.
+      name: of the setting that holds the noise.
+    """
+    if not rounds:
+        return images
+    plain, spread = builders.with_modes(settings, Modes()), training_spread(settings, workdir)
+    levels = builders.mode_noise_levels(plain, noise, rounds, spread, name)
+    generator = builders.build_mode_generator(plain, levels, lambda index: images[index])
+    return draw(generator, params, stream_key(settings, "synthesize"), len(images))
 
 
 def spread_of(members: datasets.Dataset, encode: Callable[[np.ndarray], np.ndarray] = pixel_range.to_float) -> float:

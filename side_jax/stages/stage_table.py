@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from side_jax import __version__
-from side_jax.attacks.table import ATTACKS, Attack, Classifier, Run, known_classifiers
+from side_jax.attacks.table import ADAPTED, ATTACKS, Attack, Classifier, Run, known_classifiers
 from side_jax.errors import InputError
 from side_jax.sampling import shards
 from side_jax.settings import Settings
@@ -27,7 +27,7 @@ from side_jax.workdir.work_units import FORMAT_VERSION, META, Unit
 _IGNORED_SETTINGS = [
     *[
         (fit, key)
-        for fit in ("train", "surrogate", "conditional", "weak")
+        for fit in ("train", "surrogate", "conditional", "weak", "adapters")
         for key in ("log_every", "checkpoint_every", "accumulate")
     ],
     ("label", "weights"),  # identified by weights_sha256
@@ -36,6 +36,7 @@ _IGNORED_SETTINGS = [
     *[("data", key) for key in ("storage", "memory_limit_mb", "max_corrupt")],
     *[("data", key) for key in ("fit", "orientation", "bit_range")],  # other pixels have other hashes
     ("model", "remat"),
+    ("adapters", "scales"),  # each is in a run
     ("train", "keep_checkpoints"),
     *[("target", key) for key in ("path", "revision", "prompts")],
     ("condition", "path"),  # identified by sha256
@@ -45,9 +46,11 @@ EVALUATION_VERSION = 2  # of results.json; results of another version are comput
 _ROUNDS = ("last_noise", "random", "relaxation", "anderson")
 # The settings of `evaluate` that say how a conditional model's labels are scanned.
 _LABEL_SCAN = ("label_images", "max_labels", "label_false_alarms")
+_SEEKING = ("rounds", "noise")  # of `label`: how images are taken to modes before they are clustered
 # The settings of `extract` that affect guided runs only.
 _GUIDANCE = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
 # The sections that determine the target model; a workdir holds a single one.
+_ADAPTERS = f"surrogate/{ADAPTED.name}"  # the unit of the target's adapters
 TARGET_SECTIONS = ("seed", "data", "target", "diffusion", "model", "condition", "train", "monitor")
 
 
@@ -111,6 +114,9 @@ def fingerprint(settings: Settings, unit: str, **extra: Any) -> str:
             chosen.get("monitor", {}).pop(key, None)
     if not settings.target.prompts:  # so that workdirs from before there were prompts go on
         chosen.get("target", {}).pop("prompts_sha256", None)
+    if not settings.label.rounds:  # without rounds, their noise affects nothing
+        for key in _SEEKING:
+            chosen.get("label", {}).pop(key, None)
     for section in _unused(settings) & chosen.keys():
         del chosen[section]
     hashes = [_plain_fingerprint(settings, parent) for parent in parents]
@@ -152,10 +158,16 @@ def weak_unit(settings: Settings, workdir: Path) -> Unit:
     return unit(settings, workdir, "surrogate/weak")
 
 
+def adapters_unit(settings: Settings, workdir: Path) -> Unit:
+    """The unit that trains the target's adapters on synthetic images."""
+    return unit(settings, workdir, _ADAPTERS)
+
+
 def guide_units(settings: Settings, workdir: Path) -> list[Unit]:
     """The units that train what guides the configured attacks."""
-    weak = [weak_unit(settings, workdir)] if settings.trains_weak else []
-    return [*classifier_units(settings, workdir).values(), *weak]
+    others = [adapters_unit(settings, workdir)] if settings.extract.needs_adapters else []
+    others += [weak_unit(settings, workdir)] if settings.trains_weak else []
+    return [*classifier_units(settings, workdir).values(), *others]
 
 
 def classifier_units(settings: Settings, workdir: Path) -> dict[str, Unit]:
@@ -186,7 +198,7 @@ def _sampling_settings(settings: Settings, run: Run, workdir: Path) -> dict[str,
     values = {key: getattr(sampler, key) for key in ("solver", "num_steps")}
     if ATTACKS[run.attack].searches:
         values["search"] = dataclasses.asdict(settings.black_box)
-    if run.guided:
+    if run.steered:
         values |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
         if not ATTACKS[run.attack].classifier:
             del values["temperature_scaling"]  # affects classifiers only
@@ -211,7 +223,8 @@ def evaluation_unit(settings: Settings, workdir: Path) -> Unit:
         depends["private"] = True  # its tables name no file
     if settings.uses_features:
         label = dataclasses.asdict(settings.label)
-        depends["features"] = {name: value for name, value in label.items() if ("label", name) not in _IGNORED_SETTINGS}
+        left_out = {name for section, name in _IGNORED_SETTINGS if section == "label"}.union(_SEEKING)
+        depends["features"] = {name: value for name, value in label.items() if name not in left_out}
     return _unit_with(workdir, "evaluate", depends)
 
 
@@ -287,7 +300,7 @@ def _classifier_depends(classifier: Classifier) -> tuple[tuple[str, ...], tuple[
 
 def _surrogate_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     found = {f"surrogate/{name}": _classifier_depends(one) for name, one in known_classifiers().items()}
-    return found | {"surrogate/weak": (("weak",), ("synthesize",))}
+    return found | {"surrogate/weak": (("weak",), ("synthesize",)), _ADAPTERS: (("adapters",), ("label",))}
 
 
 def _extract_depends() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -298,6 +311,8 @@ def _model(attack: Attack) -> str:
     """The unit that trains what an attack draws from or is guided by."""
     if attack.classifier:
         return f"surrogate/{attack.classifier.name}"
+    if attack.adapted:
+        return f"surrogate/{attack.name}"
     return "train/twin" if attack.twin else "train"
 
 
@@ -337,6 +352,10 @@ def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
         cost = functools.partial(estimates.training, work, getattr(settings, classifier.section), step)
         disk = functools.partial(estimates.classifier_bytes, settings, work, classifier)
         works.append(Work(unit=work, cost=cost, disk=disk))
+    if settings.extract.needs_adapters:
+        own = adapters_unit(settings, workdir)
+        cost = functools.partial(estimates.training, own, settings.adapters, lambda clock: clock.adapter_step())
+        works.append(Work(unit=own, cost=cost, disk=functools.partial(estimates.adapter_bytes, settings, own)))
     if settings.trains_weak:
         weak = weak_unit(settings, workdir)
         cost = functools.partial(estimates.training, weak, settings.weak, lambda clock: clock.train_step())
@@ -389,8 +408,8 @@ def attacker_classifier(settings: Settings) -> Classifier | None:
 
 
 def _surrogate_outputs(manifest: dict[str, Any]) -> list[str]:
-    if manifest.get("unit") == "surrogate/weak":
-        return [f"surrogate/weak/checkpoints/{manifest.get('steps')}"]
+    if manifest.get("unit") in ("surrogate/weak", _ADAPTERS):
+        return [f"{manifest['unit']}/checkpoints/{manifest.get('steps')}"]
     best = [f"best/{manifest['best_step']}"] if manifest.get("best_step") else []
     names = (f"checkpoints/{manifest.get('steps')}", "levels.json", "metrics.jsonl", "validation.jsonl", *best)
     return [f"{manifest['unit']}/{name}" for name in names]

@@ -63,6 +63,9 @@ def _surrogate(settings: Settings, workdir: Path) -> Table:
         content, lowest = unit.content(), files.read_json(unit.directory / "levels.json")[0]
         accuracy = phrases.percent(lowest["accuracy"])
         rows.append([name, f"{content['classes']:,}", f"{content['steps']:,}", _number(lowest, "loss"), accuracy])
+    if settings.extract.needs_adapters:
+        found = stage_table.adapters_unit(settings, workdir).content()
+        rows.append(["adapters", f"{found['classes']:,}", f"{found['steps']:,}", "", ""])
     if settings.trains_weak:
         unit = stage_table.weak_unit(settings, workdir)
         steps = f"{unit.content()['steps']:,}"

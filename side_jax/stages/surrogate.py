@@ -9,6 +9,7 @@
 pseudo-labels.
 `conditional`: the baseline of Carlini et al. 2023 as in the SIDE paper, a time-independent classifier trained on clean
 members with their true labels.
+`side_lora`: no classifier, but low-rank adapters and labels for the target itself (stages/fit_adapters.py).
 `weak`: no classifier, but a DPM like the target that is trained on synthetic images, for the attack `extrapolate`.
 """
 
@@ -28,7 +29,7 @@ from side_jax.features import choose, clustering, extractors
 from side_jax.progress import doing
 from side_jax.sampling import shards
 from side_jax.settings import Settings, held_back, random_streams
-from side_jax.stages import stage_inputs, stage_table, train_dpm
+from side_jax.stages import fit_adapters, stage_inputs, stage_table, train_dpm
 from side_jax.training import calibration, losses, trainer
 from side_jax.training.validation import EarlyStop, Predictions, noise_levels
 from side_jax.workdir import checkpoint, curves, files, work_units
@@ -39,7 +40,7 @@ from side_jax.workdir.work_units import Unit
 def run(settings: Settings, workdir: Path) -> None:
     """Writes surrogate/<classifier>/{checkpoints,levels.json,...} for the configured attacks.
 
-    For an attack that needs the weaker model, also surrogate/weak/checkpoints.
+    For attacks that need the weaker model or adapters, also surrogate/{weak,side_lora}/checkpoints.
     """
     works = stage_table.guide_units(settings, workdir)
     for name, work in stage_table.classifier_units(settings, workdir).items():
@@ -48,6 +49,8 @@ def run(settings: Settings, workdir: Path) -> None:
             examples = _examples(settings, workdir, classifier)
             images = stage_inputs.sampled(settings, workdir, examples.images)
             _fit(settings, work, classifier, dataclasses.replace(examples, images=images))
+    if settings.extract.needs_adapters and (own := stage_table.adapters_unit(settings, workdir)).begin():
+        own.finish(**fit_adapters.fit(settings, workdir, own))
     if settings.trains_weak and (weak := stage_table.weak_unit(settings, workdir)).begin():
         images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
         options = {"unet": builders.build_weak_network(settings), "fit": settings.weak}

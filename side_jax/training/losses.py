@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from side_jax.diffusion import pixel_range
 from side_jax.diffusion.process import denoising_loss, diffuse, importance
 from side_jax.diffusion.schedule import Schedule
+from side_jax.models import adapters
 from side_jax.models.classifier import train_log_probs
 from side_jax.settings import Settings
 from side_jax.training import trainer
@@ -120,3 +121,23 @@ def dpm_loss(
     part = jax.nn.one_hot(t * PROFILE_BINS // schedule.num_timesteps, PROFILE_BINS)
     profile = (losses[:, None] * part).sum(axis=0), part.sum(axis=0)
     return losses.mean(), ({"loss": (losses.sum(), part.sum()), "loss_by_timestep": profile}, {})
+
+
+@functools.lru_cache(maxsize=4)  # what is compiled for a function is found again only by that function
+def adapter_loss(target: Any, network: Any, schedule: Schedule, alpha: float, label_dropout: float) -> trainer.LossFn:
+    """The denoising loss as a function of adapters, for batches of images and int32 pseudo-labels; see dpm_loss.
+
+    Args:
+      target: the network that is adapted, whose parameters stand in the tree as adapters.FROZEN.
+      network: the same with labels, see adapters.labelled.
+      schedule: of both.
+      alpha: see adapters.merge.
+      label_dropout: share of the images shown without their label.
+    """
+
+    def loss_fn(params: Any, batch: tuple, keys: jax.Array, key: jax.Array) -> tuple:
+        trained = {name: tree for name, tree in params.items() if name != adapters.FROZEN}
+        merged = adapters.merge(target, params[adapters.FROZEN], trained, alpha)
+        return dpm_loss(network, schedule, False, merged, batch, keys, key, label_dropout=label_dropout)
+
+    return loss_fn

@@ -22,6 +22,7 @@ import optax
 from side_jax.devices import placement, process_group, signals
 from side_jax.devices.preemption import Preemption
 from side_jax.errors import InputError, StoppedError
+from side_jax.models.adapters import FROZEN
 from side_jax.models.classifier import split_trainable
 from side_jax.progress import progress
 from side_jax.settings import Fit
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 Params = Any
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), of equal shape; logged as sum / count
-# The part of the parameters without gradients: {}, or {"batch_stats": running statistics of BatchNorm}
+# What a step changes without gradients: {}, or {"batch_stats": running statistics of BatchNorm}. Parameters under the
+# key FROZEN change never.
 NonTrainable = dict[str, Any]
 # (params, batch, keys [b], key) -> (mean loss, (metrics, the updated non-trainable state));
 # keys: one per example, key: for the whole batch
@@ -113,7 +115,7 @@ def update(
     updates, opt_state = optimizer.update(grads, state["opt_state"], trainable)
     params = optax.apply_updates(trainable, updates) | fixed | updated
     d = ema_decay(state["step"], fit.ema_decay)
-    ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+    ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, {name: params[name] for name in ema})
     metrics = metrics | {"gradient_norm": (optax.tree.norm(grads), jnp.float32(1))}
     fresh = state["step"] % fit.log_every == 0
     totals = jax.tree.map(lambda total, new: jnp.where(fresh, new, total + new), state["totals"], metrics)
@@ -157,7 +159,8 @@ def _beginning(loss_fn: LossFn, fit: Fit, example: tuple[jax.ShapeDtypeStruct, .
         opt_state = make_optimizer(fit).init(split_trainable(params)[0])
         totals = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
         state = {"params": params, "opt_state": opt_state, "step": jnp.int32(0), "totals": totals}
-        return {"state": state, "ema": jax.tree.map(jnp.array, params)}
+        averaged = {name: tree for name, tree in params.items() if name != FROZEN}
+        return {"state": state, "ema": jax.tree.map(jnp.array, averaged)}
 
     return begin
 

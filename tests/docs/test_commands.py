@@ -157,6 +157,9 @@ def check_config(arguments, cls=Settings):
         assert path, f"the config {name} does not exist"
         config = runpy.run_path(str(path))["get_config"](*([argument] if argument else []))
     overrides = [argument for argument in arguments if argument.startswith("--config.")]
+    if any(argument.startswith("--model=") for argument in arguments):  # of `audit`, which names the images too
+        audited = {"target.path": "x", "data.name": "folder", "data.path": "x", "data.heldout_from": "x"}
+        overrides += [f"--config.{name}={value}" for name, value in audited.items()]
     # In a loop over seeds a page writes S for a number.
     overrides = ["--config.seed=0" if argument == "--config.seed=S" else argument for argument in overrides]
     values = flags.FlagValues()

@@ -31,7 +31,7 @@ import budget
 import suspects as benchmark
 
 KINDS = ["clique", "variance", "score_norm", "confidence"]
-BLIND = {"unconditional", "side", "side_random", "side_shuffled", "modes", "black_box", "extrapolate"}
+BLIND = {"unconditional", "side", "side_random", "side_shuffled", "modes", "black_box", "extrapolate", "side_lora"}
 
 
 def rank(workdir, **overrides):

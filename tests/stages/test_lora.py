@@ -1,0 +1,215 @@
+"""The attack `side_lora`: its adapters, what they are fitted to, its images, and mode seeking that starts from them."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+
+from side_jax import builders
+from side_jax.attacks.table import Run
+from side_jax.config import from_config
+from side_jax.errors import InputError
+from side_jax.features import clustering, extractors
+from side_jax.models import adapters
+from side_jax.models.callback import Callback
+from side_jax.pipeline.saved_config import saved_config
+from side_jax.sampling import generation, shards
+from side_jax.settings import Adapters, Settings, Target, random_streams
+from side_jax.settings.extraction import Extract
+from side_jax.stages import estimates, fit_adapters, stage_inputs, stage_table
+from side_jax.targets import networks
+
+ATTACK = "side_lora"
+OPTIONS = {
+    "extract__attacks": f"('{ATTACK}','modes')",
+    "modes__starts": f"('{ATTACK}',)",
+    "modes__rounds": "(2,)",
+    "label__num_clusters": 4,
+    "label__min_cluster_size": 1,
+    "adapters__num_steps": 12,
+    "adapters__rank": 512,
+    "adapters__scales": "(1.0,3.0)",
+}
+
+
+def settings(**options):
+    return dataclasses.replace(Settings(), extract=Extract(attacks=(ATTACK,)), adapters=Adapters(**options))
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A finished run with the attack."""
+    workdir = tmp_path_factory.mktemp("lora") / "run"
+    assert runs.run(runs.arguments(workdir, **OPTIONS)) == 0
+    return from_config(saved_config(workdir)), workdir
+
+
+def test_the_unit_has_adapters_alone(adapted):
+    """Counted from their shapes; ranks above a kernel's smaller side are capped, and the manifest says how many."""
+    own, workdir = adapted
+    unit = stage_table.adapters_unit(own, workdir)
+    assert unit.done()
+    content, network = unit.content(), builders.build_network(own)
+    params = stage_inputs.load_target(own, workdir).trees["ema"]
+    found = adapters.ranks(network, params, 512)
+    assert (content["steps"], content["kernels"], content["capped"]) == (12, len(found), len(found))
+    assert content["images"] == own.synthesize.num_images == 128
+    labels = np.load(workdir / "label" / "labels.npz")["label"]
+    assert content["classes"] == labels.max() + 1 == 4
+    trained = adapters.initial(network, params, 4, jax.random.key(0), rank=512)
+    assert content["parameters"] == builders.size(trained) > 5 * 32
+    metrics = [json.loads(line) for line in (unit.directory / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["step"] == 12
+
+
+def test_images_are_those_of_the_adapted_model(adapted):
+    """At scale 1 of its prediction with a label; at 3, of epsilon_null + 3 (epsilon_c - epsilon_null)."""
+    own, workdir = adapted
+    params, classes = fit_adapters.load(own, workdir)
+    network = builders.build_adapted_target(own, classes).network
+    base, count = random_streams.stream_key(own, "extract"), own.sampler.batch_size
+    labels = generation.target_labels(base, own.extract.num_images, classes)[:count]
+    index = np.arange(count)
+
+    def predict(p, x, t, index, scale):
+        one, none = jnp.asarray(labels)[index], jnp.full(index.shape, -1)
+        given, plain = (network.apply({"params": p}, x, t, labels=each) for each in (one, none))
+        return plain + scale * (given - plain)
+
+    units, found = dict(stage_table.extraction_units(own, workdir)), {}
+    for scale in (1.0, 3.0):
+        with jax.numpy_dtype_promotion("standard"):
+            expected = builders.Generator(
+                denoise=functools.partial(predict, scale=scale),
+                table=builders.build_step_table(own, own.guided_sampler),
+                shape=builders.image_shape(own),
+                batch_size=count,
+            )
+            found[scale] = shards.read(stage_table.extracted_shards(own, units[Run(attack=ATTACK, scale=scale)]))
+            got = expected(params, base, index, labels, 0.0)
+        np.testing.assert_array_equal(found[scale]["label"][:count], labels)
+        assert np.abs(found[scale]["images"][:count].astype(int) - got).max() <= 1
+    assert (found[1.0]["images"] != found[3.0]["images"]).any()
+
+
+def test_mode_seeking_starts_from_its_images(adapted):
+    """In the target itself, without adapters; and every row is on the page, with its calls of the network."""
+    own, workdir = adapted
+    steps = own.guided_sampler.num_steps
+    calls = {run.name: estimates.network_calls(own, run) for run in own.runs()}
+    assert calls == {
+        "side_lora_1": steps,
+        "side_lora_3": 2 * steps,
+        "modes_0.4x2_from_side_lora_1": steps + 2,
+        "modes_0.4x2_from_side_lora_3": 2 * steps + 2,
+    }
+    rows = json.loads((workdir / "evaluate" / "results.json").read_text())["rows"]
+    assert {(row["attack"], row["guidance_scale"]) for row in rows} == {
+        (attack, scale) for attack in (ATTACK, "modes") for scale in (1.0, 3.0)
+    }
+    assert "the target with low-rank adapters" in (workdir / "report" / "index.html").read_text()
+    params = {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}
+    units = dict(stage_table.extraction_units(own, workdir))
+    begun, ended = (run for run in units if run.scale == 3.0)
+    start = shards.read(stage_table.extracted_shards(own, units[begun]))["images"]
+    levels = builders.mode_noise_levels(own, 0.4, 2, stage_inputs.training_spread(own, workdir))
+    generator = builders.build_mode_generator(own, levels, lambda index: start[index])
+    index, base = np.arange(own.sampler.batch_size), random_streams.stream_key(own, "extract")
+    got = generator(params, base, index, np.zeros_like(index), 0.0)
+    kept = shards.read(stage_table.extracted_shards(own, units[ended]))["images"]
+    np.testing.assert_array_equal(kept[: len(index)], got)
+
+
+def test_the_fit_takes_the_samples_that_settings_choose(adapted):
+    """As drawn; at modes, by as many rounds as asked; and the share that a further round moves least."""
+    own, workdir = adapted
+    params = {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}
+
+    def chosen(**options):
+        return fit_adapters.examples(
+            dataclasses.replace(own, adapters=dataclasses.replace(own.adapters, **options)), workdir, params
+        )
+
+    drawn = shards.read(stage_table.synthetic_shards(own, workdir))["images"]
+    labels = np.load(workdir / "label" / "labels.npz")["label"]
+    images, found = chosen()
+    np.testing.assert_array_equal(images, drawn)
+    np.testing.assert_array_equal(found, labels)
+    once, _ = chosen(rounds=1)
+    twice, found = chosen(rounds=2)
+    np.testing.assert_array_equal(found, labels)
+    assert (once != drawn).any()
+    half, found = chosen(rounds=1, keep=0.5)
+    moved = np.square(once.astype(float) - twice).mean(axis=(1, 2, 3))
+    # `twice` is rounded to pixels after the second round alone, `examples` after each: ties may fall either way.
+    least = set(np.argsort(moved)[:40])
+    rows = {tuple(image.ravel()): i for i, image in enumerate(once)}
+    kept = {rows[tuple(image.ravel())] for image in half}
+    assert len(half) == len(found) == 64
+    assert least <= kept
+    np.testing.assert_array_equal([labels[rows[tuple(image.ravel())]] for image in half], found)
+
+
+def test_labels_may_be_of_modes(adapted, tmp_path):
+    """Clusters of the features that the images have after rounds of mode seeking; the images stay as drawn."""
+    own, workdir = adapted
+    shutil.copytree(workdir, tmp_path / "run")
+    assert runs.run(runs.arguments(tmp_path / "run", **OPTIONS, label__rounds=2), ("label",)) == 0
+    changed = from_config(saved_config(tmp_path / "run"))
+    params = {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}
+    drawn = shards.read(stage_table.synthetic_shards(own, workdir))["images"]
+    modes = stage_inputs.taken_to_modes(own, workdir, params, drawn, 2, 0.4, "label.noise")
+    assert (modes != drawn).any()
+    features = extractors.extract(stage_inputs.build_extractor(own, workdir), modes, tmp_path / "features")
+    expected = clustering.pseudo_labels(features, own.label, random_streams.stream_seed(own, "label"))
+    found = np.load(tmp_path / "run" / "label" / "labels.npz")
+    np.testing.assert_array_equal(found["features"], features)
+    np.testing.assert_array_equal(found["label"], expected["label"])
+    assert not np.array_equal(found["features"], np.load(workdir / "label" / "labels.npz")["features"])
+    prints = [stage_table.fingerprint(one, "label") for one in (own, changed)]
+    assert len(set(prints)) == 2
+    quieter = dataclasses.replace(own.label, noise=0.3)
+    assert stage_table.fingerprint(dataclasses.replace(own, label=quieter), "label") == prints[0]
+
+
+def test_it_depends_on_the_labels_and_its_fit(tmp_path):
+    def fingerprint(own, scale=1.0):
+        units = dict(stage_table.extraction_units(own, tmp_path))
+        return units[Run(attack=ATTACK, scale=scale)].fingerprint
+
+    plain = settings()
+    label = dataclasses.replace(plain.label, num_clusters=7)
+    others = [settings(rank=2), settings(rounds=3), dataclasses.replace(plain, label=label)]
+    assert len({fingerprint(one) for one in (plain, *others)}) == 4
+    assert fingerprint(settings(scales=(1.0, 2.0))) == fingerprint(plain)
+    assert fingerprint(settings(log_every=7)) == fingerprint(plain)
+    surrogate = dataclasses.replace(plain.surrogate, learning_rate=1e-5)
+    assert fingerprint(dataclasses.replace(plain, surrogate=surrogate)) == fingerprint(plain)
+    # Without guidance, what guidance depends on changes nothing.
+    both = settings(scales=(1.0, 2.0))
+    extract = dataclasses.replace(both.extract, normalize_gradient=True)
+    changed = dataclasses.replace(both, extract=extract)
+    assert fingerprint(changed) == fingerprint(both)
+    assert fingerprint(changed, 2.0) != fingerprint(both, 2.0)
+
+
+def test_other_networks_are_refused_in_a_sentence():
+    own = settings()
+    target = Target(network=networks.describe(Callback(digest="0")))
+    with pytest.raises(InputError, match=r"extract.attacks.*without side_lora.*this model is a Callback"):
+        dataclasses.replace(own, target=target)
+
+
+def test_kernels_that_the_model_lacks_are_refused_in_a_sentence(adapted):
+    own, _ = adapted
+    attention = dataclasses.replace(own, adapters=dataclasses.replace(own.adapters, kernels="attention"))
+    with pytest.raises(InputError, match=r"adapters\.kernels is 'attention', but the model has no such kernels"):
+        fit_adapters._check(attention, {}, 128)
+    with pytest.raises(InputError, match="side_lora has 3 images to learn from, fewer than its batch of 64"):
+        fit_adapters._check(own, {("a",): 1}, 3)
