@@ -19,21 +19,25 @@ _NORM_EPS = 1e-6  # of the normalisation in front of a transformer, whatever nor
 
 
 class _MultiHead(nn.Module):
-    """Attention of tokens to a context, or to themselves; queries, keys and values have no bias."""
+    """Attention of tokens to a context, or to themselves; queries, keys and values have no bias.
+
+    Few tokens make a context, and derivatives do not pass through it; attention's own rule needs them of all arguments.
+    """
 
     num_heads: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """x: [b, n, c]; context: [b, m, e]; returns [b, n, c]."""
-        c = x.shape[-1]
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """x: [b, n, c]; context: [b, m, e], or None for x itself; returns [b, n, c]."""
+        c, source = x.shape[-1], x if context is None else context
+        attend = attention if context is None else jax.nn.dot_product_attention
 
         def heads(name: str, of: jax.Array) -> jax.Array:
             y = nn.Dense(c, use_bias=False, dtype=self.dtype, name=name)(of)
             return y.reshape(*of.shape[:2], self.num_heads, c // self.num_heads)
 
-        y = attention(heads("to_q", x), heads("to_k", context), heads("to_v", context)).reshape(x.shape)
+        y = attend(heads("to_q", x), heads("to_k", source), heads("to_v", source)).reshape(x.shape)
         return nn.Dense(c, dtype=self.dtype, name="to_out_0")(y)
 
 
@@ -75,8 +79,7 @@ class _TransformerBlock(nn.Module):
         def norm(name: str, of: jax.Array) -> jax.Array:
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name=name)(of)
 
-        h = norm("norm1", x)
-        x = x + _MultiHead(self.num_heads, self.dtype, name="attn1")(h, h)
+        x = x + _MultiHead(self.num_heads, self.dtype, name="attn1")(norm("norm1", x))
         x = x + _MultiHead(self.num_heads, self.dtype, name="attn2")(norm("norm2", x), context)
         return x + _FeedForward(self.dtype, name="ff")(norm("norm3", x))
 

@@ -16,6 +16,7 @@ from side_jax.features import onnx, sscd
 from side_jax.hub import repository
 from side_jax.models.unet import UNet
 from side_jax.settings import Data, Model, Settings
+from side_jax.settings.checks import check
 from side_jax.settings.paths import path_fields
 from side_jax.settings.target import OWN
 from side_jax.settings.target import Target as TargetSettings
@@ -84,6 +85,10 @@ def resolve_target(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     """
     given = config.get("target")
     if given is None or not given.path:
+        prompts = given.get("prompts") if given is not None else ""
+        check(
+            not prompts, "target.prompts", prompts, "empty while target.path is: models that are trained here have none"
+        )
         return config
     prompts, gone = _prompts_digest(given)
     if gone:

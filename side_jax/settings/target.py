@@ -360,8 +360,6 @@ class Target:
         one_of("target.qkv_order", self.qkv_order, ("", "legacy", "new"))
         one_of("target.timesteps", self.timesteps, ("", "plain", "rescaled"))
         one_of("target.pixels", self.pixels, ("", "unit", "signed"))
-        ok = bool(self.path) or not self.prompts
-        check(ok, "target.prompts", self.prompts, "empty while target.path is: models that are trained here have none")
         need = "empty: a Python object takes pixels in [-1, 1], so scale them in it"
         check(self.format != OBJECT or not self.pixels, "target.pixels", self.pixels, need)
         for name in ("num_heads", "head_channels", "norm_groups", "latent_groups", "latent_scale"):

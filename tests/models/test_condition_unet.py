@@ -116,6 +116,37 @@ def test_rematerialisation_is_of_each_block(params):
     assert program.count("remat") == 8 + 4  # residual blocks and transformers
 
 
+def test_bfloat16_is_close_and_keeps_its_parameters(params):
+    context, half = params["prompt_embedding"][[0, 1, 2, 0]], NET.clone(dtype=jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):  # flax's own layers rely on it
+        shapes = jax.eval_shape(half.init, jax.random.key(0), X, T, context)["params"]
+        out = np.asarray(run(half, params["net"], X, T, context))
+    whole = np.asarray(run(NET, params["net"], X, T, context))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    assert out.dtype == np.float32
+    assert 0 < np.abs(out - whole).max() < 0.05 * np.abs(whole).max()
+
+
+def test_derivatives_are_slopes(params):
+    """Along x, as the likelihood takes them, and back, as guidance does; the context has none."""
+    context = params["prompt_embedding"][[0, 1, 2, 0]]
+    along = np.random.default_rng(4).normal(size=X.shape).astype(np.float32)
+
+    @jax.jit
+    def slopes(x):
+        def f(x):
+            return NET.apply({"params": params["net"]}, x, T, context)
+
+        forward = jax.jvp(f, (x,), (along,))[1]
+        (back,) = jax.vjp(f, x)[1](along)
+        step = 1e-2 * along
+        return forward, (f(x + step) - f(x - step)) / 2e-2, (back * along).sum(), (forward * along).sum()
+
+    forward, measured, back, there = slopes(X)
+    np.testing.assert_allclose(forward, measured, atol=2e-2 * np.abs(measured).max())
+    np.testing.assert_allclose(back, there, rtol=1e-3)
+
+
 def test_channels_that_can_not_be_cut_into_heads_are_named():
     with pytest.raises(ValueError, match="4 channels can't be cut into 3 heads"):
         jax.eval_shape(NET.clone(num_heads=(3, 4)).init, jax.random.key(0), X, T, np.ones((4, 3, 5), np.float32))

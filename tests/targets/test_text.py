@@ -154,8 +154,6 @@ def test_prompts_are_asked_for(whole, prompts, tmp_path):
     prompts.write_bytes(b"\xef\xbb\xbfcat\r\na cat\r\n")
     assert read_target(whole, hints(prompts)).num_labels == 2
     refused(whole, prompts, "config.target.null_label is 0", "set it to -1", null_label=0)
-    with pytest.raises(InputError, match=r"config.target.prompts is .p., but it must be empty while target.path is"):
-        Section(prompts="p")
 
 
 def test_prompts_are_of_text_alone(pipeline, prompts):
