@@ -37,12 +37,12 @@ from side_jax.training import losses, trainer
 
 COLUMNS = ("AMS, %", "members", "held-out AMS, %", "by RMSE", "by d1 / d2", "AMS without label, %")
 SAMPLES: dict[str, dict[str, Any]] = {
-    "drawn": {},
-    "half": {"keep": 0.5},
+    "drawn": {"rounds": 0},
+    "half": {"rounds": 0, "keep": 0.5},
     "modes": {"rounds": 5},
     "half of modes": {"rounds": 5, "keep": 0.5},
-    "shuffled": {},
-    "members": {},
+    "shuffled": {"rounds": 0},
+    "members": {"rounds": 0},
 }
 
 

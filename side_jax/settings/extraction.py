@@ -193,7 +193,10 @@ class Adapters(Fit):
     # Guidance scales w of its samples: 1 is the adapted model with a label, as in the paper; others are classifier-free
     # guidance, epsilon_null + w (epsilon_c - epsilon_null).
     scales: tuple[float, ...] = (1.0,)
-    rounds: int = 0  # rounds of mode seeking that take the samples to modes before the fit; 0: samples as drawn
+    num_steps: int = 200  # number of training steps
+    # Rounds of mode seeking that take the samples to modes before the fit; 0: samples as drawn, as in the paper, which
+    # unlearns what was memorised (docs/results_adapters.md).
+    rounds: int = 5
     noise: float = 0.4  # noise of those rounds, as in modes.noise_levels
     keep: float = 1.0  # share of these samples in the fit: those that a further round of mode seeking moves least
 

@@ -34,6 +34,7 @@ OPTIONS = {
     "label__min_cluster_size": 1,
     "adapters__num_steps": 12,
     "adapters__rank": 512,
+    "adapters__rounds": 0,
     "adapters__scales": "(1.0,3.0)",
 }
 
