@@ -174,7 +174,9 @@ def test_broken_config_files(tmp_path, text, words):
 
 @pytest.mark.parametrize("name", ["typo", "", "configs/typo.py", "typo:64", "."])
 def test_a_config_that_is_not_there(name):
-    with pytest.raises(InputError, match=r"config .* not found: .* celeba, celeba_25000, .*, theory_gmm\.") as caught:
+    with pytest.raises(
+        InputError, match=r"config .* not found: .* celeba, celeba_25000, .*, theory_gmm, triggers\."
+    ) as caught:
         load_config(name)
     assert repr(name) in str(caught.value)
 
