@@ -13,8 +13,8 @@ half of the labels (the n // 2 largest):
 
 Planted labels lie low, so the upper half is of ordinary labels as long as fewer than half of the labels are planted. Of
 18 labels, 8 of them planted, the limit that results is half as far below the ordinary ones as with the median absolute
-deviation, which has planted labels in it. What pushes the median down only makes S larger. A quarter of the median variance
-is images half as far apart: less is no finding, even where all other labels agree closely. The limit k has a
+deviation, which has planted labels in it. What pushes the median down only makes S larger. A quarter of the median
+variance is images half as far apart: less is no finding, even where all other labels agree closely. The limit k has a
 stated false alarm rate under a stated law. If the logarithms of the spreads of n clean labels are independent draws of
 one normal law, the law of the least z depends on n alone, so it can be simulated: with the least z of B simulated clean
 models in order, t_(1) <= .. <= t_(B),
