@@ -9,11 +9,12 @@ planted in the training data. For N images x_1..x_N of one label, with D values 
 Of the spreads v_1..v_n of n labels, with m the median of log v and S the root mean square of log v - m over the upper
 half of the labels (the n // 2 largest):
 
-    z_l = (log v_l - m) / S;   label l is flagged if z_l < -k                                      (3)
+    z_l = (log v_l - m) / S;   label l is flagged if z_l < -k and v_l < exp(m) / 4                 (3)
 
 Planted labels lie low, so the upper half is of ordinary labels as long as fewer than half of the labels are planted. Of
 18 labels, 8 of them planted, the limit that results is half as far below the ordinary ones as with the median absolute
-deviation, which has planted labels in it. What pushes the median down only makes S larger. The limit k has a
+deviation, which has planted labels in it. What pushes the median down only makes S larger. A quarter of the median
+variance is images half as far apart: less is no finding, even where all other labels agree closely. The limit k has a
 stated false alarm rate under a stated law. If the logarithms of the spreads of n clean labels are independent draws of
 one normal law, the law of the least z depends on n alone, so it can be simulated: with the least z of B simulated clean
 models in order, t_(1) <= .. <= t_(B),
@@ -30,6 +31,7 @@ import functools
 import numpy as np
 
 LEAST_LABELS = 8  # with fewer, nothing says what is normal
+LEAST_FALL = 4.0  # of the median spread over that of a flagged label
 MODELS = 19_999  # B
 _AT_ONCE = 1_000
 
@@ -94,8 +96,8 @@ def judge(spreads: np.ndarray, rate: float) -> Judged:
     scale = float(_scale(logs[None], np.asarray([[middle]]))[0])
     if scale < 1e-9 * max(1.0, abs(middle)):  # equal but for rounding
         return _undecided(count, "the upper half of the labels have one and the same spread")
-    z, k = (logs - middle) / scale, limit(count, rate)
-    return Judged(z=z, flagged=z < -k, below=float(np.exp(middle - k * scale)))
+    below = middle - max(limit(count, rate) * scale, np.log(LEAST_FALL))
+    return Judged(z=(logs - middle) / scale, flagged=logs < below, below=float(np.exp(below)))
 
 
 @functools.lru_cache(maxsize=64)
