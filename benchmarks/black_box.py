@@ -1,7 +1,7 @@
 """Compares recipes of the black-box search with plain sampling of as many images, and with mode seeking from them.
 
 python benchmarks/black_box.py --workdirs runs/black_box_10 runs/black_box_11 runs/black_box_12 \
-    --queries 500 2000 --searches 1 5 20 --parents 5 15 --crossovers 0 0.5 --mutations 0.1 0.3 0.6
+    --queries 500 2000 --searches 1 10 --mutations 0.1 0.6 --api 2x1 2x3 2x5 4x1 4x3 4x5 6x1 6x3 6x5 8x1 8x3 8x5
 
 Each workdir is a finished audit with the attack black_box, whose classifier is the fitness; nothing in it changes. A
 query is an image of the model. Images come a generation after the other, so that the first 500 of 2,000 are those of a
@@ -59,7 +59,10 @@ class SearchBench(Bench):
     def search(self, recipe: BlackBox, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
         """(the images; the indices of the fittest of each generation; whether each image is of its target class)."""
         one = builders.build_search(self._program, recipe, self._key, self._classes, _nothing)
-        images = draw(one, self._params, self._base, count)
+        # By generations, so that no batch has to be cut.
+        starts = range(0, count, size := recipe.searches * recipe.population)
+        parts = [np.arange(start, min(start + size, count)) for start in starts]
+        images = np.concatenate([one(self._params, self._base, part, part, 0.0) for part in parts])
         labels = one.labels(np.arange(count))
         hit = self._program.fitness(self._params, images, labels) > 0
         return images, one.best(self._params, self._base, count), hit

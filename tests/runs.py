@@ -30,6 +30,8 @@ TINY = {
     "extract.num_images": 64,
     "extract.attacks": "('unconditional','conditional','side')",
     "extract.guidance_scales": "(1.0,10.0)",
+    "black_box.population": 5,
+    "black_box.parents": 3,
     "evaluate.membership": False,
     "evaluate.distribution": False,
     "evaluate.divergence": False,

@@ -153,11 +153,11 @@ class Extract:
 class BlackBox:
     """The genetic search over starting noise (the attack `black_box`); extract.num_images are its queries."""
 
-    searches: int = 1  # side by side, each for images of its own cluster, which share the queries
+    searches: int = 10  # side by side, each for images of its own cluster, which share the queries
     population: int = 50  # queries of each generation of a search
     parents: int = 10  # of all images of a search so far, those with the highest fitness have children
     crossover: float = 0.5  # probability that a child has two parents, each number of its noise from either
-    mutation: float = 0.3  # m: share of new noise in a child, x' = sqrt(1 - m^2) x + m z
+    mutation: float = 0.6  # m: share of new noise in a child, x' = sqrt(1 - m^2) x + m z
 
     def __post_init__(self) -> None:
         check(self.searches >= 1, "black_box.searches", self.searches, "at least 1")

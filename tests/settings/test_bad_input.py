@@ -233,7 +233,11 @@ VALUES = [
     ),
     ({"black_box.searches": 0}, "black_box.searches is 0", "at least 1"),
     ({"black_box.population": 0}, "black_box.population is 0", "at least 1"),
-    ({"black_box.parents": 51}, "black_box.parents is 51", "between 1 and black_box.population (50)"),
+    (
+        {"black_box.population": 50, "black_box.parents": 51},
+        "black_box.parents is 51",
+        "between 1 and black_box.population (50)",
+    ),
     ({"black_box.crossover": 1.5}, "black_box.crossover is 1.5", "between 0 and 1"),
     ({"black_box.mutation": 0.0}, "black_box.mutation is 0.0", "above 0"),
     (
@@ -242,7 +246,7 @@ VALUES = [
         "0 with black_box, which searches starting noise",
     ),
     (
-        {"extract.attacks": "('black_box',)", "black_box.searches": 30, "extract.num_images": 1499},
+        {"extract.attacks": "('black_box',)", "black_box.searches": 300, "extract.num_images": 1499},
         "extract.num_images is 1499",
         "at least 1500 with black_box",
     ),
