@@ -9,7 +9,7 @@ import math
 import os
 import runpy
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,22 @@ def load_config(name: str | Path) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"get_config() in {file} returned {type(config).__name__}, but it must return a ConfigDict.")
     return config.lock()
+
+
+def with_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config with other values, such as {"extract.num_images": 1024}; from_config checks these.
+
+    Raises:
+      InputError: if there is no such setting.
+    """
+    values = config.to_dict()
+    for key, value in overrides.items():
+        section, _, name = key.rpartition(".")
+        part = values.get(section) if section else values
+        if not isinstance(part, dict) or isinstance(part.get(name, {}), dict):
+            raise InputError(f"overrides holds {key!r}, which is not a setting; see docs/settings.md.")
+        part[name] = value
+    return ml_collections.ConfigDict(values)
 
 
 def from_config(config: ml_collections.ConfigDict, cls: type = Settings) -> Any:

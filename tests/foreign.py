@@ -40,6 +40,21 @@ def write(directory, module=TINY):
     return schedule
 
 
+def write_smallest(directory):
+    """As small a model as there is, of 8x8 pixels; returns the folder."""
+    module = UNet(
+        out_channels=1,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        norm_num_groups=2,
+        add_attention=False,
+    )
+    to_diffusers(directory, module, random_params(module), make_schedule("linear", 10), image_size=8)
+    return directory
+
+
 class Hostile:
     """Unpickled, it creates a folder."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from side_jax.commands import model_audit, sample_audit
-from side_jax.config import load_config, to_config
+from side_jax.config import load_config, to_config, with_overrides
 from side_jax.data.listed import ImageSource
 from side_jax.devices import cpu
 from side_jax.errors import InputError
@@ -147,7 +147,7 @@ def audit(
             cpu.use_one()
         config = model_audit.start(name, *(model_audit.kept(images, folder, side) for side, images in sides.items()))
         request = model_audit.Request(
-            config=model_audit.override(config, overrides),
+            config=with_overrides(config, overrides),
             workdir=folder,
             budget=allowed,
             given=frozenset(overrides),

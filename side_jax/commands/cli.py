@@ -184,6 +184,10 @@ def _define_workdir(values: flags.FlagValues, meaning: str) -> None:
     options.define(values, flags.DEFINE_string, "workdir", None, "DIR", meaning)
 
 
+def _define_dry_run(values: flags.FlagValues, meaning: str) -> None:
+    options.define(values, flags.DEFINE_bool, "dry_run", False, "", meaning)
+
+
 def _define_end(values: flags.FlagValues) -> None:
     """Adds the options that say what a command prints at its end, and when it fails."""
     options.define(
@@ -238,6 +242,12 @@ def _end(values: flags.FlagValues, results: Path, confidence: float, page: Path)
     return FAILS if failures else 0
 
 
+def _end_run(values: flags.FlagValues, workdir: Path, settings: Settings) -> int:
+    """_end of a run in a workdir."""
+    results, page = workdir / "evaluate" / "results.json", workdir / "report" / "index.html"
+    return _end(values, results, settings.evaluate.confidence, page)
+
+
 def _define_audit(values: flags.FlagValues, default_stages: Sequence[str], ranks_suspects: bool) -> None:
     options.define_config(
         values,
@@ -267,14 +277,10 @@ def _define_audit(values: flags.FlagValues, default_stages: Sequence[str], ranks
             "Instead, rank the generated images by how much they look memorised, as an attacker without the training "
             "data would.",
         )
-    options.define(
+    _define_dry_run(
         values,
-        flags.DEFINE_bool,
-        "dry_run",
-        False,
-        "",
-        "Check everything, then print what is left to do: shards, seconds estimated from timed steps, disk "
-        "space. Nothing is written.",
+        "Check everything, then print what is left to do: shards, seconds estimated from timed steps, disk space. "
+        "Nothing is written.",
     )
     _define_processes(values)
     _define_end(values)
@@ -348,14 +354,7 @@ def _define_model(values: flags.FlagValues) -> None:
     options.define(
         values, flags.DEFINE_list, "attacks", [], "A,B", "Attacks to run. Default: those that the time allows."
     )
-    options.define(
-        values,
-        flags.DEFINE_bool,
-        "dry_run",
-        False,
-        "",
-        "Check everything and choose the settings, then print the plan. Nothing is written.",
-    )
+    _define_dry_run(values, "Check everything and choose the settings, then print the plan. Nothing is written.")
     options.define_config(
         values,
         "Set what is not to be chosen, such as --config.extract.num_images=1024 or --config.report.private=True.",
@@ -447,8 +446,7 @@ def _run_audit(
     audit.run(settings, workdir, stages)
     code = 0
     if "report" in stages and process_group.primary():
-        results, page = workdir / "evaluate" / "results.json", workdir / "report" / "index.html"
-        code = _end(values, results, settings.evaluate.confidence, page)
+        code = _end_run(values, workdir, settings)
     if "suspects" in stages and process_group.primary() and not values.json:
         print(suspects.summary_text(workdir))
     return code
@@ -483,8 +481,7 @@ def _read_model(values: flags.FlagValues, arguments: list[str]) -> tuple[Work, P
                 print(model_audit.dry_run(request))
                 return 0
             settings = model_audit.run(request)
-        results, page = workdir / "evaluate" / "results.json", workdir / "report" / "index.html"
-        return _end(values, results, settings.evaluate.confidence, page)
+        return _end_run(values, workdir, settings)
 
     return work, workdir
 

@@ -19,7 +19,6 @@ import numpy as np
 from side_jax.attacks.table import ATTACKS, PLAIN
 from side_jax.config import default_config, from_config, to_config
 from side_jax.data import datasets, safe_npz, sources, split
-from side_jax.data.decode import Picture
 from side_jax.data.listed import ImageSource, location
 from side_jax.devices import compilation_cache, cpu
 from side_jax.errors import InputError
@@ -92,23 +91,6 @@ def start(model: str, members: str, heldout: str) -> ml_collections.ConfigDict:
     config.target.path, config.data.name = model, "folder"
     config.data.path, config.data.heldout_from = members, heldout
     config.extract.attacks, config.sampler.num_steps = (PLAIN.name,), 1  # until others are chosen
-    return config
-
-
-def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config with settings such as {"extract.num_images": 1024}.
-
-    Raises:
-      InputError: if there is no such setting.
-    """
-    config = config.copy_and_resolve_references()
-    for key, value in overrides.items():
-        section, _, name = key.rpartition(".")
-        part = config.get(section) if section else config
-        if not isinstance(part, ml_collections.ConfigDict) or name not in part or "." in section:
-            raise InputError(f"overrides holds {key!r}, which is not a setting; see docs/settings.md.")
-        with config.unlocked():
-            part[name] = value
     return config
 
 
@@ -254,7 +236,7 @@ def _with_images(config: ml_collections.ConfigDict, given: Collection[str]) -> m
 def _size(data: ml_collections.ConfigDict) -> tuple[int, int]:
     """(height, width) of the first members, of a model that does not say what it makes."""
     source = sources.open_source(data.path, "config.data.path", data.orientation, data.revision)
-    found = {_shape(source.read(row)) for row in range(min(LOOKED_AT, len(source.names)))}
+    found = {source.read(row).size for row in range(min(LOOKED_AT, len(source.names)))}
     if len(found) != 1:
         listed = ", ".join(f"{height}x{width}" for height, width in sorted(found)[:4])
         raise InputError(
@@ -264,17 +246,14 @@ def _size(data: ml_collections.ConfigDict) -> tuple[int, int]:
     return found.pop()
 
 
-def _shape(picture: Picture) -> tuple[int, int]:
-    image = picture.image[0] if isinstance(picture.image, tuple) else picture.image
-    return image.height, image.width
-
-
 def _with_references(config: ml_collections.ConfigDict, given: Collection[str]) -> ml_collections.ConfigDict:
-    """The config with no more neighbours of normalised L2 than there are images, where the user has not set them."""
+    """The config with the numbers of images, and where the user has not set them, neighbours that these allow."""
     data = from_config(config.data, Data)
     made = split.make_split(datasets.load(data, private=config.report.private), data, config.seed)
-    least = min(len(made["members"]), len(made["heldout"]))
     config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.num_members, config.data.num_heldout = len(made["members"]), len(made["heldout"])
+    least = min(config.data.num_members, config.data.num_heldout)
     for metric in map(from_config(config.evaluate, Evaluate).make_metric, METRICS.values()):
         key = f"{metric.name}_{metric.references_setting}"
         excess = metric.references_needed - least

@@ -16,7 +16,7 @@ from msgspec import structs
 from side_jax import builders
 from side_jax.attacks.table import GIVEN
 from side_jax.commands import out_folder
-from side_jax.config import default_config, from_config
+from side_jax.config import default_config, from_config, with_overrides
 from side_jax.data.decode import rules
 from side_jax.data.image_sets import FLAGS, ImageSet, ImageSets, read_sets
 from side_jax.data.listed import ImageSource, describe, location
@@ -109,12 +109,9 @@ def override(overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
       InputError: if a key is not a setting that applies here.
     """
-    values = default_config().to_dict()
-    for key, value in overrides.items():
+    for key in overrides:
         check_override(key, f"overrides[{key!r}]")
-        section, _, field = key.rpartition(".")
-        (values[section] if section else values)[field] = value
-    return ml_collections.ConfigDict(values)
+    return with_overrides(default_config(), overrides)
 
 
 def run(request: Request) -> records.Results:

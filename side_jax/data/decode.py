@@ -71,6 +71,16 @@ class Picture:
     range: str = ""
     inverted: bool = False
 
+    @property
+    def first(self) -> Image.Image:
+        """Its picture, or that of its first channel."""
+        return self.image[0] if isinstance(self.image, tuple) else self.image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Its height and width."""
+        return self.first.height, self.first.width
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:

@@ -100,15 +100,14 @@ def _listing(source: Source, path: str, flag: str, max_corrupt: int, rules: Rule
             try:
                 picture = source.read(row)
                 several = isinstance(picture.image, tuple)
-                first = picture.image[0] if several else picture.image
-                own = len(picture.image) if several else 3 if _coloured(first) else 1
-                convert(picture, (first.height, first.width, own), rules)  # a few kinds can't be converted
+                own = len(picture.image) if several else 3 if _coloured(picture.first) else 1
+                convert(picture, (*picture.size, own), rules)  # a few kinds can't be converted
             except InputError:
                 raise  # a damaged array, of which no picture can be left out
             except Exception as error:  # damaged files make decoders raise nearly anything
                 damaged[row] = f"{short(source.names[row])} ({reason(error)})"
             else:
-                sizes[row], channels[row] = (first.height, first.width), own
+                sizes[row], channels[row] = picture.size, own
 
     if source.array is None:
         scan(np.arange(len(names)), check_rows)

@@ -17,8 +17,6 @@ from ml_collections import ConfigDict
 import side_jax
 from side_jax.commands import cli, sample_audit
 from side_jax.config import from_config, packaged_configs
-from side_jax.diffusion.schedule import make_schedule
-from side_jax.models.unet import UNet
 from side_jax.pipeline import budget, clock
 from side_jax.pipeline.saved_config import saved_config
 
@@ -39,19 +37,7 @@ def noise(n, seed):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A checkpoint of as small a model as there is."""
-    module = UNet(
-        out_channels=1,
-        block_out_channels=(4,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        norm_num_groups=2,
-        add_attention=False,
-    )
-    path = tmp_path_factory.mktemp("made") / "model"
-    side_jax.to_diffusers(path, module, foreign.random_params(module), make_schedule("linear", 10), image_size=8)
-    return path
+    return foreign.write_smallest(tmp_path_factory.mktemp("made") / "model")
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import side_jax
 from side_jax.commands import cli, model_audit
 from side_jax.config import default_config
 from side_jax.diffusion.schedule import make_schedule
-from side_jax.models.unet import UNet
 from side_jax.pipeline import budget, clock
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.stages.estimates import Timing
@@ -40,19 +39,7 @@ def noise(n, seed, shape=(8, 8, 1)):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A checkpoint of as small a model as there is, of 8x8 pixels."""
-    module = UNet(
-        out_channels=1,
-        block_out_channels=(4,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        norm_num_groups=2,
-        add_attention=False,
-    )
-    path = tmp_path_factory.mktemp("made") / "tiny model"
-    side_jax.to_diffusers(path, module, foreign.random_params(module), make_schedule("linear", 10), image_size=8)
-    return path
+    return foreign.write_smallest(tmp_path_factory.mktemp("made") / "tiny model")
 
 
 @pytest.fixture
@@ -170,6 +157,11 @@ def test_what_can_not_be_used(model, sets, capsys, more, code, words):
     assert not (sets / "run").exists()
 
 
+def test_a_value_of_another_type_is_one_sentence(model, sets):
+    with pytest.raises(side_jax.InputError, match="num_images holds 'many', but it must be of type int"):
+        side_jax.audit(model, sets / "seen", sets / "unseen", sets / "run", overrides={"extract.num_images": "many"})
+
+
 def test_another_model_in_the_same_workdir_is_refused(model, sets, capsys):
     workdir = f"--workdir={sets / 'run'}"
     assert command(model, sets, workdir, *FLAGS) == 0
@@ -225,6 +217,9 @@ def test_from_python_what_can_not_be_used(tmp_path, model):
         side_jax.audit(model, images, images, tmp_path / "run", overrides={"report.private": True})
     with pytest.raises(side_jax.InputError, match=r"'extract\.images', which is not a setting"):
         side_jax.audit(model, "seen", "unseen", tmp_path / "run", overrides={"extract.images": 1})
+    for key in ("extract", "extract.num_images.x", "typo"):
+        with pytest.raises(side_jax.InputError, match="which is not a setting"):
+            side_jax.audit(model, "seen", "unseen", tmp_path / "run", overrides={key: 1})
     with pytest.raises(side_jax.InputError, match=r"^target: nowhere is neither"):
         side_jax.audit("nowhere", "seen", "unseen", tmp_path / "run")
     with pytest.raises(side_jax.InputError, match="is no time"):
