@@ -49,8 +49,8 @@ _LABEL_SCAN = ("label_images", "max_labels", "label_false_alarms")
 _SEEKING = ("rounds", "noise")  # of `label`: how images are taken to modes before they are clustered
 # The settings of `extract` that affect guided runs only.
 _GUIDANCE = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")
-# The sections that determine the target model; a workdir holds a single one.
 _ADAPTERS = f"surrogate/{ADAPTED.name}"  # the unit of the target's adapters
+# The sections that determine the target model; a workdir holds a single one.
 TARGET_SECTIONS = ("seed", "data", "target", "diffusion", "model", "condition", "train", "monitor")
 
 
