@@ -1,33 +1,30 @@
-"""Compares recipes of the black-box search with plain sampling of as many images, and with mode seeking from them.
+"""What an attacker finds who has only an API: plain samples, mode seeking through the API, and the black-box search.
 
 python benchmarks/black_box.py --workdirs runs/black_box_10 runs/black_box_11 runs/black_box_12 \
     --queries 500 2000 --searches 1 10 --mutations 0.1 0.6 --api 2x1 2x3 2x5 4x1 4x3 4x5 6x1 6x3 6x5 8x1 8x3 8x5
 
 Each workdir is a finished audit with the attack black_box, whose classifier is the fitness; nothing in it changes. A
-query is an image of the model. Images come a generation after the other, so that the first 500 of 2,000 are those of a
-search of 500. Of each recipe, the table has means over the workdirs: the share of matched images (AMS), the extracted
-members (and of each workdir), AMS against held-out images, the same of the fittest image of each generation, the
-members by RMSE and by d1 / d2, and the share of images that the classifier gives the target class. With --modes, the
-images are also taken to modes, by the audit's recipe. With --api, plain samples are taken to modes by an API that takes
-an image, adds noise and samples from there: as many as the calls of the network for so many queries pay for. The
-last lines apply the rules of docs/results_black_box.md. Choose on seeds that no table of results uses.
+query is an image that the search asks for. Images come a generation after the other, so that the first 500 of 2,000 are
+those of a search of 500. Of each recipe, the table has means over the workdirs: the images, the requests to the API and
+the calls of the network that they took; the share of matched images (AMS); the extracted members (and of each workdir);
+AMS against held-out images; the members by RMSE and by d1 / d2; and the share of images that the classifier gives the
+target class. The fittest image of each generation has a row of its own.
+
+With --api, plain samples are taken to modes through an API that takes an image, adds noise and samples from there: as
+many as the calls of the network for so many queries pay for, and with --requests, as many as the requests do. With
+--twin, also in the twin model, at the largest number of queries. The last lines apply the rules of
+docs/results_black_box.md. Choose on seeds that no table of results uses.
 """
 
 import argparse
-import functools
 import itertools
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from mode_recipes import Bench
 
 from side_jax import builders
-from side_jax.attacks.table import ATTACKS, PLAIN, Run
-from side_jax.devices import placement
-from side_jax.diffusion import sampler
-from side_jax.diffusion.pixel_range import to_float, to_uint8
+from side_jax.attacks.table import ATTACKS
 from side_jax.errors import InputError
 from side_jax.memorization.matching import match
 from side_jax.sampling.mode_generation import draw
@@ -37,8 +34,8 @@ from side_jax.stages import stage_inputs
 
 HELDOUT_AT_MOST = 0.5  # percent of the images that may match held-out images
 NEAR = 0.9  # of the most members: recipes with as many are equal, and AMS decides
-COLUMNS = ("AMS, %", "members", "held-out AMS, %", "members by RMSE", "by d1 / d2")
-BEST = ("images", "AMS, %", "members", "held-out AMS, %")
+COST = ("images", "requests", "calls")
+COLUMNS = ("AMS, %", "members (each seed)", "held-out AMS, %", "members by RMSE", "by d1 / d2")
 
 
 class SearchBench(Bench):
@@ -48,17 +45,22 @@ class SearchBench(Bench):
         super().__init__(workdir, 0)
         attack = next(attack for attack in ATTACKS.values() if attack.searches)
         classifier, guide = stage_inputs.load_classifier(self.settings, workdir, attack.classifier)
-        self._classes, self._params = classifier.num_classes, self._params | guide
+        self._workdir, self._classes = workdir, classifier.num_classes
+        self._params = self._params | guide
         self._program = builders.build_search_program(self.settings, classifier)
-        self._key = random_streams.stream_key(self.settings, "search")
 
-    def plain(self, count: int) -> np.ndarray:
+    def params(self, twin: bool) -> dict:
+        """Of the target or its twin."""
+        return {"dpm": stage_inputs.load_twin(self.settings, self._workdir).trees["ema"]} if twin else self._params
+
+    def plain(self, count: int, twin: bool = False) -> np.ndarray:
         """So many plain samples."""
-        return draw(builders.build_generator(self.settings), self._params, self._base, count)
+        return draw(builders.build_generator(self.settings), self.params(twin), self._base, count)
 
     def search(self, recipe: BlackBox, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
         """(the images; the indices of the fittest of each generation; whether each image is of its target class)."""
-        one = builders.build_search(self._program, recipe, self._key, self._classes, _nothing)
+        key = random_streams.stream_key(self.settings, "search")
+        one = builders.build_search(self._program, recipe, key, self._classes, _nothing)
         # By generations, so that no batch has to be cut.
         starts = range(0, count, size := recipe.searches * recipe.population)
         parts = [np.arange(start, min(start + size, count)) for start in starts]
@@ -67,21 +69,11 @@ class SearchBench(Bench):
         hit = self._program.fitness(self._params, images, labels) > 0
         return images, one.best(self._params, self._base, count), hit
 
-    def modes(self, images: np.ndarray) -> np.ndarray:
-        """Mode seeking from images, by the audit's recipe, with the model itself at hand."""
-        modes = self.settings.modes
-        levels = builders.mode_noise_levels(self.settings, modes.noise_levels[0], modes.rounds[0], self._spread)
-        seeker = builders.build_mode_generator(self.settings, levels, lambda index: images[index])
-        return draw(seeker, self._params, self._base, len(images))
-
-    def renoised(self, images: np.ndarray, steps: int, rounds: int) -> np.ndarray:
-        """Mode seeking by an API alone: in each round it adds noise to an image, and samples by its last steps."""
-        call = _renoise(self.settings, steps)
-        for number in range(rounds):
-            key = jax.random.fold_in(self._key, number)
-            index = np.arange(len(images), dtype=np.uint32)
-            images = call((self._params, key), index, images)
-        return images
+    def sought(self, images: np.ndarray, steps: int, rounds: int, twin: bool = False) -> np.ndarray:
+        """Mode seeking from images through an API, as the audit's attack has it."""
+        key = random_streams.stream_key(self.settings, "requests")
+        seeker = builders.build_request_generator(self.settings, steps, rounds, key, lambda index: images[index])
+        return draw(seeker, self.params(twin), self._base, len(images))
 
     def score(self, images: np.ndarray) -> list[float]:
         """The values of COLUMNS."""
@@ -95,35 +87,11 @@ def _nothing(index: np.ndarray) -> np.ndarray:
     raise InputError("nothing is stored")
 
 
-@functools.lru_cache(maxsize=16)
-def _renoise(settings, steps):
-    """A round of an API: (parameters and key, indices, images uint8) -> images uint8, by the sampler's last steps."""
-    table, denoise = builders.build_step_table(settings, settings.sampler), builders.build_denoise(settings)
-    last = jax.tree.map(jnp.asarray, table[table.num_steps - steps :])
-
-    def round_of(given, index, images):
-        params, key = given
-        keys = sampler.sample_keys(key, index)
-        x = to_float(images)
-        first = jax.tree.map(lambda value: value[0], last)
-        x = first.signal * x + first.sigma * sampler.initial_noise(keys, x.shape[1:])
-
-        def step(state, at):
-            return sampler.sample_step(lambda x, t: denoise(params, x, t, index), at, state, keys), None
-
-        state, _ = jax.lax.scan(step, sampler.State(x, jnp.zeros_like(x)), last)
-        return to_uint8(state.x)
-
-    return placement.in_batches(round_of, settings.sampler.batch_size)
-
-
-def row(name: str, values: list[list[float]], best: list[list[float]], hits: list[float]) -> str:
-    """A line of the table: means over the workdirs, and the members of each."""
-    mean = np.mean(values, axis=0)
-    cells = [f"{value:.1f}" for value in mean]
+def row(name: str, cost: tuple[int, int, int], values: list[list[float]], hits: list[float]) -> str:
+    """A line of the table: what the images cost, means over the workdirs, and the members of each."""
+    cells = [f"{value:.1f}" for value in np.mean(values, axis=0)]
     cells[1] += f" ({', '.join(f'{one[1]:.0f}' for one in values)})"
-    cells += [f"{value:.1f}" for value in np.mean(best, axis=0)] if best else [""] * len(BEST)
-    cells += [f"{100 * np.mean(hits):.0f}"] if hits else [""]
+    cells = [*(f"{count:,}" for count in cost), *cells, f"{100 * np.mean(hits):.0f}" if hits else ""]
     return f"| {name} | {' | '.join(cells)} |"
 
 
@@ -139,7 +107,7 @@ def chosen(found: dict[str, list[list[float]]]) -> str:
     Args:
       found: of each recipe, the values of COLUMNS of each workdir.
     """
-    ams, members, heldout = (COLUMNS.index(name) for name in ("AMS, %", "members", "held-out AMS, %"))
+    ams, members, heldout = (COLUMNS.index(name) for name in ("AMS, %", "members (each seed)", "held-out AMS, %"))
     honest = {
         name: np.mean(rows, axis=0) for name, rows in found.items() if max(r[heldout] for r in rows) <= HELDOUT_AT_MOST
     }
@@ -158,50 +126,69 @@ def main() -> None:
     parser.add_argument("--parents", nargs="+", type=int, default=[default.parents])
     parser.add_argument("--crossovers", nargs="+", type=float, default=[default.crossover])
     parser.add_argument("--mutations", nargs="+", type=float, default=[default.mutation])
-    parser.add_argument("--modes", action="store_true", help="also take all images to modes, by the audit's recipe")
     parser.add_argument(
         "--api", nargs="+", default=[], metavar="STEPSxROUNDS", help="also take plain samples to modes so"
     )
+    parser.add_argument("--requests", action="store_true", help="of --api, also as many as the requests pay for")
+    parser.add_argument("--twin", action="store_true", help="of --api, also in the twin model")
     options = parser.parse_args()
     benches, most = [SearchBench(workdir) for workdir in options.workdirs], max(options.queries)
-    print(f"| images | {' | '.join(COLUMNS)} | {' | '.join(f'fittest: {name}' for name in BEST)} | of the class, % |")
-    print("|---" * (2 + len(COLUMNS) + len(BEST)) + "|")
+    print(f"| attack | {' | '.join((*COST, *COLUMNS))} | of the class, % |")
+    print("|---" * (2 + len(COST) + len(COLUMNS)) + "|")
+    steps = benches[0].settings.sampler.num_steps
     plain = [bench.plain(most) for bench in benches]
-    show(f"{Run(attack=PLAIN.name).name}", benches, plain, options)
-    sought, calls = {}, benches[0].settings.sampler.num_steps
-    for asked in options.api:
-        steps, rounds = map(int, asked.split("x"))
-        paid = {count: count * calls // (calls + steps * rounds) for count in options.queries}
-        images = [
-            bench.renoised(one[: max(paid.values())], steps, rounds) for bench, one in zip(benches, plain, strict=True)
-        ]
-        name = f"the last {steps} steps, {rounds} times"
-        sought[name] = show(name, benches, images, options, paid=paid)
-    if sought:
-        print(f"\nBy the rule, at the calls of {most:,} queries: {chosen(sought)}\n")
+    for count in options.queries:
+        show("plain sampling", benches, plain, (count, count, count * steps))
+    found = {asked: through_api(asked, benches, plain, options) for asked in options.api}
+    if found:
+        print(f"\nBy the rule, at the calls of {most:,} queries: {chosen(found)}\n", flush=True)
     grid = itertools.product(options.searches, options.parents, options.crossovers, options.mutations)
     found = {}
     for values in grid:
         recipe = BlackBox(**dict(zip(("searches", "parents", "crossover", "mutation"), values, strict=True)))
-        done = [bench.search(recipe, most) for bench in benches]
-        found[name_of(recipe)] = show(name_of(recipe), benches, [one[0] for one in done], options, done)
+        found[name_of(recipe)] = searched(recipe, benches, options.queries, steps)
     print(f"\nBy the rule, at {most:,} queries: {chosen(found)}")
 
 
-def show(name, benches, images, options, done=(), paid=None):
-    """Prints the lines of a kind of images, at each number of queries; returns the values at the largest."""
+def through_api(asked: str, benches, plain, options) -> list[list[float]]:
+    """Prints the lines of mode seeking through an API; returns the values at the calls of the most queries."""
+    (steps, rounds), start = map(int, asked.split("x")), benches[0].settings.sampler.num_steps
+    each = start + steps * rounds
+    most = max(options.queries) * start // each
+    name = f"mode seeking by an API, the last {steps} steps, {rounds} rounds"
+    images = [bench.sought(one[:most], steps, rounds) for bench, one in zip(benches, plain, strict=True)]
+
+    def line(count: int, suffix: str = "", of: list[np.ndarray] = images) -> list[list[float]]:
+        return show(name + suffix, benches, of, (count, count * (1 + rounds), count * each))
+
     for queries in options.queries:
-        count = paid[queries] if paid else queries
-        values = [bench.score(one[:count]) for bench, one in zip(benches, images, strict=True)]
-        best, hits = [], [one[2][:count].mean() for one in done]
-        for bench, (all_images, indices, _) in zip(benches, done, strict=False):
-            fittest = all_images[[i for i in indices if i < count]]
-            best.append([len(fittest), *bench.score(fittest)[:3]])
-        print(row(f"{name}, {count:,} images", values, best, hits), flush=True)
-        if options.modes:
-            sought = [bench.modes(one[:count]) for bench, one in zip(benches, images, strict=True)]
-            scored = [bench.score(one) for bench, one in zip(benches, sought, strict=True)]
-            print(row(f"modes from these {count:,}", scored, [], []), flush=True)
+        if options.requests:
+            line(queries // (1 + rounds), ", at equal requests")
+        values = line(queries * start // each, ", at equal calls" * options.requests)
+    if options.twin:
+        twins = [bench.sought(bench.plain(most, twin=True), steps, rounds, twin=True) for bench in benches]
+        line(most, ", in the twin", twins)
+    return values
+
+
+def searched(recipe: BlackBox, benches, numbers: list[int], steps: int) -> list[list[float]]:
+    """Prints the lines of a search; returns the values of all its images at the most queries."""
+    done = [bench.search(recipe, max(numbers)) for bench in benches]
+    for count in numbers:
+        cost = count, count, count * steps
+        hits = [one[2][:count].mean() for one in done]
+        values = show(f"{name_of(recipe)}: all images", benches, [one[0] for one in done], cost, hits)
+        fittest = [[i for i in best if i < count] for _, best, _ in done]
+        chosen_images = [images[of] for (images, _, _), of in zip(done, fittest, strict=True)]
+        hits = [hit[of].mean() for (_, _, hit), of in zip(done, fittest, strict=True)]
+        show("the fittest of each generation", benches, chosen_images, (len(fittest[0]), *cost[1:]), hits)
+    return values
+
+
+def show(name, benches, images, cost, hits=()) -> list[list[float]]:
+    """Prints a line of the first images of each workdir; returns its values."""
+    values = [bench.score(one[: cost[0]]) for bench, one in zip(benches, images, strict=True)]
+    print(row(name, cost, values, list(hits)), flush=True)
     return values
 
 

@@ -22,7 +22,7 @@ from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
-from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
+from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, RequestProgram, Starts
 from side_jax.sampling.noise_search import NoiseSearch, SearchProgram, Stored, targets
 from side_jax.settings import BlackBox, Diffusion, Evaluate, Modes, Sampler, Settings
 from side_jax.settings.checks import check
@@ -401,7 +401,36 @@ def mode_noise_levels(
 def build_mode_generator(settings: Settings, noise_levels: np.ndarray, starts: Starts | None) -> ModeGenerator:
     """The generator of a run of mode seeking, from the images that `starts` returns; None: from noise."""
     program = build_mode_program(settings, from_noise=starts is None)
-    return ModeGenerator(program=program, noise_levels=noise_levels, starts=starts)
+    return ModeGenerator(program=program, rounds=noise_levels, starts=starts)
+
+
+@functools.lru_cache(maxsize=4)  # so that runs that differ in their rounds, and the twin's, compile once
+def build_request_program(settings: Settings, last_steps: int) -> RequestProgram:
+    """An API's rounds of noise and its sampler's last steps; the parameters are those of build_denoise."""
+    return RequestProgram(
+        denoise=build_denoise(settings),
+        encode=build_encode(settings),
+        decode=build_decode(settings),
+        table=build_step_table(settings, settings.sampler).last(last_steps),
+        shape=image_shape(settings),
+        batch_size=settings.sampler.batch_size,
+    )
+
+
+def build_request_generator(
+    settings: Settings, last_steps: int, rounds: int, key: jax.Array, starts: Starts
+) -> ModeGenerator:
+    """The generator of a run of mode seeking by an API, from the images that `starts` returns.
+
+    Args:
+      settings: of the run.
+      last_steps: of the sampler, in each round.
+      rounds: number of rounds.
+      key: the typed key of the noise that the API adds, and draws.
+      starts: the images to start from.
+    """
+    program = build_request_program(settings, last_steps)
+    return ModeGenerator(program=program, rounds=(key, np.int32(rounds)), starts=starts)
 
 
 def search_order(settings: Settings) -> Order:

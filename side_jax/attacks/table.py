@@ -78,8 +78,10 @@ class Attack:
       searches: whether it searches starting noise whose images its classifier, of clean images, gives a target class
         (diffusion/genetic.py). It needs an answer of the model for each image, and no more.
       seeks_modes: whether it starts from images of another attack, or from noise, and iterates the denoiser on them
-        (diffusion/mode_seeking.py). It runs from each of modes.starts, at each of modes.noise_levels and modes.rounds;
-        that of the twin, from the twin's plain samples.
+        (diffusion/mode_seeking.py). It runs from each of modes.starts, at each of modes.noise_levels and modes.rounds.
+      starts_from: of mode seeking, the attack whose images it starts from; "": each of modes.starts.
+      renoises: whether its rounds are requests to an API that adds noise to an image and samples from there, by the
+        last steps of its sampler. It runs at each of black_box_modes.last_steps and black_box_modes.rounds.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Attack:
     twin: bool = False
     searches: bool = False
     seeks_modes: bool = False
+    starts_from: str = ""
+    renoises: bool = False
 
     @property
     def guided(self) -> bool:
@@ -110,6 +114,11 @@ class Attack:
     def guide(self) -> str:
         """What guides it, in sentences."""
         return self.guide_phrase or self.phrase
+
+    @property
+    def needs_api_only(self) -> bool:
+        """Whether images that the model draws on request are all it needs of the model: no weights, no gradients."""
+        return not (self.twin or self.guided or (self.seeks_modes and not self.renoises))
 
     @property
     def data_free(self) -> bool:
@@ -223,6 +232,16 @@ _ENTRIES = (
         searches=True,
     ),
     Attack(
+        name="black_box_modes",
+        description="mode seeking by requests alone: in rounds, the model adds noise to an image and samples it",
+        phrase="black-box mode seeking",
+        colour=VERMILLION,
+        marker="D",
+        seeks_modes=True,
+        starts_from=PLAIN.name,
+        renoises=True,
+    ),
+    Attack(
         name="extrapolate",
         description="away from a weaker model: an earlier checkpoint, or a model of the target's own samples",
         phrase="extrapolation from a weaker model",
@@ -258,6 +277,19 @@ _ENTRIES = (
         control=True,
         twin=True,
         seeks_modes=True,
+        starts_from="twin",
+    ),
+    Attack(
+        name="black_box_modes_twin",
+        description="control: mode seeking by requests alone in a model trained alike on held-out images",
+        phrase="black-box mode seeking in the twin model",
+        colour=GREY,
+        marker="D",
+        control=True,
+        twin=True,
+        seeks_modes=True,
+        starts_from="twin",
+        renoises=True,
     ),
     Attack(
         name="oracle",
@@ -301,8 +333,9 @@ class Run:
       attack: its name.
       scale: the guidance scale; 0 without guidance. Of mode seeking, that of the run that it starts from.
       start: of mode seeking, the attack that it starts from, or NOISE; else "".
-      noise: of mode seeking, sigma of the first round; else 0.
+      noise: of mode seeking, sigma of the first round; 0 where an API adds the noise, and of other attacks.
       rounds: of mode seeking; else 0.
+      last_steps: of mode seeking by an API, the last steps of the sampler in each round; else 0.
     """
 
     attack: str
@@ -310,6 +343,7 @@ class Run:
     start: str = ""
     noise: float = 0.0
     rounds: int = 0
+    last_steps: int = 0
 
     @property
     def guided(self) -> bool:
@@ -322,6 +356,11 @@ class Run:
         return self.guided and not (get_attack(self.attack).adapted and self.scale == 1)
 
     @property
+    def round_calls(self) -> int:
+        """Calls of the network in all its rounds of mode seeking, for one image; else 0."""
+        return self.rounds * max(self.last_steps, 1)
+
+    @property
     def start_run(self) -> "Run | None":
         """The run whose images mode seeking starts from; None from noise, and for other attacks."""
         return Run(attack=self.start, scale=self.scale) if self.start not in ("", NOISE) else None
@@ -331,5 +370,5 @@ class Run:
         """For folders and tables: side_10, or modes_0.1x20_from_side_10."""
         if self.start:
             origin = self.start_run.name if self.start_run else self.start
-            return f"{self.attack}_{self.noise:g}x{self.rounds}_from_{origin}"
+            return f"{self.attack}_{self.last_steps or self.noise:g}x{self.rounds}_from_{origin}"
         return f"{self.attack}_{self.scale:g}" if self.guided else self.attack

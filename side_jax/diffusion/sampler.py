@@ -125,3 +125,20 @@ def sample_from(
 
         state, _ = jax.lax.scan(body, state, jax.tree.map(jnp.asarray, table[first:last]))
     return state.x
+
+
+def sample_again(denoise_fn: DenoiseFn, table: StepTable, x: jax.Array, keys: jax.Array) -> jax.Array:
+    """Adds noise to clean images, and samples from there: image to image (Meng et al. 2022, "SDEdit").
+
+    Args:
+      denoise_fn: as in sample_step.
+      table: the last steps of a sampler; the noise is that of the first of them.
+      x: float32 [b, ...].
+      keys: typed keys [b], other ones each time.
+
+    Returns:
+      float32 [b, ...].
+    """
+    first = table[0]
+    noised = first.signal * x + first.sigma * initial_noise(keys, x.shape[1:])
+    return sample_from(denoise_fn, table, noised, keys)

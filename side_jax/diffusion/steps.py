@@ -36,6 +36,13 @@ class StepTable:
     def __getitem__(self, index: int | slice) -> Step:
         return jax.tree.map(lambda array: array[index], self.steps)
 
+    def last(self, count: int) -> "StepTable":
+        """The last steps, for an x that no earlier step has made: a solver that looks back begins anew."""
+        rest = slice(self.num_steps - count, None)
+        steps = self[rest]
+        steps = dataclasses.replace(steps, extrapolation=steps.extrapolation * (np.arange(count) > 0))
+        return StepTable(steps=steps, guided=self.guided[rest])
+
     def segments(self, guided: bool) -> Iterator[tuple[int, int, bool]]:
         """Yields (start, stop, guided) for each run of steps that are all guided or all not.
 

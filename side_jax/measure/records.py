@@ -85,6 +85,10 @@ class Run(Record, frozen=True, kw_only=True):
         | UnsetType
     ) = UNSET
     rounds: Annotated[Count, Meta(description="of mode seeking")] | UnsetType = UNSET
+    last_steps: (
+        Annotated[AtLeastOne, Meta(description="of mode seeking by an API: the sampler's last steps, in each round")]
+        | UnsetType
+    ) = UNSET
     network_calls: (
         Annotated[
             AtLeastOne,
@@ -96,10 +100,18 @@ class Run(Record, frozen=True, kw_only=True):
         | UnsetType
     ) = UNSET
 
+    requests: (
+        Annotated[
+            AtLeastOne,
+            Meta(description="images asked of an API to have one image; absent for attacks that need more than an API"),
+        ]
+        | UnsetType
+    ) = UNSET
+
     @property
     def key(self) -> AttackRun:
         """The same run as the attacks' table has it; its name is that of the run's folder."""
-        values = {"start": self.start, "noise": self.noise_level, "rounds": self.rounds}
+        values = {"start": self.start, "noise": self.noise_level, "rounds": self.rounds, "last_steps": self.last_steps}
         chosen = {name: value for name, value in values.items() if value is not UNSET}
         return AttackRun(attack=self.attack, scale=self.guidance_scale, **chosen)
 

@@ -34,7 +34,7 @@ BATCH = 256  # on accelerators
 LEAST_PROBED = 8  # images of each side whose denoising loss is computed
 STEP = 4.0  # seconds that a step of a batch should take at most
 _UNITS = {"s": 1, "min": 60, "h": 3600}
-_SEEKING = tuple(name for name, attack in ATTACKS.items() if attack.seeks_modes and not attack.twin)
+_SEEKING = tuple(name for name, attack in ATTACKS.items() if attack.seeks_modes and attack.default)
 _SIDE = tuple(
     part for name, attack in ATTACKS.items() if attack.random_control for part in (name, attack.random_control)
 )
@@ -147,7 +147,7 @@ def planned(settings: Settings, workdir: Path, clock: Clock) -> float:
 
 def _least(settings: Settings, images: int, clock: Clock) -> float:
     """Seconds of the calls of the network alone."""
-    calls = images * sum(run.rounds or estimates.network_calls(settings, run) for run in settings.runs())
+    calls = images * sum(run.round_calls or estimates.network_calls(settings, run) for run in settings.runs())
     calls += settings.needs_synthetic * settings.synthesize.num_images * settings.sampler.num_steps
     step = clock.for_plan(settings).sampling_step(None).step
     return calls / settings.sampler.batch_size * step / jax.device_count()

@@ -107,8 +107,8 @@ def _attacked(row: Row, plain: Row | None) -> str:
         fewer = ", fewer than without it"
     result = f"{percent(row.ams)} match{compared}: {row.unique} members were matched{fewer}."
     if get_attack(row.attack).seeks_modes:
-        phrase = run_phrase(row)
-        return f"By {phrase}, at {row.network_calls} calls of the network for each image, {result}"
+        asked = "" if isinstance(row.requests, UnsetType) else f" and {row.requests} requests to an API"
+        return f"By {run_phrase(row)}, at {row.network_calls} calls of the network{asked} for each image, {result}"
     if get_attack(row.attack).searches:
         return f"By {run_phrase(row)}, with {row.n_generated:,} queries, {result}"
     return f"Guided by {get_attack(row.attack).guide} at its best scale ({row.guidance_scale:g}), {result}"

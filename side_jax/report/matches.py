@@ -38,7 +38,8 @@ def title(run: Run) -> str:
     key = run.key
     if key.start:
         origin = title(Run(attack=key.start, guidance_scale=key.scale)) if key.start_run else key.start
-        return f"{key.attack} from {origin}, noise {key.noise:g}, {key.rounds} rounds"
+        how = f"last {key.last_steps} steps" if key.last_steps else f"noise {key.noise:g}"
+        return f"{key.attack} from {origin}, {how}, {key.rounds} rounds"
     return run.attack + (f", scale {run.guidance_scale:g}" if run.guidance_scale else "")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import UNSET
 
-from side_jax.attacks.table import ATTACKS, PLAIN
+from side_jax.attacks.table import MODES, PLAIN
 from side_jax.measure.positive_control import PHRASES
 from side_jax.measure.records import Control, Results
 from side_jax.report.phrases import best, from_elsewhere, headline, listed, percent
@@ -90,11 +90,10 @@ def sure(results: Results, status: str, confidence: float) -> tuple[str, ...]:
             "little can miss it."
         )
     text += _seen(results.controls, headline(results)[0].metric)
-    missing = [attack.phrase for attack in ATTACKS.values() if attack.seeks_modes and not attack.control]
     ran = {row.attack for row in results.rows}
     if not any(from_elsewhere(row) for row in headline(results)):
-        if not any(ATTACKS[name].seeks_modes for name in ran if name in ATTACKS):
-            text.append(f"The strongest attack that is known here, {listed(missing)}, was not run.")
+        if MODES.name not in ran:
+            text.append(f"The strongest attack that is known here, {MODES.phrase}, was not run.")
     else:
         text.append(
             "Only these samples were looked at. An attacker who holds the model can draw more, and better, ones."

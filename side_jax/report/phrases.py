@@ -50,7 +50,8 @@ def run_phrase(run: Run) -> str:
     name, key = get_attack(run.attack).phrase, run.key
     if key.start:
         origin = run_phrase(Run(attack=key.start, guidance_scale=key.scale)) if key.start_run else "Gaussian noise"
-        return f"{name} from {origin} ({key.rounds} rounds at noise {key.noise:g})"
+        how = f"of the last {key.last_steps} steps" if key.last_steps else f"at noise {key.noise:g}"
+        return f"{name} from {origin} ({key.rounds} rounds {how})"
     return name + (f" at guidance scale {run.guidance_scale:g}" if run.guidance_scale else "")
 
 

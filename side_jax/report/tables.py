@@ -112,6 +112,10 @@ def _p(value: float | UnsetType) -> model.Cell:
     return _cell("< 0.0001" if value < 1e-4 else f"{value:.4f}", value)
 
 
+def _requests(count: int | UnsetType) -> model.Cell:
+    return _cell("no API", emphasis="faint") if isinstance(count, UnsetType) else _cell(f"{count:,}", count)
+
+
 def _excess(row: Row) -> model.Cell:
     if isinstance(row.excess, UnsetType):
         return _cell("none")
@@ -130,7 +134,8 @@ class Quantity(NamedTuple):
     cell: Callable[[Row], model.Cell]
 
 
-_CALLS = (Quantity("Calls", "number", lambda row: _cell(f"{row.network_calls:,}", row.network_calls)),)
+_CALLS = Quantity("Calls", "number", lambda row: _cell(f"{row.network_calls:,}", row.network_calls))
+_REQUESTS = Quantity("Requests", "number", lambda row: _requests(row.requests))
 _FOUND = (
     Quantity("Matched (AMS)", "rate", lambda row: _cell(share(row.members), row.ams, "strong")),
     Quantity("Held-out matched", "rate", lambda row: _cell(share(row.heldout), row.heldout_ams)),
@@ -169,11 +174,14 @@ def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], first: 
       first: whether what each attack is stands below it, once on a page.
     """
     known = any(not isinstance(row.network_calls, UnsetType) for row in rows)
-    columns = [*(_CALLS if known else ()), *_FOUND, *(_beside(name, of) for name, of in others.items())]
+    differ = any(not isinstance(row.requests, UnsetType) and row.requests > 1 for row in rows)
+    costs = [_CALLS] * known + [_REQUESTS] * differ
+    columns = [*costs, *_FOUND, *(_beside(name, of) for name, of in others.items())]
     several = len({row.guidance_scale for row in rows if row.guidance_scale}) > 1
     note = "Taking the best of several scales favours the guided attacks a little: read the whole table. " * several
+    named = (ATTACKS[name] for name in dict.fromkeys(row.attack for row in rows) if name in ATTACKS)
     note += "; ".join(
-        f"{name}: {ATTACKS[name].description}" for name in dict.fromkeys(row.attack for row in rows) if name in ATTACKS
+        f"{one.name}: {one.description}{', needs only an API' if one.needs_api_only else ''}" for one in named
     )
     caption = f"{'Attacks' if has_scales(rows) else 'Matches'} by {metric} below {rows[0].band[1]:.3g}"
     ends = {name: of[0].band[1] for name, of in ({metric: rows} | others).items()}

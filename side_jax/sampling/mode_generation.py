@@ -12,6 +12,7 @@ from side_jax.devices import placement
 from side_jax.diffusion import mode_seeking, sampler
 from side_jax.diffusion.pixel_range import to_float, to_uint8
 from side_jax.diffusion.schedule import Schedule
+from side_jax.diffusion.steps import StepTable
 from side_jax.sampling.generation import ApplyFn, Generator
 
 Starts = Callable[[np.ndarray], np.ndarray]  # global indices int64 [n] -> images uint8 [n, h, w, c]
@@ -72,18 +73,64 @@ class ModeProgram:
         self.call = placement.pmap_batch(seek, batched=(False, False, False, True, True))
 
 
+class RequestProgram:
+    """The compiled rounds of an API that adds noise to an image and samples from there; their number is traced.
+
+    What goes in and out of every round are images, as of any other request: uint8, decoded.
+
+    Attributes:
+      batch_size: images per batch.
+      shape: of one image, (height, width, channels).
+    """
+
+    def __init__(
+        self,
+        *,
+        denoise: ApplyFn,
+        encode: Callable[[Any, jax.Array], jax.Array] = lambda params, images: images,
+        decode: Callable[[Any, jax.Array], jax.Array] = lambda params, x: x,
+        table: StepTable,
+        shape: tuple[int, int, int],
+        batch_size: int,
+    ):
+        """Prepares the compiled function.
+
+        Args:
+          denoise: the DPM, (params, x_t, t, indices) -> its prediction, of the table's prediction type.
+          encode: (params, images float32 in [-1, 1]) -> what the model would sample for them.
+          decode: (params, what it sampled) -> images in about [-1, 1].
+          table: of the last steps of the sampler.
+          shape: (height, width, channels) of one image.
+          batch_size: images per batch; divisible by the number of local devices.
+        """
+        self.batch_size, self.shape = batch_size, shape
+
+        def seek(params: Any, base: jax.Array, given: tuple, index: jax.Array, images: jax.Array) -> jax.Array:
+            key, rounds = given  # a key of its own: `base` has drawn the noise that the images were sampled from
+
+            def request(number: jax.Array, images: jax.Array) -> jax.Array:
+                draws = sampler.sample_keys(jax.random.fold_in(key, number), index)
+                x = encode(params, to_float(images))
+                sampled = sampler.sample_again(lambda x, t: denoise(params, x, t, index), table, x, draws)
+                return to_uint8(decode(params, sampled))
+
+            return jax.lax.fori_loop(0, rounds, request, images)
+
+        self.call = placement.pmap_batch(seek, batched=(False, False, False, True, True))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ModeGenerator:
     """Generates the images of given global indices, as generation.Generator does; an index always gives the same image.
 
     Attributes:
       program: the compiled rounds.
-      noise_levels: float32 [rounds], sigma of each round.
+      rounds: float32 [rounds], sigma of each round; of a RequestProgram, (typed key, int32 number of rounds).
       starts: the images to start from; None: the program starts from noise.
     """
 
-    program: ModeProgram
-    noise_levels: np.ndarray
+    program: ModeProgram | RequestProgram
+    rounds: Any
     starts: Starts | None = None
 
     @property
@@ -95,7 +142,7 @@ class ModeGenerator:
         """As generation.Generator.dispatch; labels and scale have acted on the starting images, and are ignored."""
         given = self.starts(index) if self.starts else np.zeros((len(index), *self.program.shape), np.uint8)
         parts = placement.split(self.batch_size, np.asarray(index, np.uint32), given)
-        return self.program.call(params, base, self.noise_levels, *parts)
+        return self.program.call(params, base, self.rounds, *parts)
 
     def __call__(self, params: Any, base: jax.Array, index: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
         """Images uint8 [n, h, w, c] of the global indices [n], n at most batch_size."""

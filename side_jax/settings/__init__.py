@@ -18,7 +18,7 @@ from side_jax.memorization.metrics import METRICS
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
-from side_jax.settings.extraction import Adapters, BlackBox, Extract, Modes, Sampler, Weak
+from side_jax.settings.extraction import Adapters, BlackBox, BlackBoxModes, Extract, Modes, Sampler, Weak
 from side_jax.settings.target import OBJECT, OWN, Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 from side_jax.settings.track import Track
 
@@ -72,6 +72,7 @@ class Settings:
     extract: Extract = Extract()
     modes: Modes = Modes()
     black_box: BlackBox = BlackBox()
+    black_box_modes: BlackBoxModes = BlackBoxModes()
     weak: Weak = Weak()
     adapters: Adapters = Adapters()
     evaluate: Evaluate = Evaluate()
@@ -148,7 +149,7 @@ class Settings:
 
     def runs(self) -> list[Run]:
         """Every run of every attack."""
-        return self.extract.runs(self.modes, self.adapters)
+        return self.extract.runs(self.modes, self.black_box_modes, self.adapters)
 
     @property
     def uses_features(self) -> bool:
@@ -214,10 +215,14 @@ class Settings:
         members, heldout = self.data.counts
         need = f"without those of the twin, which needs as many held-out images as members ({members})"
         check(not self.extract.needs_twin or heldout >= members, "data.num_heldout", heldout, need)
-        lonely = self.extract.needs_twin and TWIN.name not in attacks
-        need = f"with {TWIN.name}, from whose images mode seeking in the twin starts"
-        check(not lonely, "extract.attacks", attacks, need)
-        if not any(ATTACKS[attack].seeks_modes for attack in attacks):
+        for attack in attacks:
+            start = ATTACKS[attack].starts_from
+            need = f"with {start}, from whose images {attack} starts"
+            check(start in ("", *attacks), "extract.attacks", attacks, need)
+        if any(ATTACKS[attack].renoises for attack in attacks):
+            steps, need = self.black_box_modes.last_steps, f"at most sampler.num_steps ({self.sampler.num_steps})"
+            check(max(steps) <= self.sampler.num_steps, "black_box_modes.last_steps", steps, need)
+        if not any(ATTACKS[attack].seeks_modes and not ATTACKS[attack].renoises for attack in attacks):
             return
         missing = [start for start in modes.starts if start not in (NOISE, *attacks)]
         need = f"among extract.attacks ({', '.join(attacks)}) or {NOISE}: mode seeking starts from their images"

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from side_jax.attacks.table import ATTACKS, NOISE, PLAIN, TWIN, Run, known_classifiers
+from side_jax.attacks.table import ATTACKS, NOISE, PLAIN, Run, known_classifiers
 from side_jax.diffusion.guidance import FORMS
 from side_jax.diffusion.schedule import SPACINGS
 from side_jax.diffusion.solvers import SOLVERS, VARIANCES
@@ -126,10 +126,10 @@ class Extract:
         """Whether a classifier learns from the members' own labels."""
         return "members" in self.sources
 
-    def runs(self, modes: "Modes", adapters: "Adapters") -> list[Run]:
+    def runs(self, modes: "Modes", black_box_modes: "BlackBoxModes", adapters: "Adapters") -> list[Run]:
         """One run for every attack and guidance scale; unguided sampling is a single run.
 
-        Mode seeking has one for every run that it starts from, noise level and number of rounds; these come last.
+        Mode seeking has one for every run that it starts from and for each of its recipes; these come last.
         """
         sampled: list[Run] = []
         for attack in ATTACKS.values():
@@ -140,12 +140,11 @@ class Extract:
         starts = [(run.attack, run.scale) for run in sampled if run.attack in modes.starts]
         starts += [(NOISE, 0.0)] if NOISE in modes.starts else []
         return sampled + [
-            Run(attack=name, scale=scale, start=start, noise=noise, rounds=rounds)
+            Run(attack=name, scale=scale, start=start, **recipe)
             for name, attack in ATTACKS.items()
             if name in self.attacks and attack.seeks_modes
-            for start, scale in ([(TWIN.name, 0.0)] if attack.twin else starts)
-            for noise in modes.noise_levels
-            for rounds in modes.rounds
+            for start, scale in ([(attack.starts_from, 0.0)] if attack.starts_from else starts)
+            for recipe in (black_box_modes if attack.renoises else modes).recipes
         ]
 
 
@@ -244,3 +243,32 @@ class Modes:
         check(0 < self.relaxation < 2, "modes.relaxation", self.relaxation, "above 0 and below 2")
         ok = self.relaxation == 1 or not self.anderson
         check(ok, "modes.relaxation", self.relaxation, "1 with modes.anderson, which chooses its own factor")
+
+    @property
+    def recipes(self) -> list[dict[str, Any]]:
+        """What the runs from one start differ in."""
+        return [{"noise": noise, "rounds": rounds} for noise in self.noise_levels for rounds in self.rounds]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlackBoxModes:
+    """Mode seeking through an API that samples from a noised image (the attack `black_box_modes`), from plain samples.
+
+    An image takes one request for its start and one for each round; a round takes `last_steps` calls of the network.
+    """
+
+    # Steps of the sampler in a round, its last ones; the noise that is added is that of the first of them.
+    last_steps: tuple[int, ...] = (2,)
+    rounds: tuple[int, ...] = (5,)  # numbers of rounds
+
+    def __post_init__(self) -> None:
+        for name in ("last_steps", "rounds"):
+            values = getattr(self, name)
+            ok = len(values) >= 1 and len(set(values)) == len(values)
+            check(ok, f"black_box_modes.{name}", values, "one or more different values")
+            check(min(values) >= 1, f"black_box_modes.{name}", values, "at least 1")
+
+    @property
+    def recipes(self) -> list[dict[str, Any]]:
+        """What the runs differ in."""
+        return [{"last_steps": steps, "rounds": rounds} for steps in self.last_steps for rounds in self.rounds]

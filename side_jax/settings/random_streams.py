@@ -33,6 +33,7 @@ STREAMS = {
     "search": 28,
     "surrogate/side_lora": 26,
     "label spread": 29,
+    "requests": 30,
 }
 
 

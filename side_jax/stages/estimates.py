@@ -112,8 +112,8 @@ def training(work: Unit, fit: Fit, step: Callable[[Clock], Timing], clock: Clock
 def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None, clock: Clock) -> Cost:
     """The cost of generating the missing or damaged shards of a run; None: of plain sampling.
 
-    A round of mode seeking costs a step of plain sampling; the classifier of a search, which sees an image once, is not
-    counted.
+    A call of the network in mode seeking costs a step of plain sampling; the classifier of a search, which sees an
+    image once, is not counted.
     """
     usable = work.begun()  # files of other settings do not count
     todo = [part for part in parts if not (usable and part.intact(thorough=False))]
@@ -121,7 +121,7 @@ def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run
     if not todo:
         return _DONE
     if run and run.rounds:
-        steps = [(run.rounds, clock.sampling_step(None))]
+        steps = [(run.round_calls, clock.sampling_step(None))]
     else:
         attack = ATTACKS[run.attack] if run else None
         segments = _segments(settings, run)
@@ -202,12 +202,17 @@ def network_calls(settings: Settings, run: Run) -> int:
     evaluations in one step are one, as they are when compiled. Those of a guiding classifier are not counted.
     """
     if run.rounds:
-        return run.rounds + (network_calls(settings, run.start_run) if run.start_run else 0)
+        return run.round_calls + (network_calls(settings, run.start_run) if run.start_run else 0)
     attack, calls = ATTACKS[run.attack], 0
     for start, stop, guided in _segments(settings, run):
         each = 1 + guided * (2 * attack.at_x0 + attack.own_labels + attack.weak + attack.adapted)
         calls += (stop - start) * each
     return calls
+
+
+def requests(run: Run) -> int | None:
+    """How many images a run asks an API for, to have one: those that it starts from and each round; None: it can't."""
+    return 1 + run.rounds if ATTACKS[run.attack].needs_api_only else None
 
 
 def image_bytes(settings: Settings, work: Unit, parts: list[shards.Shard]) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -118,9 +119,13 @@ def _divergence(
 
 def _record(settings: Settings, run: Run) -> records.Run:
     """A run as results.json has it."""
-    seeking = {"start": run.start, "noise_level": run.noise, "rounds": run.rounds} if run.start else {}
-    calls = estimates.network_calls(settings, run)
-    return records.Run(attack=run.attack, guidance_scale=run.scale, network_calls=calls, **seeking)
+    known: dict[str, Any] = {"network_calls": estimates.network_calls(settings, run)}
+    if requests := estimates.requests(run):
+        known["requests"] = requests
+    if run.start:
+        known |= {"start": run.start, "rounds": run.rounds}
+        known |= {"last_steps": run.last_steps} if run.last_steps else {"noise_level": run.noise}
+    return records.Run(attack=run.attack, guidance_scale=run.scale, **known)
 
 
 def _fittest(units: list[tuple[Run, work_units.Unit]]) -> dict[str, list[int]]:

@@ -32,7 +32,7 @@ def run(settings: Settings, workdir: Path) -> None:
         parts = stage_table.extracted_shards(settings, work)
         program, params, classes = load(attack_run.attack, attack_run.steered)
         labels = generation.target_labels(base, count, classes) if classes else np.full(count, -1, np.int32)
-        sampler = program or _mode_generator(settings, attack_run, dict(works), spread())
+        sampler = program or _mode_generator(settings, attack_run, dict(works), spread)
         if isinstance(sampler, SearchProgram):
             sampler = _search(settings, sampler, classes, parts)
             labels = sampler.labels(np.arange(count))
@@ -89,10 +89,15 @@ def _search(settings: Settings, program: SearchProgram, classes: int, parts: lis
     return builders.build_search(program, settings.black_box, key, classes, stored)
 
 
-def _mode_generator(settings: Settings, attack_run: Run, units: dict[Run, Unit], spread: float) -> ModeGenerator:
+def _mode_generator(
+    settings: Settings, attack_run: Run, units: dict[Run, Unit], spread: Callable[[], float]
+) -> ModeGenerator:
     """The generator of a run of mode seeking, from the images of the run that it starts from."""
-    starts = None
+    starts, rounds = None, attack_run.rounds
     if attack_run.start_run:
         starts = functools.partial(shards.pick, stage_table.extracted_shards(settings, units[attack_run.start_run]))
-    levels = builders.mode_noise_levels(settings, attack_run.noise, attack_run.rounds, spread)
+    if starts and attack_run.last_steps:
+        key = random_streams.stream_key(settings, "requests")
+        return builders.build_request_generator(settings, attack_run.last_steps, rounds, key, starts)
+    levels = builders.mode_noise_levels(settings, attack_run.noise, rounds, spread())
     return builders.build_mode_generator(settings, levels, starts)

@@ -58,7 +58,7 @@ def _extract(settings: Settings, one: stage_table.Work) -> Amounts:
     assert run
     images = _images(one.unit, stage_table.extracted_shards(settings, one.unit))
     # The images that mode seeking starts from are another unit's.
-    amounts = {NETWORK: images * (run.rounds or estimates.network_calls(settings, run))}
+    amounts = {NETWORK: images * (run.round_calls or estimates.network_calls(settings, run))}
     if ATTACKS[run.attack].searches:
         amounts[CLASSIFIER] = float(images)
     elif not run.rounds and ATTACKS[run.attack].classifier:

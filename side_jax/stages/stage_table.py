@@ -188,8 +188,10 @@ def extraction_units(settings: Settings, workdir: Path) -> list[tuple[Run, Unit]
 def _seeking_settings(settings: Settings, run: Run, units: Mapping[Run, Unit]) -> dict[str, Any]:
     """What a run of mode seeking depends on, the run that it starts from among the rest."""
     start = units[run.start_run].fingerprint if run.start_run else run.start
-    rounds = {key: getattr(settings.modes, key) for key in _ROUNDS}
-    return {"relative_noise": run.noise, "rounds": run.rounds, "start": start} | rounds
+    own: dict[str, Any] = {"rounds": run.rounds, "start": start}
+    if run.last_steps:
+        return own | {"last_steps": run.last_steps}
+    return own | {"relative_noise": run.noise} | {key: getattr(settings.modes, key) for key in _ROUNDS}
 
 
 def _sampling_settings(settings: Settings, run: Run, workdir: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _run_target(settings: Settings, workdir: Path) -> None:
 def _checked_spread(settings: Settings, spread: float) -> float:
     """The spread; raises InputError if mode seeking has no such noise, before anything is trained."""
     for run in settings.runs():
-        if run.rounds:
+        if run.noise:
             builders.mode_noise_levels(settings, run.noise, run.rounds, spread)
     return spread
 

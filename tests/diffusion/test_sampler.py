@@ -286,3 +286,33 @@ def test_guidance_acts_in_its_interval_alone():
         now = step(table[i], now, keys, schedule, by if 3 <= i < 7 else None)
     np.testing.assert_allclose(guided, now.x, rtol=1e-5, atol=1e-6)
     assert np.isnan(of_everywhere).all()
+
+
+def by_hand(schedule, num_steps, count, solver):
+    """(signal, factor): image to image by the last steps maps x to MEAN + factor (signal (x - MEAN) + sigma z)."""
+    t = step_table(schedule, num_steps).steps.t[num_steps - count :]
+    a = np.sqrt(np.append(schedule.alpha_bar[t], 1.0))
+    sigma, half_snr = np.sqrt(1 - a**2), np.log(a[:-1] / np.sqrt(1 - a[:-1] ** 2))
+    away, before = 1.0, 0.0  # of x_t and of the last x0_hat, from their means
+    for i in range(count):
+        x0 = away * a[i] * STD**2 / (a[i] ** 2 * STD**2 + sigma[i] ** 2)
+        ahead = x0
+        if solver == "dpmpp_2m" and 0 < i < count - 1:
+            ahead += (half_snr[i + 1] - half_snr[i]) / (half_snr[i] - half_snr[i - 1]) / 2 * (x0 - before)
+        away, before = a[i + 1] * ahead + sigma[i + 1] * (away - a[i] * ahead) / sigma[i], x0
+    return a[0], away
+
+
+@pytest.mark.parametrize(("solver", "count"), [("ddim", 1), ("ddim", 3), ("dpmpp_2m", 4), ("ddim", 10)])
+def test_image_to_image_is_affine_on_gaussian_data(solver, count):
+    """Each image by its own noise, and the law of all; by all steps, hardly anything of the image is left."""
+    table = step_table(FEW, 10, clip=False, solver=solver).last(count)
+    keys, now = begun(4, 4096)
+    x = 0.7 + 0.2 * noise(4096)
+    found = np.asarray(jax.jit(lambda x: sampler.sample_again(exact_denoiser(FEW), table, x, keys))(x))
+    signal, factor = by_hand(FEW, 10, count, solver)
+    sigma = np.sqrt(1 - signal**2)
+    np.testing.assert_allclose(found, MEAN + factor * (signal * (x - MEAN) + sigma * np.asarray(now.x)), atol=3e-5)
+    np.testing.assert_allclose(found.mean(), MEAN + factor * signal * (0.7 - MEAN), atol=0.01)
+    np.testing.assert_allclose(found.std(), factor * np.hypot(signal * 0.2, sigma), rtol=0.02)
+    assert (factor * signal < 0.05) == (count == 10)

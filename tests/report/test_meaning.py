@@ -61,6 +61,8 @@ def test_an_audit_without_the_strongest_attack_says_so():
     missing = "The strongest attack that is known here, mode seeking, was not run."
     assert missing in said(PLAIN, SIDE)[2]
     assert missing not in said(PLAIN, matched("modes", 200, 0.0, **SEEKING))[2]
+    by_api = SEEKING | {"last_steps": 2, "requests": 6}
+    assert missing in said(PLAIN, matched("black_box_modes", 200, 0.0, **by_api))[2]
 
 
 def test_members_that_could_not_be_tested_are_counted():

@@ -24,7 +24,7 @@ def denoise(params, x, t, index):
 def generator(starts, **options):
     options |= {"from_noise": starts is None}
     program = ModeProgram(denoise=denoise, schedule=SCHEDULE, shape=(2, 2, 1), batch_size=16, **options)
-    return ModeGenerator(program=program, noise_levels=LEVELS, starts=starts)
+    return ModeGenerator(program=program, rounds=LEVELS, starts=starts)
 
 
 @pytest.mark.parametrize("noise", [False, True])
@@ -56,5 +56,5 @@ def test_another_noise_level_compiles_nothing(compiled):
     one(PARAMS, BASE, INDEX, LABELS, 0.0)
     assert compiled
     compiled.clear()
-    ModeGenerator(program=one.program, noise_levels=2 * LEVELS, starts=one.starts)(PARAMS, BASE, INDEX, LABELS, 0.0)
+    ModeGenerator(program=one.program, rounds=2 * LEVELS, starts=one.starts)(PARAMS, BASE, INDEX, LABELS, 0.0)
     assert not compiled

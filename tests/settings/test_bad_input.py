@@ -250,6 +250,23 @@ VALUES = [
         "extract.num_images is 1499",
         "at least 1500 with black_box",
     ),
+    ({"black_box_modes.last_steps": "(0,)"}, "black_box_modes.last_steps is (0,)", "at least 1"),
+    ({"black_box_modes.rounds": "(0,)"}, "black_box_modes.rounds is (0,)", "at least 1"),
+    ({"black_box_modes.rounds": "()"}, "black_box_modes.rounds is ()", "one or more different values"),
+    (
+        {
+            "extract.attacks": "('unconditional','black_box_modes')",
+            "sampler.num_steps": 4,
+            "black_box_modes.last_steps": "(2,5)",
+        },
+        "black_box_modes.last_steps is (2, 5)",
+        "at most sampler.num_steps (4)",
+    ),
+    (
+        {"extract.attacks": "('black_box_modes',)"},
+        "extract.attacks is ('black_box_modes',)",
+        "with unconditional, from whose images black_box_modes starts",
+    ),
     ({"label.rounds": -1}, "label.rounds is -1", "at least 0"),
     ({"label.noise": 0.0}, "label.noise is 0.0", "above 0"),
     ({"adapters.rank": -1}, "adapters.rank is -1", "at least 0"),

@@ -213,19 +213,6 @@ def test_recipes_are_scored_as_runs_are(finished):
         )
 
 
-def test_an_api_that_adds_noise_samples_from_there(finished):
-    """By all steps of the sampler it starts from noise alone; by the last one, near the image."""
-    own, workdir = finished
-    bench = benchmark.SearchBench(workdir)
-    images = images_of(own, workdir)["images"]
-    with jax.numpy_dtype_promotion("standard"):
-        whole = [bench.renoised(given, own.sampler.num_steps, 1).astype(int) for given in (images, images[::-1])]
-        last = bench.renoised(images, 1, 1).astype(int)
-    near = np.abs(last - images).mean()
-    assert np.abs(whole[0] - whole[1]).mean() < 0.3 * np.abs(whole[0] - images).mean()
-    assert 1 < near < np.abs(whole[0] - images).mean()
-
-
 def test_the_rule_is_the_one_of_the_docs():
     """Most members; near ones by AMS; none that matches too many held-out images on any seed."""
     found = {

@@ -32,6 +32,7 @@ import suspects as benchmark
 
 KINDS = ["clique", "variance", "score_norm", "confidence"]
 BLIND = {"unconditional", "side", "side_random", "side_shuffled", "modes", "black_box", "extrapolate", "side_lora"}
+BLIND |= {"black_box_modes"}
 
 
 def rank(workdir, **overrides):

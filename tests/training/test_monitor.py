@@ -115,7 +115,7 @@ class Seeker:
         self.starts = []
 
     def generator(self, samples):
-        return ModeGenerator(program=self, noise_levels=np.ones(1), starts=lambda index: samples[index])
+        return ModeGenerator(program=self, rounds=np.ones(1), starts=lambda index: samples[index])
 
     def call(self, params, base, levels, index, images):
         index = np.asarray(index).ravel()
