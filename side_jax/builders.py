@@ -23,7 +23,7 @@ from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, Starts
-from side_jax.sampling.noise_search import NoiseSearch, SearchProgram, Stored, targets
+from side_jax.sampling.genetic_search import GeneticSearch, SearchProgram, Stored, targets
 from side_jax.settings import BlackBox, Diffusion, Evaluate, Modes, Sampler, Settings
 from side_jax.settings.checks import check
 from side_jax.settings.target import OBJECT
@@ -431,7 +431,7 @@ def build_search_program(settings: Settings, classifier: Classifier) -> SearchPr
     )
 
 
-def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes: int, stored: Stored) -> NoiseSearch:
+def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes: int, stored: Stored) -> GeneticSearch:
     """The black-box search with its settings.
 
     Args:
@@ -439,12 +439,12 @@ def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes:
       own: the settings.
       key: the typed key of the classes that are looked for, and of parents and children.
       classes: of the classifier.
-      stored: see NoiseSearch.
+      stored: see GeneticSearch.
     """
     order = Order(searches=own.searches, population=own.population)
     rates = Rates(parents=own.parents, crossover=own.crossover, mutation=own.mutation)
     chosen = targets(key, own.searches, classes)
-    return NoiseSearch(program, order, rates, targets=chosen, key=key, stored=stored)
+    return GeneticSearch(program, order, rates, targets=chosen, key=key, stored=stored)
 
 
 def build_metrics(evaluate: Evaluate) -> list[Metric]:

@@ -84,7 +84,7 @@ class SearchProgram:
         self.draw, self.fitness = in_batches(draw), in_batches(fitness)
 
 
-class NoiseSearch:
+class GeneticSearch:
     """Generates the images of given global indices, as generation.Generator does; an index always gives the same image.
 
     What is asked for in order is generated once. What comes before it is taken from what is stored, and generated where

@@ -12,7 +12,7 @@ from side_jax.diffusion.schedule import make_schedule
 from side_jax.diffusion.steps import step_table
 from side_jax.errors import InputError
 from side_jax.sampling import generation, shards
-from side_jax.sampling.noise_search import NoiseSearch, SearchProgram, targets
+from side_jax.sampling.genetic_search import GeneticSearch, SearchProgram, targets
 
 SHAPE, CLASSES = (2, 2, 1), 4
 TABLE = step_table(make_schedule("linear", 100, 1e-3, 0.2), 3)
@@ -42,7 +42,7 @@ def nothing(index):
 
 def search(compiled, stored=nothing):
     options = {"targets": np.asarray([1, 3], np.int32), "key": KEY, "stored": stored}
-    return NoiseSearch(compiled, ORDER, RATES, **options)
+    return GeneticSearch(compiled, ORDER, RATES, **options)
 
 
 def whole(one, count=COUNT, batch_size=16):
