@@ -22,8 +22,8 @@ from side_jax.devices.preemption import Preemption
 from side_jax.errors import InputError, StoppedError
 from side_jax.progress import progress
 from side_jax.sampling.generation import Generator
-from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.sampling.genetic_search import GeneticSearch
+from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)

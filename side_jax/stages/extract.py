@@ -10,8 +10,8 @@ import numpy as np
 from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Run
 from side_jax.sampling import generation, shards
-from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.sampling.genetic_search import GeneticSearch, SearchProgram
+from side_jax.sampling.mode_generation import ModeGenerator
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import fit_adapters, stage_inputs, stage_table
 from side_jax.workdir import work_units
@@ -48,6 +48,7 @@ def run(settings: Settings, workdir: Path) -> None:
         content = {"attack": attack_run.attack, "guidance_scale": attack_run.scale, "index_range": [0, count]}
         if isinstance(sampler, GeneticSearch):
             content["best_of_generation"] = sampler.best(params, base, count)
+            content["genome"] = settings.search_genome
         work.finish([part.path for part in parts], **content)
     work_units.finish_stage(workdir, "extract", [work for _, work in works])
 
