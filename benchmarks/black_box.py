@@ -10,10 +10,12 @@ members (and of each workdir), AMS against held-out images, the same of the fitt
 members by RMSE and by d1 / d2, and the share of images that the classifier gives the target class. With --modes, the
 images are also taken to modes, by the audit's recipe. With --api, plain samples are taken to modes by an API that takes
 an image, adds noise and samples from there: as many as the calls of the network for so many queries pay for. The
-last lines apply the rules of docs/results_black_box.md. Choose on seeds that no table of results uses.
+last lines apply the rules of docs/results_black_box.md. Of conditional targets there is also plain sampling by their
+labels, with the fittest of each 50, and --genomes says what is searched. Choose on seeds that no table of results uses.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -30,9 +32,10 @@ from side_jax.diffusion import sampler
 from side_jax.diffusion.pixel_range import to_float, to_uint8
 from side_jax.errors import InputError
 from side_jax.memorization.matching import match
+from side_jax.sampling import generation
 from side_jax.sampling.mode_generation import draw
 from side_jax.settings import random_streams
-from side_jax.settings.extraction import BlackBox
+from side_jax.settings.extraction import GENOMES, LABEL, BlackBox
 from side_jax.stages import stage_inputs
 
 HELDOUT_AT_MOST = 0.5  # percent of the images that may match held-out images
@@ -49,22 +52,43 @@ class SearchBench(Bench):
         attack = next(attack for attack in ATTACKS.values() if attack.searches)
         classifier, guide = stage_inputs.load_classifier(self.settings, workdir, attack.classifier)
         self._classes, self._params = classifier.num_classes, self._params | guide
-        self._program = builders.build_search_program(self.settings, classifier)
+        self.genome, self.program = (
+            self.settings.search_genome,
+            functools.cache(functools.partial(self._of, classifier)),
+        )
         self._key = random_streams.stream_key(self.settings, "search")
 
     def plain(self, count: int) -> np.ndarray:
         """So many plain samples."""
         return draw(builders.build_generator(self.settings), self._params, self._base, count)
 
+    def _of(self, classifier, genome: str):
+        """The compiled parts of a search over something."""
+        own = dataclasses.replace(self.settings.black_box, genome=genome)
+        return builders.build_search_program(dataclasses.replace(self.settings, black_box=own), classifier)
+
+    def of_labels(self, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+        """So many samples of the target's own labels, drawn as classifier-free guidance draws them; as `search`."""
+        labels = self.settings.condition.num_labels
+        drawn = generation.target_labels(self._base, count, labels)
+        genomes = np.sqrt(np.float32(labels)) * np.eye(labels, dtype=np.float32)[drawn]
+        program, index = self.program(LABEL), np.arange(count, dtype=np.uint32)
+        images = program.draw((self._params, self._base), index, genomes)
+        one = builders.build_search(program, recipe := BlackBox(), self._key, self._classes, _nothing)
+        fitness = program.fitness(self._params, images, one.labels(index))
+        starts = range(0, count, size := recipe.population)
+        return images, [start + int(fitness[start : start + size].argmax()) for start in starts], fitness > 0
+
     def search(self, recipe: BlackBox, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
         """(the images; the indices of the fittest of each generation; whether each image is of its target class)."""
-        one = builders.build_search(self._program, recipe, self._key, self._classes, _nothing)
+        program = self.program(recipe.genome)
+        one = builders.build_search(program, recipe, self._key, self._classes, _nothing)
         # By generations, so that no batch has to be cut.
         starts = range(0, count, size := recipe.searches * recipe.population)
         parts = [np.arange(start, min(start + size, count)) for start in starts]
         images = np.concatenate([one(self._params, self._base, part, part, 0.0) for part in parts])
         labels = one.labels(np.arange(count))
-        hit = self._program.fitness(self._params, images, labels) > 0
+        hit = program.fitness(self._params, images, labels) > 0
         return images, one.best(self._params, self._base, count), hit
 
     def modes(self, images: np.ndarray) -> np.ndarray:
@@ -130,7 +154,8 @@ def row(name: str, values: list[list[float]], best: list[list[float]], hits: lis
 def name_of(recipe: BlackBox) -> str:
     """A recipe in words."""
     many = "1 search" if recipe.searches == 1 else f"{recipe.searches} searches"
-    return f"{many}, {recipe.parents} parents, crossover {recipe.crossover:g}, mutation {recipe.mutation:g}"
+    rates = f"{recipe.parents} parents, crossover {recipe.crossover:g}, mutation {recipe.mutation:g}"
+    return f"{many}{' over labels' if recipe.genome == LABEL else ''}, {rates}"
 
 
 def chosen(found: dict[str, list[list[float]]]) -> str:
@@ -158,6 +183,7 @@ def main() -> None:
     parser.add_argument("--parents", nargs="+", type=int, default=[default.parents])
     parser.add_argument("--crossovers", nargs="+", type=float, default=[default.crossover])
     parser.add_argument("--mutations", nargs="+", type=float, default=[default.mutation])
+    parser.add_argument("--genomes", nargs="+", choices=GENOMES, help="what is searched; by default as the audits do")
     parser.add_argument("--modes", action="store_true", help="also take all images to modes, by the audit's recipe")
     parser.add_argument(
         "--api", nargs="+", default=[], metavar="STEPSxROUNDS", help="also take plain samples to modes so"
@@ -179,10 +205,14 @@ def main() -> None:
         sought[name] = show(name, benches, images, options, paid=paid)
     if sought:
         print(f"\nBy the rule, at the calls of {most:,} queries: {chosen(sought)}\n")
-    grid = itertools.product(options.searches, options.parents, options.crossovers, options.mutations)
+    if benches[0].genome == LABEL:
+        done = [bench.of_labels(most) for bench in benches]
+        show("the target's labels", benches, [one[0] for one in done], options, done)
+    genomes = options.genomes or [benches[0].genome]
+    grid = itertools.product(genomes, options.searches, options.parents, options.crossovers, options.mutations)
     found = {}
     for values in grid:
-        recipe = BlackBox(**dict(zip(("searches", "parents", "crossover", "mutation"), values, strict=True)))
+        recipe = BlackBox(**dict(zip(("genome", "searches", "parents", "crossover", "mutation"), values, strict=True)))
         done = [bench.search(recipe, most) for bench in benches]
         found[name_of(recipe)] = show(name_of(recipe), benches, [one[0] for one in done], options, done)
     print(f"\nBy the rule, at {most:,} queries: {chosen(found)}")

@@ -23,7 +23,7 @@ from side_jax.errors import InputError
 from side_jax.measure import records
 from side_jax.models.classifier import log_probs
 from side_jax.pipeline.saved_config import saved_config
-from side_jax.sampling import shards
+from side_jax.sampling import generation, shards
 from side_jax.settings import Condition, Settings, random_streams
 from side_jax.settings.extraction import BlackBox, Extract
 from side_jax.settings.target import OWN
@@ -239,6 +239,28 @@ def test_of_a_conditional_target_label_embeddings_are_searched(conditional):
     assert np.abs(found[:12] - np.asarray(expected, int)).max() <= 1
     plain = images_of(own, workdir, Run(attack="unconditional"))["images"].astype(int)
     assert np.abs(found[:12] - plain[:12]).mean() > 0.5
+
+
+def test_the_benchmark_searches_labels_and_samples_them(conditional):
+    """The run's own images; and those of the labels are guidance's at scale 1, up to rounding."""
+    own, workdir = conditional
+    bench = benchmark.SearchBench(workdir)
+    guided = builders.build_generator(own, own_labels=True, sampler=own.guided_sampler)
+    params, base = (
+        {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]},
+        random_streams.stream_key(own, "extract"),
+    )
+    labels = generation.target_labels(base, 64, 3)
+    with jax.numpy_dtype_promotion("standard"):
+        images, best, _ = bench.search(dataclasses.replace(own.black_box, genome="label"), 64)
+        sampled, fittest, hit = bench.of_labels(64)
+        expected = guided(params, base, np.arange(64), labels, 1.0)
+    np.testing.assert_array_equal(images, images_of(own, workdir)["images"])
+    assert best == dict(stage_table.extraction_units(own, workdir))[RUN].content()["best_of_generation"]
+    assert np.abs(sampled.astype(int) - expected.astype(int)).max() <= 1
+    assert len(set(labels)) == 3
+    assert [i // 50 for i in fittest] == [0, 1]
+    assert len(hit) == 64
 
 
 @pytest.mark.parametrize("kind", ["finished", "conditional"])
