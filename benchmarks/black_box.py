@@ -12,11 +12,14 @@ target class. The fittest image of each generation has a row of its own.
 
 With --api, plain samples are taken to modes through an API that takes an image, adds noise and samples from there: as
 many as the calls of the network for so many queries pay for, and with --requests, as many as the requests do. With
---twin, also in the twin model, at the largest number of queries. The last lines apply the rules of
+--twin, also in the twin model, at the largest number of queries. Of conditional targets there is also plain sampling by
+their labels, with the fittest of each 50; --genomes says what is searched. The last lines apply the rules of
 docs/results_black_box.md. Choose on seeds that no table of results uses.
 """
 
 import argparse
+import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
@@ -27,9 +30,10 @@ from side_jax import builders
 from side_jax.attacks.table import ATTACKS
 from side_jax.errors import InputError
 from side_jax.memorization.matching import match
+from side_jax.sampling import generation
 from side_jax.sampling.mode_generation import draw
 from side_jax.settings import random_streams
-from side_jax.settings.extraction import BlackBox
+from side_jax.settings.extraction import GENOMES, LABEL, BlackBox
 from side_jax.stages import stage_inputs
 
 HELDOUT_AT_MOST = 0.5  # percent of the images that may match held-out images
@@ -47,7 +51,8 @@ class SearchBench(Bench):
         classifier, guide = stage_inputs.load_classifier(self.settings, workdir, attack.classifier)
         self._workdir, self._classes = workdir, classifier.num_classes
         self._params = self._params | guide
-        self._program = builders.build_search_program(self.settings, classifier)
+        self.genome = self.settings.search_genome
+        self._program = functools.cache(functools.partial(self._of, classifier))
 
     def params(self, twin: bool) -> dict:
         """Of the target or its twin."""
@@ -57,17 +62,38 @@ class SearchBench(Bench):
         """So many plain samples."""
         return draw(builders.build_generator(self.settings), self.params(twin), self._base, count)
 
+    def _of(self, classifier, genome: str):
+        """The compiled parts of a search over something."""
+        own = dataclasses.replace(self.settings.black_box, genome=genome)
+        return builders.build_search_program(dataclasses.replace(self.settings, black_box=own), classifier)
+
+    def of_labels(self, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+        """So many samples of the target's own labels, drawn as classifier-free guidance draws them; as `search`."""
+        labels = self.settings.condition.num_labels
+        drawn = generation.target_labels(self._base, count, labels)
+        genomes = np.sqrt(np.float32(labels)) * np.eye(labels, dtype=np.float32)[drawn]
+        program, index = self._program(LABEL), np.arange(count, dtype=np.uint32)
+        images = program.draw((self._params, self._base), index, genomes)
+        one = self._search(recipe := BlackBox(genome=LABEL))
+        fitness = program.fitness(self._params, images, one.labels(index))
+        starts = range(0, count, size := recipe.population)
+        return images, [start + int(fitness[start : start + size].argmax()) for start in starts], fitness > 0
+
     def search(self, recipe: BlackBox, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
         """(the images; the indices of the fittest of each generation; whether each image is of its target class)."""
-        key = random_streams.stream_key(self.settings, "search")
-        one = builders.build_search(self._program, recipe, key, self._classes, _nothing)
+        one = self._search(recipe)
         # By generations, so that no batch has to be cut.
         starts = range(0, count, size := recipe.searches * recipe.population)
         parts = [np.arange(start, min(start + size, count)) for start in starts]
         images = np.concatenate([one(self._params, self._base, part, part, 0.0) for part in parts])
         labels = one.labels(np.arange(count))
-        hit = self._program.fitness(self._params, images, labels) > 0
+        hit = self._program(recipe.genome).fitness(self._params, images, labels) > 0
         return images, one.best(self._params, self._base, count), hit
+
+    def _search(self, recipe: BlackBox):
+        """The search before its first generation."""
+        key = random_streams.stream_key(self.settings, "search")
+        return builders.build_search(self._program(recipe.genome), recipe, key, self._classes, _nothing)
 
     def sought(self, images: np.ndarray, steps: int, rounds: int, twin: bool = False) -> np.ndarray:
         """Mode seeking from images through an API, as the audit's attack has it."""
@@ -98,7 +124,8 @@ def row(name: str, cost: tuple[int, int, int], values: list[list[float]], hits: 
 def name_of(recipe: BlackBox) -> str:
     """A recipe in words."""
     many = "1 search" if recipe.searches == 1 else f"{recipe.searches} searches"
-    return f"{many}, {recipe.parents} parents, crossover {recipe.crossover:g}, mutation {recipe.mutation:g}"
+    rates = f"{recipe.parents} parents, crossover {recipe.crossover:g}, mutation {recipe.mutation:g}"
+    return f"{many}{' over labels' if recipe.genome == LABEL else ''}, {rates}"
 
 
 def chosen(found: dict[str, list[list[float]]]) -> str:
@@ -126,6 +153,7 @@ def main() -> None:
     parser.add_argument("--parents", nargs="+", type=int, default=[default.parents])
     parser.add_argument("--crossovers", nargs="+", type=float, default=[default.crossover])
     parser.add_argument("--mutations", nargs="+", type=float, default=[default.mutation])
+    parser.add_argument("--genomes", nargs="+", choices=GENOMES, help="what is searched; by default as the audits do")
     parser.add_argument(
         "--api", nargs="+", default=[], metavar="STEPSxROUNDS", help="also take plain samples to modes so"
     )
@@ -142,11 +170,15 @@ def main() -> None:
     found = {asked: through_api(asked, benches, plain, options) for asked in options.api}
     if found:
         print(f"\nBy the rule, at the calls of {most:,} queries: {chosen(found)}\n", flush=True)
-    grid = itertools.product(options.searches, options.parents, options.crossovers, options.mutations)
+    if benches[0].genome == LABEL:
+        lines("the target's labels", [bench.of_labels(most) for bench in benches], benches, options.queries, steps)
+    genomes = options.genomes or [benches[0].genome]
+    grid = itertools.product(genomes, options.searches, options.parents, options.crossovers, options.mutations)
     found = {}
     for values in grid:
-        recipe = BlackBox(**dict(zip(("searches", "parents", "crossover", "mutation"), values, strict=True)))
-        found[name_of(recipe)] = searched(recipe, benches, options.queries, steps)
+        recipe = BlackBox(**dict(zip(("genome", "searches", "parents", "crossover", "mutation"), values, strict=True)))
+        done = [bench.search(recipe, most) for bench in benches]
+        found[name_of(recipe)] = lines(name_of(recipe), done, benches, options.queries, steps)
     print(f"\nBy the rule, at {most:,} queries: {chosen(found)}")
 
 
@@ -171,13 +203,12 @@ def through_api(asked: str, benches, plain, options) -> list[list[float]]:
     return values
 
 
-def searched(recipe: BlackBox, benches, numbers: list[int], steps: int) -> list[list[float]]:
-    """Prints the lines of a search; returns the values of all its images at the most queries."""
-    done = [bench.search(recipe, max(numbers)) for bench in benches]
+def lines(name: str, done, benches, numbers: list[int], steps: int) -> list[list[float]]:
+    """Prints the lines of what `search` returned; returns the values of all images at the most queries."""
     for count in numbers:
         cost = count, count, count * steps
         hits = [one[2][:count].mean() for one in done]
-        values = show(f"{name_of(recipe)}: all images", benches, [one[0] for one in done], cost, hits)
+        values = show(f"{name}: all images", benches, [one[0] for one in done], cost, hits)
         fittest = [[i for i in best if i < count] for _, best, _ in done]
         chosen_images = [images[of] for (images, _, _), of in zip(done, fittest, strict=True)]
         hits = [hit[of].mean() for (_, _, hit), of in zip(done, fittest, strict=True)]

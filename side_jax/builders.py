@@ -15,17 +15,18 @@ from side_jax.diffusion.genetic import Order, Rates
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
 from side_jax.memorization.metrics import Metric
-from side_jax.models import adapters
+from side_jax.models import adapters, label_table
 from side_jax.models.callback import Callback
 from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
+from side_jax.sampling.genetic_search import GeneticSearch, SearchProgram, Stored, targets
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, RequestProgram, Starts
-from side_jax.sampling.noise_search import NoiseSearch, SearchProgram, Stored, targets
 from side_jax.settings import BlackBox, Diffusion, Evaluate, Modes, Sampler, Settings
 from side_jax.settings.checks import check
+from side_jax.settings.extraction import LABEL
 from side_jax.settings.target import OBJECT
 from side_jax.targets import networks, objects
 from side_jax.targets.target_model import Target
@@ -442,25 +443,31 @@ def search_order(settings: Settings) -> Order:
 def build_search_program(settings: Settings, classifier: Classifier) -> SearchProgram:
     """The parts of the black-box search; the parameters are those of build_denoise, and "classifier".
 
-    The classifier of a model of latents sees those of the image, so that the attacker needs their encoder too.
+    The classifier of a model of latents sees those of the image, so that the attacker needs their encoder too. A search
+    over label embeddings needs an API that takes these, or a weight for each label.
     """
-    encode = build_encode(settings)
+    encode, target, denoise = build_encode(settings), build_target(settings), build_denoise(settings)
+    labels = settings.search_genome == LABEL
 
     def log_prob(params: Any, images: jax.Array) -> jax.Array:
         x = encode(params, images)
         return log_probs(classifier, params["classifier"], x, jnp.zeros(len(x), jnp.int32))
 
+    def mixed(params: Any, x: jax.Array, t: jax.Array, genomes: jax.Array) -> jax.Array:
+        return label_table.predict(target.network, params["dpm"], x, t, genomes)
+
     return SearchProgram(
-        denoise=build_denoise(settings),
+        denoise=mixed if labels else denoise,
         log_prob=log_prob,
         decode=build_decode(settings),
         table=build_step_table(settings, settings.sampler),
         shape=sampled_shape(settings),
         batch_size=settings.sampler.batch_size,
+        genome=(target.num_labels,) if labels else (),
     )
 
 
-def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes: int, stored: Stored) -> NoiseSearch:
+def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes: int, stored: Stored) -> GeneticSearch:
     """The black-box search with its settings.
 
     Args:
@@ -468,12 +475,12 @@ def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes:
       own: the settings.
       key: the typed key of the classes that are looked for, and of parents and children.
       classes: of the classifier.
-      stored: see NoiseSearch.
+      stored: see GeneticSearch.
     """
     order = Order(searches=own.searches, population=own.population)
     rates = Rates(parents=own.parents, crossover=own.crossover, mutation=own.mutation)
     chosen = targets(key, own.searches, classes)
-    return NoiseSearch(program, order, rates, targets=chosen, key=key, stored=stored)
+    return GeneticSearch(program, order, rates, targets=chosen, key=key, stored=stored)
 
 
 def build_metrics(evaluate: Evaluate) -> list[Metric]:

@@ -1,6 +1,6 @@
 """Makes images 0..63 on however many devices there are; test_device_counts.py also runs it in a process of its own.
 
-python tests/device_probe.py OUT.npz LOOP:BATCH_SIZE...
+python tests/device_probe.py OUT.npz LOOP:BATCH_SIZE... search:BATCH_SIZE...
 """
 
 import sys
@@ -10,7 +10,9 @@ import numpy as np
 
 from side_jax import builders
 from side_jax.config import default_config, from_config
+from side_jax.errors import InputError
 from side_jax.sampling import generation
+from side_jax.settings.extraction import BlackBox
 
 
 def noisy(params):
@@ -22,13 +24,41 @@ def noisy(params):
     )
 
 
-def made(*ways):
-    """{way: images}, for ways such as dispatch:16, a loop and a batch size; and the number of devices."""
+def tiny():
+    """The config of both."""
     config = default_config()
     config.model.update(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     config.classifier.stage_sizes = (1,)
     config.classifier.width = 8
     config.sampler.num_steps = 6
+    return config
+
+
+def searched(batch_size):
+    """The images of two searches over label embeddings, of four generations."""
+    config = tiny()
+    config.condition.update(labels="random", num_labels=3)
+    config.sampler.batch_size = batch_size
+    settings = from_config(config)
+    classifier = builders.build_classifier(settings, 5, time_dependent=False)
+    params = {
+        "dpm": noisy(builders.init_fn(builders.build_network(settings), settings, 0)()),
+        "classifier": noisy(builders.init_fn(classifier, settings, 0)()),
+    }
+
+    def nothing(index):
+        raise InputError("nothing is stored")
+
+    program, own = builders.build_search_program(settings, classifier), BlackBox(searches=2, population=8, parents=3)
+    search, base = builders.build_search(program, own, jax.random.key(5), 5, nothing), jax.random.key(3)
+    return np.concatenate(
+        [search(params, base, index, index, 0.0) for index in np.split(np.arange(64), 64 // batch_size)]
+    )
+
+
+def made(*ways):
+    """{way: images}, for ways such as dispatch:16, a loop and a batch size; and the number of devices."""
+    config = tiny()
     config.sampler.eta = 1.0
     found = {"devices": np.asarray(jax.local_device_count())}
     base = jax.random.key(3)
@@ -42,6 +72,9 @@ def made(*ways):
     labels = generation.target_labels(base, 64, 5)
     for way in ways:
         config.sampler.loop, _, size = way.partition(":")
+        if config.sampler.loop == "search":
+            found[way] = searched(int(size))
+            continue
         config.sampler.batch_size = batch_size = int(size)
         generator = builders.build_generator(from_config(config), classifier)
         parts = [np.arange(start, start + batch_size) for start in range(0, 64, batch_size)]

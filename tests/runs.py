@@ -90,6 +90,8 @@ CONDITIONAL = {
     "extract__attacks": "('unconditional','conditional_model')",
     "extract__guidance_scales": "(0.0,2.0)",
 }
+# The same searches over label embeddings.
+SEARCHED_LABELS = CONDITIONAL | SEARCHED
 # The network of configs/smoke.py, whose evidence is good enough to rank suspects by.
 TWO_LEVELS = {
     "model__block_out_channels": "(8,16)",
@@ -103,6 +105,7 @@ FINISHED = {
     "everything": ("plain", EVERYTHING, ()),
     "searched": ("plain", SEARCHED, ()),
     "conditional": ("", CONDITIONAL, ()),
+    "searched_labels": ("conditional", SEARCHED_LABELS, ()),
     "ranked": ("plain", {}, ("suspects",)),
     # As far as suspects are ranked.
     "two_levels": (

@@ -75,8 +75,8 @@ class Attack:
       default: whether the default config runs it.
       twin: whether it draws from the twin: a model trained like the target, on held-out images in place of members. It
         has never seen a member, so that its matches with members are those of chance.
-      searches: whether it searches starting noise whose images its classifier, of clean images, gives a target class
-        (diffusion/genetic.py). It needs an answer of the model for each image, and no more.
+      searches: whether it searches starting noise or label embeddings whose images its classifier, of clean images,
+        gives a target class (diffusion/genetic.py). It needs an answer of the model for each image, and no more.
       seeks_modes: whether it starts from images of another attack, or from noise, and iterates the denoiser on them
         (diffusion/mode_seeking.py). It runs from each of modes.starts, at each of modes.noise_levels and modes.rounds.
       starts_from: of mode seeking, the attack whose images it starts from; "": each of modes.starts.
@@ -224,7 +224,8 @@ _ENTRIES = (
     ),
     Attack(
         name="black_box",
-        description="a genetic search over starting noise for images of a cluster: queries alone, no weights",
+        description="a genetic search for images of a cluster, over starting noise or a conditional target's label "
+        "embeddings: queries alone, no weights",
         phrase="black-box search",
         colour=BLUE,
         marker="s",

@@ -1,7 +1,8 @@
-"""A genetic search over starting noise x_T, by operators that keep the law N(0, I) of what they act on.
+"""A genetic search over what images are drawn from, by operators that keep the law N(0, I) of what they act on.
 
-A generation's images are drawn; of all images of the search so far, the fittest are the parents of the next
-generation. A child has one parent, or two whose numbers it mixes one by one, and is then mutated:
+That is an image's genome: its starting noise x_T, or the weights of its label embedding (models/label_table.py). A
+generation's images are drawn; of all images of the search so far, the fittest are the parents of the next generation.
+A child has one parent, or two whose numbers it mixes one by one, and is then mutated:
 
     x = a or b, for each number by a fair coin          (crossover)
     x' = sqrt(1 - m^2) x + m z,   z ~ N(0, I)           (mutation)
@@ -67,6 +68,12 @@ class Order:
         return np.arange(generation * self.size, min((generation + 1) * self.size, count))
 
 
+def founders(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Genomes of a first generation that are not starting noise: N(0, I), float32 [b, *shape], of keys [b]."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 4)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
 def mutate(keys: jax.Array, x: jax.Array, mutation: float) -> jax.Array:
     """sqrt(1 - m^2) x + m z, float32 [b, ...], with z from each image's key [b]."""
     z = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], jnp.float32))(keys)
@@ -80,11 +87,11 @@ def cross(keys: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def breed(keys: jax.Array, first: jax.Array, second: jax.Array, rates: Rates) -> jax.Array:
-    """The x_T of children, float32 [b, ...].
+    """The genomes of children, float32 [b, ...].
 
     Args:
       keys: typed keys [b], one for each child.
-      first: x_T of a parent of each child, float32 [b, ...].
+      first: genome of a parent of each child, float32 [b, ...].
       second: likewise, of the other parent, of which only some children have something.
       rates: of the operators.
     """

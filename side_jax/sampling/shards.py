@@ -22,8 +22,8 @@ from side_jax.devices.preemption import Preemption
 from side_jax.errors import InputError, StoppedError
 from side_jax.progress import progress
 from side_jax.sampling.generation import Generator
+from side_jax.sampling.genetic_search import GeneticSearch
 from side_jax.sampling.mode_generation import ModeGenerator
-from side_jax.sampling.noise_search import NoiseSearch
 from side_jax.workdir import files, work_units
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def complete(shards: list[Shard]) -> bool:
 
 
 def write(
-    generator: Generator | ModeGenerator | NoiseSearch,
+    generator: Generator | ModeGenerator | GeneticSearch,
     shards: list[Shard],
     *,
     params: Any,

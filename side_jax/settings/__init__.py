@@ -15,10 +15,11 @@ from side_jax.attacks.table import ADAPTED, ATTACKS, NOISE, TWIN, Run, known_cla
 from side_jax.diffusion.mode_seeking import noise_range
 from side_jax.diffusion.schedule import time_grid
 from side_jax.memorization.metrics import METRICS
+from side_jax.models import label_table
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.classifiers import ClassifierFit, Label, Network, Surrogate, Synthesize, held_back
 from side_jax.settings.evaluation import Evaluate, Report
-from side_jax.settings.extraction import Adapters, BlackBox, BlackBoxModes, Extract, Modes, Sampler, Weak
+from side_jax.settings.extraction import LABEL, Adapters, BlackBox, BlackBoxModes, Extract, Modes, Sampler, Weak
 from side_jax.settings.target import OBJECT, OWN, Condition, Data, Diffusion, Fit, Model, Monitor, Target, Train
 from side_jax.settings.track import Track
 
@@ -152,6 +153,12 @@ class Settings:
         return self.extract.runs(self.modes, self.black_box_modes, self.adapters)
 
     @property
+    def search_genome(self) -> str:
+        """What the black-box search changes, one of extraction.GENOMES."""
+        mixes = self.condition.num_labels >= 2 and self._has_label_table
+        return self.black_box.genome or (LABEL if mixes else NOISE)
+
+    @property
     def uses_features(self) -> bool:
         """Whether evaluation compares images by label.features."""
         return self.evaluate.distribution or any(metric.needs_features for metric in self.evaluate.make_metrics())
@@ -235,10 +242,18 @@ class Settings:
     def _check_search(self) -> None:
         if not (attack := self.extract.searches):
             return
-        need = f"0 with {attack}, which searches starting noise: an image must follow from it alone"
-        check(self.sampler.eta == 0, "sampler.eta", self.sampler.eta, need)
-        need = f"without {attack}: the model in target.path always needs a label, which children would change"
-        check(not self.condition.labels or self.condition.null_label, "extract.attacks", self.extract.attacks, need)
+        genome, labels = self.black_box.genome, self.condition.num_labels
+        if self.search_genome == LABEL and not (self.target.path and not self.target.sha256):
+            need = f"noise, or empty: label embeddings are mixed of at least two labels, and the model has {labels}"
+            check(labels >= 2, "black_box.genome", genome, need)
+            need = f"noise, or empty: the labels of this model, a {self._networks[-1]}, are no rows of a table"
+            check(self._has_label_table, "black_box.genome", genome, need)
+        if self.search_genome == NOISE:
+            need = f"0 with {attack}, which searches starting noise: an image must follow from it alone"
+            check(self.sampler.eta == 0, "sampler.eta", self.sampler.eta, need)
+            need = f"without {attack} over noise: the model in target.path always needs a label, which children change"
+            ok = not self.condition.labels or self.condition.null_label
+            check(ok, "extract.attacks", self.extract.attacks, need)
         first = self.black_box.searches * self.black_box.population
         need = f"at least {first} with {attack}: the first generations (black_box.population) of black_box.searches"
         check(self.extract.num_images >= first, "extract.num_images", self.extract.num_images, need)
@@ -262,7 +277,7 @@ class Settings:
     def _check_adapters(self, synthetic: int) -> None:
         if not self.extract.needs_adapters:
             return
-        attacks, kind = self.extract.attacks, self._innermost_network
+        attacks, kind = self.extract.attacks, self._networks[-1]
         need = f"without {ADAPTED.name}: its labels enter a U-Net as diffusers has it, and this model is a {kind}"
         check(kind == "UNet", "extract.attacks", attacks, need)
         need = f"without {ADAPTED.name}: the model in target.path always needs a label, and there is none to add to"
@@ -272,14 +287,19 @@ class Settings:
         check(size <= most, "adapters.batch_size", size, need)
 
     @property
-    def _innermost_network(self) -> str:
-        """The class of the target's network, inside of wrappers such as those for latents and pixels in [0, 1]."""
-        if not self.target.network:
-            return "UNet"  # that of the section `model`
-        found = json.loads(self.target.network)
+    def _networks(self) -> list[str]:
+        """The classes of the target's network, the last inside of wrappers such as those for latents."""
+        found = json.loads(self.target.network or '{"class": "UNet"}')  # by default that of the section `model`
+        classes = [str(found["class"])]
         while "net" in found:
             found = found["net"]
-        return str(found["class"])
+            classes.append(str(found["class"]))
+        return classes
+
+    @property
+    def _has_label_table(self) -> bool:
+        """Whether the embeddings of the target's labels, if it has any, are rows of a table."""
+        return any(table.__name__ in self._networks for table in label_table.TABLES)
 
     def _check_measure(self) -> None:
         e, data = self.evaluate, self.data

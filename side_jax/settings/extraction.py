@@ -11,6 +11,9 @@ from side_jax.models.adapters import KERNELS
 from side_jax.settings.checks import check, one_of
 from side_jax.settings.target import Fit
 
+LABEL = "label"  # what the black-box search changes from generation to generation: label embeddings, or starting noise
+GENOMES = (NOISE, LABEL)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
@@ -93,7 +96,7 @@ class Extract:
 
     @property
     def searches(self) -> str:
-        """The attack that searches starting noise, if there is one; else ""."""
+        """The attack that is a search, if there is one; else ""."""
         return next((name for name in self.attacks if ATTACKS[name].searches), "")
 
     @property
@@ -150,15 +153,21 @@ class Extract:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlackBox:
-    """The genetic search over starting noise (the attack `black_box`); extract.num_images are its queries."""
+    """The genetic search (the attack `black_box`); extract.num_images are its queries."""
 
+    # What is searched: "noise", the starting noise of images without a label; or "label", label embeddings (of prompts,
+    # those of prompts), with fresh noise for each image. "": label where the target has at least two labels whose
+    # embeddings are rows of a table, else noise.
+    genome: str = ""
     searches: int = 10  # side by side, each for images of its own cluster, which share the queries
     population: int = 50  # queries of each generation of a search
     parents: int = 10  # of all images of a search so far, those with the highest fitness have children
-    crossover: float = 0.5  # probability that a child has two parents, each number of its noise from either
-    mutation: float = 0.6  # m: share of new noise in a child, x' = sqrt(1 - m^2) x + m z
+    crossover: float = 0.5  # probability that a child has two parents, each number of its genome from either
+    mutation: float = 0.6  # m: share of what is new in a child, x' = sqrt(1 - m^2) x + m z
 
     def __post_init__(self) -> None:
+        if self.genome:
+            one_of("black_box.genome", self.genome, GENOMES)
         check(self.searches >= 1, "black_box.searches", self.searches, "at least 1")
         check(self.population >= 1, "black_box.population", self.population, "at least 1")
         need = f"between 1 and black_box.population ({self.population})"

@@ -10,8 +10,8 @@ import numpy as np
 from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Run
 from side_jax.sampling import generation, shards
+from side_jax.sampling.genetic_search import GeneticSearch, SearchProgram
 from side_jax.sampling.mode_generation import ModeGenerator
-from side_jax.sampling.noise_search import NoiseSearch, SearchProgram
 from side_jax.settings import Settings, random_streams
 from side_jax.stages import fit_adapters, stage_inputs, stage_table
 from side_jax.workdir import work_units
@@ -46,8 +46,9 @@ def run(settings: Settings, workdir: Path) -> None:
             description=f"extract {attack_run.name}",
         )
         content = {"attack": attack_run.attack, "guidance_scale": attack_run.scale, "index_range": [0, count]}
-        if isinstance(sampler, NoiseSearch):
+        if isinstance(sampler, GeneticSearch):
             content["best_of_generation"] = sampler.best(params, base, count)
+            content["genome"] = settings.search_genome
         work.finish([part.path for part in parts], **content)
     work_units.finish_stage(workdir, "extract", [work for _, work in works])
 
@@ -83,7 +84,7 @@ def _load(
     return builders.build_generator(settings, classifier, sampler=sampler, **options), params, classes
 
 
-def _search(settings: Settings, program: SearchProgram, classes: int, parts: list[shards.Shard]) -> NoiseSearch:
+def _search(settings: Settings, program: SearchProgram, classes: int, parts: list[shards.Shard]) -> GeneticSearch:
     """The black-box search, which goes on from the shards that are there."""
     key, stored = random_streams.stream_key(settings, "search"), functools.partial(shards.pick, parts)
     return builders.build_search(program, settings.black_box, key, classes, stored)

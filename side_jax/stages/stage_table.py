@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from side_jax import __version__
-from side_jax.attacks.table import ADAPTED, ATTACKS, Attack, Classifier, Run, known_classifiers
+from side_jax.attacks.table import ADAPTED, ATTACKS, NOISE, Attack, Classifier, Run, known_classifiers
 from side_jax.errors import InputError
 from side_jax.sampling import shards
 from side_jax.settings import Settings
@@ -199,7 +199,9 @@ def _sampling_settings(settings: Settings, run: Run, workdir: Path) -> dict[str,
     sampler = settings.guided_sampler if run.guided else settings.sampler
     values = {key: getattr(sampler, key) for key in ("solver", "num_steps")}
     if ATTACKS[run.attack].searches:
-        values["search"] = dataclasses.asdict(settings.black_box)
+        values["search"] = dataclasses.asdict(settings.black_box) | {"genome": settings.search_genome}
+        if settings.search_genome == NOISE:  # so that workdirs from before there were others go on
+            del values["search"]["genome"]
     if run.steered:
         values |= {key: getattr(settings.extract, key) for key in _GUIDANCE}
         if not ATTACKS[run.attack].classifier:

@@ -231,6 +231,12 @@ VALUES = [
         "weak.batch_size is 5000",
         "at most synthesize.num_images",
     ),
+    ({"black_box.genome": "prompt"}, "black_box.genome is 'prompt'", "one of noise, label"),
+    (
+        {"extract.attacks": "('black_box',)", "black_box.genome": "label"},
+        "black_box.genome is 'label'",
+        "noise, or empty: label embeddings are mixed of at least two labels, and the model has 0",
+    ),
     ({"black_box.searches": 0}, "black_box.searches is 0", "at least 1"),
     ({"black_box.population": 0}, "black_box.population is 0", "at least 1"),
     (

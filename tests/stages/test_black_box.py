@@ -1,4 +1,7 @@
-"""The attack `black_box`: its run, what it depends on, its images, and what of them is scored apart."""
+"""The attack `black_box`: its run, what it depends on, its images, and what of them is scored apart.
+
+Over starting noise; and over the label embeddings of a conditional target.
+"""
 
 import csv
 import dataclasses
@@ -15,12 +18,12 @@ import runs
 from side_jax import builders
 from side_jax.attacks.table import ATTACKS, Run
 from side_jax.config import from_config
-from side_jax.diffusion import genetic, pixel_range
+from side_jax.diffusion import genetic, pixel_range, sampler
 from side_jax.errors import InputError
 from side_jax.measure import records
 from side_jax.models.classifier import log_probs
 from side_jax.pipeline.saved_config import saved_config
-from side_jax.sampling import shards
+from side_jax.sampling import generation, shards
 from side_jax.settings import Condition, Settings, random_streams
 from side_jax.settings.extraction import BlackBox, Extract
 from side_jax.settings.target import OWN
@@ -38,6 +41,13 @@ EXTRACT = Extract(attacks=("unconditional", "side", "black_box"), guidance_scale
 def finished():
     """A finished run of it, and its settings."""
     workdir = runs.finished("searched")
+    return from_config(saved_config(workdir)), workdir
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    """A finished run of it on a target with three labels, and its settings."""
+    workdir = runs.finished("searched_labels")
     return from_config(saved_config(workdir)), workdir
 
 
@@ -75,13 +85,57 @@ def test_what_it_depends_on(tmp_path):
     assert fingerprints(calibrated)["black_box"] == before["black_box"]
 
 
-def test_models_that_always_need_a_label_are_refused():
+def imported(network="", null_label=False, genome="", **changes):
+    """Settings with a model of three labels from elsewhere."""
+    return dataclasses.replace(
+        Settings(),
+        condition=Condition(labels=OWN, num_labels=3, null_label=null_label),
+        target=dataclasses.replace(Settings().target, path="model.safetensors", sha256="0", network=network),
+        data=dataclasses.replace(Settings().data, name="folder", path="seen", heldout_from="unseen"),
+        extract=EXTRACT,
+        black_box=BlackBox(genome=genome),
+        **changes,
+    )
+
+
+def test_labels_are_searched_where_their_embeddings_can_be_mixed():
+    """Two or more labels that are rows of a table; then any sampler will do, and no label for none is needed."""
+    assert dataclasses.replace(Settings(), extract=EXTRACT).search_genome == "noise"
+    for kind in ('{"class": "UNet"}', '{"class": "Latent", "net": {"class": "Prompted", "net": {"class": "Other"}}}'):
+        assert imported(kind).search_genome == "label"
+        assert imported(kind, null_label=True, genome="noise").search_genome == "noise"
+    assert imported('{"class": "Edm", "net": {"class": "SongUNet"}}', null_label=True).search_genome == "noise"
+    stochastic = dataclasses.replace(Settings().sampler, eta=1.0)
+    assert imported(sampler=stochastic).search_genome == "label"
+    with pytest.raises(InputError, match=r"sampler.eta is 1.0, but it must be 0 with black_box, which searches"):
+        imported(genome="noise", null_label=True, sampler=stochastic)
+    with pytest.raises(InputError, match=r"the labels of this model, a SongUNet, are no rows of a table"):
+        imported('{"class": "Edm", "net": {"class": "SongUNet"}}', null_label=True, genome="label")
+    single = Condition(labels="single", num_labels=1)
+    one = dataclasses.replace(Settings(), condition=single, extract=EXTRACT)
+    assert one.search_genome == "noise"
+    with pytest.raises(InputError, match=r"of at least two labels, and the model has 1\."):
+        dataclasses.replace(one, black_box=BlackBox(genome="label"))
+
+
+def test_models_that_always_need_a_label_are_refused_over_noise():
     """A child would have another label than its parents."""
-    condition = Condition(labels=OWN, num_labels=3, null_label=False)
-    target = dataclasses.replace(Settings().target, path="model.safetensors")
-    data = dataclasses.replace(Settings().data, name="folder", path="seen", heldout_from="unseen")
-    with pytest.raises(InputError, match=r"without black_box: the model in target.path always needs a label"):
-        dataclasses.replace(Settings(), condition=condition, target=target, data=data, extract=EXTRACT)
+    with pytest.raises(InputError, match=r"without black_box over noise: the model in target.path always needs a"):
+        imported(genome="noise")
+
+
+def test_what_is_searched_changes_the_fingerprint(tmp_path):
+    """What is chosen by default is what is asked for by name; and over noise, workdirs of earlier versions go on."""
+
+    def fingerprint(own):
+        return dict(stage_table.extraction_units(own, tmp_path))[RUN].fingerprint
+
+    of = {genome: fingerprint(imported(null_label=True, genome=genome)) for genome in ("", "noise", "label")}
+    assert of[""] == of["label"] != of["noise"]
+    own = imported(null_label=True, genome="noise")
+    values = dataclasses.asdict(own.black_box)
+    del values["genome"]
+    assert stage_table._sampling_settings(own, RUN, tmp_path)["search"] == values
 
 
 def test_the_plan_counts_a_batch_for_each_generation_of_a_shard(finished, tmp_path):
@@ -147,19 +201,72 @@ def test_children_are_those_of_the_fittest(finished):
     module, params = stage_inputs.load_classifier(own, workdir, ATTACKS["black_box"].classifier)
     program = builders.build_search_program(own, module)
     given = key, genetic.Rates(parents=3, crossover=own.black_box.crossover, mutation=own.black_box.mutation)
-    noise = program.first(base, np.arange(12, dtype=np.uint32))
+    noise = program.first((base, key), np.arange(12, dtype=np.uint32))
     index = np.arange(12, 24, dtype=np.uint32)
     best = [6 * search + genetic.fittest(values[6 * search : 6 * search + 6], 3) for search in (0, 1)]
     pairs = np.asarray([best[(i - 12) // 6][pair] for i, pair in zip(index, program.choose(given, index), strict=True)])
     children = program.child(given, index, noise[pairs[:, 0]], noise[pairs[:, 1]])
     params |= {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}
     with jax.numpy_dtype_promotion("standard"):
-        expected = program.draw(params, index, children)
+        expected = program.draw((params, base), index, children)
     assert np.abs(found["images"][12:24].astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_a_lost_shard_is_made_again_from_the_others(finished, tmp_path):
-    own, workdir = finished
+def test_of_a_conditional_target_label_embeddings_are_searched(conditional):
+    """The first generation by hand: its own noise, and in place of label 0 a row that NumPy mixes."""
+    own, workdir = conditional
+    content = dict(stage_table.extraction_units(own, workdir))[RUN].content()
+    assert own.search_genome == content["genome"] == "label"
+    assert len(content["best_of_generation"]) == 11
+    base, key = (random_streams.stream_key(own, name) for name in ("extract", "search"))
+    index = np.arange(12, dtype=np.uint32)
+    genomes = np.asarray(genetic.founders(sampler.sample_keys(key, index), (3,)))
+    params, target = stage_inputs.load_target(own, workdir).trees["ema"], builders.build_target(own)
+    table = np.asarray(params["class_embedding"]["embedding"])
+    rows, mean = table[:3], table[:3].mean(axis=0)
+
+    @jax.jit
+    def draw(row, number):
+        replaced = params | {"class_embedding": {"embedding": jnp.asarray(table).at[0].set(row)}}
+        keys, label = sampler.sample_keys(base, number[None]), jnp.zeros(1, jnp.int32)
+        steps = builders.build_step_table(own, own.sampler)
+        return sampler.sample(lambda x, t: target.denoise(replaced, x, t, label), steps, keys, (8, 8, 1))
+
+    embeddings = mean + genomes @ (rows - mean) / np.sqrt(np.float32(3))
+    with jax.numpy_dtype_promotion("standard"):
+        expected = [pixel_range.to_uint8(draw(*one))[0] for one in zip(embeddings, index, strict=True)]
+    found = images_of(own, workdir)["images"].astype(int)
+    assert np.abs(found[:12] - np.asarray(expected, int)).max() <= 1
+    plain = images_of(own, workdir, Run(attack="unconditional"))["images"].astype(int)
+    assert np.abs(found[:12] - plain[:12]).mean() > 0.5
+
+
+def test_the_benchmark_searches_labels_and_samples_them(conditional):
+    """The run's own images; and those of the labels are guidance's at scale 1, up to rounding."""
+    own, workdir = conditional
+    bench = benchmark.SearchBench(workdir)
+    guided = builders.build_generator(own, own_labels=True, sampler=own.guided_sampler)
+    params, base = (
+        {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]},
+        random_streams.stream_key(own, "extract"),
+    )
+    labels = generation.target_labels(base, 64, 3)
+    with jax.numpy_dtype_promotion("standard"):
+        images, best, _ = bench.search(dataclasses.replace(own.black_box, genome="label"), 64)
+        sampled, fittest, hit = bench.of_labels(64)
+        halves = [np.arange(start, start + 32) for start in (0, 32)]
+        expected = np.concatenate([guided(params, base, half, labels[half], 1.0) for half in halves])
+    np.testing.assert_array_equal(images, images_of(own, workdir)["images"])
+    assert best == dict(stage_table.extraction_units(own, workdir))[RUN].content()["best_of_generation"]
+    assert np.abs(sampled.astype(int) - expected.astype(int)).max() <= 1
+    assert len(set(labels)) == 3
+    assert [i // 50 for i in fittest] == [0, 1]
+    assert len(hit) == 64
+
+
+@pytest.mark.parametrize("kind", ["finished", "conditional"])
+def test_a_lost_shard_is_made_again_from_the_others(kind, request, tmp_path):
+    own, workdir = request.getfixturevalue(kind)
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     unit = dict(stage_table.extraction_units(own, copy))[RUN]

@@ -1,6 +1,6 @@
-"""Generates the images of a genetic search over starting noise, a generation after the other; see diffusion/genetic.py.
+"""Generates the images of a genetic search, a generation after the other; see diffusion/genetic.py.
 
-Nothing but the images is stored. The noise of an image follows from its own key and from its parents, the parents from
+Nothing but the images is stored. The genome of an image follows from its own key and from its parents, the parents from
 the fitness of the images before, and the fitness from these images as they are stored: whoever continues a search
 replays it, without asking the model anything.
 """
@@ -31,11 +31,13 @@ def targets(key: jax.Array, searches: int, num_classes: int) -> np.ndarray:
 
 
 class SearchProgram:
-    """The compiled parts: noise of the first generation, children, images, and their fitness; the rates are traced.
+    """The compiled parts: the first generation, children, images, and their fitness; the rates are traced.
+
+    A genome is an image's starting noise; or what else the network takes, while the starting noise is the image's own.
 
     Attributes:
       batch_size: images per batch.
-      shape: of what is sampled for one image, (height, width, channels).
+      shape: of one genome.
     """
 
     def __init__(
@@ -47,20 +49,26 @@ class SearchProgram:
         table: StepTable,
         shape: tuple[int, int, int],
         batch_size: int,
+        genome: tuple[int, ...] = (),
     ):
         """Prepares the compiled functions.
 
         Args:
-          denoise: the DPM, (params, x_t, t, indices) -> its prediction, of the table's prediction type.
+          denoise: the DPM, (params, x_t, t, indices) -> its prediction, of the table's prediction type; with a genome
+            other than the starting noise, the genomes [b, *genome] take the place of the indices.
           log_prob: of a classifier of clean images: (params, images float32 [b, h, w, c] in [-1, 1]) -> [b, classes].
           decode: (params, what was sampled) -> images in about [-1, 1]; by default, images are sampled.
-          table: of a sampler that draws no noise, so that x_T determines the image.
+          table: of the sampler; one that draws no noise where the genome is x_T, so that it determines the image.
           shape: (height, width, channels) of what is sampled for one image.
           batch_size: images per batch; divisible by the number of local devices.
+          genome: shape of one genome; (): the starting noise.
         """
-        self.batch_size, self.shape = batch_size, shape
+        self.batch_size, self.shape = batch_size, genome or shape
 
-        def first(base: jax.Array, index: jax.Array) -> jax.Array:
+        def first(given: tuple, index: jax.Array) -> jax.Array:
+            base, key = given
+            if genome:
+                return genetic.founders(sampler.sample_keys(key, index), genome)
             return sampler.initial_noise(sampler.sample_keys(base, index), shape)
 
         def child(given: tuple, index: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
@@ -71,9 +79,11 @@ class SearchProgram:
             key, rates = given
             return genetic.choose(sampler.sample_keys(key, index), rates.parents)
 
-        def draw(params: Any, index: jax.Array, noise: jax.Array) -> jax.Array:
-            keys = sampler.sample_keys(jax.random.key(0), index)  # which a sampler without noise does not use
-            sampled = sampler.sample_from(lambda x, t: denoise(params, x, t, index), table, noise, keys)
+        def draw(given: tuple, index: jax.Array, genomes: jax.Array) -> jax.Array:
+            params, base = given
+            keys = sampler.sample_keys(base, index)
+            noise, own = (sampler.initial_noise(keys, shape), genomes) if genome else (genomes, index)
+            sampled = sampler.sample_from(lambda x, t: denoise(params, x, t, own), table, noise, keys)
             return to_uint8(decode(params, sampled))
 
         def fitness(params: Any, images: jax.Array, target: jax.Array) -> jax.Array:
@@ -84,7 +94,7 @@ class SearchProgram:
         self.draw, self.fitness = in_batches(draw), in_batches(fitness)
 
 
-class NoiseSearch:
+class GeneticSearch:
     """Generates the images of given global indices, as generation.Generator does; an index always gives the same image.
 
     What is asked for in order is generated once. What comes before it is taken from what is stored, and generated where
@@ -125,7 +135,7 @@ class NoiseSearch:
         """Before the first generation; the fitness of images is still known."""
         self._generation = 0
         shape = (self._order.searches, 0)
-        self._parents = np.zeros((*shape, *self._program.shape), np.float32)  # x_T, the fittest first
+        self._parents = np.zeros((*shape, *self._program.shape), np.float32)  # genomes, the fittest first
         self._parents_fitness = np.zeros(shape, np.float32)
 
     def labels(self, index: np.ndarray) -> np.ndarray:
@@ -163,26 +173,26 @@ class NoiseSearch:
             self._restart()
         while self._generation < generation:
             index = self._order.images(self._generation, np.iinfo(np.int32).max)
-            noise, fitness = self._noise(base, index), self._known(params, base, index)
+            genomes, fitness = self._genomes(base, index), self._known(params, base, index)
             own = (self._order.searches, self._order.population)
-            noise = np.concatenate([self._parents, noise.reshape(*own, *self._program.shape)], axis=1)
+            genomes = np.concatenate([self._parents, genomes.reshape(*own, *self._program.shape)], axis=1)
             fitness = np.concatenate([self._parents_fitness, fitness.reshape(own)], axis=1)
             best = np.stack([genetic.fittest(one, self._given[1].parents) for one in fitness])
             rows = np.arange(len(best))[:, None]
-            self._parents, self._parents_fitness = noise[rows, best], fitness[rows, best]
+            self._parents, self._parents_fitness = genomes[rows, best], fitness[rows, best]
             self._generation += 1
 
-    def _noise(self, base: jax.Array, index: np.ndarray) -> np.ndarray:
-        """x_T of images of the current generation, float32 [n, ...]."""
+    def _genomes(self, base: jax.Array, index: np.ndarray) -> np.ndarray:
+        """The genomes of images of the current generation, float32 [n, ...]."""
         numbers = index.astype(np.uint32)
         if not self._generation:
-            return self._program.first(base, numbers)
+            return self._program.first((base, self._given[0]), numbers)
         search, pairs = self._order.search(index), self._program.choose(self._given, numbers)
         one, other = (self._parents[search, pairs[:, side]] for side in (0, 1))
         return self._program.child(self._given, numbers, one, other)
 
     def _draw(self, params: Any, base: jax.Array, index: np.ndarray) -> np.ndarray:
-        return self._program.draw(params, index.astype(np.uint32), self._noise(base, index))
+        return self._program.draw((params, base), index.astype(np.uint32), self._genomes(base, index))
 
     def _judge(self, params: Any, index: np.ndarray, images: np.ndarray) -> None:
         fitness = self._program.fitness(params, images, self.labels(index))
