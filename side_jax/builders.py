@@ -19,6 +19,7 @@ from side_jax.models import adapters, label_table
 from side_jax.models.callback import Callback
 from side_jax.models.classifier import Classifier, log_probs
 from side_jax.models.half_unet import HalfUNet
+from side_jax.models.labelled import Labelled
 from side_jax.models.resnet import ResNet
 from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
@@ -89,13 +90,9 @@ def build_weak_network(settings: Settings) -> UNet:
     return build_network(settings, labels=bool(settings.weak.step))
 
 
-@functools.lru_cache(maxsize=8)
-def build_adapted_target(settings: Settings, num_labels: int) -> Target:
-    """The audited model with so many labels of adapters, and one more for none, in place of its own labels."""
-    target = build_target(settings)
-    return dataclasses.replace(
-        target, network=adapters.labelled(target.network, num_labels), num_labels=num_labels, null_label=True
-    )
+def build_adapted_network(settings: Settings, num_labels: int) -> Labelled:
+    """The network of the audited model with so many labels of adapters, and one more for none."""
+    return Labelled(net=build_network(settings), num_labels=num_labels)
 
 
 def adapters_fn(settings: Settings, params: Any, num_labels: int, seed: int) -> Callable[[], dict[str, Any]]:
@@ -115,7 +112,7 @@ def adapters_fn(settings: Settings, params: Any, num_labels: int, seed: int) -> 
 
 
 def merge_adapters(settings: Settings, params: Any, trained: dict[str, Any]) -> Any:
-    """The parameters of build_adapted_target's network, from those of the target and trained adapters."""
+    """The parameters of build_adapted_network's network, from those of the target and trained adapters."""
     network = build_network(settings)
     return jax.jit(lambda params, trained: adapters.merge(network, params, trained, settings.adapters.alpha))(
         params, trained
@@ -320,13 +317,18 @@ def build_adapted_generator(settings: Settings, num_labels: int, *, steered: boo
       steered: whether the scale acts.
       sampler: the sampler settings.
     """
-    target, schedule = build_adapted_target(settings, num_labels), build_schedule(settings)
+    target, network = build_target(settings), build_adapted_network(settings, num_labels)
+    schedule = build_schedule(settings)
 
-    def denoise(params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-        return target.denoise(params["dpm"], x, t, labels)
+    def denoise(params: Any, x: jax.Array, t: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
+        own = target.default_labels(index)
+        return network.apply({"params": params["dpm"]}, x, t, labels=labels, own=own)
 
     def guide(params: Any, index: jax.Array, labels: jax.Array, scale: jax.Array) -> guidance.Guidance:
-        gradient = guidance.implicit_gradient(functools.partial(denoise, params), labels, schedule)
+        def given(x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+            return denoise(params, x, t, index, labels)
+
+        gradient = guidance.implicit_gradient(given, labels, schedule)
         if settings.extract.normalize_gradient:
             gradient = guidance.normalize(gradient)
         # Of what the sampler does with the label alone, the direction counts once already.
@@ -334,7 +336,7 @@ def build_adapted_generator(settings: Settings, num_labels: int, *, steered: boo
 
     return Generator(
         denoise=denoise,
-        decode=build_decode(settings),
+        decode=lambda params, x: target.decode(params["dpm"]["net"], x),
         guide=guide if steered else None,
         labelled=True,
         table=build_step_table(settings, sampler),

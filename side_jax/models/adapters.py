@@ -1,13 +1,12 @@
-"""Low-rank adapters of a U-Net and a table of labels, as a transformation of its parameters; no module changes.
+"""Low-rank adapters of any network and a table of labels, as a transformation of its parameters; no module changes.
 
 A kernel [..., in, out] is a matrix W [k, out], with k the product of all axes but the last. Adapted, it is (Hu et al.
 2022, LoRA, whose matrices are the transposes)
 
     W + (alpha / r) A B,   A [k, r] drawn with variance 1 / k,   B [r, out] from zero.                          (1)
 
-The labels are those of the same U-Net with `num_labels` set: a row of a table is added to the time embedding. Each row
-starts as what the target adds for an image without a label, which is zero for an unconditional one; the trained table
-is added to it. Hence the adapted network begins as the target, whatever the label.
+A label's row of the table is added to the time embedding (labelled.py); rows start from zero. Hence the adapted network
+begins as the target, whatever the label.
 """
 
 from typing import Any
@@ -16,35 +15,20 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from side_jax.models.unet import UNet
+from side_jax.models.labelled import TIME_LAYERS, innermost
 
 KERNELS = ("all", "convolution", "dense", "attention")
 FROZEN = "frozen"  # among the parameters of a training: what gets no gradient and no average
+# The layers of attention by their names; the last two are of EDM's networks.
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out_0", "to_qkv", "to_out", "qkv", "proj")
+_GATED = "net_0"  # of a transformer's feed-forward layer, which has a layer of the last name too
+_OWN_LABELS = "map_label"  # the layer of EDM's labels, which an image without a label does not reach
 
 _Path = tuple[str, ...]
 
 
-def unet_of(network: Any) -> UNet | None:
-    """The U-Net in a network, whose wrappers hold it as `net`; None if its innermost network is another one."""
-    while hasattr(network, "net"):
-        network = network.net
-    return network if isinstance(network, UNet) else None
-
-
-def labelled(network: Any, num_labels: int) -> Any:
-    """The same network with so many labels, and one more for none.
-
-    Args:
-      network: one in which unet_of finds a U-Net.
-      num_labels: at least 1.
-    """
-    if isinstance(network, UNet):
-        return network.clone(num_labels=num_labels, null_label=True)
-    return network.clone(net=labelled(network.net, num_labels))
-
-
 def ranks(network: Any, params: Any, rank: int, kernels: str = "all") -> dict[_Path, int]:
-    """The rank of each adapted kernel, by its path in the U-Net's parameters: at most the kernel's smaller side.
+    """The rank of each adapted kernel, at most the kernel's smaller side, by its path in the innermost network.
 
     Args:
       network: of the target.
@@ -53,7 +37,7 @@ def ranks(network: Any, params: Any, rank: int, kernels: str = "all") -> dict[_P
       kernels: one of KERNELS: "convolution" and "dense" go by the kernel's shape, "attention" by the layer's name.
     """
     flat = traverse_util.flatten_dict(_core(network, params))
-    chosen = {path: _matrix(leaf) for path, leaf in flat.items() if path[-1] == "kernel" and _is(kernels, path, leaf)}
+    chosen = {path: _matrix(leaf) for path, leaf in flat.items() if _is(kernels, path, leaf)}
     return {path: min(rank, *chosen[path]) for path in sorted(chosen)} if rank else {}
 
 
@@ -70,19 +54,18 @@ def initial(
       rank: as in `ranks`.
       kernels: as there.
     """
-    unet, flat = unet_of(network), traverse_util.flatten_dict(_core(network, params))
-    assert unet
+    flat = traverse_util.flatten_dict(_core(network, params))
     pairs: dict[_Path, jax.Array] = {}
     for i, (path, own) in enumerate(ranks(network, params, rank, kernels).items()):
         k, out = _matrix(flat[path])
         pairs[*path, "a"] = jax.random.normal(jax.random.fold_in(key, i), (k, own), jnp.float32) / jnp.sqrt(float(k))
         pairs[*path, "b"] = jnp.zeros((own, out), jnp.float32)
-    width = unet.time_embedding_dim or 4 * unet.block_out_channels[0]
+    width = flat[*TIME_LAYERS[type(innermost(network)[0])], "bias"].size
     return {"kernels": traverse_util.unflatten_dict(pairs), "labels": jnp.zeros((num_labels + 1, width), jnp.float32)}
 
 
-def merge(network: Any, params: Any, adapters: dict[str, Any], alpha: float) -> Any:
-    """The parameters of `labelled(network, C)`, by equation (1).
+def merge(network: Any, params: Any, adapters: dict[str, Any], alpha: float) -> dict[str, Any]:
+    """The parameters of Labelled(network), by equation (1).
 
     Args:
       network: of the target.
@@ -96,25 +79,18 @@ def merge(network: Any, params: Any, adapters: dict[str, Any], alpha: float) -> 
         a, b, kernel = pairs[*path, "a"], pairs[*path, "b"], flat[tuple(path)]
         change = jnp.matmul(a, b, precision="float32") * (alpha / a.shape[1])
         flat[tuple(path)] = kernel + change.reshape(kernel.shape)
-    flat["class_embedding", "embedding"] = _no_label(network, flat, adapters["labels"]) + adapters["labels"]
     merged: Any = traverse_util.unflatten_dict(flat)
-    return _wrapped(network, params, merged)
-
-
-def _no_label(network: Any, flat: dict[_Path, jax.Array], table: jax.Array) -> jax.Array:
-    """What the target adds to the time embedding of an image without a label, [1, e]."""
-    unet = unet_of(network)
-    if unet and unet.num_labels and unet.null_label:
-        return flat["class_embedding", "embedding"][-1:]
-    return jnp.zeros_like(table[:1])
+    return {"net": _wrapped(network, params, merged), "label_embedding": adapters["labels"]}
 
 
 def _is(kernels: str, path: _Path, leaf: Any) -> bool:
+    if path[-1] != "kernel" or _OWN_LABELS in path:
+        return False
     kinds = {
         "all": True,
         "convolution": leaf.ndim > 2,
         "dense": leaf.ndim == 2,
-        "attention": any(name.startswith("attentions_") for name in path),
+        "attention": path[-2] in _ATTENTION and _GATED not in path,
     }
     return kinds[kernels]
 
@@ -125,14 +101,14 @@ def _matrix(kernel: Any) -> tuple[int, int]:
 
 
 def _core(network: Any, params: Any) -> Any:
-    """The U-Net's part of a network's parameters."""
-    while hasattr(network, "net"):
-        network, params = network.net, params["net"]
+    """The innermost network's part of a network's parameters."""
+    for name in innermost(network)[1]:
+        params = params[name]
     return params
 
 
 def _wrapped(network: Any, params: Any, core: Any) -> Any:
-    """The network's parameters with another U-Net's part."""
+    """The network's parameters with another innermost part."""
     if not hasattr(network, "net"):
         return core
     return dict(params) | {"net": _wrapped(network.net, params["net"], core)}

@@ -80,14 +80,15 @@ class Clock:
         settings, own, classes = self._settings, self._settings.adapters, self._settings.label.num_clusters
 
         def measure() -> Timing:
-            target, adapted = builders.build_target(settings), builders.build_adapted_target(settings, classes)
-            schedule = builders.build_schedule(settings)
-            loss_fn = losses.adapter_loss(target.network, adapted.network, schedule, own.alpha, own.dropout)
+            target, network = builders.build_target(settings), builders.build_adapted_network(settings, classes)
+            loss_fn = losses.adapter_loss(network, builders.build_schedule(settings), own.alpha, own.dropout)
             params = builders.init_fn(target.network, settings, 0)()
             make = builders.adapters_fn(settings, params, classes, 0)
             shape = (own.batch_size, *builders.sampled_shape(settings))
-            batch = (np.zeros(shape, np.float32 if target.latent else np.uint8), np.zeros(own.batch_size, np.int32))
-            return self._stepped(loss_fn, lambda: make() | {adapters.FROZEN: params}, own, batch)
+            labels = np.zeros(own.batch_size, np.int32)
+            batch = np.zeros(shape, np.float32 if target.latent else np.uint8), labels
+            given = () if target.default_labels(labels) is None else (labels,)
+            return self._stepped(loss_fn, lambda: make() | {adapters.FROZEN: params}, own, (*batch, *given))
 
         return self._timing("adapters", measure)
 
@@ -142,7 +143,7 @@ class Clock:
         options = {"at_x0": at_x0, "own_labels": own_labels, "weak": weak}
         if adapted:
             classes = settings.label.num_clusters
-            params["dpm"] = builders.init_fn(builders.build_adapted_target(settings, classes).network, settings, 0)()
+            params["dpm"] = builders.init_fn(builders.build_adapted_network(settings, classes), settings, 0)()
             generator = builders.build_adapted_generator(settings, classes, steered=True, sampler=sampler)
         else:
             generator = builders.build_generator(settings, classifier, **options)

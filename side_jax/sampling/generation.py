@@ -19,8 +19,8 @@ from side_jax.diffusion.guidance import Guidance
 from side_jax.diffusion.pixel_range import to_uint8
 from side_jax.diffusion.steps import StepTable
 
-# (all parameters, x_t, t, the images' global indices [b], or their labels [b]) -> prediction
-ApplyFn = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+# (all parameters, x_t, t, the images' global indices [b], and in some cases their labels [b]) -> prediction
+ApplyFn = Callable[..., jax.Array]
 
 # (all parameters, global indices [b], labels [b], scale) -> guidance
 GuideFn = Callable[[Any, jax.Array, jax.Array, jax.Array], Guidance]
@@ -63,7 +63,7 @@ class Generator:
           batch_size: images per batch; divisible by the number of local devices.
           loop: "scan", "dispatch" or "auto"; see settings.Sampler.
           guide: for guided sampling, (params, indices, labels, scale) -> the guidance of a step.
-          labelled: whether denoise takes the labels in place of the indices.
+          labelled: whether denoise takes the labels too, behind the indices.
         """
         if loop == "auto":
             loop = "dispatch" if guide is not None and jax.default_backend() == "cpu" else "scan"
@@ -76,7 +76,7 @@ class Generator:
 
         def bind(guided, params, index, labels, scale):
             guidance = guide(params, index, labels, scale) if guided else None
-            return (lambda x, t: denoise(params, x, t, labels if labelled else index)), guidance
+            return (lambda x, t: denoise(params, x, t, index, *((labels,) if labelled else ()))), guidance
 
         def step(guided, params, base, index, labels, scale, at, state):
             denoise_fn, guidance = bind(guided, params, index, labels, scale)

@@ -277,11 +277,8 @@ class Settings:
     def _check_adapters(self, synthetic: int) -> None:
         if not self.extract.needs_adapters:
             return
-        attacks, kind = self.extract.attacks, self._networks[-1]
-        need = f"without {ADAPTED.name}: its labels enter a U-Net as diffusers has it, and this model is a {kind}"
-        check(kind == "UNet", "extract.attacks", attacks, need)
-        need = f"without {ADAPTED.name}: the model in target.path always needs a label, and there is none to add to"
-        check(self.condition.null_label, "extract.attacks", attacks, need)
+        need = f"without {ADAPTED.name}: a Python object has values, not the parameters that adapters change"
+        check(self.target.format != OBJECT, "extract.attacks", self.extract.attacks, need)
         size, most = self.adapters.batch_size, int(self.adapters.keep * synthetic)
         need = f"at most {most}: the adapters learn from {self.adapters.keep:g} of {synthetic} synthetic images"
         check(size <= most, "adapters.batch_size", size, need)

@@ -27,18 +27,18 @@ def fit(settings: Settings, workdir: Path, unit: Unit) -> dict[str, Any]:
     """Trains the adapters and writes their curves and checkpoints; returns the manifest's content."""
     own, seed = settings.adapters, random_streams.stream_seed(settings, unit.name)
     params = jax.device_get(stage_inputs.load_target(settings, workdir).trees["ema"])
-    images, labels = examples(settings, workdir, {"dpm": params})
+    images, labels, index = examples(settings, workdir, {"dpm": params})
     classes = int(labels.max()) + 1
     chosen = adapters.ranks(builders.build_network(settings), params, own.rank, own.kernels)
     _check(settings, chosen, len(labels))
     make = builders.adapters_fn(settings, params, classes, seed)
-    target, adapted = builders.build_target(settings), builders.build_adapted_target(settings, classes)
+    network = builders.build_adapted_network(settings, classes)
+    given = builders.build_target(settings).default_labels(index)  # what each sample was drawn with
+    batch = (images, labels) if given is None else (images, labels, np.asarray(given))
     trained, steps = trainer.run(
-        loss_fn=losses.adapter_loss(
-            target.network, adapted.network, builders.build_schedule(settings), own.alpha, own.dropout
-        ),
+        loss_fn=losses.adapter_loss(network, builders.build_schedule(settings), own.alpha, own.dropout),
         init_fn=lambda: make() | {adapters.FROZEN: params},
-        fetch=lambda rows: (images[rows], labels[rows]),
+        fetch=lambda rows: tuple(part[rows] for part in batch),
         num_examples=len(labels),
         fit=own,
         seed=seed,
@@ -62,23 +62,25 @@ def load(settings: Settings, workdir: Path) -> tuple[Any, int]:
     return builders.merge_adapters(settings, params, trained), classes
 
 
-def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(what the target samples for the images of the fit, int32 pseudo-labels [n]), as settings.Adapters chooses them.
+def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(what the target samples for the images of the fit, int32 pseudo-labels [n], global indices [n]).
+
+    They are those that settings.Adapters chooses.
 
     A label belongs to the sample as it was drawn, also where mode seeking moved it.
     """
     own = settings.adapters
     images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
     labels = files.read_npz(workdir / "label" / "labels.npz")["label"].astype(np.int32)
-    images, labels = images[labels >= 0], labels[labels >= 0]
-    if own.rounds or own.keep < 1:
-        seek = functools.partial(stage_inputs.taken_to_modes, settings, workdir, params)
-        images = seek(images, own.rounds, own.noise, "adapters.noise")
+    index = np.flatnonzero(labels >= 0)
+    # All samples, though some have no label: which label a model that always needs one gave them goes by their index.
+    seek = functools.partial(stage_inputs.taken_to_modes, settings, workdir, params)
+    images = seek(images, own.rounds, own.noise, "adapters.noise")
+    if own.keep < 1:
         moved = pixel_range.to_float(seek(images, 1, own.noise, "adapters.noise")) - pixel_range.to_float(images)
-        distance = np.sqrt(np.square(moved).mean(axis=(1, 2, 3)))
-        nearest = np.sort(np.argsort(distance, kind="stable")[: int(own.keep * len(images))])
-        images, labels = images[nearest], labels[nearest]
-    return stage_inputs.sampled(settings, workdir, images), labels
+        distance = np.sqrt(np.square(moved).mean(axis=(1, 2, 3)))[index]
+        index = np.sort(index[np.argsort(distance, kind="stable")[: int(own.keep * len(index))]])
+    return stage_inputs.sampled(settings, workdir, images[index]), labels[index], index
 
 
 def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:

@@ -17,6 +17,7 @@ from side_jax.diffusion.process import denoising_loss, diffuse, importance
 from side_jax.diffusion.schedule import Schedule
 from side_jax.models import adapters
 from side_jax.models.classifier import train_log_probs
+from side_jax.models.labelled import Labelled
 from side_jax.settings import Settings
 from side_jax.training import trainer
 
@@ -103,10 +104,11 @@ def dpm_loss(
     """The denoising loss of a batch, and its profile over timesteps; see trainer.LossFn.
 
     The batch holds uint8 images [b, h, w, c] and, for a conditional DPM, labels int32 [b]. Each label is hidden with
-    probability label_dropout, drawn from the image's key (Ho and Salimans 2022, algorithm 1).
+    probability label_dropout, drawn from the image's key (Ho and Salimans 2022, algorithm 1). Of a Labelled network it
+    may also hold the network's own labels, int32 [b], which are never hidden.
     """
     images = pixel_range.to_float(batch[0])
-    labels = batch[1] if len(batch) > 1 else None
+    labels, own = batch[1] if len(batch) > 1 else None, {"own": batch[2]} if len(batch) > 2 else {}
     if labels is not None:
         hidden = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 3), label_dropout))(keys)
         labels = jnp.where(hidden, -1, labels)
@@ -115,7 +117,7 @@ def dpm_loss(
         images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
     def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-        return unet.apply({"params": params}, x, t, deterministic=False, labels=labels, rngs={"dropout": key})
+        return unet.apply({"params": params}, x, t, deterministic=False, labels=labels, rngs={"dropout": key}, **own)
 
     losses, t = denoising_loss(denoise, schedule, images, keys)
     part = jax.nn.one_hot(t * PROFILE_BINS // schedule.num_timesteps, PROFILE_BINS)
@@ -124,20 +126,19 @@ def dpm_loss(
 
 
 @functools.lru_cache(maxsize=4)  # what is compiled for a function is found again only by that function
-def adapter_loss(target: Any, network: Any, schedule: Schedule, alpha: float, label_dropout: float) -> trainer.LossFn:
+def adapter_loss(network: Labelled, schedule: Schedule, alpha: float, label_dropout: float) -> trainer.LossFn:
     """The denoising loss as a function of adapters, for batches of images and int32 pseudo-labels; see dpm_loss.
 
     Args:
-      target: the network that is adapted, whose parameters stand in the tree as adapters.FROZEN.
-      network: the same with labels, see adapters.labelled.
-      schedule: of both.
+      network: holds the network that is adapted, whose parameters stand in the tree as adapters.FROZEN.
+      schedule: of that network.
       alpha: see adapters.merge.
       label_dropout: share of the images shown without their label.
     """
 
     def loss_fn(params: Any, batch: tuple, keys: jax.Array, key: jax.Array) -> tuple:
         trained = {name: tree for name, tree in params.items() if name != adapters.FROZEN}
-        merged = adapters.merge(target, params[adapters.FROZEN], trained, alpha)
+        merged = adapters.merge(network.net, params[adapters.FROZEN], trained, alpha)
         return dpm_loss(network, schedule, False, merged, batch, keys, key, label_dropout=label_dropout)
 
     return loss_fn

@@ -5,12 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.models import adapters
-from side_jax.models.callback import Callback
 from side_jax.models.continuous import Flow
+from side_jax.models.labelled import Labelled
 from side_jax.models.latent import Latent
 from side_jax.models.unet import UNet
 from side_jax.settings import Fit
@@ -49,7 +48,7 @@ def test_merging_is_applying_adapters_apart(rank):
         own = min(rank, 5)
         a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((size, own), (own, 5)))
         trained = {"kernels": {"layer": {"kernel": {"a": a, "b": b}}}, "labels": jnp.zeros((3, 32))}
-        merged = adapters.merge(UNET, {"layer": own_params}, trained, alpha)["layer"]
+        merged = adapters.merge(UNET, {"layer": own_params}, trained, alpha)["net"]["layer"]
         whole = layer.apply({"params": merged}, x)
         narrow = apart.clone(features=own).apply({"params": {"kernel": a.reshape(*kernel.shape[:-1], own)}}, x)
         expected = layer.apply({"params": own_params}, x) + alpha / own * narrow @ b
@@ -61,11 +60,9 @@ def test_it_begins_as_the_target_whatever_the_label(params, rank):
     """Bit for bit: rank 0 has no adapter, and B and the table are zero."""
     trained = adapters.initial(UNET, params, 5, KEY, rank=rank)
     merged = adapters.merge(UNET, params, trained, 16.0)
-    before, after = traverse_util.flatten_dict(params), traverse_util.flatten_dict(merged)
-    assert set(after) - set(before) == {("class_embedding", "embedding")}
-    for path, leaf in before.items():
-        np.testing.assert_array_equal(after[path], leaf)
-    network = adapters.labelled(UNET, 5)
+    assert set(merged) == {"net", "label_embedding"}
+    jax.tree.map(np.testing.assert_array_equal, merged["net"], params)
+    network = Labelled(UNET, 5)
     target = UNET.apply({"params": params}, X, T)
     for labels in (None, jnp.asarray([-1, 0, 4])):
         np.testing.assert_array_equal(network.apply({"params": merged}, X, T, labels=labels), target)
@@ -76,28 +73,24 @@ def test_it_begins_as_the_target_whatever_the_label(params, rank):
         assert np.abs(network.apply({"params": other}, X, T) - target).max() > 0.1
 
 
-def test_a_label_of_the_target_gives_way_to_the_new_ones():
-    """The rows of the new table begin as the target's row for no label, of whose own labels none is left."""
-    conditional = UNET.clone(num_labels=2, null_label=True)
+@pytest.mark.parametrize("null_label", [True, False])
+def test_the_labels_of_the_target_stay_beside_the_new_ones(null_label):
+    """An image has none of them, whatever its new label, unless it is given one."""
+    conditional = UNET.clone(num_labels=2, null_label=null_label)
     params = filled(jax.eval_shape(conditional.init, KEY, X, T)["params"], 2)
     merged = adapters.merge(conditional, params, adapters.initial(conditional, params, 4, KEY, rank=1), 1.0)
-    own = params["class_embedding"]["embedding"]
-    np.testing.assert_array_equal(merged["class_embedding"]["embedding"], np.repeat(own[-1:], 5, axis=0))
-    got = adapters.labelled(conditional, 4).apply({"params": merged}, X, T, labels=jnp.asarray([0, 3, -1]))
+    network, labels = Labelled(conditional, 4), jnp.asarray([0, 3, -1])
+    got = network.apply({"params": merged}, X, T, labels=labels)
     np.testing.assert_array_equal(got, conditional.apply({"params": params}, X, T))
-    # Without a row for none, the target adds nothing to an image without a label.
-    bare = conditional.clone(null_label=False)
-    params = filled(jax.eval_shape(bare.init, KEY, X, T)["params"], 3)
-    merged = adapters.merge(bare, params, adapters.initial(bare, params, 4, KEY, rank=1), 1.0)
-    assert not merged["class_embedding"]["embedding"].any()
-    got = adapters.labelled(bare, 4).apply({"params": merged}, X, T, labels=jnp.asarray([0, 3, -1]))
-    np.testing.assert_array_equal(got, bare.apply({"params": params}, X, T))
+    own = jnp.asarray([1, 0, 1])
+    got = network.apply({"params": merged}, X, T, labels=labels, own=own)
+    np.testing.assert_array_equal(got, conditional.apply({"params": params}, X, T, labels=own))
 
 
 def test_only_adapters_and_the_table_learn(params):
     """The step of training leaves the target as it was, in every bit, and averages it nowhere."""
     trained = filled(adapters.initial(UNET, params, 2, KEY, rank=2), 4, 0.1)
-    loss_fn = losses.adapter_loss(UNET, adapters.labelled(UNET, 2), make_schedule("linear", 100), 4.0, 0.2)
+    loss_fn = losses.adapter_loss(Labelled(UNET, 2), make_schedule("linear", 100), 4.0, 0.2)
     images, labels = (
         np.random.default_rng(5).integers(0, 256, (8, 4, 4, 1)).astype(np.uint8),
         np.arange(8, dtype=np.int32) % 2,
@@ -152,14 +145,9 @@ def test_a_wrapped_network_is_adapted_inside(params, outer):
     own = {"net": params, "autoencoder": {"kernel": X}}
     trained = filled(adapters.initial(outer, own, 2, KEY, rank=2), 6)
     merged = adapters.merge(outer, own, trained, 2.0)
-    jax.tree.map(np.testing.assert_array_equal, merged, own | {"net": adapters.merge(UNET, params, trained, 2.0)})
-    got = adapters.labelled(outer, 2).apply({"params": merged}, X, T, labels=jnp.asarray([0, 1, -1]))
+    inside = adapters.merge(UNET, params, trained, 2.0)
+    jax.tree.map(np.testing.assert_array_equal, merged, inside | {"net": own | {"net": inside["net"]}})
+    got = Labelled(outer, 2).apply({"params": merged}, X, T, labels=jnp.asarray([0, 1, -1]))
     plain = outer.apply({"params": own}, X, T)
     assert np.isfinite(got).all()
     assert np.abs(got - plain).max() > 1e-3
-
-
-def test_networks_without_a_place_for_labels_are_known():
-    flow = Flow(net=UNET, sigma_min=0.01, sigma_max=10.0)
-    assert adapters.unet_of(flow) is adapters.unet_of(UNET) is UNET
-    assert adapters.unet_of(flow.clone(net=Callback(digest="0"))) is None

@@ -287,9 +287,9 @@ VALUES = [
         "0.25 of 128 synthetic images",
     ),
     (
-        {"extract.attacks": "('side_lora',)", "target.network": '{"class": "Edm", "net": {"class": "SongUNet"}}'},
-        "without side_lora",
-        "this model is a SongUNet",
+        {"extract.attacks": "('side_lora',)", "target.format": "object", "evaluate.divergence": False},
+        "extract.attacks is ('side_lora',)",
+        "without side_lora: a Python object has values",
     ),
     ({"weak.step": -1}, "weak.step is -1", "at least 0"),
     ({"extract.guidance_scales": (-1.0,)}, "guidance_scales is (-1.0,)", "at least 0"),

@@ -70,12 +70,15 @@ def test_the_whole_audit_runs_on_it(config, tmp_path):
     assert again.records == result.records
 
 
-def test_what_needs_derivatives_is_refused(config, tmp_path):
+@pytest.mark.parametrize("attack", ["conditional_x0", "side_lora"])
+def test_attacks_that_need_more_than_values_are_refused(config, tmp_path, attack):
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.extract.attacks = ("unconditional", "conditional_x0")
-    with pytest.raises(InputError, match="without conditional_x0: a Python object has values"):
+        config.extract.attacks = ("unconditional", attack)
+    with pytest.raises(InputError, match=f"without {attack}: a Python object has values, not the") as caught:
         side_jax.audit_config(config, tmp_path / "run", target=target())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "train").exists()
 
 
 @pytest.mark.parametrize(
