@@ -15,7 +15,7 @@ from side_jax.errors import InputError
 from side_jax.pipeline import plan, saved_config, space
 from side_jax.progress import WATCH, Work
 from side_jax.settings import Settings
-from side_jax.stages import outlook, stage_inputs, stage_table, summaries, surrogate
+from side_jax.stages import stage_inputs, stage_table, summaries, surrogate
 from side_jax.stages.stage_table import STAGES, Stage
 from side_jax.workdir import boards, files, lock, run_log
 from side_jax.workdir.work_units import change
@@ -30,7 +30,7 @@ class Schedule(Protocol):
         """The seconds of the units of the chosen stages."""
 
     def revised(self) -> Settings:
-        """The settings from the attacks on, once all that precedes them is done."""
+        """The settings from a timed stage on, once all that precedes it is done."""
 
 
 @process_group.propagate_errors()
@@ -68,10 +68,10 @@ def run(
             stage_inputs.withhold_names(settings, workdir)
         process_group.barrier("checked")
         around.enter_context(boards.open_for(settings, workdir, write=process_group.primary()))
-        left = schedule.work(chosen) if schedule else outlook.work(settings, workdir, chosen)
+        left = schedule.work(chosen) if schedule else stage_table.left(settings, workdir, chosen)
         around.enter_context(WATCH.chain(chosen, work=left, bars=process_group.primary()))
         for name in chosen:
-            if schedule and name == "extract":
+            if schedule and STAGES[name].timed:
                 settings = schedule.revised()
                 saved_config.adopt(settings, workdir)
             _run_stage(settings, workdir, name)

@@ -89,7 +89,7 @@ class Clock(Protocol):
         """One multiplication and addition in a product of float32 matrices, in device-seconds."""
 
 
-def training(work: Unit, fit: Fit, step: Callable[[Clock], Timing], clock: Clock, *, imported: bool = False) -> Cost:
+def training(work: Unit, fit: Fit, step: Callable[[Clock], Timing], clock: Clock) -> Cost:
     """The remaining cost of a unit that trains a network.
 
     Args:
@@ -97,16 +97,18 @@ def training(work: Unit, fit: Fit, step: Callable[[Clock], Timing], clock: Clock
       fit: the training settings.
       step: maps the clock to the timing of one step.
       clock: times steps.
-      imported: whether the network is imported instead of trained.
     """
     if work.done():
         return _DONE
-    if imported:
-        return Cost(left="imports the model of target.path")
     done = checkpoint.latest_step(checkpoint.checkpoint_directory(work.workdir, work.name)) or 0
     left = max(fit.num_steps - (done if work.begun() else 0), 0)
     timing = step(clock)
     return Cost(left=f"{left:,} of {fit.num_steps:,} steps", seconds=left * timing.step, host=timing.start)
+
+
+def imported(work: Unit, clock: Clock) -> Cost:
+    """The remaining cost of a unit that reads the target from a file."""
+    return _DONE if work.done() else Cost(left="imports the model of target.path")
 
 
 def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None, clock: Clock) -> Cost:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from side_jax import __version__
+from side_jax import __version__, progress
 from side_jax.attacks.table import ADAPTED, ATTACKS, NOISE, Attack, Classifier, Run, known_classifiers
 from side_jax.errors import InputError
+from side_jax.progress.chain import Amounts
 from side_jax.sampling import shards
-from side_jax.settings import Settings
-from side_jax.stages import estimates
-from side_jax.stages.estimates import Clock, Cost
+from side_jax.settings import Fit, Settings
+from side_jax.stages import amounts, estimates
+from side_jax.stages.estimates import Clock, Cost, Timing
 from side_jax.workdir import files
 from side_jax.workdir.work_units import FORMAT_VERSION, META, Unit
 
@@ -61,12 +62,14 @@ class Work:
     Attributes:
       unit: the unit.
       cost: estimates its remaining cost from timed steps; None if negligible.
+      amounts: of what is left of it; None: nobody knows.
       disk: an upper bound of the bytes that it has yet to write, without small files.
       run: the attack and scale of an extraction unit.
     """
 
     unit: Unit
     cost: Callable[[Clock], Cost] | None = None
+    amounts: Callable[[], Amounts] | None = None
     disk: Callable[[], int] = lambda: 0
     run: Run | None = None
 
@@ -82,6 +85,7 @@ class Stage:
       plan: (settings, workdir) -> its units of work, in order; empty if the settings need none.
       outputs: maps a unit's manifest to the paths, relative to the workdir, that the finished unit must hold.
       audit: whether an audit includes it.
+      timed: whether its settings may be chosen anew, by what earlier stages took, when it begins.
       run: (settings, workdir) -> None, does the remaining work; None: `side_jax.stages.<name>.run`.
       missing: (settings, workdir) -> the stages with a missing output that this one reads; None: the direct or indirect
         `reads` with a unit that is not done.
@@ -93,6 +97,7 @@ class Stage:
     plan: Callable[[Settings, Path], list[Work]] = lambda settings, workdir: []
     outputs: Callable[[dict[str, Any]], Sequence[str]] = lambda manifest: ()
     audit: bool = True
+    timed: bool = False
     run: Callable[[Settings, Path], None] | None = None
     missing: Callable[[Settings, Path], list[str]] | None = None
 
@@ -321,15 +326,13 @@ def _model(attack: Attack) -> str:
 
 
 def _plan_train(settings: Settings, workdir: Path) -> list[Work]:
-    work = train_unit(settings, workdir)
-    cost = functools.partial(
-        estimates.training, work, settings.train, lambda clock: clock.train_step(), imported=bool(settings.target.path)
-    )
-    works = [Work(unit=work, cost=cost, disk=functools.partial(estimates.target_bytes, settings, work))]
+    size = functools.partial(estimates.target_bytes, settings)
+    works = [_training(train_unit(settings, workdir), settings.train, _train_step, size)]
+    if settings.target.path:
+        cost = functools.partial(estimates.imported, works[0].unit)
+        works = [dataclasses.replace(works[0], cost=cost, amounts=amounts.imported)]
     if settings.extract.needs_twin:
-        twin = twin_unit(settings, workdir)
-        cost = functools.partial(estimates.training, twin, settings.train, lambda clock: clock.train_step())
-        works.append(Work(unit=twin, cost=cost, disk=functools.partial(estimates.target_bytes, settings, twin)))
+        works.append(_training(twin_unit(settings, workdir), settings.train, _train_step, size))
     return works
 
 
@@ -345,7 +348,7 @@ def _plan_label(settings: Settings, workdir: Path) -> list[Work]:
         return []
     work = unit(settings, workdir, "label")
     disk = functools.partial(estimates.feature_bytes, settings, work)
-    return [Work(unit=work, cost=lambda clock: estimates.labelling(work), disk=disk)]
+    return [_on_the_host(work, functools.partial(estimates.labelling, work), disk)]
 
 
 def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
@@ -353,17 +356,15 @@ def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
     for name, work in classifier_units(settings, workdir).items():
         classifier = known_classifiers()[name]
         step = functools.partial(lambda one, clock: clock.classifier_step(one), classifier)
-        cost = functools.partial(estimates.training, work, getattr(settings, classifier.section), step)
-        disk = functools.partial(estimates.classifier_bytes, settings, work, classifier)
-        works.append(Work(unit=work, cost=cost, disk=disk))
+        size = functools.partial(estimates.classifier_bytes, settings, classifier=classifier)
+        works.append(_training(work, getattr(settings, classifier.section), step, size, amounts.CLASSIFIER))
     if settings.extract.needs_adapters:
+        size = functools.partial(estimates.adapter_bytes, settings)
         own = adapters_unit(settings, workdir)
-        cost = functools.partial(estimates.training, own, settings.adapters, lambda clock: clock.adapter_step())
-        works.append(Work(unit=own, cost=cost, disk=functools.partial(estimates.adapter_bytes, settings, own)))
+        works.append(_training(own, settings.adapters, lambda clock: clock.adapter_step(), size))
     if settings.trains_weak:
-        weak = weak_unit(settings, workdir)
-        cost = functools.partial(estimates.training, weak, settings.weak, lambda clock: clock.train_step())
-        works.append(Work(unit=weak, cost=cost, disk=functools.partial(estimates.target_bytes, settings, weak)))
+        size = functools.partial(estimates.target_bytes, settings)
+        works.append(_training(weak_unit(settings, workdir), settings.weak, _train_step, size))
     return works
 
 
@@ -374,17 +375,50 @@ def _plan_extract(settings: Settings, workdir: Path) -> list[Work]:
 
 def _plan_evaluate(settings: Settings, workdir: Path) -> list[Work]:
     work = evaluation_unit(settings, workdir)
-    return [Work(unit=work, cost=functools.partial(estimates.evaluation, settings, work))]
+    cost = functools.partial(estimates.evaluation, settings, work)
+    return [Work(unit=work, cost=cost, amounts=functools.partial(amounts.evaluation, settings))]
 
 
 def _plan_report(settings: Settings, workdir: Path) -> list[Work]:
     work = report_unit(settings, workdir)
-    return [Work(unit=work, cost=lambda clock: estimates.reporting(settings, work))]
+    return [_on_the_host(work, functools.partial(estimates.reporting, settings, work))]
+
+
+def _train_step(clock: Clock) -> Timing:
+    return clock.train_step()
+
+
+def _training(
+    work: Unit, fit: Fit, step: Callable[[Clock], Timing], size: Callable[..., int], kind: str = amounts.NETWORK
+) -> Work:
+    """The work of a training: its step, the bytes of its unit, and the kind of network."""
+    left = functools.partial(amounts.training, work, fit, kind)
+    cost = functools.partial(estimates.training, work, fit, step)
+    return Work(unit=work, cost=cost, amounts=left, disk=functools.partial(size, work))
 
 
 def _sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run | None) -> Work:
-    cost = functools.partial(estimates.sampling, settings, work, parts, run)
-    return Work(unit=work, cost=cost, disk=functools.partial(estimates.image_bytes, settings, work, parts), run=run)
+    left, cost, disk = (
+        functools.partial(of, settings, work, parts)
+        for of in (amounts.sampling, estimates.sampling, estimates.image_bytes)
+    )
+    return Work(unit=work, cost=functools.partial(cost, run), amounts=functools.partial(left, run), disk=disk, run=run)
+
+
+def _on_the_host(work: Unit, cost: Callable[[], Cost], disk: Callable[[], int] = lambda: 0) -> Work:
+    """Work that needs no network."""
+    return Work(unit=work, cost=lambda clock: cost(), amounts=lambda: amounts.seconds(cost()), disk=disk)
+
+
+def left(settings: Settings, workdir: Path, chosen: Sequence[str]) -> progress.Work:
+    """What the chosen stages have left to do; without stages of which nobody knows."""
+    units: dict[str, dict[str, Amounts]] = {}
+    for name in chosen:
+        works = [work for work in STAGES[name].plan(settings, workdir) if not work.unit.done()]
+        known = {work.unit.name: work.amounts() for work in works if work.amounts}
+        if known or not works:
+            units[name] = known
+    return progress.Work(units=units)
 
 
 def _missing_for_suspects(settings: Settings, workdir: Path) -> list[str]:
@@ -484,7 +518,7 @@ STAGES = {
             plan=_plan_surrogate,
             outputs=_surrogate_outputs,
         ),
-        Stage(name="extract", reads=("train", "surrogate"), depends=_extract_depends, plan=_plan_extract),
+        Stage(name="extract", reads=("train", "surrogate"), depends=_extract_depends, plan=_plan_extract, timed=True),
         Stage(
             name="evaluate",
             reads=("extract",),

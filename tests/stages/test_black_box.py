@@ -27,7 +27,7 @@ from side_jax.sampling import generation, shards
 from side_jax.settings import Condition, Settings, random_streams
 from side_jax.settings.extraction import BlackBox, Extract
 from side_jax.settings.target import OWN
-from side_jax.stages import estimates, extract, outlook, stage_inputs, stage_table
+from side_jax.stages import amounts, estimates, extract, stage_inputs, stage_table
 from side_jax.stages.estimates import Timing
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -154,8 +154,7 @@ def test_the_plan_counts_a_batch_for_each_generation_of_a_shard(finished, tmp_pa
     assert sum(sizes) > len(parts)
     assert cost.seconds == 2.0 * own.sampler.num_steps * sum(sizes)
     (work,) = (one for one in stage_table.STAGES["extract"].plan(own, tmp_path) if one.run == RUN)
-    amounts = outlook._extract(own, work)
-    assert amounts == {outlook.NETWORK: 64.0 * own.sampler.num_steps, outlook.CLASSIFIER: 64.0}
+    assert work.amounts() == {amounts.NETWORK: 64.0 * own.sampler.num_steps, amounts.CLASSIFIER: 64.0}
 
 
 def test_its_classifier_learns_clean_synthetic_images(finished):

@@ -21,7 +21,7 @@ from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
 from side_jax.settings import Settings, random_streams
 from side_jax.settings.extraction import BlackBoxModes, Extract, Modes
-from side_jax.stages import estimates, extract, outlook, stage_inputs, stage_table
+from side_jax.stages import amounts, estimates, extract, stage_inputs, stage_table
 from side_jax.stages.estimates import Timing
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -92,7 +92,7 @@ def test_the_plan_has_the_calls_of_its_rounds(tmp_path):
 
     assert estimates.sampling(OWN, units[run], parts, run, Clock()).seconds == 2.0 * 12 * len(parts)
     (work,) = (one for one in stage_table.STAGES["extract"].plan(OWN, tmp_path) if one.run == run)
-    assert outlook._extract(OWN, work) == {outlook.NETWORK: 12.0 * OWN.extract.num_images}
+    assert work.amounts() == {amounts.NETWORK: 12.0 * OWN.extract.num_images}
 
 
 def test_what_it_depends_on(tmp_path):

@@ -8,7 +8,7 @@ import runs
 
 from side_jax.config import from_config
 from side_jax.pipeline.saved_config import saved_config
-from side_jax.stages import estimates, outlook, stage_table, summaries
+from side_jax.stages import estimates, stage_table, summaries
 
 
 def tables(workdir):
@@ -63,7 +63,7 @@ def test_the_monitor_has_its_share_in_the_table(workdir):
 
 
 def left(settings, workdir):
-    return outlook.work(settings, workdir, stage_table.audit_stages()).units
+    return stage_table.left(settings, workdir, stage_table.audit_stages()).units
 
 
 def test_what_is_left_in_evaluations_of_networks(finished):
