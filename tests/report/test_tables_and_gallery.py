@@ -237,8 +237,8 @@ def test_requests_stand_beside_calls_where_some_attack_makes_several_for_an_imag
     rows = [plain, made_results.row("side", 10.0, network_calls=20), made_results.row("black_box_modes", **by_api)]
     found = table(made_results.results(rows), "Attacks by rmse below 0.8")
     assert texts(found, "Attack")[-1] == "black_box_modes from unconditional, last 2 steps, 5 rounds"
-    assert texts(found, "Requests") == ["1", "no API", "6"]
-    assert [part.endswith(", needs only an API") for part in found.note.split("; ")[-3:]] == [True, False, True]
+    assert texts(found, "Requests") == ["1", "none", "6"]
+    assert [part.endswith(" (needs only an API)") for part in found.note.split("; ")[-3:]] == [True, False, True]
     without = table(made_results.results(rows[:2]), "Attacks by rmse below 0.8")
     assert "Requests" not in {one.label for one in without.columns}
 
