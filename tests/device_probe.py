@@ -1,6 +1,6 @@
 """Makes images 0..63 on however many devices there are; test_device_counts.py also runs it in a process of its own.
 
-python tests/device_probe.py OUT.npz LOOP:BATCH_SIZE...
+python tests/device_probe.py OUT.npz LOOP:BATCH_SIZE... requests:BATCH_SIZE...
 """
 
 import sys
@@ -11,6 +11,7 @@ import numpy as np
 from side_jax import builders
 from side_jax.config import default_config, from_config
 from side_jax.sampling import generation
+from side_jax.sampling.mode_generation import draw
 
 
 def noisy(params):
@@ -20,6 +21,13 @@ def noisy(params):
     return jax.tree.unflatten(
         tree, [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     )
+
+
+def requested(settings, params):
+    """Images of three rounds of mode seeking through an API, from images that are drawn here."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+    one = builders.build_request_generator(settings, 2, 3, jax.random.key(5), lambda index: images[index])
+    return draw(one, params, jax.random.key(3), 64)
 
 
 def made(*ways):
@@ -43,6 +51,10 @@ def made(*ways):
     for way in ways:
         config.sampler.loop, _, size = way.partition(":")
         config.sampler.batch_size = batch_size = int(size)
+        if config.sampler.loop == "requests":
+            config.sampler.loop = "scan"
+            found[way] = requested(from_config(config), params)
+            continue
         generator = builders.build_generator(from_config(config), classifier)
         parts = [np.arange(start, start + batch_size) for start in range(0, 64, batch_size)]
         images = [generator(params, base, index, labels[index], 2.0) for index in parts]

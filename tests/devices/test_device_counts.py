@@ -13,9 +13,9 @@ import runs
 def made(tmp_path_factory):
     """{(devices, loop and batch size): images 0..63}."""
     path = tmp_path_factory.mktemp("devices") / "1.npz"
-    command = [sys.executable, device_probe.__file__, str(path), "dispatch:64", "scan:16"]
+    command = [sys.executable, device_probe.__file__, str(path), "dispatch:64", "scan:16", "requests:32"]
     process = subprocess.Popen(command, env=runs.environment(1) | {"PYTHONPATH": str(runs.ROOT)})
-    found = {8: device_probe.made("dispatch:16", "scan:64")}
+    found = {8: device_probe.made("dispatch:16", "scan:64", "requests:16", "requests:64")}
     assert process.wait() == 0
     with np.load(path) as archive:
         found[1] = dict(archive)
@@ -23,13 +23,15 @@ def made(tmp_path_factory):
     return {(devices, way): images[way] for devices, images in found.items() for way in images}
 
 
-def test_every_way_gives_the_same_images(made):
-    assert len(made) == 4
-    reference = made[1, "dispatch:64"].astype(int)
+@pytest.mark.parametrize(("first", "others"), [("dispatch:64", 3), ("requests:32", 2)])
+def test_every_way_gives_the_same_images(made, first, others):
+    alike = {way: images for way, images in made.items() if ("requests" in way[1]) == ("requests" in first)}
+    assert len(alike) == others + 1
+    reference = made[1, first].astype(int)
     assert reference.shape == (64, 8, 8, 1)
     assert len({image.tobytes() for image in reference}) == 64
     assert reference.std() > 30
-    for way, images in made.items():
+    for way, images in alike.items():
         difference = np.abs(images.astype(int) - reference)
         # Other batch shapes round differently in float32, which can move a pixel to the neighbouring level.
         assert difference.max() <= 1, way
