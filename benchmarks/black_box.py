@@ -10,9 +10,10 @@ the calls of the network that they took; the share of matched images (AMS); the 
 AMS against held-out images; the members by RMSE and by d1 / d2; and the share of images that the classifier gives the
 target class. The fittest image of each generation has a row of its own.
 
-With --api, plain samples are taken to modes through an API that takes an image, adds noise and samples from there: as
+With --keep, images are kept in a folder, and whoever asks again, also for more queries, goes on from there. With --api,
+plain samples are taken to modes through an API that takes an image, adds noise and samples from there: as
 many as the calls of the network for so many queries pay for, and with --requests, as many as the requests do. With
---twin, also in the twin model, at the largest number of queries. Of conditional targets there is also plain sampling by
+--twin, also in the twin model, at the calls of so many queries. Of conditional targets there is also plain sampling by
 their labels, with the fittest of each 50; --genomes says what is searched. The last lines apply the rules of
 docs/results_black_box.md. Choose on seeds that no table of results uses.
 """
@@ -21,6 +22,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +47,9 @@ COLUMNS = ("AMS, %", "members (each seed)", "held-out AMS, %", "members by RMSE"
 class SearchBench(Bench):
     """A finished audit with the attack black_box: its target, its classifier and both sides."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, keep: Path | None = None):
         super().__init__(workdir, 0)
+        self._keep = keep
         attack = next(attack for attack in ATTACKS.values() if attack.searches)
         classifier, guide = stage_inputs.load_classifier(self.settings, workdir, attack.classifier)
         self._workdir, self._classes = workdir, classifier.num_classes
@@ -58,9 +61,23 @@ class SearchBench(Bench):
         """Of the target or its twin."""
         return {"dpm": stage_inputs.load_twin(self.settings, self._workdir).trees["ema"]} if twin else self._params
 
+    def _kept(self, name: str, count: int, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """The first images of a kind: those that are kept, and the rest, which `make` draws given these."""
+        path = self._keep / f"{self._workdir.name}_{name}.npy" if self._keep else None
+        nothing = np.zeros((0, *builders.image_shape(self.settings)), np.uint8)
+        known = np.load(path) if path and path.exists() else nothing
+        if len(known) < count:
+            known = np.concatenate([known, make(known)])
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, known)
+        return known[:count]
+
     def plain(self, count: int, twin: bool = False) -> np.ndarray:
         """So many plain samples."""
-        return draw(builders.build_generator(self.settings), self.params(twin), self._base, count)
+        generator, params = builders.build_generator(self.settings), self.params(twin)
+        name = "twin" if twin else "plain"
+        return self._kept(name, count, lambda known: draw(generator, params, self._base, count, len(known)))
 
     def _of(self, classifier, genome: str):
         """The compiled parts of a search over something."""
@@ -74,32 +91,41 @@ class SearchBench(Bench):
         genomes = np.sqrt(np.float32(labels)) * np.eye(labels, dtype=np.float32)[drawn]
         program, index = self._program(LABEL), np.arange(count, dtype=np.uint32)
         images = program.draw((self._params, self._base), index, genomes)
-        one = self._search(recipe := BlackBox(genome=LABEL))
+        one = self._search(recipe := BlackBox(genome=LABEL), images)
         fitness = program.fitness(self._params, images, one.labels(index))
         starts = range(0, count, size := recipe.population)
         return images, [start + int(fitness[start : start + size].argmax()) for start in starts], fitness > 0
 
     def search(self, recipe: BlackBox, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
         """(the images; the indices of the fittest of each generation; whether each image is of its target class)."""
-        one = self._search(recipe)
-        # By generations, so that no batch has to be cut.
-        starts = range(0, count, size := recipe.searches * recipe.population)
-        parts = [np.arange(start, min(start + size, count)) for start in starts]
-        images = np.concatenate([one(self._params, self._base, part, part, 0.0) for part in parts])
+
+        def make(known: np.ndarray) -> np.ndarray:
+            one = self._search(recipe, known)
+            # By generations, so that no batch has to be cut.
+            starts = range(len(known), count, recipe.searches * recipe.population)
+            parts = [np.arange(start, min(start + starts.step, count)) for start in starts]
+            return np.concatenate([one(self._params, self._base, part, part, 0.0) for part in parts])
+
+        values = "_".join(map(str, dataclasses.astuple(recipe)))
+        images = self._kept(f"search_{values}", count, make)
+        one = self._search(recipe, images)
         labels = one.labels(np.arange(count))
         hit = self._program(recipe.genome).fitness(self._params, images, labels) > 0
         return images, one.best(self._params, self._base, count), hit
 
-    def _search(self, recipe: BlackBox):
-        """The search before its first generation."""
+    def _search(self, recipe: BlackBox, known: np.ndarray):
+        """The search before its first generation, of which the first images are known."""
         key = random_streams.stream_key(self.settings, "search")
-        return builders.build_search(self._program(recipe.genome), recipe, key, self._classes, _nothing)
+        return builders.build_search(
+            self._program(recipe.genome), recipe, key, self._classes, functools.partial(_pick, known)
+        )
 
     def sought(self, images: np.ndarray, steps: int, rounds: int, twin: bool = False) -> np.ndarray:
         """Mode seeking from images through an API, as the audit's attack has it."""
         key = random_streams.stream_key(self.settings, "requests")
-        seeker = builders.build_request_generator(self.settings, steps, rounds, key, lambda index: images[index])
-        return draw(seeker, self.params(twin), self._base, len(images))
+        seeker = builders.build_request_generator(self.settings, steps, rounds, key, functools.partial(_pick, images))
+        name, params, count = f"{'twin' if twin else 'api'}_{steps}x{rounds}", self.params(twin), len(images)
+        return self._kept(name, count, lambda known: draw(seeker, params, self._base, count, len(known)))
 
     def score(self, images: np.ndarray) -> list[float]:
         """The values of COLUMNS."""
@@ -109,8 +135,10 @@ class SearchBench(Bench):
         return [100 * scores[0].ams, scores[0].unique, 100 * false, scores[1].unique, scores[2].unique]
 
 
-def _nothing(index: np.ndarray) -> np.ndarray:
-    raise InputError("nothing is stored")
+def _pick(images: np.ndarray, index: np.ndarray) -> np.ndarray:
+    if len(index) and index.max() >= len(images):
+        raise InputError(f"only {len(images)} images are stored.")
+    return images[index]
 
 
 def row(name: str, cost: tuple[int, int, int], values: list[list[float]], hits: list[float]) -> str:
@@ -158,9 +186,11 @@ def main() -> None:
         "--api", nargs="+", default=[], metavar="STEPSxROUNDS", help="also take plain samples to modes so"
     )
     parser.add_argument("--requests", action="store_true", help="of --api, also as many as the requests pay for")
-    parser.add_argument("--twin", action="store_true", help="of --api, also in the twin model")
+    parser.add_argument("--twin", type=int, default=0, metavar="QUERIES", help="of --api, also in the twin")
+    parser.add_argument("--keep", type=Path, help="a folder for the images of these workdirs")
     options = parser.parse_args()
-    benches, most = [SearchBench(workdir) for workdir in options.workdirs], max(options.queries)
+    benches = [SearchBench(workdir, options.keep) for workdir in options.workdirs]
+    most = max(options.queries)
     print(f"| attack | {' | '.join((*COST, *COLUMNS))} | of the class, % |")
     print("|---" * (2 + len(COST) + len(COLUMNS)) + "|")
     steps = benches[0].settings.sampler.num_steps
@@ -198,6 +228,7 @@ def through_api(asked: str, benches, plain, options) -> list[list[float]]:
             line(queries // (1 + rounds), ", at equal requests")
         values = line(queries * start // each, ", at equal calls" * options.requests)
     if options.twin:
+        most = options.twin * start // each
         twins = [bench.sought(bench.plain(most, twin=True), steps, rounds, twin=True) for bench in benches]
         line(most, ", in the twin", twins)
     return values

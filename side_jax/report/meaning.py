@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import UNSET
 
-from side_jax.attacks.table import MODES, PLAIN
+from side_jax.attacks.table import MODES, PLAIN, get_attack
 from side_jax.measure.positive_control import PHRASES
 from side_jax.measure.records import Control, Results
 from side_jax.report.phrases import best, from_elsewhere, headline, listed, percent
@@ -40,13 +40,14 @@ def means(results: Results, status: str, confidence: float) -> tuple[str, ...]:
 def _reach(results: Results, confidence: float) -> str:
     """Who can get the images out."""
     rows = headline(results)
-    plain = best(rows, PLAIN.name)
     if any(from_elsewhere(row) for row in rows):
         return "Copies of training images are among the samples given. Whoever has these samples has the copies."
-    if plain and significant(results, plain, confidence):
+    asked = [row for row in rows if get_attack(row.attack).needs_api_only and significant(results, row, confidence)]
+    if asked:
+        by = "" if best(asked, PLAIN.name) else f" by {get_attack(asked[0].attack).phrase}"
         return (
-            "Whoever can ask the model for images gets copies of training images, without its weights and without the "
-            "data. Whoever holds the weights gets more."
+            f"Whoever can ask the model for images gets copies of training images{by}, without its weights and without "
+            "the data. Whoever holds the weights gets more."
         )
     return (
         "Whoever holds the weights gets copies of training images out of the model, without the data. By plain "

@@ -113,7 +113,7 @@ def _p(value: float | UnsetType) -> model.Cell:
 
 
 def _requests(count: int | UnsetType) -> model.Cell:
-    return _cell("no API", emphasis="faint") if isinstance(count, UnsetType) else _cell(f"{count:,}", count)
+    return _cell("none", emphasis="faint") if isinstance(count, UnsetType) else _cell(f"{count:,}", count)
 
 
 def _excess(row: Row) -> model.Cell:
@@ -181,7 +181,7 @@ def _attacks(metric: str, rows: list[Row], others: dict[str, list[Row]], first: 
     note = "Taking the best of several scales favours the guided attacks a little: read the whole table. " * several
     named = (ATTACKS[name] for name in dict.fromkeys(row.attack for row in rows) if name in ATTACKS)
     note += "; ".join(
-        f"{one.name}: {one.description}{', needs only an API' if one.needs_api_only else ''}" for one in named
+        f"{one.name}: {one.description}{' (needs only an API)' if one.needs_api_only else ''}" for one in named
     )
     caption = f"{'Attacks' if has_scales(rows) else 'Matches'} by {metric} below {rows[0].band[1]:.3g}"
     ends = {name: of[0].band[1] for name, of in ({metric: rows} | others).items()}

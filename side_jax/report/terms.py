@@ -8,7 +8,7 @@ TERMS = {
     "Scale": "how strongly the classifier guides sampling",
     "Calls": "calls of the model's network for one image, with those for the image that mode seeking starts from",
     "Requests": "images asked of an API for one image, by attacks that need only an API: the one that mode seeking "
-    "starts from, and one for each round",
+    "starts from, and one for each round; none: the attack needs more than an API, or is a control",
     "Matched (AMS)": "share of generated images that match a member, with its interval; where none matched, a "
     "one-sided bound (about 3/n), never zero",
     "Held-out matched": "share of the same images that match an image the model never saw: what chance matches",

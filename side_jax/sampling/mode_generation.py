@@ -149,15 +149,16 @@ class ModeGenerator:
         return placement.merge(self.dispatch(params, base, index, labels, scale))[: len(index)]
 
 
-def draw(generator: Generator | ModeGenerator, params: Any, base: jax.Array, count: int) -> np.ndarray:
-    """The first images of a generator without guidance, uint8 [count, h, w, c], batch by batch.
+def draw(generator: Generator | ModeGenerator, params: Any, base: jax.Array, count: int, first: int = 0) -> np.ndarray:
+    """The first images of a generator without guidance, uint8 [count - first, h, w, c], batch by batch.
 
     Args:
       generator: the unguided sampler, or mode seeking.
       params: the parameters of its network.
       base: the typed key of this set of images.
       count: number of images.
+      first: the images before this one are left out.
     """
-    index, label = np.arange(count), np.full(count, -1, np.int32)
-    parts = [index[i : i + generator.batch_size] for i in index[:: generator.batch_size]]
+    index, label = np.arange(first, count), np.full(count, -1, np.int32)
+    parts = [index[i : i + generator.batch_size] for i in range(0, len(index), generator.batch_size)]
     return np.concatenate([generator(params, base, part, label[part], 0.0) for part in parts])

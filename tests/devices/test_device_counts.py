@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 import runs
 
+WAYS = {  # of each kind: on one device, and on eight; the first is the reference
+    "guided": (("dispatch:64", "scan:16"), ("dispatch:16", "scan:64")),
+    "adapted": (("dispatch:64",), ("scan:16",)),
+    "search": (("scan:32",), ("scan:16", "scan:64")),
+    "requests": (("scan:32",), ("scan:16", "scan:64")),
+}
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """{(devices, loop and batch size): images 0..63}."""
+    """{(devices, kind, loop and batch size): images 0..63}."""
     path = tmp_path_factory.mktemp("devices") / "1.npz"
-    command = [sys.executable, device_probe.__file__, str(path), "dispatch:64", "scan:16", "search:32"]
+    one, eight = ([f"{kind}/{how}" for kind, ways in WAYS.items() for how in ways[i]] for i in (0, 1))
+    command = [sys.executable, device_probe.__file__, str(path), *one]
     process = subprocess.Popen(command, env=runs.environment(1) | {"PYTHONPATH": str(runs.ROOT)})
-    found = {8: device_probe.made("dispatch:16", "scan:64", "search:16", "search:64")}
+    found = {8: device_probe.made(*eight)}
     assert process.wait() == 0
     with np.load(path) as archive:
         found[1] = dict(archive)
@@ -23,11 +31,11 @@ def made(tmp_path_factory):
     return {(devices, way): images[way] for devices, images in found.items() for way in images}
 
 
-@pytest.mark.parametrize(("first", "others"), [("dispatch:64", 3), ("search:32", 2)])
-def test_every_way_gives_the_same_images(made, first, others):
-    alike = {way: images for way, images in made.items() if ("search" in way[1]) == ("search" in first)}
-    assert len(alike) == others + 1
-    reference = made[1, first].astype(int)
+@pytest.mark.parametrize("kind", WAYS)
+def test_every_way_gives_the_same_images(made, kind):
+    alike = {way: images for way, images in made.items() if way[1].startswith(f"{kind}/")}
+    assert len(alike) == sum(map(len, WAYS[kind]))
+    reference = made[1, f"{kind}/{WAYS[kind][0][0]}"].astype(int)
     assert reference.shape == (64, 8, 8, 1)
     assert len({image.tobytes() for image in reference}) == 64
     assert reference.std() > 30

@@ -121,7 +121,7 @@ def test_configs_have_diffusers_number_of_parameters(variant):
 
 def test_the_module_itself_gives_the_results_of_its_checkpoint(foreign, tmp_path):
     """By calls of PyTorch, without conversion; images differ by the rounding of a level, if at all."""
-    attacks = {"extract__attacks": "('unconditional','modes')", "evaluate__divergence": False}
+    attacks = {"extract__attacks": "('unconditional','modes','black_box_modes')", "evaluate__divergence": False}
     assert runs.run(arguments(foreign, tmp_path / "converted", **attacks)) == 0
     net = UNet2DModel.from_pretrained(foreign[0], subfolder="unet", use_safetensors=True)
     target = from_torch(net, from_diffusers(foreign[0])[2], (8, 8, 1))

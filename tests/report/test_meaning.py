@@ -23,6 +23,11 @@ def test_who_gets_the_copies_depends_on_what_plain_sampling_gives():
     assert reach.startswith("Whoever can ask the model for images gets copies of training images, without its weights")
     assert "treat the model as confidential too" in treat
     assert said(WEAK, SIDE)[1][0].startswith("Whoever holds the weights gets copies of training images")
+    by_api = matched("black_box_modes", 90, 0.0, **SEEKING | {"last_steps": 2, "requests": 6})
+    (reach, *_) = said(WEAK, SIDE, by_api)[1]
+    assert reach.startswith(
+        "Whoever can ask the model for images gets copies of training images by black-box mode seek"
+    )
     _, (given, *_), sure = said(matched("samples", 90, 0.0))
     assert given.startswith("Copies of training images are among the samples given.")
     assert sure[-1].startswith("Only these samples were looked at.")

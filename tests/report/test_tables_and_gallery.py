@@ -231,6 +231,18 @@ def test_mode_seeking_has_its_start_its_rounds_and_its_calls():
     assert texts(left, "Found at 2,000 calls") == ["10.0", f"{1 + 30 * (2000 / 30 - 1) / 99:.1f}"]
 
 
+def test_requests_stand_beside_calls_where_some_attack_makes_several_for_an_image():
+    plain = made_results.row("unconditional", network_calls=20, requests=1)
+    by_api = {"start": "unconditional", "last_steps": 2, "rounds": 5, "network_calls": 30, "requests": 6}
+    rows = [plain, made_results.row("side", 10.0, network_calls=20), made_results.row("black_box_modes", **by_api)]
+    found = table(made_results.results(rows), "Attacks by rmse below 0.8")
+    assert texts(found, "Attack")[-1] == "black_box_modes from unconditional, last 2 steps, 5 rounds"
+    assert texts(found, "Requests") == ["1", "none", "6"]
+    assert [part.endswith(" (needs only an API)") for part in found.note.split("; ")[-3:]] == [True, False, True]
+    without = table(made_results.results(rows[:2]), "Attacks by rmse below 0.8")
+    assert "Requests" not in {one.label for one in without.columns}
+
+
 def test_zero_hits_are_a_bound_and_small_p_values_are_small(results):
     first = structs.replace(results.rows[0], ams=0.0, ams_at_most=0.0123, heldout_ams_at_most=0.0456, p_excess=0.00009)
     changed = structs.replace(results, rows=(first, *results.rows[1:]))
@@ -717,5 +729,5 @@ def test_every_number_of_a_table_is_explained_below_it(results):
         bare = {one.label for one in table.columns if one.kind != "text" and not one.help}
         assert bare <= {"Images", "Members that mode seeking extracts"}  # which say it themselves
     labels = {one.label for table in made for one in table.columns} | {"loss", "secmi", "pia"}
-    labels |= {"Calls", "Found at 20 calls"}  # of runs whose calls are known
+    labels |= {"Calls", "Found at 20 calls", "Requests"}  # of runs whose calls and requests are known
     assert {terms.meaning(label) for label in labels} >= set(terms.TERMS.values())

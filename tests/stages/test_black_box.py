@@ -319,6 +319,32 @@ def test_recipes_are_scored_as_runs_are(finished):
         )
 
 
+def test_the_benchmark_goes_on_from_kept_images(finished, tmp_path):
+    """A search, plain samples and rounds that were cut short are those that were not, and drawn no second time."""
+    own, workdir = finished
+
+    def made(keep, count):
+        bench = benchmark.SearchBench(workdir, keep)
+        images, best, hit = bench.search(own.black_box, count)
+        plain = bench.plain(count)
+        return images, best, hit, plain, bench.sought(plain, 2, 3)
+
+    with jax.numpy_dtype_promotion("standard"):
+        made(tmp_path, 30)
+        for some, whole in zip(made(tmp_path, 60), made(None, 60), strict=True):
+            np.testing.assert_array_equal(some, whole)
+    kept = {path.name: np.load(path) for path in tmp_path.iterdir()}
+    assert {len(images) for images in kept.values()} == {60}
+    assert len(kept) == 3
+    for name, images in kept.items():
+        np.save(tmp_path / name, 255 - images)
+    with jax.numpy_dtype_promotion("standard"):
+        again = made(tmp_path, 60)
+    for images, name in ((again[0], "search"), (again[3], "plain"), (again[4], "api")):
+        (before,) = (one for key, one in kept.items() if f"_{name}" in key)
+        np.testing.assert_array_equal(images, 255 - before)
+
+
 def test_the_rule_is_the_one_of_the_docs():
     """Most members; near ones by AMS; none that matches too many held-out images on any seed."""
     found = {

@@ -175,11 +175,11 @@ def test_rows_tables_and_the_page_name_the_run_and_what_it_costs(finished):
         "black_box_modes from unconditional, last 2 steps, 5 rounds",
         "By black-box mode seeking from plain sampling (5 rounds of the last 2 steps), at 13 calls of the network and "
         "6 requests to an API for each image, ",
-        "samples it, needs only an API",
-        "no weights, needs only an API",
+        "samples it (needs only an API)",
+        "no weights (needs only an API)",
     ):
         assert said in page
-    assert "from another attack, needs only an API" not in page
+    assert "of another attack (needs only an API)" not in page
 
 
 def test_the_benchmark_seeks_as_the_attack_does(finished):

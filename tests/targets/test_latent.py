@@ -16,7 +16,7 @@ from side_jax.attacks.table import ATTACKS
 from side_jax.config import from_config
 from side_jax.diffusion.mode_seeking import spread
 from side_jax.diffusion.pixel_range import to_float, to_uint8
-from side_jax.diffusion.sampler import sample, sample_keys
+from side_jax.diffusion.sampler import initial_noise, sample, sample_from, sample_keys
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.models.autoencoders import Autoencoder
@@ -414,8 +414,9 @@ def test_the_whole_audit_runs_in_latents(wholes, tmp_path):
         data__path=str(tmp_path / "seen.npz"),
         data__heldout_from=str(tmp_path / "unseen.npz"),
         data__image_size=16,
-        extract__attacks="('unconditional','side','modes')",
+        extract__attacks="('unconditional','side','modes','black_box_modes')",
         extract__guidance_scales="(1.0,)",
+        black_box_modes__rounds="(1,)",
         modes__rounds="(1,)",
         modes__starts="('noise',)",
         modes__noise_levels="(1.0,)",
@@ -441,6 +442,17 @@ def test_the_whole_audit_runs_in_latents(wholes, tmp_path):
     assert drawn.shape == (64, 16, 16, 1)
     assert np.abs(drawn[:32].astype(int) - np.asarray(expected)).max() <= 1
     assert len(np.unique(drawn)) > 20
+    # A request takes the image: it encodes it, adds noise, samples by the last two of three steps, and decodes.
+    key = jax.random.fold_in(random_streams.stream_key(settings, "requests"), 0)
+    keys = sample_keys(key, np.arange(32, dtype=np.uint32))
+    with jax.numpy_dtype_promotion("standard"):
+        noised = table[1].signal * target.encode(params, to_float(drawn[:32]))
+        noised = noised + table[1].sigma * initial_noise(keys, (8, 8, 2))
+        z = sample_from(lambda x, t: target.network.apply({"params": params}, x, t), table.last(2), noised, keys)
+        expected = to_uint8(target.network.apply({"params": params}, z, method="decode"))
+    asked = shards.read(stage_table.extracted_shards(settings, units["black_box_modes_2x1_from_unconditional"]))
+    assert np.abs(asked["images"][:32].astype(int) - np.asarray(expected)).max() <= 1
+    assert np.abs(asked["images"].astype(int) - drawn).mean() > 1
     _, guide = stage_inputs.load_classifier(settings, workdir, ATTACKS["side"].classifier)
     assert 2 in {leaf.shape[2] for leaf in jax.tree.leaves(guide["classifier"]) if leaf.ndim == 4}  # latent channels
     members = stage_inputs.load_split(settings, workdir)[0]
