@@ -52,10 +52,8 @@ class SearchBench(Bench):
         attack = next(attack for attack in ATTACKS.values() if attack.searches)
         classifier, guide = stage_inputs.load_classifier(self.settings, workdir, attack.classifier)
         self._classes, self._params = classifier.num_classes, self._params | guide
-        self.genome, self.program = (
-            self.settings.search_genome,
-            functools.cache(functools.partial(self._of, classifier)),
-        )
+        self.genome = self.settings.search_genome
+        self.program = functools.cache(functools.partial(self._of, classifier))
         self._key = random_streams.stream_key(self.settings, "search")
 
     def plain(self, count: int) -> np.ndarray:

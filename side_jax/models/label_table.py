@@ -7,8 +7,8 @@ every label, and the weights sum to 1. Of C numbers g, its genome, they are
     embedding = sum_k w_k t_k = mean + sum_k g_k (t_k - mean) / sqrt(C)
 
 so that g ~ N(0, I) has embeddings with the mean and the covariance (over C) of the table's rows, and sqrt(C) times the
-k-th unit vector is label k itself. The embeddings lie in the span of the labels about their mean, of
-at most C - 1 dimensions: the same number added to all of g changes nothing.
+k-th unit vector is label k itself. The embeddings lie in the span of the labels about their mean, of at most C - 1
+dimensions: the same number added to all of g changes nothing.
 
 No module changes: a batch of b mixtures is asked of the same network with b labels, whose table holds the mixtures.
 """
