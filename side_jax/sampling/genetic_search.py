@@ -35,7 +35,7 @@ class SearchProgram:
     """The compiled parts: the first generation, children, images, and their fitness; the rates are traced.
 
     A genome is an image's starting noise; or the weights of its label, while the starting noise is the image's own. The
-    first generation are plain samples, over labels those of uniform labels, as guidance by a target's labels draws them.
+    first generation are plain samples; over labels, those of uniform ones, as guidance by a target's labels draws them.
 
     Attributes:
       batch_size: images per batch.

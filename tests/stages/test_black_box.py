@@ -225,7 +225,7 @@ def test_of_a_conditional_target_label_embeddings_are_searched(conditional):
     own, workdir = conditional
     content = dict(stage_table.extraction_units(own, workdir))[RUN].content()
     assert own.search_genome == content["genome"] == "label"
-    params, _, index, children = second_generation(own, workdir)
+    params, _, _, children = second_generation(own, workdir)
     base, target = random_streams.stream_key(own, "extract"), builders.build_target(own)
     table = np.asarray(params["dpm"]["class_embedding"]["embedding"])
     rows, mean = table[:3], table[:3].mean(axis=0)
