@@ -32,7 +32,6 @@ from side_jax import builders
 from side_jax.attacks.table import ATTACKS
 from side_jax.errors import InputError
 from side_jax.memorization.matching import match
-from side_jax.sampling import generation
 from side_jax.sampling.mode_generation import draw
 from side_jax.settings import random_streams
 from side_jax.settings.extraction import GENOMES, LABEL, BlackBox
@@ -86,11 +85,8 @@ class SearchBench(Bench):
 
     def of_labels(self, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
         """So many samples of the target's own labels, drawn as classifier-free guidance draws them; as `search`."""
-        labels = self.settings.condition.num_labels
-        drawn = generation.target_labels(self._base, count, labels)
-        genomes = np.sqrt(np.float32(labels)) * np.eye(labels, dtype=np.float32)[drawn]
         program, index = self._program(LABEL), np.arange(count, dtype=np.uint32)
-        images = program.draw((self._params, self._base), index, genomes)
+        images = program.draw((self._params, self._base), index, program.first(self._base, index))
         one = self._search(recipe := BlackBox(genome=LABEL), images)
         fitness = program.fitness(self._params, images, one.labels(index))
         starts = range(0, count, size := recipe.population)

@@ -465,7 +465,7 @@ def build_search_program(settings: Settings, classifier: Classifier) -> SearchPr
         table=build_step_table(settings, settings.sampler),
         shape=sampled_shape(settings),
         batch_size=settings.sampler.batch_size,
-        genome=(target.num_labels,) if labels else (),
+        labels=target.num_labels if labels else 0,
     )
 
 

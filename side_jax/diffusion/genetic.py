@@ -68,12 +68,6 @@ class Order:
         return np.arange(generation * self.size, min((generation + 1) * self.size, count))
 
 
-def founders(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Genomes of a first generation that are not starting noise: N(0, I), float32 [b, *shape], of keys [b]."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 4)
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
-
-
 def mutate(keys: jax.Array, x: jax.Array, mutation: float) -> jax.Array:
     """sqrt(1 - m^2) x + m z, float32 [b, ...], with z from each image's key [b]."""
     z = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], jnp.float32))(keys)

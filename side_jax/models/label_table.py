@@ -6,9 +6,10 @@ every label, and the weights sum to 1. Of C numbers g, its genome, they are
     w_k = g_k / sqrt(C) + (1 - sum_j g_j / sqrt(C)) / C
     embedding = sum_k w_k t_k = mean + sum_k g_k (t_k - mean) / sqrt(C)
 
-so that g ~ N(0, I) has embeddings with the mean and the covariance (over C) of the table's rows, and sqrt(C) times the
-k-th unit vector is label k itself. The embeddings lie in the span of the labels about their mean, of
-at most C - 1 dimensions: the same number added to all of g changes nothing.
+so that sqrt(C) times the k-th unit vector is label k itself, and embeddings of g ~ N(0, I), the law that the search's
+operators keep, have the mean and the covariance (over C) of the table's rows, as labels drawn at random have. They lie
+in the span of the labels about their mean, of at most C - 1 dimensions: the same number added to all of g changes
+nothing.
 
 No module changes: a batch of b mixtures is asked of the same network with b labels, whose table holds the mixtures.
 """
@@ -34,10 +35,15 @@ def predict(network: Any, params: Any, x: jax.Array, t: jax.Array, genomes: jax.
       params: of the network.
       x: float32 [b, h, w, c].
       t: int32 or float32 [b].
-      genomes: of the mixtures, float32 [b, C].
+      genomes: genomes of the mixtures, float32 [b, C].
     """
     own, replaced = _replaced(network, params, genomes)
     return own.apply({"params": replaced}, x, t, labels=jnp.arange(len(x), dtype=jnp.int32))
+
+
+def of_labels(labels: jax.Array, count: int) -> jax.Array:
+    """The genomes of labels themselves, int32 [b] of so many: float32 [b, count]."""
+    return jnp.float32(math.sqrt(count)) * jax.nn.one_hot(labels, count, dtype=jnp.float32)
 
 
 def mixed(rows: jax.Array, genomes: jax.Array) -> jax.Array:

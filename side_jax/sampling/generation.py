@@ -26,11 +26,15 @@ ApplyFn = Callable[..., jax.Array]
 GuideFn = Callable[[Any, jax.Array, jax.Array, jax.Array], Guidance]
 
 
+def drawn_labels(base: jax.Array, index: jax.Array, num_classes: int) -> jax.Array:
+    """A uniform random class for each global index [b], int32 [b]."""
+    keys = sampler.sample_keys(jax.random.fold_in(base, 1), index)
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
+
+
 def target_labels(base: jax.Array, num_images: int, num_classes: int) -> np.ndarray:
     """A uniform random target class for each global index 0..num_images-1, int32 [num_images]."""
-    keys = sampler.sample_keys(jax.random.fold_in(base, 1), jnp.arange(num_images, dtype=jnp.uint32))
-    draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))
-    return np.asarray(draw(keys), np.int32)
+    return np.asarray(drawn_labels(base, jnp.arange(num_images, dtype=jnp.uint32), num_classes), np.int32)
 
 
 class Generator:

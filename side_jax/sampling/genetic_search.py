@@ -18,7 +18,8 @@ from side_jax.diffusion.genetic import Order, Rates
 from side_jax.diffusion.pixel_range import to_float, to_uint8
 from side_jax.diffusion.steps import StepTable
 from side_jax.errors import InputError
-from side_jax.sampling.generation import ApplyFn
+from side_jax.models import label_table
+from side_jax.sampling.generation import ApplyFn, drawn_labels
 
 # Global indices int [n] -> images uint8 [n, h, w, c]; InputError: one is not there.
 Stored = Callable[[np.ndarray], np.ndarray]
@@ -33,7 +34,8 @@ def targets(key: jax.Array, searches: int, num_classes: int) -> np.ndarray:
 class SearchProgram:
     """The compiled parts: the first generation, children, images, and their fitness; the rates are traced.
 
-    A genome is an image's starting noise; or what else the network takes, while the starting noise is the image's own.
+    A genome is an image's starting noise; or the weights of its label, while the starting noise is the image's own. The
+    first generation are plain samples; over labels, those of uniform ones, as guidance by a target's labels draws them.
 
     Attributes:
       batch_size: images per batch.
@@ -49,26 +51,25 @@ class SearchProgram:
         table: StepTable,
         shape: tuple[int, int, int],
         batch_size: int,
-        genome: tuple[int, ...] = (),
+        labels: int = 0,
     ):
         """Prepares the compiled functions.
 
         Args:
-          denoise: the DPM, (params, x_t, t, indices) -> its prediction, of the table's prediction type; with a genome
-            other than the starting noise, the genomes [b, *genome] take the place of the indices.
+          denoise: the DPM, (params, x_t, t, indices) -> its prediction, of the table's prediction type; of labels,
+            their genomes (models/label_table.py) take the place of the indices.
           log_prob: of a classifier of clean images: (params, images float32 [b, h, w, c] in [-1, 1]) -> [b, classes].
           decode: (params, what was sampled) -> images in about [-1, 1]; by default, images are sampled.
           table: of the sampler; one that draws no noise where the genome is x_T, so that it determines the image.
           shape: (height, width, channels) of what is sampled for one image.
           batch_size: images per batch; divisible by the number of local devices.
-          genome: shape of one genome; (): the starting noise.
+          labels: number of labels whose mixtures are searched; 0: starting noise is.
         """
-        self.batch_size, self.shape = batch_size, genome or shape
+        self.batch_size, self.shape = batch_size, (labels,) if labels else shape
 
-        def first(given: tuple, index: jax.Array) -> jax.Array:
-            base, key = given
-            if genome:
-                return genetic.founders(sampler.sample_keys(key, index), genome)
+        def first(base: jax.Array, index: jax.Array) -> jax.Array:
+            if labels:
+                return label_table.of_labels(drawn_labels(base, index, labels), labels)
             return sampler.initial_noise(sampler.sample_keys(base, index), shape)
 
         def child(given: tuple, index: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
@@ -82,7 +83,7 @@ class SearchProgram:
         def draw(given: tuple, index: jax.Array, genomes: jax.Array) -> jax.Array:
             params, base = given
             keys = sampler.sample_keys(base, index)
-            noise, own = (sampler.initial_noise(keys, shape), genomes) if genome else (genomes, index)
+            noise, own = (sampler.initial_noise(keys, shape), genomes) if labels else (genomes, index)
             sampled = sampler.sample_from(lambda x, t: denoise(params, x, t, own), table, noise, keys)
             return to_uint8(decode(params, sampled))
 
@@ -186,7 +187,7 @@ class GeneticSearch:
         """The genomes of images of the current generation, float32 [n, ...]."""
         numbers = index.astype(np.uint32)
         if not self._generation:
-            return self._program.first((base, self._given[0]), numbers)
+            return self._program.first(base, numbers)
         search, pairs = self._order.search(index), self._program.choose(self._given, numbers)
         one, other = (self._parents[search, pairs[:, side]] for side in (0, 1))
         return self._program.child(self._given, numbers, one, other)

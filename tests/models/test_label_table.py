@@ -75,8 +75,12 @@ def test_the_map_is_affine_with_the_mean_and_a_root_of_the_covariance(shape):
 def test_a_label_is_a_genome_of_the_length_of_the_others(shape):
     """sqrt(C) times a unit vector is that label's row up to rounding, and as long as g ~ N(0, I) in the mean square."""
     rows = table(shape)
-    found = label_table.mixed(rows, np.sqrt(np.float32(shape[0])) * jnp.eye(shape[0], dtype=jnp.float32))
-    np.testing.assert_allclose(found, rows, rtol=1e-6, atol=2e-6)
+    genomes = label_table.of_labels(jnp.arange(shape[0]), shape[0])
+    np.testing.assert_allclose(label_table.mixed(rows, genomes), rows, rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(np.square(genomes).sum(axis=1), shape[0], rtol=1e-6)
+    # Of labels drawn at random the covariance is I, but for the direction of all numbers alike, which changes nothing.
+    expected = np.eye(shape[0]) - 1 / shape[0]
+    np.testing.assert_allclose(np.cov(np.transpose(genomes), bias=True), expected, atol=1e-6)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -94,7 +98,7 @@ def test_a_labels_genome_gives_what_asking_for_the_label_gives(network):
     """Where each image of the batch has a label of its own."""
     own, params = network
     labels = np.asarray([2, 0, 1, 1, 2])
-    genomes = np.sqrt(np.float32(LABELS)) * np.eye(LABELS, dtype=np.float32)[labels]
+    genomes = label_table.of_labels(jnp.asarray(labels), LABELS)
     expected = own.apply({"params": params}, X, T, labels=jnp.asarray(labels))
     np.testing.assert_allclose(label_table.predict(own, params, X, T, genomes), expected, rtol=1e-6, atol=2e-6)
     assert np.abs(expected - own.apply({"params": params}, X, T, labels=jnp.asarray(labels[::-1]))).max() > 1e-3

@@ -25,7 +25,6 @@ BASE, KEY, PARAMS = jax.random.key(3), jax.random.key(4), {"a": np.float32(0.8)}
 ORDER, RATES = Order(searches=2, population=12), Rates(parents=3, crossover=0.5, mutation=0.3)
 COUNT = 100  # of the fifth generation, one search has 4 images and the other none
 ROWS = jnp.asarray(np.random.default_rng(7).normal(size=(5, *SHAPE)), jnp.float32)  # the table of five labels
-GENOMES = {"noise": (), "label": (len(ROWS),)}
 
 
 def denoise(params, x, t, given):
@@ -39,9 +38,9 @@ def log_prob(params, images):
     return jax.nn.log_softmax(3 * images.reshape(-1, CLASSES))
 
 
-def program(genome, batch_size=16):
+def program(labels, batch_size=16):
     options = {"denoise": denoise, "log_prob": log_prob, "table": TABLE, "shape": SHAPE}
-    return SearchProgram(batch_size=batch_size, genome=genome, **options)
+    return SearchProgram(batch_size=batch_size, labels=labels, **options)
 
 
 def nothing(index):
@@ -59,15 +58,15 @@ def whole(one, count=COUNT, batch_size=16):
     return np.concatenate([one(PARAMS, BASE, part, None, 0.0) for part in parts])
 
 
-@pytest.fixture(scope="module", params=GENOMES)
-def genome(request):
-    """Shape of one genome that is not the starting noise; (): it is."""
-    return GENOMES[request.param]
+@pytest.fixture(scope="module", params=[0, len(ROWS)], ids=["noise", "labels"])
+def labels(request):
+    """Number of labels that are searched, or 0."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def compiled(genome):
-    return program(genome)
+def compiled(labels):
+    return program(labels)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +83,9 @@ def draw(number, genes):
     return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
-def by_hand(genome):
+def by_hand(labels):
     """Both searches, image by image."""
+    drawn = generation.target_labels(BASE, 24, labels) if labels else ()
     found = np.zeros((COUNT, *SHAPE), np.uint8)
     pools = {0: [], 1: []}  # (fitness, genome) of every image so far
     for begin in range(0, COUNT, 12):
@@ -93,8 +93,8 @@ def by_hand(genome):
         for i in range(begin, min(begin + 12, COUNT)):
             number = jnp.asarray([i], jnp.uint32)
             key = sampler.sample_keys(KEY, number)
-            if i < 24 and genome:
-                genes = genetic.founders(key, genome)
+            if i < 24 and labels:
+                genes = np.sqrt(np.float32(labels)) * np.eye(labels, dtype=np.float32)[drawn[i : i + 1]]
             elif i < 24:
                 genes = sampler.initial_noise(sampler.sample_keys(BASE, number), SHAPE)
             else:
@@ -108,9 +108,9 @@ def by_hand(genome):
     return found, fitness
 
 
-def test_it_is_the_search_by_hand_and_climbs(images, compiled, genome):
+def test_it_is_the_search_by_hand_and_climbs(images, compiled, labels):
     """Every search to its own class; its best image so far is never lost, since parents may be of any generation."""
-    expected, fitness = by_hand(genome)
+    expected, fitness = by_hand(labels)
     np.testing.assert_array_equal(images, expected)
     assert len(np.unique(images.reshape(COUNT, -1), axis=0)) > COUNT / 2
     for one in fitness:
@@ -121,33 +121,29 @@ def test_it_is_the_search_by_hand_and_climbs(images, compiled, genome):
     assert best == [12 * i + int(block.argmax()) for i, block in enumerate(blocks)]
 
 
-def test_the_first_generation_are_the_plain_samples():
-    """Of starting noise; of labels, plain samples with embeddings of their own, which have the law of the table."""
-    images = search(program(()))(PARAMS, BASE, np.arange(16), None, 0.0)
-    plain = generation.Generator(denoise=denoise, table=TABLE, shape=SHAPE, batch_size=16)
-    index = np.arange(16)
-    expected = plain(PARAMS, BASE, index, np.full(16, -1), 0.0)
-    assert np.abs(images.astype(int) - expected.astype(int)).max() <= 1
-    compiled = program(GENOMES["label"])
-    index = np.arange(2000, dtype=np.uint32)
-    genomes = compiled.first((BASE, KEY), index)
-    # 6 tests at 0.001 / 6: a false alarm in 1,000 runs.
-    columns = (*genomes.T, (genomes @ np.ones(5)) / np.sqrt(5))
-    assert min(stats.kstest(column, "norm").pvalue for column in columns) > 0.001 / 6
-    sampled = compiled.draw((PARAMS, BASE), index[:16], np.zeros((16, 5), np.float32))
-    mean = np.asarray(ROWS.mean(axis=0))
-    x = sampler.sample_from(
-        lambda x, t: denoise(PARAMS, x, t, None) + mean[None],
-        TABLE,
-        sampler.initial_noise(sampler.sample_keys(BASE, index[:16]), SHAPE),
-        None,
+def test_the_first_generation_are_the_plain_samples(images, labels):
+    """Those without a label; or of a label that is drawn as guidance by a target's own labels draws it."""
+    drawn = ROWS[generation.target_labels(BASE, 16, labels)] if labels else jnp.zeros((16, *SHAPE))
+    plain = generation.Generator(
+        denoise=lambda params, x, t, index: denoise(params, x, t, None) + drawn[index],
+        table=TABLE,
+        shape=SHAPE,
+        batch_size=16,
     )
-    assert np.abs(to_float(sampled) - jnp.clip(x, -1, 1)).max() < 0.01
+    expected = plain(PARAMS, BASE, np.arange(16), np.full(16, -1), 0.0)
+    assert np.abs(images[:16].astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_the_labels_of_the_first_generation_are_uniform():
+    """So that their embeddings have the moments of the table. By a test at 0.001, a false alarm in 1,000 runs."""
+    genomes = program(len(ROWS)).first(BASE, np.arange(2000, dtype=np.uint32))
+    np.testing.assert_allclose(np.sort(genomes, axis=1), np.tile([0, 0, 0, 0, np.sqrt(5)], (2000, 1)), rtol=1e-6)
+    assert stats.chisquare(np.bincount(genomes.argmax(axis=1))).pvalue > 0.001
 
 
 @pytest.mark.parametrize("batch_size", [8, 64])
-def test_an_image_does_not_depend_on_the_batch(images, genome, batch_size):
-    np.testing.assert_array_equal(whole(search(program(genome, batch_size)), batch_size=batch_size), images)
+def test_an_image_does_not_depend_on_the_batch(images, labels, batch_size):
+    np.testing.assert_array_equal(whole(search(program(labels, batch_size)), batch_size=batch_size), images)
 
 
 @pytest.mark.parametrize("have", [0, 30, 64, 99])
@@ -187,37 +183,40 @@ def test_other_stored_images_lead_elsewhere(images, compiled):
     assert np.abs(found.astype(int) - images[24:40].astype(int)).mean() > 10
 
 
-def test_it_finds_the_label_that_is_known_to_be_the_fittest():
-    """Images that are the mixtures themselves, and a class for each label that is surest of the label's own image.
+def test_it_finds_what_is_known_to_be_the_fittest():
+    """Images that are the mixtures themselves: one search for a label, and one for a mixture that is none.
 
-    Two searches for the labels 1 and 3 come closer to them than as many mixtures that are drawn without selection.
+    The label is among the first generation, and never lost. Of the mixture no label is near, and the search comes
+    closer than as many mixtures that are drawn without selection.
     """
     rows = 0.6 * jnp.asarray([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], jnp.float32)
-    rows = rows.reshape(4, *SHAPE)
-    schedule = make_schedule("linear", 100, 1e-3, 0.2, prediction_type="x0")
+    best = np.asarray([[0, 1, 0, 0], [0.7, -0.3, 0.4, 0.2]], np.float32)  # the weights of the fittest
+    rows, centres = rows.reshape(4, *SHAPE), (best @ rows).reshape(2, *SHAPE)
 
     def surest(params, images):
-        distance = jnp.square(images[:, None] - rows[None]).sum(axis=(2, 3, 4))
+        distance = jnp.square(images[:, None] - centres[None]).sum(axis=(2, 3, 4))
         return jax.nn.log_softmax(jnp.concatenate([-9 * distance, jnp.zeros((len(images), 1))], axis=1))
 
     compiled = SearchProgram(
         denoise=lambda params, x, t, genomes: label_table.mixed(rows, genomes),
         log_prob=surest,
-        table=step_table(schedule, 2),
+        table=step_table(make_schedule("linear", 100, 1e-3, 0.2, prediction_type="x0"), 2),
         shape=SHAPE,
         batch_size=64,
-        genome=(4,),
+        labels=4,
     )
-    nearest = {}
+    away = {}
     for mutation in (0.3, 1.0):
-        rates = Rates(parents=5, crossover=0.5, mutation=mutation)
-        options = {"targets": np.asarray([1, 3]), "key": KEY, "stored": nothing}
-        one = GeneticSearch(compiled, Order(searches=2, population=32), rates, **options)
+        rates, order = Rates(parents=5, crossover=0.5, mutation=mutation), Order(searches=2, population=32)
+        one = GeneticSearch(compiled, order, rates, targets=np.asarray([0, 1]), key=KEY, stored=nothing)
         images = np.asarray(to_float(whole(one, 640, 64)))
-        best = one.best(PARAMS, BASE, 640)[-2:]
-        weights = np.linalg.lstsq(np.asarray(rows).reshape(4, -1).T, images[best].reshape(2, -1).T)[0].T
-        nearest[mutation] = np.abs(weights - np.eye(4)[[1, 3]]).max()
-    assert nearest[0.3] < 0.1 < nearest[1.0]
+        weights = np.linalg.solve(np.reshape(rows, (4, 4)).T, images.reshape(640, 4).T).T
+        error = np.abs(weights - best[order.search(np.arange(640))]).max(axis=1)
+        chosen = one.best(PARAMS, BASE, 640)
+        assert error[chosen[0]] < 0.01  # a label of the first generation
+        away[mutation] = min(error[i] for i in chosen[1::2])
+        assert error[chosen[1]] > 0.3
+    assert away[0.3] < 0.1 < away[1.0]
 
 
 def test_it_writes_shards_and_goes_on_from_them(images, compiled, tmp_path):

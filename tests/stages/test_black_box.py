@@ -187,9 +187,11 @@ def fitness(own, workdir, images, labels):
     return np.asarray(genetic.log_odds(values, labels))
 
 
-def test_children_are_those_of_the_fittest(finished):
-    """The second generation, from the images and the classifier of the run; and the fittest of each are recorded."""
-    own, workdir = finished
+def second_generation(own, workdir):
+    """(parameters, program, the indices and genomes of the second generation), from the images of the run.
+
+    Checks the fittest of each generation, which are recorded.
+    """
     found = images_of(own, workdir)
     values = fitness(own, workdir, found["images"], found["label"])
     blocks = [values[i : i + 6] for i in range(0, 64, 6)]
@@ -200,44 +202,48 @@ def test_children_are_those_of_the_fittest(finished):
     module, params = stage_inputs.load_classifier(own, workdir, ATTACKS["black_box"].classifier)
     program = builders.build_search_program(own, module)
     given = key, genetic.Rates(parents=3, crossover=own.black_box.crossover, mutation=own.black_box.mutation)
-    noise = program.first((base, key), np.arange(12, dtype=np.uint32))
+    first = program.first(base, np.arange(12, dtype=np.uint32))
     index = np.arange(12, 24, dtype=np.uint32)
     best = [6 * search + genetic.fittest(values[6 * search : 6 * search + 6], 3) for search in (0, 1)]
     pairs = np.asarray([best[(i - 12) // 6][pair] for i, pair in zip(index, program.choose(given, index), strict=True)])
-    children = program.child(given, index, noise[pairs[:, 0]], noise[pairs[:, 1]])
-    params |= {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}
+    children = program.child(given, index, first[pairs[:, 0]], first[pairs[:, 1]])
+    return params | {"dpm": stage_inputs.load_target(own, workdir).trees["ema"]}, program, index, children
+
+
+def test_children_are_those_of_the_fittest(finished):
+    """The second generation, from the images and the classifier of the run."""
+    own, workdir = finished
+    params, program, index, children = second_generation(own, workdir)
     with jax.numpy_dtype_promotion("standard"):
-        expected = program.draw((params, base), index, children)
-    assert np.abs(found["images"][12:24].astype(int) - expected.astype(int)).max() <= 1
+        expected = program.draw((params, random_streams.stream_key(own, "extract")), index, children)
+    assert np.abs(images_of(own, workdir)["images"][12:24].astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_of_a_conditional_target_label_embeddings_are_searched(conditional):
-    """The first generation by hand: its own noise, and in place of label 0 a row that NumPy mixes."""
+    """Two generations by hand: an image's own noise, and in place of label 0 a row that NumPy mixes."""
     own, workdir = conditional
     content = dict(stage_table.extraction_units(own, workdir))[RUN].content()
     assert own.search_genome == content["genome"] == "label"
-    assert len(content["best_of_generation"]) == 11
-    base, key = (random_streams.stream_key(own, name) for name in ("extract", "search"))
-    index = np.arange(12, dtype=np.uint32)
-    genomes = np.asarray(genetic.founders(sampler.sample_keys(key, index), (3,)))
-    params, target = stage_inputs.load_target(own, workdir).trees["ema"], builders.build_target(own)
-    table = np.asarray(params["class_embedding"]["embedding"])
+    params, _, _, children = second_generation(own, workdir)
+    base, target = random_streams.stream_key(own, "extract"), builders.build_target(own)
+    table = np.asarray(params["dpm"]["class_embedding"]["embedding"])
     rows, mean = table[:3], table[:3].mean(axis=0)
 
     @jax.jit
     def draw(row, number):
-        replaced = params | {"class_embedding": {"embedding": jnp.asarray(table).at[0].set(row)}}
+        replaced = params["dpm"] | {"class_embedding": {"embedding": jnp.asarray(table).at[0].set(row)}}
         keys, label = sampler.sample_keys(base, number[None]), jnp.zeros(1, jnp.int32)
         steps = builders.build_step_table(own, own.sampler)
         return sampler.sample(lambda x, t: target.denoise(replaced, x, t, label), steps, keys, (8, 8, 1))
 
-    embeddings = mean + genomes @ (rows - mean) / np.sqrt(np.float32(3))
+    embeddings = [*rows[generation.target_labels(base, 12, 3)], *(mean + children @ (rows - mean) / np.sqrt(3))]
+    given = zip(np.asarray(embeddings, np.float32), np.arange(24, dtype=np.uint32), strict=True)
     with jax.numpy_dtype_promotion("standard"):
-        expected = [pixel_range.to_uint8(draw(*one))[0] for one in zip(embeddings, index, strict=True)]
+        expected = [pixel_range.to_uint8(draw(*one))[0] for one in given]
     found = images_of(own, workdir)["images"].astype(int)
-    assert np.abs(found[:12] - np.asarray(expected, int)).max() <= 1
+    assert np.abs(found[:24] - np.asarray(expected, int)).max() <= 1
     plain = images_of(own, workdir, Run(attack="unconditional"))["images"].astype(int)
-    assert np.abs(found[:12] - plain[:12]).mean() > 0.5
+    assert np.abs(found[:24] - plain[:24]).mean() > 0.5
 
 
 def test_the_benchmark_searches_labels_and_samples_them(conditional):
