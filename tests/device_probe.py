@@ -1,6 +1,6 @@
 """Makes images 0..63 on however many devices there are; test_device_counts.py also runs it in a process of its own.
 
-python tests/device_probe.py OUT.npz LOOP:BATCH_SIZE...
+python tests/device_probe.py OUT.npz [ATTACK/]LOOP:BATCH_SIZE...
 """
 
 import sys
@@ -23,7 +23,10 @@ def noisy(params):
 
 
 def made(*ways):
-    """{way: images}, for ways such as dispatch:16, a loop and a batch size; and the number of devices."""
+    """{way: images}, for ways such as dispatch:16, a loop and a batch size; and the number of devices.
+
+    Those that begin with adapted/ are of labels and adapters, the others of a classifier.
+    """
     config = default_config()
     config.model.update(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     config.classifier.stage_sizes = (1,)
@@ -39,13 +42,19 @@ def made(*ways):
         "classifier": noisy(builders.init_fn(classifier, settings, 0)()),
         "temperature": np.linspace(0.5, 2, settings.diffusion.num_timesteps, dtype=np.float32),
     }
+    network = builders.build_adapted_network(settings, 5)
+    adapted = {"dpm": noisy(builders.init_fn(network, settings, 0)())}
     labels = generation.target_labels(base, 64, 5)
     for way in ways:
-        config.sampler.loop, _, size = way.partition(":")
+        kind, _, how = way.rpartition("/")
+        config.sampler.loop, _, size = how.partition(":")
         config.sampler.batch_size = batch_size = int(size)
-        generator = builders.build_generator(from_config(config), classifier)
+        own = from_config(config)
+        generator = builders.build_generator(own, classifier)
+        if kind:
+            generator = builders.build_adapted_generator(own, 5, steered=True, sampler=own.sampler)
         parts = [np.arange(start, start + batch_size) for start in range(0, 64, batch_size)]
-        images = [generator(params, base, index, labels[index], 2.0) for index in parts]
+        images = [generator(adapted if kind else params, base, index, labels[index], 2.0) for index in parts]
         found[way] = np.concatenate(images)
     return found
 

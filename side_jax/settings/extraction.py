@@ -215,6 +215,11 @@ class Adapters(Fit):
         need = "above 0 with a scale other than 1 in adapters.scales, which needs the prediction without a label too"
         check(self.dropout > 0 or set(scales) == {1.0}, "adapters.dropout", self.dropout, need)
 
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of mode seeking for each synthetic image, with the one that shows which are moved least."""
+        return self.rounds + (self.keep < 1)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Modes:

@@ -43,11 +43,17 @@ def _synthesize(settings: Settings, one: stage_table.Work) -> Amounts:
     return {NETWORK: calls * _images(one.unit, parts)}
 
 
+def _label(settings: Settings, one: stage_table.Work) -> Amounts:
+    rounds = settings.synthesize.num_images * settings.label.rounds
+    return {SECONDS: estimates.clustering()} | ({NETWORK: float(rounds)} if rounds else {})
+
+
 def _surrogate(settings: Settings, one: stage_table.Work) -> Amounts:
     name = one.unit.name.rpartition("/")[2]
     classifier = known_classifiers().get(name)
     if name == ADAPTED.name:
-        return {NETWORK: _training(settings.adapters, one.unit)}
+        rounds = settings.synthesize.num_images * settings.adapters.all_rounds
+        return {NETWORK: rounds + _training(settings.adapters, one.unit)}
     if classifier is None:  # the weaker model
         return {NETWORK: _training(settings.weak, one.unit)}
     return {CLASSIFIER: _training(getattr(settings, classifier.section), one.unit)}
@@ -85,7 +91,7 @@ def _images(unit: Unit, parts: list[shards.Shard]) -> int:
 _AMOUNTS: dict[str, Callable[[Settings, stage_table.Work], Amounts]] = {
     "train": _train,
     "synthesize": _synthesize,
-    "label": lambda settings, one: {SECONDS: estimates.labelling(one.unit).host},
+    "label": _label,
     "surrogate": _surrogate,
     "extract": _extract,
     "evaluate": _evaluate,

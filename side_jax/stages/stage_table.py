@@ -341,7 +341,7 @@ def _plan_label(settings: Settings, workdir: Path) -> list[Work]:
         return []
     work = unit(settings, workdir, "label")
     disk = functools.partial(estimates.feature_bytes, settings, work)
-    return [Work(unit=work, cost=lambda clock: estimates.labelling(work), disk=disk)]
+    return [Work(unit=work, cost=functools.partial(estimates.labelling, settings, work), disk=disk)]
 
 
 def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
@@ -354,7 +354,7 @@ def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
         works.append(Work(unit=work, cost=cost, disk=disk))
     if settings.extract.needs_adapters:
         own = adapters_unit(settings, workdir)
-        cost = functools.partial(estimates.training, own, settings.adapters, lambda clock: clock.adapter_step())
+        cost = functools.partial(estimates.adapting, settings, own)
         works.append(Work(unit=own, cost=cost, disk=functools.partial(estimates.adapter_bytes, settings, own)))
     if settings.trains_weak:
         weak = weak_unit(settings, workdir)

@@ -286,7 +286,7 @@ def test_an_audit_by_adapters_and_mode_seeking(tmp_path):
     folder, pipeline = pipeline_of(tmp_path)
     rng = np.random.default_rng(0)
     for name in ("seen", "unseen"):
-        np.savez(tmp_path / f"{name}.npz", images=rng.integers(0, 256, (32, 16, 16, 3), np.uint8))
+        np.savez(tmp_path / f"{name}.npz", images=rng.integers(0, 256, (64, 16, 16, 3), np.uint8))
     (tmp_path / "prompts.txt").write_text("a cat")
     argv = runs.arguments(
         tmp_path / "run",
