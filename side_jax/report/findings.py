@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from msgspec import UnsetType
 
-from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, get_attack
+from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, Run, get_attack
 from side_jax.measure.records import Reading, Results, Row
 from side_jax.memorization.statistics.intervals import difference_interval
 from side_jax.report import alike_text, divergence_text
@@ -111,6 +111,8 @@ def _attacked(row: Row, plain: Row | None) -> str:
         return f"By {phrase}, at {row.network_calls} calls of the network for each image, {result}"
     if get_attack(row.attack).searches:
         return f"By {run_phrase(row)}, with {row.n_generated:,} queries, {result}"
+    if get_attack(row.attack).adapted and not Run(attack=row.attack, scale=row.guidance_scale).steered:
+        return f"Sampled with {get_attack(row.attack).guide}, without guidance, {result}"
     return f"Guided by {get_attack(row.attack).guide} at its best scale ({row.guidance_scale:g}), {result}"
 
 

@@ -5,7 +5,7 @@ from side_jax.report.page import model
 
 # By the label of the column, or by its beginning where numbers follow.
 TERMS = {
-    "Scale": "how strongly the classifier guides sampling",
+    "Scale": "how strongly sampling is guided; of low-rank adapters, 1 is a label without guidance",
     "Calls": "calls of the model's network for one image, with those for the image that mode seeking starts from",
     "Matched (AMS)": "share of generated images that match a member, with its interval; where none matched, a "
     "one-sided bound (about 3/n), never zero",

@@ -316,7 +316,7 @@ def test_an_audit_by_adapters_and_mode_seeking(tmp_path):
     assert runs.run(argv) == 0
     workdir = tmp_path / "run"
     rows = json.loads((workdir / "evaluate" / "results.json").read_text())["rows"]
-    assert {(row["attack"], row["start"], row["guidance_scale"]) for row in rows} == {
+    assert {(row["attack"], row.get("start"), row["guidance_scale"]) for row in rows} == {
         ("unconditional", None, 0.0),
         ("side_lora", None, 1.0),
         ("side_lora", None, 3.0),

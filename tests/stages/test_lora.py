@@ -287,6 +287,11 @@ def test_every_run_is_scored_with_its_controls_and_shown(adapted):
     assert {line["label"] for line in matches if line["run"] == RUNS[0]} == {"0", "1", "2", "3"}
     page = (workdir / "report" / "index.html").read_text()
     assert "the target with low-rank adapters" in page
+    assert "The attacker&#39;s adapters used 128 of the model&#39;s own samples and no labels" in page
+    assert (
+        "Adapters of rank 512 at most (kernels: all) and labels were fitted in 12 steps to these samples as drawn."
+        in page
+    )
     assert list((workdir / "report").glob("matches_side_lora_*.png"))
 
 
@@ -317,8 +322,12 @@ def test_its_images_are_suspects(adapted, tmp_path, monkeypatch):
 
 
 def test_a_private_page_has_it_without_images(adapted, tmp_path):
+    """Here of labels and of a fit at modes."""
     run = shutil.copytree(adapted[1], tmp_path / "run")
-    assert runs.run(runs.arguments(run, **OPTIONS, report__private=True)) == 0
+    at_modes = OPTIONS | {"label__rounds": 2, "adapters__rounds": 1}
+    assert runs.run(runs.arguments(run, **at_modes, report__private=True)) == 0
     page = (run / "report" / "index.html").read_text()
     assert "the target with low-rank adapters" in page
+    assert "4 of 4 clusters of them after 2 rounds of mode seeking at noise 0.4 were cohesive enough" in page
+    assert "to these samples after 1 round of mode seeking at noise 0.4." in page
     assert not list((run / "report").glob("matches_*.png"))
