@@ -99,21 +99,23 @@ def _plain(row: Row, members: int) -> str:
 
 def _attacked(row: Row, plain: Row | None) -> str:
     """The extraction by the best run of an attack, compared with plain sampling."""
-    compared = fewer = ""
+    attack, compared, fewer = get_attack(row.attack), "", ""
+    guided = Run(attack=row.attack, scale=row.guidance_scale).steered or not attack.adapted
+    without = f"without {'it' if guided else 'them'}"
     if plain and plain.ams > 0:
         times = row.ams / plain.ams
-        compared = f", {times:.1f} times the rate" if times > 1 else f", no more than without it ({times:.2f} times)"
+        compared = f", {times:.1f} times the rate" if times > 1 else f", no more than {without} ({times:.2f} times)"
     if plain and row.unique < plain.unique:
-        fewer = ", fewer than without it"
+        fewer = f", fewer than {without}"
     result = f"{percent(row.ams)} match{compared}: {row.unique} members were matched{fewer}."
-    if get_attack(row.attack).seeks_modes:
+    if attack.seeks_modes:
         phrase = run_phrase(row)
         return f"By {phrase}, at {row.network_calls} calls of the network for each image, {result}"
-    if get_attack(row.attack).searches:
+    if attack.searches:
         return f"By {run_phrase(row)}, with {row.n_generated:,} queries, {result}"
-    if get_attack(row.attack).adapted and not Run(attack=row.attack, scale=row.guidance_scale).steered:
-        return f"Sampled with {get_attack(row.attack).guide}, without guidance, {result}"
-    return f"Guided by {get_attack(row.attack).guide} at its best scale ({row.guidance_scale:g}), {result}"
+    if not guided:
+        return f"Sampled with {attack.guide}, without guidance, {result}"
+    return f"Guided by {attack.guide} at its best scale ({row.guidance_scale:g}), {result}"
 
 
 def _other_measures(rows: Sequence[Row], first: Row) -> list[str]:

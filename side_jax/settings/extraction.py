@@ -188,7 +188,9 @@ class Adapters(Fit):
 
     rank: int = 16  # of each adapter, at most the smaller side of its kernel; 0: only the labels are trained
     alpha: float = 16.0  # the adapters' change of a kernel is multiplied with alpha / rank
-    kernels: str = "all"  # which kernels have adapters: "all", "convolution", "dense" or "attention"
+    # Which kernels have adapters: "all", "convolution" or "dense", by their shape, or "attention": its queries, keys,
+    # values and outputs.
+    kernels: str = "all"
     dropout: float = 0.1  # share of the training images shown without their label; guidance needs that prediction too
     # Guidance scales w of its samples: 1 is the adapted model with a label, as in the paper; others are classifier-free
     # guidance, epsilon_null + w (epsilon_c - epsilon_null).

@@ -338,7 +338,9 @@ def test_an_audit_by_adapters_and_mode_seeking(tmp_path):
         state = parameters.to_state_dict(jax.device_get(inner["net"]))
         state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + np.asarray(row)
         assert state.keys() == own.keys()
-        pipeline.unet.load_state_dict({k: torch.from_numpy(v.copy()).reshape(own[k].shape) for k, v in state.items()})
+        pipeline.unet.load_state_dict(
+            {k: torch.from_numpy(np.array(v)).reshape(own[k].shape) for k, v in state.items()}
+        )
         theirs = nhwc(pipeline.unet(nchw(x), torch.from_numpy(t), torch.from_numpy(empty)).sample)[i]
         error = relative_error(ours[i], theirs)
         print(f"adapted, label {i}: {error:.1e}; from the target: {relative_error(plain[i], theirs):.1e}")

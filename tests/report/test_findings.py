@@ -42,11 +42,10 @@ def test_a_conditional_model_is_said_to_be_guided_by_its_own_labels():
 
 
 def test_adapters_without_guidance_are_not_said_to_guide():
-    for scale, words in (
-        (1.0, "Sampled with the labels of low-rank adapters, without guidance, 9.00% match, 3.0 times"),
-        (3.0, "Guided by the labels of low-rank adapters at its best scale (3), 9.00% match"),
-    ):
-        assert said(PLAIN, matched("side_lora", 90, scale))[1].startswith(words)
+    first = "Sampled with the labels of low-rank adapters, without guidance, 2.00% match, no more than without them"
+    assert said(PLAIN, matched("side_lora", 20, 1.0))[1].startswith(first)
+    other = "Guided by the labels of low-rank adapters at its best scale (3), 2.00% match, no more than without it"
+    assert said(PLAIN, matched("side_lora", 20, 3.0))[1].startswith(other)
 
 
 def test_a_control_that_was_not_run_is_missed():
