@@ -181,8 +181,8 @@ FAULTS = (
     ),
     Fault(
         "adapters fitted by the labels of other samples",
-        "default_labels(index)  # what each sample was drawn with",
-        "default_labels(index + 1)  # what each sample was drawn with",
+        "build_target(settings).default_labels(index)",
+        "build_target(settings).default_labels(index + 1)",
         "targets/test_edm.py::test_low_rank_adapters_of_a_snapshot",
     ),
     Fault(

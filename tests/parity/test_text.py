@@ -327,7 +327,7 @@ def test_an_audit_by_adapters_and_mode_seeking(tmp_path):
     assert "the target with low-rank adapters" in (workdir / "report" / "index.html").read_text()
 
     settings = from_config(saved_config(workdir))
-    merged, classes = fit_adapters.load(settings, workdir)
+    merged, classes = jax.device_get(fit_adapters.load(settings, workdir))
     network = builders.build_adapted_network(settings, classes)
     x, t = rng.standard_normal((2, 8, 8, 4)).astype(np.float32), np.asarray([30, 700], np.int32)
     ours = jax.jit(network.apply)({"params": merged}, x, t, labels=np.asarray([1, -1]))
@@ -335,8 +335,8 @@ def test_an_audit_by_adapters_and_mode_seeking(tmp_path):
     empty = np.repeat(inner["prompt_embedding"][-1:], 2, axis=0)
     plain = nhwc(pipeline.unet(nchw(x), torch.from_numpy(t), torch.from_numpy(empty)).sample)
     for i, row in enumerate(merged["label_embedding"][np.asarray([1, -1])]):
-        state = parameters.to_state_dict(jax.device_get(inner["net"]))
-        state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + np.asarray(row)
+        state = parameters.to_state_dict(inner["net"])
+        state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + row
         assert state.keys() == own.keys()
         pipeline.unet.load_state_dict(
             {k: torch.from_numpy(np.array(v)).reshape(own[k].shape) for k, v in state.items()}
