@@ -79,8 +79,8 @@ def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple
         distance = np.sqrt(np.square(moved).mean(axis=(1, 2, 3)))[index]
         index = np.sort(index[np.argsort(distance, kind="stable")[: int(own.keep * len(index))]])
     chosen = stage_inputs.sampled(settings, workdir, images[index]), labels[index]
-    own = builders.build_target(settings).default_labels(index)
-    return chosen if own is None else (*chosen, np.asarray(own))
+    given = builders.build_target(settings).default_labels(index)
+    return chosen if given is None else (*chosen, np.asarray(given))
 
 
 def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:
