@@ -128,9 +128,9 @@ def _fit(own: Adapters, size: int) -> Adapters:
 
 @functools.lru_cache(maxsize=4)
 def _loss(settings: Settings, classes: int) -> trainer.LossFn:
-    target, adapted = builders.build_target(settings), builders.build_adapted_target(settings, classes)
+    network = builders.build_adapted_network(settings, classes)
     schedule, own = builders.build_schedule(settings), settings.adapters
-    return losses.adapter_loss(target.network, adapted.network, schedule, own.alpha, own.dropout)
+    return losses.adapter_loss(network, schedule, own.alpha, own.dropout)
 
 
 @functools.lru_cache(maxsize=4)

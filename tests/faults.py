@@ -156,6 +156,42 @@ FAULTS = (
         "models/test_adapters.py::test_only_adapters_and_the_table_learn",
     ),
     Fault(
+        "a label added to the embedding that the time has not passed",
+        'MemoryUNet: ("time_2",)',
+        'MemoryUNet: ("down_0_block_0", "time_emb_proj")',
+        "models/test_labelled.py",
+    ),
+    Fault(
+        "the first label for images without one",
+        "table[jnp.where(labels < 0, self.num_labels, labels)].astype",
+        "table[jnp.maximum(labels, 0)].astype",
+        "models/test_labelled.py",
+    ),
+    Fault(
+        "labels of adapters in the place of the model's own",
+        "self.net(x, t, deterministic, own)",
+        "self.net(x, t, deterministic, labels)",
+        "models/test_adapters.py::test_the_labels_of_the_target_stay_beside_the_new_ones",
+    ),
+    Fault(
+        "a kernel of labels adapted, which no image without one reaches",
+        'path[-1] != "kernel" or _OWN_LABELS in path',
+        'path[-1] != "kernel"',
+        "models/test_labelled.py::test_all_adapters_and_labels_learn_and_nothing_else",
+    ),
+    Fault(
+        "adapters fitted by the labels of other samples",
+        "build_target(settings).default_labels(index)",
+        "build_target(settings).default_labels(index + 1)",
+        "targets/test_edm.py::test_low_rank_adapters_of_a_snapshot",
+    ),
+    Fault(
+        "rounds of mode seeking that the plan does not count",
+        "cost.seconds + batches * rounds * timing.step",
+        "cost.seconds + batches * timing.step",
+        "pipeline/test_plan.py::test_rounds_of_mode_seeking_before_a_unit_count",
+    ),
+    Fault(
         "guidance that counts the label of adapters twice",
         "scale=scale - 1.0",
         "scale=scale",

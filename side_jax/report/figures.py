@@ -172,8 +172,8 @@ def _network_calls(results: Results, curves: Sequence[Rarefaction]) -> Drawn | N
         heading=heading,
         content=plots.network_calls(curves, results.dataset.members),
         alt="Different members found against the calls of the model's network, for each attack",
-        note="Calls for all images, with those of the images that mode seeking starts from. Training a classifier, and "
-        "its own calls, are not counted.",
+        note="Calls for all images, with those of the images that mode seeking starts from. Training a classifier "
+        "or adapters, and a classifier's own calls, are not counted.",
     )
 
 

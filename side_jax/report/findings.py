@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from msgspec import UnsetType
 
-from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, get_attack
+from side_jax.attacks.table import ATTACKS, GIVEN, PLAIN, Run, get_attack
 from side_jax.measure.records import Reading, Results, Row
 from side_jax.memorization.statistics.intervals import difference_interval
 from side_jax.report import alike_text, divergence_text
@@ -99,19 +99,23 @@ def _plain(row: Row, members: int) -> str:
 
 def _attacked(row: Row, plain: Row | None) -> str:
     """The extraction by the best run of an attack, compared with plain sampling."""
-    compared = fewer = ""
+    attack, compared, fewer = get_attack(row.attack), "", ""
+    guided = Run(attack=row.attack, scale=row.guidance_scale).steered or not attack.adapted
+    without = f"without {'it' if guided else 'them'}"
     if plain and plain.ams > 0:
         times = row.ams / plain.ams
-        compared = f", {times:.1f} times the rate" if times > 1 else f", no more than without it ({times:.2f} times)"
+        compared = f", {times:.1f} times the rate" if times > 1 else f", no more than {without} ({times:.2f} times)"
     if plain and row.unique < plain.unique:
-        fewer = ", fewer than without it"
+        fewer = f", fewer than {without}"
     result = f"{percent(row.ams)} match{compared}: {row.unique} members were matched{fewer}."
-    if get_attack(row.attack).seeks_modes:
+    if attack.seeks_modes:
         asked = "" if isinstance(row.requests, UnsetType) else f" and {row.requests} requests to an API"
         return f"By {run_phrase(row)}, at {row.network_calls} calls of the network{asked} for each image, {result}"
-    if get_attack(row.attack).searches:
+    if attack.searches:
         return f"By {run_phrase(row)}, with {row.n_generated:,} queries, {result}"
-    return f"Guided by {get_attack(row.attack).guide} at its best scale ({row.guidance_scale:g}), {result}"
+    if not guided:
+        return f"Sampled with {attack.guide}, without guidance, {result}"
+    return f"Guided by {attack.guide} at its best scale ({row.guidance_scale:g}), {result}"
 
 
 def _other_measures(rows: Sequence[Row], first: Row) -> list[str]:

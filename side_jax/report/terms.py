@@ -5,7 +5,7 @@ from side_jax.report.page import model
 
 # By the label of the column, or by its beginning where numbers follow.
 TERMS = {
-    "Scale": "how strongly the classifier guides sampling",
+    "Scale": "how strongly sampling is guided; of low-rank adapters, 1 is a label without guidance",
     "Calls": "calls of the model's network for one image, with those for the image that mode seeking starts from",
     "Requests": "images asked of an API for one image, by attacks that need only an API: the one that mode seeking "
     "starts from, and one for each round; none: the attack needs more than an API, or is a control",

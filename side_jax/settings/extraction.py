@@ -196,7 +196,9 @@ class Adapters(Fit):
 
     rank: int = 16  # of each adapter, at most the smaller side of its kernel; 0: only the labels are trained
     alpha: float = 16.0  # the adapters' change of a kernel is multiplied with alpha / rank
-    kernels: str = "all"  # which kernels have adapters: "all", "convolution", "dense" or "attention"
+    # Which kernels have adapters: "all", "convolution" or "dense", by their shape, or "attention": its queries, keys,
+    # values and outputs.
+    kernels: str = "all"
     dropout: float = 0.1  # share of the training images shown without their label; guidance needs that prediction too
     # Guidance scales w of its samples: 1 is the adapted model with a label, as in the paper; others are classifier-free
     # guidance, epsilon_null + w (epsilon_c - epsilon_null).
@@ -222,6 +224,11 @@ class Adapters(Fit):
         check(ok, "adapters.scales", scales, "one or more different numbers of at least 0")
         need = "above 0 with a scale other than 1 in adapters.scales, which needs the prediction without a label too"
         check(self.dropout > 0 or set(scales) == {1.0}, "adapters.dropout", self.dropout, need)
+
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of mode seeking for each synthetic image, with the one that shows which are moved least."""
+        return self.rounds + (self.keep < 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,22 @@ def training(unit: Unit, fit: Fit, kind: str = NETWORK) -> Amounts:
     return {kind: TRAINING * fit.batch_size * max(fit.num_steps - (done or 0), 0)}
 
 
+def labelling(settings: Settings) -> Amounts:
+    """Of the clusters of synthetic images, at modes if settings ask for it."""
+    return {SECONDS: estimates.clustering()} | _rounds(settings, settings.label.rounds)
+
+
+def adapting(settings: Settings, unit: Unit) -> Amounts:
+    """Of the steps of the target's adapters that are left, and of the rounds before."""
+    steps, rounds = training(unit, settings.adapters), _rounds(settings, settings.adapters.all_rounds)
+    return {NETWORK: steps[NETWORK] + rounds.get(NETWORK, 0.0)}
+
+
+def _rounds(settings: Settings, rounds: int) -> Amounts:
+    """Of taking all synthetic images to modes."""
+    return {NETWORK: float(settings.synthesize.num_images * rounds)} if rounds else {}
+
+
 def imported() -> Amounts:
     """Of a target that is read from a file."""
     return {NETWORK: 0.0}
@@ -49,6 +65,6 @@ def evaluation(settings: Settings) -> Amounts:
     return {NETWORK: float(estimates.asked_calls(settings)), SECONDS: estimates.tabulating(settings)}
 
 
-def seconds(cost: estimates.Cost) -> Amounts:
-    """Of what is of no network."""
-    return {SECONDS: cost.host}
+def reporting(settings: Settings, unit: Unit) -> Amounts:
+    """Of the page."""
+    return {SECONDS: estimates.reporting(settings, unit).host}

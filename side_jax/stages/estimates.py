@@ -140,9 +140,31 @@ def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run
     )
 
 
-def labelling(work: Unit) -> Cost:
-    """The cost of clustering the synthetic images."""
-    return _DONE if work.done() else Cost(left="clusters", host=_LABEL)
+def labelling(settings: Settings, work: Unit, clock: Clock) -> Cost:
+    """The cost of clustering the synthetic images, at modes if settings ask for it."""
+    return _after_rounds(settings, Cost(left="clusters", host=clustering()), work, settings.label.rounds, clock)
+
+
+def clustering() -> float:
+    """Seconds of clustering."""
+    return _LABEL
+
+
+def adapting(settings: Settings, work: Unit, clock: Clock) -> Cost:
+    """The remaining cost of the target's adapters, and of taking the synthetic images to modes before."""
+    cost = training(work, settings.adapters, lambda clock: clock.adapter_step(), clock)
+    return _after_rounds(settings, cost, work, settings.adapters.all_rounds, clock)
+
+
+def _after_rounds(settings: Settings, cost: Cost, work: Unit, rounds: int, clock: Clock) -> Cost:
+    """The cost of a unit that first takes all synthetic images to modes, of which nothing is kept."""
+    if work.done():
+        return _DONE
+    if not rounds:
+        return cost
+    timing, batches = clock.sampling_step(None), -(-settings.synthesize.num_images // settings.sampler.batch_size)
+    seconds = cost.seconds + batches * rounds * timing.step
+    return dataclasses.replace(cost, seconds=seconds, host=cost.host + timing.start)
 
 
 def evaluation(settings: Settings, work: Unit, clock: Clock) -> Cost:

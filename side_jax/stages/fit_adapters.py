@@ -27,19 +27,17 @@ def fit(settings: Settings, workdir: Path, unit: Unit) -> dict[str, Any]:
     """Trains the adapters and writes their curves and checkpoints; returns the manifest's content."""
     own, seed = settings.adapters, random_streams.stream_seed(settings, unit.name)
     params = jax.device_get(stage_inputs.load_target(settings, workdir).trees["ema"])
-    images, labels, index = examples(settings, workdir, {"dpm": params})
-    classes = int(labels.max()) + 1
+    batch = examples(settings, workdir, {"dpm": params})
+    count, classes = len(batch[1]), int(batch[1].max()) + 1
     chosen = adapters.ranks(builders.build_network(settings), params, own.rank, own.kernels)
-    _check(settings, chosen, len(labels))
+    _check(settings, chosen, count)
     make = builders.adapters_fn(settings, params, classes, seed)
     network = builders.build_adapted_network(settings, classes)
-    given = builders.build_target(settings).default_labels(index)  # what each sample was drawn with
-    batch = (images, labels) if given is None else (images, labels, np.asarray(given))
     trained, steps = trainer.run(
         loss_fn=losses.adapter_loss(network, builders.build_schedule(settings), own.alpha, own.dropout),
         init_fn=lambda: make() | {adapters.FROZEN: params},
         fetch=lambda rows: tuple(part[rows] for part in batch),
-        num_examples=len(labels),
+        num_examples=count,
         fit=own,
         seed=seed,
         directory=unit.directory,
@@ -48,7 +46,7 @@ def fit(settings: Settings, workdir: Path, unit: Unit) -> dict[str, Any]:
         description="train the adapters",
     )
     capped = sum(rank < own.rank for rank in chosen.values())
-    counts = {"images": len(labels), "kernels": len(chosen), "capped": capped, "parameters": builders.size(trained)}
+    counts = {"images": count, "kernels": len(chosen), "capped": capped, "parameters": builders.size(trained)}
     return {"steps": steps, "classes": classes, **counts}
 
 
@@ -62,10 +60,10 @@ def load(settings: Settings, workdir: Path) -> tuple[Any, int]:
     return builders.merge_adapters(settings, params, trained), classes
 
 
-def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(what the target samples for the images of the fit, int32 pseudo-labels [n], global indices [n]).
+def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple[np.ndarray, ...]:
+    """(what the target samples for the images of the fit, int32 pseudo-labels [n]), as settings.Adapters chooses them.
 
-    They are those that settings.Adapters chooses.
+    Of a model that always needs a label, also those that the images were drawn with, int32 [n].
 
     A label belongs to the sample as it was drawn, also where mode seeking moved it.
     """
@@ -80,7 +78,9 @@ def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple
         moved = pixel_range.to_float(seek(images, 1, own.noise, "adapters.noise")) - pixel_range.to_float(images)
         distance = np.sqrt(np.square(moved).mean(axis=(1, 2, 3)))[index]
         index = np.sort(index[np.argsort(distance, kind="stable")[: int(own.keep * len(index))]])
-    return stage_inputs.sampled(settings, workdir, images[index]), labels[index], index
+    chosen = stage_inputs.sampled(settings, workdir, images[index]), labels[index]
+    given = builders.build_target(settings).default_labels(index)
+    return chosen if given is None else (*chosen, np.asarray(given))
 
 
 def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:

@@ -18,7 +18,7 @@ from side_jax.report.figures import Drawn
 from side_jax.report.phrases import percent
 from side_jax.report.writer import Audit
 from side_jax.sampling import shards
-from side_jax.settings import Settings
+from side_jax.settings import Adapters, Label, Settings
 from side_jax.settings.paths import path_fields
 from side_jax.settings.target import OWN
 from side_jax.stages import label_scan, stage_inputs, stage_table, suspects
@@ -260,12 +260,28 @@ def _method_note(results: Results, settings: Settings) -> str:
         note += f", with guidance at timesteps {interval[0]} to {interval[1]}"
     if surrogate:
         low, _, high = surrogate.cohesion
+        kinds = {"classifiers": "synthetic" in settings.extract.sources, "adapters": settings.extract.needs_adapters}
+        at_modes = f" of them {_at_modes(settings.label)}" if settings.label.rounds else ""
         note += (
-            f". The attacker's classifiers used {surrogate.synthetic_images:,} of the model's own samples and no "
-            f"labels; {surrogate.kept} of {surrogate.clusters} clusters were cohesive enough (cohesion {low:.2f} to "
+            f". The attacker's {' and '.join(name for name, used in kinds.items() if used)} used "
+            f"{surrogate.synthetic_images:,} of the model's own samples and no labels; {surrogate.kept} of "
+            f"{surrogate.clusters} clusters{at_modes} were cohesive enough (cohesion {low:.2f} to "
             f"{high:.2f}; images of the others: {surrogate.assignment})"
         )
+    if settings.extract.needs_adapters:
+        own = settings.adapters
+        share = f"the {100 * own.keep:g}% of these samples that mode seeking moves least" if own.keep < 1 else ""
+        note += (
+            f". Adapters of rank {own.rank} at most (kernels: {own.kernels}) and labels were fitted in "
+            f"{own.num_steps:,} steps to {share or 'these samples'} {_at_modes(own) if own.rounds else 'as drawn'}"
+        )
     return note + "."
+
+
+def _at_modes(settings: Label | Adapters) -> str:
+    """What mode seeking did to samples before they were used."""
+    rounds = f"{settings.rounds} round{'' if settings.rounds == 1 else 's'}"
+    return f"after {rounds} of mode seeking at noise {settings.noise:g}"
 
 
 def _model(results: Results, settings: Settings) -> str:

@@ -348,7 +348,8 @@ def _plan_label(settings: Settings, workdir: Path) -> list[Work]:
         return []
     work = unit(settings, workdir, "label")
     disk = functools.partial(estimates.feature_bytes, settings, work)
-    return [_on_the_host(work, functools.partial(estimates.labelling, work), disk)]
+    left, cost = (functools.partial(of, settings) for of in (amounts.labelling, estimates.labelling))
+    return [Work(unit=work, cost=functools.partial(cost, work), amounts=left, disk=disk)]
 
 
 def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
@@ -359,9 +360,12 @@ def _plan_surrogate(settings: Settings, workdir: Path) -> list[Work]:
         size = functools.partial(estimates.classifier_bytes, settings, classifier=classifier)
         works.append(_training(work, getattr(settings, classifier.section), step, size, amounts.CLASSIFIER))
     if settings.extract.needs_adapters:
-        size = functools.partial(estimates.adapter_bytes, settings)
         own = adapters_unit(settings, workdir)
-        works.append(_training(own, settings.adapters, lambda clock: clock.adapter_step(), size))
+        left, cost, disk = (
+            functools.partial(of, settings, own)
+            for of in (amounts.adapting, estimates.adapting, estimates.adapter_bytes)
+        )
+        works.append(Work(unit=own, cost=cost, amounts=left, disk=disk))
     if settings.trains_weak:
         size = functools.partial(estimates.target_bytes, settings)
         works.append(_training(weak_unit(settings, workdir), settings.weak, _train_step, size))
@@ -381,7 +385,8 @@ def _plan_evaluate(settings: Settings, workdir: Path) -> list[Work]:
 
 def _plan_report(settings: Settings, workdir: Path) -> list[Work]:
     work = report_unit(settings, workdir)
-    return [_on_the_host(work, functools.partial(estimates.reporting, settings, work))]
+    left, cost = (functools.partial(of, settings, work) for of in (amounts.reporting, estimates.reporting))
+    return [Work(unit=work, cost=lambda clock: cost(), amounts=left)]
 
 
 def _train_step(clock: Clock) -> Timing:
@@ -403,11 +408,6 @@ def _sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Ru
         for of in (amounts.sampling, estimates.sampling, estimates.image_bytes)
     )
     return Work(unit=work, cost=functools.partial(cost, run), amounts=functools.partial(left, run), disk=disk, run=run)
-
-
-def _on_the_host(work: Unit, cost: Callable[[], Cost], disk: Callable[[], int] = lambda: 0) -> Work:
-    """Work that needs no network."""
-    return Work(unit=work, cost=lambda clock: cost(), amounts=lambda: amounts.seconds(cost()), disk=disk)
 
 
 def left(settings: Settings, workdir: Path, chosen: Sequence[str]) -> progress.Work:

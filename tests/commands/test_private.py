@@ -101,7 +101,12 @@ def test_a_run_tells_neither_files_nor_patients(tmp_path, digits, said, capfd):
     folder, workdir = ward(tmp_path / "data", digits[:140]), tmp_path / "run"
     options = {"name": "folder", "path": str(folder), "split_by": "identity"}
     options = {f"data__{name}": value for name, value in options.items()}
-    options |= {"extract__attacks": "('unconditional',)", "evaluate__membership": True, "report__private": True}
+    options |= {
+        "extract__attacks": "('unconditional','side_lora')",
+        "evaluate__membership": True,
+        "report__private": True,
+    }
+    options |= {"adapters__num_steps": 2, "adapters__rounds": 0, "label__min_cluster_size": 1}
     argv = runs.arguments(workdir, **options)
     assert runs.run([*argv, "--dry_run"]) == 0
     assert runs.run(argv) == 0

@@ -14,6 +14,7 @@ from side_jax.diffusion.schedule import make_schedule
 from side_jax.models import adapters
 from side_jax.models.autoencoders import Autoencoder
 from side_jax.models.callback import Callback
+from side_jax.models.condition_unet import ConditionUNet
 from side_jax.models.continuous import Edm, EdmVp, ScoreVe
 from side_jax.models.dhariwal_unet import DhariwalUNet
 from side_jax.models.labelled import TIME_LAYERS, Labelled, innermost
@@ -120,6 +121,43 @@ def test_every_class_of_networks_has_a_place_for_labels():
     assert {name: type(innermost(network)[0]).__name__ for name, network in EVERY.items()} == {
         cls.__name__: cls.__name__ for cls in TIME_LAYERS
     }
+
+
+def test_all_of_the_time_passes_the_layer(case):
+    """With a kernel of zeros there, nothing depends on the time, but for the score's division by its noise."""
+    core, path = innermost(case[0])
+    params, x = case[1], case[2][:1].repeat(2, axis=0)
+    for name in path:
+        params = params[name]
+    flat = dict(traverse_util.flatten_dict(params))
+    layer = *TIME_LAYERS[type(core)], "kernel"
+    flat[layer] = jnp.zeros_like(flat[layer])
+    given = (jnp.ones((2, 3, 4)),) if isinstance(core, ConditionUNet) else ()
+    times = jnp.asarray([0.5, 9.0])
+    silent, usual = (
+        jax.jit(core.apply)({"params": one}, x, times, *given) for one in (traverse_util.unflatten_dict(flat), params)
+    )
+    if isinstance(core, ScoreUNet):
+        silent, usual = (value * times[:, None, None, None] for value in (silent, usual))
+    np.testing.assert_allclose(silent[0], silent[1], rtol=1e-4, atol=1e-5 * np.abs(silent).max())
+    assert np.abs(usual[0] - usual[1]).max() > 1e-3 * np.abs(usual).max()
+
+
+@pytest.mark.parametrize("name", ["UNet", "DhariwalUNet"])
+def test_a_label_is_added_where_the_network_adds_its_own(name):
+    """Of a table of its own as large as the new one: the same prediction, up to the order of sums."""
+    network = EVERY[name]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4, 1)), jnp.float32)
+    params = filled(jax.eval_shape(network.init, jax.random.key(0), x, T)["params"])
+    inner = params["net"]
+    table = inner["class_embedding"]["embedding"] if name == "UNet" else inner["map_label"]["kernel"]
+    own = jnp.asarray([1, 0, 1])
+    expected = jax.jit(network.apply)({"params": params}, x, T, labels=own)
+    silent = "class_embedding" if name == "UNet" else "map_label"
+    params = params | {"net": inner | {silent: jax.tree.map(jnp.zeros_like, inner[silent])}}
+    table = jnp.concatenate([table[:2], jnp.zeros_like(table[:1])])
+    got = jax.jit(Labelled(network, 2).apply)({"params": {"net": params, "label_embedding": table}}, x, T, labels=own)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("rank", [0, RANK])

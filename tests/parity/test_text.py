@@ -8,13 +8,18 @@ import jax
 import made_text
 import numpy as np
 import pytest
+import runs
 
 from parity.theirs import DDIMScheduler, diffusers, nchw, nhwc, random_numbers, relative_error, torch
+from side_jax import builders
+from side_jax.config import from_config
 from side_jax.diffusion import sampler
 from side_jax.diffusion.steps import step_table
 from side_jax.models.condition_unet import SpatialTransformer
+from side_jax.pipeline.saved_config import saved_config
 from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
+from side_jax.stages import fit_adapters, stage_inputs
 from side_jax.targets import clip_text, parameters
 from side_jax.targets.clip_tokens import Tokenizer
 from side_jax.targets.condition_unets import read_condition_unet
@@ -273,3 +278,73 @@ def test_our_tiny_pipeline_is_one_of_theirs(tmp_path):
     assert relative_error(ours, nhwc(unet(nchw(x), torch.from_numpy(t), context).sample)) < 2e-5
     image = nhwc(vae.decode(nchw(x) / vae.config.scaling_factor).sample).clip(-1, 1)
     assert relative_error(jax.jit(target.decode)(params, x), image) < 2e-5
+
+
+@torch.no_grad()
+def test_an_audit_by_adapters_and_mode_seeking(tmp_path):
+    """The whole command on what diffusers saves; the adapted model is theirs with other kernels and another bias."""
+    folder, pipeline = pipeline_of(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("seen", "unseen"):
+        np.savez(tmp_path / f"{name}.npz", images=rng.integers(0, 256, (64, 16, 16, 3), np.uint8))
+    (tmp_path / "prompts.txt").write_text("a cat")
+    argv = runs.arguments(
+        tmp_path / "run",
+        target__path=folder,
+        target__prompts=tmp_path / "prompts.txt",
+        data__name="npz",
+        data__path=tmp_path / "seen.npz",
+        data__heldout_from=tmp_path / "unseen.npz",
+        data__image_size=16,
+        data__channels=3,
+        sampler__num_steps=2,
+        sampler__batch_size=16,
+        synthesize__num_images=32,
+        label__num_clusters=2,
+        label__min_cluster_size=1,
+        label__cohesion_threshold=0.0,
+        label__rounds=1,
+        extract__attacks="('unconditional','side_lora','modes')",
+        extract__num_images=16,
+        modes__starts="('unconditional','side_lora')",
+        modes__rounds="(1,)",
+        adapters__num_steps=5,
+        adapters__batch_size=16,
+        adapters__rounds=1,
+        adapters__scales="(1.0,3.0)",
+    )
+    assert runs.run(argv) == 0
+    workdir = tmp_path / "run"
+    rows = json.loads((workdir / "evaluate" / "results.json").read_text())["rows"]
+    assert {(row["attack"], row.get("start"), row["guidance_scale"]) for row in rows} == {
+        ("unconditional", None, 0.0),
+        ("side_lora", None, 1.0),
+        ("side_lora", None, 3.0),
+        ("modes", "unconditional", 0.0),
+        ("modes", "side_lora", 1.0),
+        ("modes", "side_lora", 3.0),
+    }
+    assert "the target with low-rank adapters" in (workdir / "report" / "index.html").read_text()
+
+    settings = from_config(saved_config(workdir))
+    merged, classes = jax.device_get(fit_adapters.load(settings, workdir))
+    network = builders.build_adapted_network(settings, classes)
+    x, t = rng.standard_normal((2, 8, 8, 4)).astype(np.float32), np.asarray([30, 700], np.int32)
+    ours = jax.jit(network.apply)({"params": merged}, x, t, labels=np.asarray([1, -1]))
+    inner, own = merged["net"]["net"], pipeline.unet.state_dict()
+    empty = np.repeat(inner["prompt_embedding"][-1:], 2, axis=0)
+    plain = nhwc(pipeline.unet(nchw(x), torch.from_numpy(t), torch.from_numpy(empty)).sample)
+    for i, row in enumerate(merged["label_embedding"][np.asarray([1, -1])]):
+        state = parameters.to_state_dict(inner["net"])
+        state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + row
+        assert state.keys() == own.keys()
+        pipeline.unet.load_state_dict(
+            {k: torch.from_numpy(np.array(v)).reshape(own[k].shape) for k, v in state.items()}
+        )
+        theirs = nhwc(pipeline.unet(nchw(x), torch.from_numpy(t), torch.from_numpy(empty)).sample)[i]
+        error = relative_error(ours[i], theirs)
+        print(f"adapted, label {i}: {error:.1e}; from the target: {relative_error(plain[i], theirs):.1e}")
+        assert error < 2e-5
+        assert relative_error(plain[i], theirs) > 1e-3
+    target = stage_inputs.load_target(settings, workdir).trees["ema"]
+    jax.tree.map(np.testing.assert_array_equal, merged["net"]["autoencoder"], target["autoencoder"])

@@ -95,6 +95,21 @@ def test_guided_attacks_may_have_a_solver_and_steps_of_their_own(finished, capsy
         assert found["extract/side_10"].startswith(f"2 of 2 shards, 64 images {seconds}")
 
 
+def test_rounds_of_mode_seeking_before_a_unit_count(finished, capsys, quick):
+    """Of four batches of synthetic images: three rounds before their labels, and two or three before adapters."""
+    options = {"extract__attacks": "('side_lora',)", "label__rounds": 3, "adapters__scales": "(1.0,3.0)"}
+    options |= {"adapters__num_steps": 12, "adapters__rounds": 2}
+    assert runs.run([*runs.arguments(finished, **options), "--dry-run"]) == 0
+    found, _ = lines(capsys)
+    assert found["synthesize"].startswith("done")
+    assert found["label"].startswith("clusters 12.0 seconds")
+    assert found["surrogate/side_lora"] == "12 of 12 steps 20.0 seconds"
+    for scale in (1, 3):
+        assert found[f"extract/side_lora_{scale}"].startswith("2 of 2 shards, 64 images 6.0")
+    assert runs.run([*runs.arguments(finished, adapters__keep=0.5, **options), "--dry-run"]) == 0
+    assert lines(capsys)[0]["surrogate/side_lora"] == "12 of 12 steps 24.0 seconds"
+
+
 def test_the_same_checks_as_a_real_run(finished, tmp_path, capsys, quick):
     assert runs.run([*runs.arguments(tmp_path / "run", data__num_members=10**6), "--dry-run"]) == 1
     assert "num_members" in capsys.readouterr().err
@@ -103,11 +118,11 @@ def test_the_same_checks_as_a_real_run(finished, tmp_path, capsys, quick):
 
 
 def test_steps_are_timed(tmp_path, capsys):
-    arguments = runs.arguments(tmp_path / "run", extract__attacks="('side','conditional_x0')")
+    arguments = runs.arguments(tmp_path / "run", extract__attacks="('side','conditional_x0','side_lora')")
     assert runs.run([*arguments, "--dry-run"]) == 0
     found, _ = lines(capsys)
     seconds = [line.split(" seconds")[0].split()[-1] for unit, line in found.items() if unit != "Total:"]
-    assert len(seconds) == 12  # train, synthesize, label, two surrogates, four runs, evaluate, report, and the disk
+    assert len(seconds) == 14  # train, synthesize, label, three guides, five runs, evaluate, report, and the disk
     assert all(float(value.replace(",", "")) > 0 for value in seconds[:-1])
 
 
@@ -178,3 +193,21 @@ def test_disk_space_of_classifiers(finished, tmp_path):
     teacher = builders.build_classifier(settings, 4, time_dependent=False)
     count = builders.size(builders.init_fn(teacher, settings, 0)())
     assert need(both, objective="tdkd", teacher_steps=10) - need(both) == 48 * count
+
+
+def test_disk_space_of_adapters(finished, tmp_path):
+    """Three checkpoints, each of what is trained, two moments and their average, and of the target once."""
+    settings = from_config(saved_config.saved_config(finished))
+
+    def need(*attacks, **adapters):
+        extract = dataclasses.replace(settings.extract, attacks=attacks)
+        changed = dataclasses.replace(settings.adapters, **adapters)
+        return left(dataclasses.replace(settings, extract=extract, adapters=changed), tmp_path / "new")
+
+    images = (128 + 64) * 64 + 2 * 128 * 64 * 4  # synthetic and extracted ones; features, twice
+    labels, target = (4 + 1) * 32, builders.parameter_count(settings)
+    assert need("unconditional", "side_lora", rank=0) - need("unconditional") == images + 3 * (16 * labels + 4 * target)
+    shapes = jax.eval_shape(builders.init_fn(builders.build_network(settings), settings, 0))
+    own = dataclasses.replace(settings, adapters=dataclasses.replace(settings.adapters, rank=4))
+    count = builders.size(jax.eval_shape(builders.adapters_fn(own, shapes, 4, 0)))
+    assert need("side_lora", rank=4) - need("side_lora", rank=0) == 48 * (count - labels)

@@ -41,6 +41,13 @@ def test_a_conditional_model_is_said_to_be_guided_by_its_own_labels():
     assert control.startswith("Control: of the same 1,000 images")
 
 
+def test_adapters_without_guidance_are_not_said_to_guide():
+    first = "Sampled with the labels of low-rank adapters, without guidance, 2.00% match, no more than without them"
+    assert said(PLAIN, matched("side_lora", 20, 1.0))[1].startswith(first)
+    other = "Guided by the labels of low-rank adapters at its best scale (3), 2.00% match, no more than without it"
+    assert said(PLAIN, matched("side_lora", 20, 3.0))[1].startswith(other)
+
+
 def test_a_control_that_was_not_run_is_missed():
     assert "Not controlled" in said(PLAIN, SIDE)[-2]
     assert not any("ontrolled" in sentence for sentence in said(PLAIN))

@@ -1,9 +1,11 @@
 """The attack `side_lora`: its adapters, what they are fitted to, its images, and mode seeking that starts from them."""
 
+import csv
 import dataclasses
 import functools
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import runs
 
-from side_jax import builders
+from side_jax import builders, evaluate, main
 from side_jax.attacks.table import Run
 from side_jax.config import from_config
 from side_jax.errors import InputError
@@ -22,6 +24,7 @@ from side_jax.sampling import generation, shards
 from side_jax.settings import Adapters, Settings, random_streams
 from side_jax.settings.extraction import Extract
 from side_jax.stages import estimates, fit_adapters, stage_inputs, stage_table
+from side_jax.training import trainer
 
 ATTACK = "side_lora"
 OPTIONS = {
@@ -31,10 +34,13 @@ OPTIONS = {
     "label__num_clusters": 4,
     "label__min_cluster_size": 1,
     "adapters__num_steps": 12,
+    "adapters__checkpoint_every": 5,
     "adapters__rank": 512,
     "adapters__rounds": 0,
     "adapters__scales": "(1.0,3.0)",
+    "evaluate__controls": True,
 }
+RUNS = ["side_lora_1", "side_lora_3", "modes_0.4x2_from_side_lora_1", "modes_0.4x2_from_side_lora_3"]
 
 
 def settings(**options):
@@ -137,22 +143,22 @@ def test_the_fit_takes_the_samples_that_settings_choose(adapted):
 
     drawn = shards.read(stage_table.synthetic_shards(own, workdir))["images"]
     labels = np.load(workdir / "label" / "labels.npz")["label"]
-    images, found, index = chosen()
+    images, found = chosen()
     np.testing.assert_array_equal(images, drawn)
-    np.testing.assert_array_equal(index, np.arange(128))
     np.testing.assert_array_equal(found, labels)
-    once, *_ = chosen(rounds=1)
-    twice, found, _ = chosen(rounds=2)
+    once, _ = chosen(rounds=1)
+    twice, found = chosen(rounds=2)
     np.testing.assert_array_equal(found, labels)
     assert (once != drawn).any()
-    half, found, index = chosen(rounds=1, keep=0.5)
+    half, found = chosen(rounds=1, keep=0.5)
     moved = np.square(once.astype(float) - twice).mean(axis=(1, 2, 3))
     # `twice` is rounded to pixels after the second round alone, `examples` after each: ties may fall either way.
     least = set(np.argsort(moved)[:40])
-    assert len(half) == len(set(index.tolist())) == 64
-    assert least <= set(index.tolist())
-    np.testing.assert_array_equal(half, once[index])
-    np.testing.assert_array_equal(found, labels[index])
+    rows = {tuple(image.ravel()): i for i, image in enumerate(once)}
+    kept = {rows[tuple(image.ravel())] for image in half}
+    assert len(half) == len(found) == 64
+    assert least <= kept
+    np.testing.assert_array_equal([labels[rows[tuple(image.ravel())]] for image in half], found)
 
 
 def test_labels_may_be_of_modes(adapted, tmp_path):
@@ -205,3 +211,123 @@ def test_kernels_that_the_model_lacks_are_refused_in_a_sentence(adapted):
         fit_adapters._check(attention, {}, 128)
     with pytest.raises(InputError, match="side_lora has 3 images to learn from, fewer than its batch of 64"):
         fit_adapters._check(own, {("a",): 1}, 3)
+
+
+class Killed(BaseException):
+    """Nothing in the package catches it, as nothing catches a kill."""
+
+
+def test_a_fit_that_is_killed_goes_on(adapted, tmp_path, monkeypatch, said):
+    """In step 8, after the checkpoint of step 5; to the same adapters and images, bit for bit."""
+    own, workdir = adapted
+    run = shutil.copytree(workdir, tmp_path / "run")
+    for name in ("surrogate/side_lora", *(f"extract/{name}" for name in RUNS), "evaluate", "report"):
+        shutil.rmtree(run / name)
+    argv, real, steps = runs.arguments(run, **OPTIONS), trainer.Stepper.__call__, []
+
+    def ending(self, *args):
+        steps.append(1)
+        if len(steps) == 8:
+            raise Killed
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Stepper, "__call__", ending)
+        with pytest.raises(Killed):
+            runs.run(argv)
+    assert not stage_table.adapters_unit(own, run).done()
+    said.clear()
+    assert runs.run(argv, ("surrogate", "extract")) == 0
+    assert "train the adapters: continuing from the checkpoint of step 5 of 12." in said.messages
+    jax.tree.map(np.testing.assert_array_equal, *(fit_adapters.load(own, folder)[0] for folder in (run, workdir)))
+    for path in ("surrogate/side_lora/metrics.jsonl", *(f"extract/{name}/shard_00001.npz" for name in RUNS)):
+        assert (run / path).read_bytes() == (workdir / path).read_bytes()
+
+
+def test_a_finished_run_has_nothing_to_do(adapted, capsys, said):
+    _, workdir = adapted
+    assert runs.run([f"--workdir={workdir}", "--dry-run"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "_lora" in line]
+    assert [row[0] for row in rows] == ["surrogate/side_lora", *(f"extract/{name}" for name in RUNS)]
+    assert all(row[1:3] == ["done", "0.0"] for row in rows)
+
+
+def test_guidance_acts_in_its_interval(adapted):
+    """One call a step outside of it, where the label alone counts; two inside."""
+    own, _ = adapted
+    (last, *_), steps = builders.build_step_table(own, own.guided_sampler).steps.t[::-1], own.guided_sampler.num_steps
+    narrow = dataclasses.replace(
+        own, extract=dataclasses.replace(own.extract, guidance_interval=(int(last), int(last)))
+    )
+    calls = [estimates.network_calls(narrow, Run(attack=ATTACK, scale=scale)) for scale in (1.0, 3.0)]
+    assert calls == [steps, steps + 1]
+
+
+def test_every_run_is_scored_with_its_controls_and_shown(adapted):
+    """Shares of matches, of members and of held-out images, counted in matches.csv, and the intervals around them."""
+    _, workdir = adapted
+    rows = json.loads((workdir / "evaluate" / "results.json").read_text())["rows"]
+    with open(workdir / "evaluate" / "matches.csv", newline="") as file:
+        matches = [*csv.DictReader(file)]
+    for scale in (1.0, 3.0):
+        (row,) = (
+            row
+            for row in rows
+            if (row["attack"], row["guidance_scale"], row["metric"], row["level"]) == (ATTACK, scale, "rmse", "high")
+        )
+        own = [line for line in matches if line["run"] == f"side_lora_{scale:g}"]
+        assert len(own) == row["n_generated"] == 64
+        for side, name in (("member", "ams"), ("heldout", "heldout_ams")):
+            share = sum(int(line[f"rmse_{side}_match"]) for line in own) / 64
+            assert row[name] == share
+            low, high = row[f"{name}_ci"]
+            assert low <= share <= high
+        low, high = row["excess_ci"]
+        assert low <= row["excess"] == row["ams"] - row["heldout_ams"] <= high
+    assert {line["label"] for line in matches if line["run"] == RUNS[0]} == {"0", "1", "2", "3"}
+    page = (workdir / "report" / "index.html").read_text()
+    assert "the target with low-rank adapters" in page
+    assert "The attacker&#39;s adapters used 128 of the model&#39;s own samples and no labels" in page
+    assert (
+        "Adapters of rank 512 at most (kernels: all) and labels were fitted in 12 steps to these samples as drawn."
+        in page
+    )
+    assert list((workdir / "report").glob("matches_side_lora_*.png"))
+
+
+def test_it_is_compared(adapted, tmp_path, monkeypatch):
+    _, workdir = adapted
+    shutil.copytree(workdir, tmp_path / "again")
+    monkeypatch.setattr(
+        sys, "argv", ["side-jax", "compare", str(workdir), str(tmp_path / "again"), f"--out={tmp_path / 'out'}"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert {one["run"] for one in found["runs"]} == set(RUNS)
+
+
+def test_its_images_are_suspects(adapted, tmp_path, monkeypatch):
+    """By what an attacker has, and without the data."""
+    run = shutil.copytree(adapted[1], tmp_path / "run")
+    (run / "train" / "split.json").unlink()
+    assert runs.run([f"--workdir={run}"], evaluate.SUSPECTS) == 0
+    with open(run / "suspects" / "suspects.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert {row["run"] for row in rows} == set(RUNS)
+    assert {row["label"] for row in rows if row["attack"] == ATTACK} == {"0", "1", "2", "3"}
+    with open(run / "suspects" / "modes.csv", newline="") as file:
+        assert {row["run"] for row in csv.DictReader(file)} == set(RUNS[2:])
+
+
+def test_a_private_page_has_it_without_images(adapted, tmp_path):
+    """Here of labels and of a fit at modes."""
+    run = shutil.copytree(adapted[1], tmp_path / "run")
+    at_modes = OPTIONS | {"label__rounds": 2, "adapters__rounds": 1}
+    assert runs.run(runs.arguments(run, **at_modes, report__private=True)) == 0
+    page = (run / "report" / "index.html").read_text()
+    assert "the target with low-rank adapters" in page
+    assert "4 of 4 clusters of them after 2 rounds of mode seeking at noise 0.4 were cohesive enough" in page
+    assert "to these samples after 1 round of mode seeking at noise 0.4." in page
+    assert not list((run / "report").glob("matches_*.png"))

@@ -83,6 +83,19 @@ def test_what_is_left_in_evaluations_of_networks(finished):
     assert found["extract"]["extract/side_10"] == {"network": 64 * 3, "classifier": 2 * 64 * 3}
 
 
+def test_adapters_and_labels_of_modes_are_left(finished):
+    """128 images of three rounds before they are labelled, and of two and one before a fit of 12 steps of 64 images."""
+    settings = from_config(saved_config(finished))
+    adapters = dataclasses.replace(settings.adapters, num_steps=12, rounds=2, keep=0.5, scales=(1.0, 3.0))
+    extract = dataclasses.replace(settings.extract, attacks=("side_lora",))
+    label = dataclasses.replace(settings.label, rounds=3)
+    found = left(dataclasses.replace(settings, adapters=adapters, extract=extract, label=label), finished)
+    assert found["synthesize"] == {}
+    assert found["label"]["label"] == {"network": 128 * 3, "seconds": estimates.clustering()}
+    assert found["surrogate"] == {"surrogate/side_lora": {"network": 128 * 3 + 3 * 64 * 12}}
+    assert found["extract"] == {f"extract/side_lora_{k}": {"network": 64 * 3 * (1 + (k == 3))} for k in (1, 3)}
+
+
 def test_what_is_done_is_not_left(workdir):
     settings = from_config(saved_config(workdir))
     chosen = stage_table.audit_stages()

@@ -1,5 +1,6 @@
 """Snapshots of NVlabs' EDM without PyTorch: exact weights, what they say, and a sentence for each thing refused."""
 
+import adapted
 import foreign
 import jax
 import numpy as np
@@ -11,9 +12,11 @@ from side_jax.models.dhariwal_unet import DhariwalUNet
 from side_jax.models.song_unet import SongUNet
 from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
+from side_jax.stages import fit_adapters, stage_table
 from side_jax.targets import networks
 from side_jax.targets.formats import read_target
 from side_jax.targets.target_model import Hints
+from side_jax.training import trainer
 
 TINY = SongUNet(
     img_resolution=4,
@@ -219,3 +222,21 @@ def test_other_contents_of_plain_pickles(path, params):
         path.write_bytes(dumps(content))
         refused(path, "holds no model of a known format")
         refused(path, "is not of the format edm", format="edm")
+
+
+def test_low_rank_adapters_of_a_snapshot(path, params, tmp_path, monkeypatch):
+    """A model that always needs a label keeps its own, in turn, while its adapters are fitted too."""
+    modes = {"extract__attacks": "('side_lora','modes')", "modes__starts": "('side_lora',)", "modes__rounds": "(1,)"}
+    settings, workdir = adapted.audit(
+        tmp_path, write(path, params, TINY), 4, adapters__rounds=1, label__rounds=1, **modes
+    )
+    assert len(list((workdir / "extract").glob("modes_*_from_side_lora_2/shard_*.npz"))) == 1
+    seen = []
+
+    def run(*, fetch, **options):
+        seen.extend(fetch(np.asarray([0, 1, 2, 3, 31]))[2].tolist())
+        return {}, 0
+
+    monkeypatch.setattr(trainer, "run", run)
+    fit_adapters.fit(settings, workdir, stage_table.adapters_unit(settings, workdir))
+    assert seen == [0, 1, 2, 0, 1]

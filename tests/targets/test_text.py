@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import adapted
 import foreign
 import jax
 import made_text
@@ -23,7 +24,7 @@ from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
 from side_jax.settings import Diffusion, random_streams
 from side_jax.settings import Target as Section
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.stages import fit_adapters, stage_inputs, stage_table
 from side_jax.targets import networks
 from side_jax.targets.clip_tokens import Tokenizer
 from side_jax.targets.diffusers_unet import from_diffusers
@@ -314,3 +315,16 @@ def test_the_whole_audit_runs_on_prompts(whole, prompts, tmp_path, capsys):
     capsys.readouterr()
     assert runs.run([f"--workdir={workdir}"]) == 1
     assert "config.target.prompts) has the SHA-256" in capsys.readouterr().err
+
+
+def test_low_rank_adapters_by_the_empty_prompt(whole, prompts, tmp_path):
+    """Of the transformers too; the prompts stay as they are."""
+    settings, workdir = adapted.audit(tmp_path, whole, 8, target__prompts=prompts)
+    merged, _ = fit_adapters.load(settings, workdir)
+    plain = stage_inputs.load_target(settings, workdir).trees["ema"]
+    before, after = plain["net"], merged["net"]["net"]
+    np.testing.assert_array_equal(after["prompt_embedding"], before["prompt_embedding"])
+    kernels = ("mid_block", "attentions_0", "transformer_blocks_0", "attn2", "to_k", "kernel")
+    for name in kernels:
+        before, after = (tree.get("net", tree)[name] for tree in (before, after))
+    assert (before != after).any()
