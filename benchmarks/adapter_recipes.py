@@ -59,6 +59,7 @@ class Bench:
         self._metrics = builders.build_metrics(own.evaluate)
         self._images = [side.images for side in stage_inputs.load_sides(own, workdir)]
         self._sides = [references(images, self._metrics) for images in self._images]
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._shared = dataclasses.replace(own, seed=0)  # what is compiled serves all workdirs
 
     def plain(self) -> list[float]:
@@ -74,12 +75,7 @@ class Bench:
 
     def rows(self, samples: str, rate: float, steps: list[int], rank: int, kernels: str) -> Iterator[list[float]]:
         """The values of COLUMNS after each number of steps."""
-        own = dataclasses.replace(self._settings, adapters=Adapters(rank=rank, kernels=kernels, **SAMPLES[samples]))
-        images, labels = fit_adapters.examples(own, self._workdir, {"dpm": self._params})
-        if samples == "shuffled":
-            labels = np.random.default_rng(0).permutation(labels)
-        if samples == "members":
-            images, labels = self._images[0], np.arange(len(self._images[0]), dtype=np.int32) % (labels.max() + 1)
+        images, labels = self._examples(samples)
         classes = int(labels.max()) + 1
         shared = dataclasses.replace(self._shared, adapters=Adapters(rank=rank, kernels=kernels))
         for trained in self._fit(shared, images, labels, rate, steps):
@@ -88,6 +84,18 @@ class Bench:
             generator = builders.build_adapted_generator(shared, classes, steered=False, sampler=shared.guided_sampler)
             given, bare = (self._draw(generator, params, one) for one in (target, np.full_like(target, -1)))
             yield [*self._score(given), self._score(bare)[0]]
+
+    def _examples(self, samples: str) -> tuple[np.ndarray, np.ndarray]:
+        """The images of a fit and their labels, the same for all recipes of these samples."""
+        if samples not in self._known:
+            own = dataclasses.replace(self._settings, adapters=Adapters(**SAMPLES[samples]))
+            images, labels = fit_adapters.examples(own, self._workdir, {"dpm": self._params})
+            if samples == "shuffled":
+                labels = np.random.default_rng(0).permutation(labels)
+            if samples == "members":
+                images, labels = self._images[0], np.arange(len(self._images[0]), dtype=np.int32) % (labels.max() + 1)
+            self._known[samples] = images, labels
+        return self._known[samples]
 
     def _draw(self, generator: Any, params: Any, labels: np.ndarray) -> np.ndarray:
         index, size = np.arange(self._count), generator.batch_size
@@ -168,20 +176,24 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[16])
     parser.add_argument("--kernels", nargs="+", choices=adapters.KERNELS, default=["all"])
     parser.add_argument("--num-images", type=int, default=1024)
+    parser.add_argument("--each", action="store_true", help="the values of each workdir in brackets, after the means")
     options = parser.parse_args()
     benches = [Bench(workdir, options.num_images) for workdir in options.workdirs]
     print(f"| recipe | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
-    _print("the target, with as many steps; last, with its own", [bench.plain() for bench in benches])
+    _print("the target, with as many steps; last, with its own", [bench.plain() for bench in benches], options.each)
     for rank, kernels, samples, rate in itertools.product(
         options.ranks, options.kernels, options.samples, options.rates
     ):
         found = zip(*(bench.rows(samples, rate, options.steps, rank, kernels) for bench in benches), strict=True)
         for steps, rows in zip(sorted(options.steps), found, strict=True):
-            _print(f"{samples}, rank {rank}, {kernels}, rate {rate:g}, {steps} steps", list(rows))
+            _print(f"{samples}, rank {rank}, {kernels}, rate {rate:g}, {steps} steps", list(rows), options.each)
 
 
-def _print(name: str, rows: list[list[float]]) -> None:
-    print(f"| {name} | {' | '.join(f'{value:.2f}' for value in np.mean(rows, axis=0))} |", flush=True)
+def _print(name: str, rows: list[list[float]], each: bool) -> None:
+    columns = list(zip(*rows, strict=True))
+    brackets = [f" ({', '.join(f'{value:.4g}' for value in values)})" * each for values in columns]
+    cells = [f"{np.mean(values):.2f}{more}" for values, more in zip(columns, brackets, strict=True)]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from side_jax.attacks.table import NOISE, PLAIN, get_attack
 from side_jax.measure import records
@@ -92,6 +93,24 @@ def summary(results: list[Results], early: list[dict[str, int]], first: int) -> 
     return "\n".join(lines)
 
 
+def differences(results: list[Results], metric: str) -> str:
+    """A Markdown table of one metric: each run's members less those of plain sampling, paired by seed.
+
+    The interval is Student's, of the mean over two or more seeds.
+    """
+    cells = defaultdict(list)
+    for result in results:
+        for row in result.rows:
+            if (row.metric, row.level) == (metric, "high"):
+                cells[title(row)].append(row)
+    lines = ["| run | members less those of unconditional, each seed | mean (95% interval) |", "|---|---|---|"]
+    for name, rows in cells.items():
+        less = [row.unique - base.unique for row, base in zip(rows, cells[PLAIN.name], strict=True)]
+        mean, half = np.mean(less), stats.t.ppf(0.975, len(less) - 1) * stats.sem(less)
+        lines.append(f"| {name} | {', '.join(map(str, less))} | {mean:.1f} ({mean - half:.1f} to {mean + half:.1f}) |")
+    return "\n".join(lines)
+
+
 def among_first(result: Results, workdir: Path, first: int) -> dict[str, int]:
     """The different members that the first images of each run match, by its title and the headline metric."""
     columns, found = matches.read(workdir / "evaluate" / "matches.csv"), {}
@@ -143,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--first", type=int, default=0, help="also count the members among so many first images")
     parser.add_argument("--figure", type=Path, help="a PNG of rates and members against calls of the network")
+    parser.add_argument("--differences", action="store_true", help="also members less those of plain sampling")
     options, overrides = parser.parse_known_args()
     results, early = [], []
     for seed in options.seeds:
@@ -155,6 +175,8 @@ def main() -> None:
     for metric in dict.fromkeys(row.metric for row in results[0].rows):
         band = next(row.band for row in results[0].rows if row.metric == metric)
         print(f"\n### {metric} in [{band[0]:.3g}, {band[1]:.3g})\n\n{table(results, metric)}")
+    if options.differences:
+        print(f"\n### Differences\n\n{differences(results, results[0].rows[0].metric)}")
     if options.figure:
         figure(results, results[0].rows[0].metric, options.figure)
 

@@ -119,6 +119,18 @@ def test_seeds_are_tabled_by_what_counts_as_a_match():
     assert "| side, scale 10 | 3.00, 3.00 | 3.00 | 3.00x | 2, 2 |" in lines[3]
 
 
+def test_differences_are_paired_by_seed():
+    """5 and 9 less 4 and 4 are 1 and 5: mean 3, standard error 2, and Student's factor of one degree is 12.706."""
+    both = [(4, 5), (4, 9)]
+    results = [
+        made_results.results([made_results.row("unconditional", unique=a), made_results.row("side", 10.0, unique=b)])
+        for a, b in both
+    ]
+    *_, plain, side = seeds.differences(results, "rmse").splitlines()
+    assert plain == "| unconditional | 0, 0 | 0.0 (0.0 to 0.0) |"
+    assert side == "| side, scale 10 | 1, 5 | 3.0 (-22.4 to 28.4) |"
+
+
 def test_seeds_are_compared_at_equal_calls(tmp_path):
     """Mode seeking took 40 calls an image, plain sampling 20: its 50 first images cost what all 100 of the other do."""
     seeking = {"start": "unconditional", "noise_level": 0.1, "rounds": 20, "network_calls": 40}

@@ -203,7 +203,7 @@ class Adapters(Fit):
     # Guidance scales w of its samples: 1 is the adapted model with a label, as in the paper; others are classifier-free
     # guidance, epsilon_null + w (epsilon_c - epsilon_null).
     scales: tuple[float, ...] = (1.0,)
-    num_steps: int = 200  # number of training steps
+    num_steps: int = 800  # number of training steps
     # Rounds of mode seeking that take the samples to modes before the fit; 0: samples as drawn, as in the paper, which
     # unlearns what was memorised (docs/results_adapters.md).
     rounds: int = 5
