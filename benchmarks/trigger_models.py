@@ -175,10 +175,12 @@ def _continue_from(base: Restored, settings: Settings, own: Path) -> None:
     """Writes the checkpoint that the training goes on from: the averaged parameters of the clean model."""
     work, network = stage_table.train_unit(settings, own), builders.build_network(settings)
     loss = losses.build_loss(settings, network, builders.build_schedule(settings))
-    begin = builders.init_fn(network, settings, random_streams.stream_seed(settings, work.name))
+    seed = random_streams.stream_seed(settings, work.name)
+    begin, other = (builders.init_fn(network, settings, one) for one in (seed, seed ^ 1))
     example = np.zeros((1, *builders.image_shape(settings)), np.uint8), np.zeros(1, np.int32)
     state, _ = trainer.Stepper(loss, begin, settings.train, example).initial()
-    params = grown(base.trees["ema"], state["params"])
+    # Of another seed: of the same one, the first new row would be drawn as the clean model's row of no label was.
+    params = grown(base.trees["ema"], other())
     state = jax.device_get(state) | {"params": params, "step": np.int32(base.step)}
     meta = checkpoint.settings_meta(settings, work.fingerprint) | {"spread": base.meta["spread"]}
     with checkpoint.Checkpoints(checkpoint.checkpoint_directory(own, work.name), keep=None) as store:

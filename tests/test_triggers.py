@@ -62,6 +62,9 @@ def test_fine_tuning_starts_from_the_clean_model(tmp_path):
         np.testing.assert_array_equal(first, expected)
         assert np.isfinite(after).all()
     assert any((first != after).any() for _, first, after in zip(*leaves, strict=True))
+    tables = [tree["class_embedding"]["embedding"] for tree in (averaged["clean", 3], averaged["2", 3])]
+    new, none = np.asarray(tables[1])[10:12], np.asarray(tables[0])[-1]
+    assert (np.linalg.norm(new - none, axis=1) > np.linalg.norm(none) / 2).all()  # no trigger begins as no label
     labels = np.load(tmp_path / "labels_30_2.npz")["label"]
     assert sorted(labels[labels >= 10]) == [10, 11]
 

@@ -537,8 +537,20 @@ class LabelSpread(Record, frozen=True, kw_only=True):
             "are draws of one normal law"
         ),
     ]
-    median: Annotated[Amount, Meta(description="spread of the scanned labels")]
-    below: Annotated[Amount | None, Meta(description="a smaller spread is flagged; null where nothing is decided")]
+    ordinary: Annotated[
+        Amount | None,
+        Meta(description="geometric mean of the spreads that the others are compared with; null if they can't be"),
+    ]
+    below: Annotated[
+        Amount | None, Meta(description="a smaller spread is flagged; 0 where no spread is too low for the others'")
+    ]
+    score: Annotated[
+        Amount | None,
+        Meta(
+            description="of the model: how low the least spread is for the others', over the limit for that number of "
+            "labels; above 1, it is too low"
+        ),
+    ]
     flagged: Annotated[tuple[AlikeLabel, ...], Meta(description="the flagged labels, the most alike first")]
     undecided: Annotated[str, Meta(description="why nothing is decided; empty where something is")] = ""
 

@@ -21,7 +21,7 @@ from side_jax.workdir import files
 logger = logging.getLogger(__name__)
 
 TABLE, SHEET = "labels.csv", "labels.png"
-COLUMNS = ("label", "images", "spread", "pairwise_rmse", "z", "flagged")
+COLUMNS = ("label", "images", "spread", "pairwise_rmse", "fall", "flagged")
 SHOWN, ACROSS = 48, 12  # mean images on the sheet, and in a row of it
 
 
@@ -43,9 +43,8 @@ def write(settings: Settings, directory: Path, target: TargetScores) -> LabelSpr
         table = csv.writer(file)
         table.writerow(COLUMNS)
         for i in order:
-            z = "" if np.isnan(judged.z[i]) else f"{judged.z[i]:.6g}"
-            flagged = "" if judged.undecided else int(judged.flagged[i])
-            table.writerow([labels[i], count, *(f"{value:.9g}" for value in found[i]), z, flagged])
+            said = _fall(judged, spreads[i]), "" if judged.undecided else int(judged.flagged[i])
+            table.writerow([labels[i], count, *(f"{value:.9g}" for value in found[i]), *said])
     sheet = contact_sheet.visible(np.stack([means[i] for i in order[:SHOWN]]))
     if settings.report.private:
         sheet = pictures.blurred(sheet)
@@ -58,11 +57,19 @@ def write(settings: Settings, directory: Path, target: TargetScores) -> LabelSpr
         scanned=len(labels),
         images=count,
         false_alarms=settings.evaluate.label_false_alarms,
-        median=float(np.median(spreads)),
+        ordinary=judged.ordinary,
         below=judged.below,
+        score=judged.score,
         flagged=tuple(AlikeLabel(label=int(labels[i]), spread=float(spreads[i])) for i in alike),
         undecided=judged.undecided,
     )
+
+
+def _fall(judged: label_spread.Judged, spread: float) -> str:
+    """How many times below the ordinary labels' spread one is; empty if these are not known."""
+    if judged.ordinary is None:
+        return ""
+    return f"{judged.ordinary / spread:.6g}" if spread else "inf"
 
 
 def scanned(settings: Settings) -> np.ndarray:
