@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--clean-seeds", nargs="*", type=int, default=[], help="more seeds for false alarms")
     parser.add_argument("--plants", nargs="+", type=int, default=[0, 1, 4, 8], help="numbers of triggers, 0 among them")
     parser.add_argument("--base", type=int, default=450, help="steps of the clean model")
-    parser.add_argument("--steps", nargs="+", type=int, default=[225, 450, 900], help="of fine-tuning")
+    parser.add_argument("--steps", nargs="+", type=int, default=[450, 900, 1350], help="of fine-tuning")
     parser.add_argument("--images", type=int, default=16, help="drawn of each label")
     parser.add_argument("--figure", type=Path, help="a PNG of ROC curves")
     parser.add_argument("--label-file", type=Path, help="only write the labels of one seed here")
