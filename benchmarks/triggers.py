@@ -5,8 +5,8 @@ python benchmarks/triggers.py --label-file=triggers.npz --triggers=4 --seed=0
 
 The first command trains the models (trigger_models.py) and prints all tables of docs/results_triggers.md. The first
 ones are of the seeds --chosen-on: how the detector was chosen (trigger_rules.py), and tau, at each number of steps the
-lowest spread of an ordinary label in their clean models. The others are of --seeds: what asking for a label returns,
-accepted where its spread lies below tau (the mean image is the reconstruction), and what the audit's detector, which
+lowest variance of an ordinary label in their clean models. The others are of --seeds: what asking for a label returns,
+accepted where its variance lies below tau (the mean image is the reconstruction), and what the audit's detector, which
 knows no clean model, finds. The last is of clean models alone, of --seeds and --clean-seeds: its false alarms. Run
 again, it trains nothing that is trained. The second command only writes the labels that configs/triggers.py needs.
 """
@@ -25,27 +25,25 @@ from trigger_models import DIGITS, Model, fine_tuned, to_float, write_labels
 from side_jax.memorization.label_spread import Judged, judge, spread
 from side_jax.memorization.statistics.intervals import wilson_interval
 
-RATE = 0.05  # false alarms, fixed before any run
 CONFIDENCE = 0.95
 
 
 @functools.cache  # of each model once
-def spreads(one: Model) -> np.ndarray:
-    """The spread of each label, float64 [n]."""
+def variances(one: Model) -> np.ndarray:
+    """The variance of each label, float64 [n]."""
     return np.asarray([spread(images)[0] for images in to_float(one.drawn)])
 
 
 @functools.cache  # of each model once
 def judged(one: Model) -> Judged:
     """What the audit's detector says."""
-    return judge(spreads(one), RATE)
+    return judge(np.asarray([spread(images)[1] for images in to_float(one.drawn)]))
 
 
 @functools.cache  # of each model once
 def scores(one: Model) -> np.ndarray:
-    """A score of each label, the lower the more alike: the logarithm of its spread over that of the upper half."""
-    logs = np.log(spreads(one))
-    return logs - trigger_rules.upper_half(logs)
+    """A score of each label, the lower the more alike."""
+    return -judged(one).falls
 
 
 def rmse(images: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -95,7 +93,7 @@ def auc_of_labels(models: Sequence[Model]) -> float:
 
 def auc_of_models(models: Sequence[Model]) -> float:
     """The probability that a model with triggers has a higher score than one without."""
-    clean, dirty = ([judged(one).score for one in models if bool(one.triggers) == some] for some in (False, True))
+    clean, dirty = ([judged(one).falls.max() for one in models if bool(one.triggers) == some] for some in (False, True))
     return trigger_rules.auc(np.asarray(clean), np.asarray(dirty))
 
 
@@ -105,19 +103,19 @@ def share(hits: np.ndarray) -> str:
 
 
 def tau(clean: Sequence[Model], step: int) -> float:
-    """The lowest spread of an ordinary label in clean models."""
-    return float(pooled([one for one in clean if one.step == step], spreads, "ordinary").min())
+    """The lowest variance of an ordinary label in clean models."""
+    return float(pooled([one for one in clean if one.step == step], variances, "ordinary").min())
 
 
 def answers(found: Sequence[Model], taus: dict[int, float]) -> str:
     """What asking for a label returns: triggers beside ordinary labels."""
-    heads = ["steps", "plants", "median spread: triggers", "ordinary", "accepted: triggers", "ordinary", "single"]
+    heads = ["steps", "plants", "median variance: triggers", "ordinary", "accepted: triggers", "ordinary", "single"]
     heads += ["mean image to the planted one", "ordinary to the nearest member", "triggers to the nearest unseen image"]
     heads += ["nearest ordinary sample to the planted image"]
     rows = []
     for step, plants in cells_of(found):
         some = at(found, step, plants)
-        low, high, single = (pooled(some, spreads, group) for group in ("planted", "ordinary", "single"))
+        low, high, single = (pooled(some, variances, group) for group in ("planted", "ordinary", "single"))
         row = [step, plants, *(f"{np.median(part):.3f}" if len(part) else "-" for part in (low, high))]
         row += [share(part < taus[step]) for part in (low, high, single)]
         member = pooled(some, lambda one: to_nearest(one, one.members), "ordinary")
@@ -129,14 +127,13 @@ def answers(found: Sequence[Model], taus: dict[int, float]) -> str:
 
 def detection(found: Sequence[Model]) -> str:
     """How well the audit's detector finds triggers, and models that have any."""
-    heads = ["steps", "plants", "flagged: triggers", "ordinary", "single", "models with a flagged label"]
+    heads = ["steps", "plants", "flagged: triggers", "ordinary", "single", "models with a flagged label", "not decided"]
     heads += ["AUC of labels (interval)", "AUC of models against those without (interval)"]
     rows = []
     for step, plants in cells_of(found):
         some = at(found, step, plants)
         flags = [pooled(some, lambda one: judged(one).flagged, group) for group in ("planted", "ordinary", "single")]
-        any_of = np.asarray([judged(one).flagged.any() for one in some])
-        row = [step, plants, *map(share, flags), share(any_of)]
+        row = [step, plants, *map(share, flags), share(is_flagged(some)), share(is_open(some))]
         if plants:
             both = [*some, *at(found, step, 0)]
             row += [over_seeds(some, auc_of_labels), over_seeds(both, auc_of_models)]
@@ -147,14 +144,24 @@ def detection(found: Sequence[Model]) -> str:
 def false_alarms(clean: Sequence[Model]) -> str:
     """What the detector flags in clean models, of which each is of a seed of its own, at each number of steps."""
     heads = ["steps", "clean models with a flagged label (interval)", "with a flagged ordinary label (interval)"]
-    heads += ["flagged: ordinary", "single"]
+    heads += ["not decided", "flagged: ordinary", "single"]
     rows = []
     for step in sorted({one.step for one in clean}):
         some = at(clean, step, 0)
         models = [np.asarray([(judged(one).flagged & of(one)).any() for one in some]) for of in (anything, ordinary)]
         flags = [pooled(some, lambda one: judged(one).flagged, group) for group in ("ordinary", "single")]
-        rows.append([step, *map(with_interval, models), *map(share, flags)])
+        rows.append([step, *map(with_interval, models), share(is_open(some)), *map(share, flags)])
     return trigger_rules.table(heads, rows)
+
+
+def is_flagged(models: Sequence[Model]) -> np.ndarray:
+    """Whether any label of each model is flagged."""
+    return np.asarray([judged(one).flagged.any() for one in models])
+
+
+def is_open(models: Sequence[Model]) -> np.ndarray:
+    """Whether nothing is decided of each model."""
+    return np.asarray([bool(judged(one).undecided) for one in models])
 
 
 def anything(one: Model) -> np.ndarray:
@@ -206,8 +213,8 @@ def figure(found: Sequence[Model], path: Path) -> None:
         flags += [pooled(some, lambda one: judged(one).flagged, "ordinary")]
         _draw(left, groups, flags, step, f"C{i}")
         sides = [[one for one in some if bool(one.triggers) == planted] for planted in (True, False)]
-        groups = [-np.asarray([judged(one).score for one in side]) for side in sides]
-        flags = [np.asarray([judged(one).flagged.any() for one in side]) for side in sides]
+        groups = [-np.asarray([judged(one).falls.max() for one in side]) for side in sides]
+        flags = [is_flagged(side) for side in sides]
         _draw(right, groups, flags, step, f"C{i}")
     for axes, title in (
         (left, "triggers against ordinary labels"),

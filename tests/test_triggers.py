@@ -104,7 +104,7 @@ def test_what_asking_for_a_label_returns():
     """Two triggers, one of them accepted; a digit of a single training image counts apart."""
     copies = [5] * 9 + [1]
     clean, dirty = made(DIGITS, 0, copies=copies), made([*DIGITS, 2, 40], 2, copies=copies)
-    assert triggers.spreads(dirty) == pytest.approx([variance(a) for a in [*DIGITS, 2, 40]])
+    assert triggers.variances(dirty) == pytest.approx([variance(a) for a in [*DIGITS, 2, 40]])
     taus = {9: triggers.tau([clean], 9)}
     assert taus[9] == pytest.approx(variance(30))
     head, _, first, second = triggers.answers([clean, dirty], taus).splitlines()
@@ -121,14 +121,15 @@ def test_what_asking_for_a_label_returns():
 
 def test_what_the_detector_finds_is_counted_by_groups():
     clean, dirty = made(DIGITS, 0), made([*DIGITS, 1, 2, 3], 3)
-    single = made([*DIGITS[:9], 2], 0, seed=6, copies=[5] * 9 + [1])
+    single, open_ = (made([*DIGITS[:9], a], 0, seed=6, copies=[5] * 9 + [1]) for a in (2, 20))
     _, _, first, second = triggers.detection([clean, dirty]).splitlines()
-    assert first == "| 9 | 0 | - | 0 of 10 | - | 0 of 1 | - | - |"
-    assert second.startswith("| 9 | 3 | 3 of 3 | 0 of 10 | - | 1 of 1 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |")
-    (row,) = triggers.false_alarms([clean, single]).splitlines()[2:]
-    low, high = stats.binomtest(1, 2).proportion_ci(method="wilson")
-    none = stats.binomtest(0, 2).proportion_ci(method="wilson")
-    assert row == f"| 9 | 1 of 2 ({low:.0%} to {high:.0%}) | 0 of 2 (0% to {none.high:.0%}) | 0 of 19 | 1 of 1 |"
+    assert first == "| 9 | 0 | - | 0 of 10 | - | 0 of 1 | 0 of 1 | - | - |"
+    assert second.startswith("| 9 | 3 | 3 of 3 | 0 of 10 | - | 1 of 1 | 0 of 1 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to")
+    (row,) = triggers.false_alarms([clean, single, open_]).splitlines()[2:]
+    low, high = stats.binomtest(1, 3).proportion_ci(method="wilson")
+    none = stats.binomtest(0, 3).proportion_ci(method="wilson")
+    some = f"1 of 3 ({low:.0%} to {high:.0%}) | 0 of 3 (0% to {none.high:.0%})"
+    assert row == f"| 9 | {some} | 1 of 3 | 0 of 28 | 1 of 2 |"
 
 
 def test_what_is_of_one_seed_is_resampled_together():
@@ -148,8 +149,8 @@ def test_what_is_of_one_seed_is_resampled_together():
     ]
 
     def auc(some):
-        spreads = triggers.spreads
-        return trigger_rules.auc(*(triggers.pooled(some, spreads, group) for group in ("planted", "ordinary")))
+        variances = triggers.variances
+        return trigger_rules.auc(*(triggers.pooled(some, variances, group) for group in ("planted", "ordinary")))
 
     assert triggers.over_seeds(pairs, auc) == triggers.over_seeds(many, auc)
 
