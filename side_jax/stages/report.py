@@ -134,8 +134,8 @@ def _labels_figure(results: Results, workdir: Path) -> Drawn | None:
         content=(workdir / "evaluate" / label_scan.SHEET).read_bytes(),
         alt="The mean image of each label, the label whose images are most alike first",
         note=f"The means of {scan.images} images of each of {shown:,} labels, those whose images are most alike first, "
-        f"in the order of evaluate/{label_scan.TABLE}; flagged ones come first. If a label's one training image is "
-        "memorised, planted or not, its mean image is that image.",
+        f"in the order of evaluate/{label_scan.TABLE}; those worth a look come first. If a label's one training image "
+        "is memorised, planted or not, its mean image is that image.",
         reveals=True,
     )
 
