@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--chosen-on", nargs="+", type=int, default=[10, 11, 12], help="seeds of the choice and of tau")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5, 6, 8, 9], help="seeds of the tables")
     parser.add_argument("--clean-seeds", nargs="*", type=int, default=[], help="more seeds for false alarms")
-    parser.add_argument("--plants", nargs="+", type=int, default=[0, 1, 4, 8], help="numbers of triggers, 0 among them")
+    parser.add_argument("--plants", nargs="+", type=int, default=[0, 4, 8], help="numbers of triggers, 0 among them")
     parser.add_argument("--base", type=int, default=450, help="steps of the clean model")
     parser.add_argument("--steps", nargs="+", type=int, default=[450, 900, 1350], help="of fine-tuning")
     parser.add_argument("--images", type=int, default=16, help="drawn of each label")
