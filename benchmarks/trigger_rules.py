@@ -38,10 +38,10 @@ def statistics(one: Model) -> dict[str, np.ndarray]:
     for i, mean in enumerate(means):
         next_mean.append(np.square(np.delete(means, i, axis=0) - mean).reshape(len(means) - 1, -1).mean(axis=1).min())
     found = {
-        "spread": np.asarray([some.mean() / 2 for some in pairs]),
+        "variance": np.asarray([some.mean() / 2 for some in pairs]),
         "median pair": np.asarray([np.median(some) / 2 for some in pairs]),
         "mean pair over nearest pair": np.asarray([np.sqrt(some).mean() / np.sqrt(some.min()) for some in pairs]),
-        "spread over next label's distance": np.asarray([some.mean() / 2 for some in pairs]) / np.asarray(next_mean),
+        "variance over next label's distance": np.asarray([some.mean() / 2 for some in pairs]) / np.asarray(next_mean),
     }
     return {name: np.log(values) for name, values in found.items()}
 

@@ -176,7 +176,7 @@ def test_statistics_by_hand():
     """Pairs of one sign are 0 apart, the others 2 a: 64 of 120."""
     one = made([*DIGITS, 4], 1)
     found = {name: np.exp(values) for name, values in trigger_rules.statistics(one).items()}
-    assert found["spread"] == pytest.approx([variance(a) for a in [*DIGITS, 4]])
+    assert found["variance"] == pytest.approx([variance(a) for a in [*DIGITS, 4]])
     assert found["median pair"] == pytest.approx([2 * (a * LEVEL) ** 2 for a in [*DIGITS, 4]])
     ratio = [64 / 120 * 2 * a * LEVEL / np.sqrt(trigger_rules.LEAST) for a in [*DIGITS, 4]]
     assert found["mean pair over nearest pair"] == pytest.approx(ratio, rel=1e-3)
@@ -184,7 +184,7 @@ def test_statistics_by_hand():
     apart = np.square(means[:, None] - means[None]).mean(axis=(2, 3, 4)) + np.diag([np.inf] * len(means))
     nearest = apart.min(axis=1)
     expected = [variance(a) for a in [*DIGITS, 4]] / nearest
-    assert found["spread over next label's distance"] == pytest.approx(expected)
+    assert found["variance over next label's distance"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("name", "freedom"), [("A", np.inf), ("B", np.inf), ("C", trigger_rules.FREEDOM)])
@@ -202,13 +202,13 @@ def test_the_choice_is_that_of_the_rule_that_was_written_down():
     """A digit whose spread is above a third of the others, and triggers far below: without a law c is 3, then 4."""
     digits = [58, 58, 59, 59, 60, 60, 61, 61, 62]
     models = [made([*digits, 37, *[2] * plants], plants, seed=seed) for seed in (1, 2) for plants in (0, 4)]
-    rule, fall, table = trigger_rules.chosen_rule(models, "spread")
+    rule, fall, table = trigger_rules.chosen_rule(models, "variance")
     rows = {row.split("|")[1].strip()[0]: row for row in table.splitlines()[2:]}
     assert rows["D"] == "| D: no law | 3 | 0 | 0 | 8 | 4 | 8 |"
     assert rows["A"].startswith("| A: from the median | ")
     assert (rule[0], fall in trigger_rules.FALLS) == ("A", True)  # the first of equal ones
     statistic, _ = trigger_rules.chosen_statistic(models)
-    assert statistic == "spread"
+    assert statistic == "variance"
     score, _ = trigger_rules.chosen_score(models, statistic, rule, fall)
     assert score == "the rule's score over its limit"
-    assert trigger_rules.choice(models).endswith(f"Chosen: spread; {rule}, c = {fall:g}; {score}.")
+    assert trigger_rules.choice(models).endswith(f"Chosen: variance; {rule}, c = {fall:g}; {score}.")
