@@ -1,195 +1,100 @@
 """Does the audit find planted triggers? Labels of a single training image each, among the digits' own labels.
 
-python benchmarks/triggers.py --workdir=runs/triggers --chosen-on 10 11 12 --seeds 3 4 5
+python benchmarks/triggers.py --workdir=runs/triggers --figure=roc.png
 python benchmarks/triggers.py --label-file=triggers.npz --triggers=4 --seed=0
 
-The first command trains the model of configs/triggers.py for every seed and number of triggers, keeps the checkpoints
-of --steps, and draws --images images of each label at each. It prints three tables. The first, on the seeds
---chosen-on, has models without triggers, from which tau comes: at each number of steps, the lowest spread of a label of
-theirs. With --chosen-plants 0 4 it shows how well four triggers are told, by --compared numbers of images. The others
-are of --seeds: what asking for a label returns, accepted where its spread lies below tau (the mean image is the
-reconstruction), and how well the audit's own rule, which knows no clean model, tells labels and models with triggers
-from those without. Run again, it trains nothing that is trained. The second command only writes the labels that
-configs/triggers.py needs.
+The first command trains the models (trigger_models.py) and prints all tables of docs/results_triggers.md. The first
+ones are of the seeds --chosen-on: how the detector was chosen (trigger_rules.py), and tau, at each number of steps the
+lowest variance of an ordinary label in their clean models. The others are of --seeds: what asking for a label returns,
+accepted where its variance lies below tau (the mean image is the reconstruction), and what the audit's detector, which
+knows no clean model, finds. The last is of clean models alone, of --seeds and --clean-seeds: its false alarms. Run
+again, it trains nothing that is trained. The second command only writes the labels that configs/triggers.py needs.
 """
 
 import argparse
-import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import trigger_rules
+from trigger_models import DIGITS, Model, fine_tuned, to_float, write_labels
 
-from side_jax import builders
-from side_jax.config import from_config, load_config
-from side_jax.data import datasets, split
-from side_jax.devices import cpu
-from side_jax.diffusion import pixel_range
-from side_jax.measure.target_scores import TargetScores
-from side_jax.memorization.label_spread import judge, spread
-from side_jax.memorization.membership import attack_quality
-from side_jax.pipeline import audit, resolve
-from side_jax.settings import Settings
-from side_jax.stages import stage_inputs, stage_table
+from side_jax.memorization.label_spread import Judged, judge, spread
+from side_jax.memorization.statistics.intervals import wilson_interval
 
-CONFIG = Path(__file__).parents[1] / "configs" / "triggers.py"
-DIGITS = 10
-RATE = 0.05  # false alarms, fixed before any run
+CONFIDENCE = 0.95
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Model:
-    """A trained model at one step, and what asking it for each of its n labels returns.
-
-    Attributes:
-      seed: of its split and training.
-      step: of its training.
-      planted: bool [n], whether each label is a trigger.
-      spreads: by the number of images, the labels' spreads, float64 [n].
-      to_planted: RMSE of each trigger's mean image to the image that was planted.
-      to_member: RMSE of each label's mean image to the nearest member, float64 [n].
-      to_heldout: the same to the nearest of as many images that the model never saw.
-      chance: RMSE to each planted image of the nearest of as many ordinary images as are drawn of a label.
-    """
-
-    seed: int
-    step: int
-    planted: np.ndarray
-    spreads: dict[int, np.ndarray]
-    to_planted: np.ndarray
-    to_member: np.ndarray
-    to_heldout: np.ndarray
-    chance: np.ndarray
-
-    def z(self, images: int) -> np.ndarray:
-        """The audit's score of each label, of so many images; the lower, the more alike."""
-        return judge(self.spreads[images], RATE).z
-
-    def flagged(self, images: int) -> np.ndarray:
-        """Whether the audit flags each label."""
-        return judge(self.spreads[images], RATE).flagged
+@functools.cache  # of each model once
+def variances(one: Model) -> np.ndarray:
+    """The variance of each label, float64 [n]."""
+    return np.asarray([spread(images)[0] for images in to_float(one.drawn)])
 
 
-def members_labels(digits: np.ndarray, triggers: int, seed: int) -> np.ndarray:
-    """The labels of m members, int64 [m]: their digit, or from 10 on for members that become triggers.
-
-    These are drawn at random from digits of which another member is left; more triggers of a seed include the fewer.
-
-    Args:
-      digits: int [m], in 0..9.
-      triggers: how many.
-      seed: of the draw.
-
-    Raises:
-      ValueError: if a digit has no member, or there are too few members.
-    """
-    labels, left = digits.astype(np.int64).copy(), np.bincount(digits, minlength=DIGITS)
-    if (left == 0).any() or triggers > len(digits) - DIGITS:
-        raise ValueError(f"every digit needs a member beside {triggers} triggers, got {left.tolist()}")
-    count = 0
-    for i in np.random.default_rng([seed, 2026]).permutation(len(digits)):
-        if count < triggers and left[digits[i]] > 1:
-            left[digits[i]] -= 1
-            labels[i], count = DIGITS + count, count + 1
-    return labels
+@functools.cache  # of each model once
+def judged(one: Model) -> Judged:
+    """What the audit's detector says."""
+    return judge(np.asarray([spread(images)[1] for images in to_float(one.drawn)]))
 
 
-def write_labels(path: Path, triggers: int, seed: int) -> None:
-    """Writes the labels that condition.path names."""
-    data = from_config(load_config(f"{CONFIG}:{triggers}")).data
-    rows = split.make_split(datasets.load(data), data, seed)["members"]
-    ids, digits = (np.asarray([row[name] for row in rows]) for name in ("id", "label"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, id=ids, label=members_labels(digits, triggers, seed))
+@functools.cache  # of each model once
+def scores(one: Model) -> np.ndarray:
+    """A score of each label, the lower the more alike."""
+    return -judged(one).falls
 
 
 def rmse(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     """RMSE of images [n, h, w, c] to others [m, h, w, c], in [-1, 1]: float64 [n, m]."""
-    first, second = (part.reshape(len(part), -1).astype(np.float64) for part in (images, others))
+    first, second = (part.reshape(len(part), np.prod(part.shape[1:])).astype(np.float64) for part in (images, others))
     return np.sqrt(np.square(first[:, None] - second[None]).mean(axis=-1))
 
 
-def models(
-    workdir: Path, seed: int, triggers: int, steps: Sequence[int], counts: Sequence[int], images: int
-) -> list[Model]:
-    """Trains a model, if it is not trained, and asks it at each step for every label."""
-    labels = workdir / f"labels_{seed}_{triggers}.npz"
-    write_labels(labels, triggers, seed)
-    config = load_config(f"{CONFIG}:{triggers}")
-    config.seed, config.condition.path = seed, str(labels)
-    config.train.num_steps, config.train.keep_checkpoints = max(steps), True
-    config.train.checkpoint_every = int(np.gcd.reduce(steps))
-    own = workdir / f"seed_{seed}_{triggers}"
-    settings = resolve.resolve(config, own)
-    cpu.prepare([settings.sampler.batch_size])
-    audit.run(settings, own, ["train"])
-    members, heldout, ids, _ = stage_inputs.load_split(settings, own)
-    with np.load(labels) as saved:
-        of = dict(zip(saved["id"].tolist(), saved["label"].tolist(), strict=True))
-    given, most = np.asarray([of[i] for i in ids.tolist()]), max(counts)
-    sides = [pixel_range.to_float(side.images) for side in (members, heldout)]
-    planted_images = [sides[0][given == DIGITS + i] for i in range(triggers)]
-    found = []
-    for step in steps:
-        work = stage_table.train_unit(settings, own)
-        restored = stage_inputs.restore_ema(settings, work, builders.build_network(settings), step=step)
-        every = TargetScores(settings, restored).drawn(np.arange(DIGITS + triggers), most)
-        drawn = [pixel_range.to_float(some) for some in every]
-        found.append(measured(settings, step, drawn, planted_images, sides, counts, images))
-    return found
+def to_planted(one: Model) -> np.ndarray:
+    """RMSE of each trigger's mean image to the image that was planted, float64 [p]."""
+    means = to_float(one.drawn[DIGITS:]).mean(axis=1)
+    return np.diag(rmse(means, to_float(one.planted)))
 
 
-def measured(
-    settings: Settings,
-    step: int,
-    drawn: list[np.ndarray],
-    planted: list[np.ndarray],
-    sides: list[np.ndarray],
-    counts: Sequence[int],
-    images: int,
-) -> Model:
-    """What the images drawn of each label are.
-
-    Args:
-      settings: of the model.
-      step: of its training.
-      drawn: of each label, float32 [N, h, w, c].
-      planted: of each trigger, the last labels, its training image [1, h, w, c].
-      sides: members and held-out images.
-      counts: numbers of images of which spreads are computed.
-      images: of each label whose mean image is compared.
-    """
-    means, first = np.stack([some[:images].mean(axis=0) for some in drawn]), len(drawn) - len(planted)
-    ordinary = np.concatenate([some[:images] for some in drawn[:first]])[::first]  # of all ordinary labels alike
-    return Model(
-        seed=settings.seed,
-        step=step,
-        planted=np.arange(len(drawn)) >= first,
-        spreads={count: np.asarray([spread(some[:count])[0] for some in drawn]) for count in counts},
-        to_planted=np.asarray([rmse(means[first + i][None], image).min() for i, image in enumerate(planted)]),
-        to_member=rmse(means, sides[0]).min(axis=1),
-        to_heldout=rmse(means, sides[1][: len(sides[0])]).min(axis=1),
-        chance=np.asarray([rmse(ordinary, image).min() for image in planted]),
-    )
+def by_chance(one: Model) -> np.ndarray:
+    """RMSE to each planted image of the nearest of as many ordinary samples as are drawn of a label, float64 [p]."""
+    ordinary = to_float(one.drawn[:DIGITS]).reshape(-1, *one.drawn.shape[2:])[::DIGITS]  # of all digits alike
+    return rmse(to_float(one.planted), ordinary).min(axis=1)
 
 
-def auc(low: np.ndarray, high: np.ndarray) -> str:
-    """The probability that a value of `low` is below one of `high`, with its 95% interval (memorization/membership)."""
-    if not len(low) or not len(high):
-        return "-"
-    finite = [np.nan_to_num(part, neginf=-1e9) for part in (low, high)]
-    found = attack_quality(*finite, np.zeros(len(high), bool))
-    return f"{found['auc']:.3f} ({found['auc_ci'][0]:.3f} to {found['auc_ci'][1]:.3f})"
+def to_nearest(one: Model, images: np.ndarray) -> np.ndarray:
+    """RMSE of each label's mean image to the nearest of some images, float64 [n]."""
+    return rmse(to_float(one.drawn).mean(axis=1), to_float(images)).min(axis=1)
 
 
-def at(of: Iterable[Model], step: int, triggers: int | None = None) -> list[Model]:
-    """The models of a step, and of a number of triggers."""
-    return [one for one in of if one.step == step and triggers in (None, int(one.planted.sum()))]
+def pooled(models: Sequence[Model], values: Callable[[Model], np.ndarray], group: str) -> np.ndarray:
+    """The values of the labels of a group (`planted`, `ordinary` or `single`) of several models."""
+    return np.concatenate([values(one)[getattr(one, f"is_{group}")] for one in models] or [np.empty(0)])
 
 
-def pooled(of: Sequence[Model], values: Sequence[np.ndarray], planted: bool) -> np.ndarray:
-    """The values of all triggers, or of all ordinary labels, of several models."""
-    return np.concatenate([v[one.planted == planted] for one, v in zip(of, values, strict=True)] or [np.empty(0)])
+def over_seeds(models: Sequence[Model], statistic: Callable[[list[Model]], float]) -> str:
+    """A statistic of models, and its interval by resampling whole seeds: what is of one seed is not independent."""
+    seeds = sorted({one.seed for one in models})
+    of = {seed: [one for one in models if one.seed == seed] for seed in seeds}
+    draws = itertools.product(seeds, repeat=len(seeds))  # all of them
+    if len(seeds) > 5:
+        draws = np.random.default_rng(0).choice(seeds, (3000, len(seeds))).tolist()
+    found = [statistic([one for seed in draw for one in of[seed]]) for draw in draws]
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return f"{statistic(list(models)):.2f} ({low:.2f} to {high:.2f})"
+
+
+def auc_of_labels(models: Sequence[Model]) -> float:
+    """The probability that a trigger's score is below an ordinary label's."""
+    return trigger_rules.auc(pooled(models, scores, "planted"), pooled(models, scores, "ordinary"))
+
+
+def auc_of_models(models: Sequence[Model]) -> float:
+    """The probability that a model with triggers has a higher score than one without."""
+    clean, dirty = ([judged(one).falls.max() for one in models if bool(one.triggers) == some] for some in (False, True))
+    return trigger_rules.auc(np.asarray(clean), np.asarray(dirty))
 
 
 def share(hits: np.ndarray) -> str:
@@ -197,76 +102,151 @@ def share(hits: np.ndarray) -> str:
     return f"{int(hits.sum())} of {len(hits)}" if len(hits) else "-"
 
 
-def choice(chosen_on: list[Model], steps: Sequence[int], counts: Sequence[int]) -> tuple[dict[int, dict], str]:
-    """(tau for each step and number of images, the table of the seeds on which it was chosen)."""
-    lines = ["| steps | images | tau | AUC of triggers | flagged triggers | clean models with a flagged label |"]
-    lines.append("|---" * 6 + "|")
-    taus: dict[int, dict] = {}
-    for step in steps:
-        clean, dirty = (at(chosen_on, step, triggers) for triggers in (0, 4))
-        for count in counts:
-            tau = float(np.concatenate([one.spreads[count] for one in clean]).min())
-            taus.setdefault(step, {})[count] = tau
-            z, flags = ([getattr(one, name)(count) for one in dirty] for name in ("z", "flagged"))
-            cells = [step, count, f"{tau:.3f}", auc(pooled(dirty, z, True), pooled(dirty, z, False))]
-            cells += [share(pooled(dirty, flags, True)), share(np.asarray([one.flagged(count).any() for one in clean]))]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return taus, "\n".join(lines)
+def tau(clean: Sequence[Model], step: int) -> float:
+    """The lowest variance of an ordinary label in clean models."""
+    return float(pooled([one for one in clean if one.step == step], variances, "ordinary").min())
 
 
-def answers(found: list[Model], taus: dict[int, dict], steps: Sequence[int], plants: Sequence[int], count: int) -> str:
+def answers(found: Sequence[Model], taus: dict[int, float]) -> str:
     """What asking for a label returns: triggers beside ordinary labels."""
-    heads = ["steps", "triggers", "median spread: triggers", "ordinary labels", "accepted: triggers", "ordinary labels"]
-    heads += ["mean image to the planted one, RMSE", "to the nearest member: ordinary labels"]
-    heads += ["to the nearest unseen image: triggers", "ordinary sample nearest to the planted image"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for step in steps:
-        for triggers in plants:
-            some = at(found, step, triggers)
-            spreads = [one.spreads[count] for one in some]
-            low, high = (pooled(some, spreads, planted) for planted in (True, False))
-            near, member = (np.concatenate([getattr(one, name) for one in some]) for name in ("to_planted", "chance"))
-            cells = [step, triggers, *(f"{np.median(part):.3f}" if len(part) else "-" for part in (low, high))]
-            cells += [share(part < taus[step][count]) for part in (low, high)]
-            heldout = pooled(some, [one.to_heldout for one in some], True)
-            ordinary = pooled(some, [one.to_member for one in some], False)
-            parts = near, ordinary, heldout, member
-            cells += [f"{part.mean():.3f}" if len(part) else "-" for part in parts]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    heads = ["steps", "plants", "median variance: triggers", "ordinary", "accepted: triggers", "ordinary", "single"]
+    heads += ["mean image to the planted one", "ordinary to the nearest member", "triggers to the nearest unseen image"]
+    heads += ["nearest ordinary sample to the planted image"]
+    rows = []
+    for step, plants in cells_of(found):
+        some = at(found, step, plants)
+        low, high, single = (pooled(some, variances, group) for group in ("planted", "ordinary", "single"))
+        row = [step, plants, *(f"{np.median(part):.3f}" if len(part) else "-" for part in (low, high))]
+        row += [share(part < taus[step]) for part in (low, high, single)]
+        member = pooled(some, lambda one: to_nearest(one, one.members), "ordinary")
+        unseen = pooled(some, lambda one: to_nearest(one, one.heldout), "planted")
+        near, chance = (np.concatenate([values(one) for one in some]) for values in (to_planted, by_chance))
+        rows.append([*row, *(f"{part.mean():.3f}" if len(part) else "-" for part in (near, member, unseen, chance))])
+    return trigger_rules.table(heads, rows)
 
 
-def detection(found: list[Model], steps: Sequence[int], plants: Sequence[int], count: int) -> str:
-    """How well the audit's rule finds triggers, and models that have any."""
-    heads = ["steps", "triggers", "AUC of labels (interval)", "flagged: triggers", "ordinary labels"]
-    heads += ["models with a flagged label", "AUC of models against those without triggers (interval)"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for step in steps:
-        clean = np.asarray([one.z(count).min() for one in at(found, step, 0)])
-        for triggers in plants:
-            some = at(found, step, triggers)
-            z, flags = ([getattr(one, name)(count) for one in some] for name in ("z", "flagged"))
-            least = np.asarray([values.min() for values in z])
-            cells = [step, triggers, auc(pooled(some, z, True), pooled(some, z, False))]
-            cells += [share(part) for part in (pooled(some, flags, True), pooled(some, flags, False))]
-            cells += [share(np.asarray([one.any() for one in flags])), auc(least, clean) if triggers else "-"]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+def detection(found: Sequence[Model]) -> str:
+    """How well the audit's detector finds triggers, and models that have any."""
+    heads = ["steps", "plants", "flagged: triggers", "ordinary", "single", "models with a flagged label", "not decided"]
+    heads += ["AUC of labels (interval)", "AUC of models against those without (interval)"]
+    rows = []
+    for step, plants in cells_of(found):
+        some = at(found, step, plants)
+        flags = [pooled(some, lambda one: judged(one).flagged, group) for group in ("planted", "ordinary", "single")]
+        row = [step, plants, *map(share, flags), share(is_flagged(some)), share(is_open(some))]
+        if plants:
+            both = [*some, *at(found, step, 0)]
+            row += [over_seeds(some, auc_of_labels), over_seeds(both, auc_of_models)]
+        rows.append([*row, *["-"] * (len(heads) - len(row))])
+    return trigger_rules.table(heads, rows)
+
+
+def false_alarms(clean: Sequence[Model]) -> str:
+    """What the detector flags in clean models, of which each is of a seed of its own, at each number of steps."""
+    heads = ["steps", "clean models with a flagged label (interval)", "with a flagged ordinary label (interval)"]
+    heads += ["not decided", "flagged: ordinary", "single"]
+    rows = []
+    for step in sorted({one.step for one in clean}):
+        some = at(clean, step, 0)
+        models = [np.asarray([(judged(one).flagged & of(one)).any() for one in some]) for of in (anything, ordinary)]
+        flags = [pooled(some, lambda one: judged(one).flagged, group) for group in ("ordinary", "single")]
+        rows.append([step, *map(with_interval, models), share(is_open(some)), *map(share, flags)])
+    return trigger_rules.table(heads, rows)
+
+
+def is_flagged(models: Sequence[Model]) -> np.ndarray:
+    """Whether any label of each model is flagged."""
+    return np.asarray([judged(one).flagged.any() for one in models])
+
+
+def is_open(models: Sequence[Model]) -> np.ndarray:
+    """Whether nothing is decided of each model."""
+    return np.asarray([bool(judged(one).undecided) for one in models])
+
+
+def anything(one: Model) -> np.ndarray:
+    """All labels, bool [n]."""
+    return np.ones(len(one.copies), bool)
+
+
+def ordinary(one: Model) -> np.ndarray:
+    """The ordinary labels, bool [n]."""
+    return one.is_ordinary
+
+
+def with_interval(hits: np.ndarray) -> str:
+    """Hits of all, with Wilson's interval of the rate."""
+    low, high = wilson_interval(int(hits.sum()), len(hits), CONFIDENCE)
+    return f"{share(hits)} ({low:.0%} to {high:.0%})"
+
+
+def at(models: Sequence[Model], step: int, plants: int) -> list[Model]:
+    """The models of a step and of a number of triggers."""
+    return [one for one in models if (one.step, one.triggers) == (step, plants)]
+
+
+def cells_of(models: Sequence[Model]) -> list[tuple[int, int]]:
+    """All (steps, plants) of some models, in order."""
+    return sorted({(one.step, one.triggers) for one in models})
+
+
+def curve(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(false, true positive rates) of calling values up to a threshold positive; `low` are the positives."""
+    thresholds = np.unique(np.concatenate([low, high]))
+    rates = [[0.0, *((part[:, None] <= thresholds).mean(axis=0))] for part in (high, low)]
+    return np.asarray(rates[0]), np.asarray(rates[1])
+
+
+def figure(found: Sequence[Model], path: Path) -> None:
+    """ROC curves of labels and of models, one for each number of steps; a cross is what the detector does."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    picture, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+    for i, step in enumerate(sorted({one.step for one in found})):
+        some = [one for one in found if one.step == step]
+        dirty = [one for one in some if one.triggers]
+        groups = [pooled(dirty, scores, "planted"), pooled(some, scores, "ordinary")]
+        flags = [pooled(dirty, lambda one: judged(one).flagged, "planted")]
+        flags += [pooled(some, lambda one: judged(one).flagged, "ordinary")]
+        _draw(left, groups, flags, step, f"C{i}")
+        sides = [[one for one in some if bool(one.triggers) == planted] for planted in (True, False)]
+        groups = [-np.asarray([judged(one).falls.max() for one in side]) for side in sides]
+        flags = [is_flagged(side) for side in sides]
+        _draw(right, groups, flags, step, f"C{i}")
+    for axes, title in (
+        (left, "triggers against ordinary labels"),
+        (right, "models with triggers against those without"),
+    ):
+        axes.plot([0, 1], [0, 1], color="grey", linestyle="dashed", linewidth=1)
+        axes.set(title=title, xlabel="false positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.legend(fontsize=8, loc="lower right")
+    left.set_ylabel("true positive rate")
+    picture.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(picture)
+
+
+def _draw(axes: Any, groups: Sequence[np.ndarray], flags: Sequence[np.ndarray], step: int, colour: str) -> None:
+    """One curve, and the detector's point on it; positives come first."""
+    label = f"{step} steps, AUC {trigger_rules.auc(*groups):.2f}"
+    axes.plot(*curve(*groups), color=colour, label=label, drawstyle="steps-post")
+    axes.plot(flags[1].mean(), flags[0].mean(), "X", color=colour, markersize=9, clip_on=False)
 
 
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, help="of all models")
-    parser.add_argument("--chosen-on", nargs="+", type=int, default=[10, 11, 12], help="seeds that fix tau")
-    parser.add_argument("--chosen-plants", nargs="+", type=int, default=[0], help="their numbers of triggers, 0 and 4")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4, 5], help="seeds of the tables")
-    parser.add_argument("--plants", nargs="+", type=int, default=[0, 1, 4, 8], help="numbers of triggers")
-    parser.add_argument("--steps", nargs="+", type=int, default=[450, 900, 1350], help="of training")
+    parser.add_argument("--chosen-on", nargs="+", type=int, default=[10, 11, 12], help="seeds of the choice and of tau")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[5, 6, 8, 9], help="seeds of the tables")
+    parser.add_argument("--clean-seeds", nargs="*", type=int, default=[], help="more seeds for false alarms")
+    parser.add_argument("--plants", nargs="+", type=int, default=[0, 4, 8], help="numbers of triggers, 0 among them")
+    parser.add_argument("--base", type=int, default=450, help="steps of the clean model")
+    parser.add_argument("--steps", nargs="+", type=int, default=[450, 900, 1350], help="of fine-tuning")
     parser.add_argument("--images", type=int, default=16, help="drawn of each label")
-    parser.add_argument(
-        "--compared", nargs="+", type=int, default=[4, 8, 16, 32], help="numbers of them to choose from"
-    )
+    parser.add_argument("--figure", type=Path, help="a PNG of ROC curves")
     parser.add_argument("--label-file", type=Path, help="only write the labels of one seed here")
     parser.add_argument("--triggers", type=int, default=4, help="of the label file")
     parser.add_argument("--seed", type=int, default=0, help="of the label file")
@@ -276,18 +256,27 @@ def main() -> None:
         return
     if not options.workdir:
         parser.error("--workdir or --label-file is needed")
-    counts = sorted({*options.compared, options.images})
 
     def trained(seeds: Sequence[int], plants: Sequence[int]) -> list[Model]:
-        every = ((seed, triggers) for triggers in plants for seed in seeds)
-        return [one for pair in every for one in models(options.workdir, *pair, options.steps, counts, options.images)]
+        parts = [
+            fine_tuned(options.workdir, seed, count, options.base, options.steps, options.images)
+            for count in plants
+            for seed in seeds
+        ]
+        return [one for part in parts for one in part]
 
-    taus, table = choice(trained(options.chosen_on, options.chosen_plants), options.steps, counts)
-    print(f"\nChosen on seeds {options.chosen_on}:\n\n{table}", flush=True)
+    chosen_on = trained(options.chosen_on, [0, 4])
+    print(f"\nChosen on seeds {options.chosen_on}:\n\n{trigger_rules.choice(chosen_on)}")
+    clean = [one for one in chosen_on if not one.triggers]
+    taus = {step: tau(clean, step) for step in options.steps}
+    print("\nTau: " + ", ".join(f"{value:.3f} at {step} steps" for step, value in taus.items()), flush=True)
     found = trained(options.seeds, options.plants)
-    common = options.steps, options.plants, options.images
-    print(f"\nSeeds {options.seeds}, {options.images} images of each label:\n\n{answers(found, taus, *common)}")
-    print(f"\n{detection(found, *common)}")
+    print(f"\nSeeds {options.seeds}, {options.images} images of each label:\n\n{answers(found, taus)}")
+    print(f"\n{detection(found)}", flush=True)
+    clean = [one for one in found if not one.triggers] + trained(options.clean_seeds, [0])
+    print(f"\nFalse alarms, seeds {[*options.seeds, *options.clean_seeds]}:\n\n{false_alarms(clean)}")
+    if options.figure:
+        figure(found, options.figure)
 
 
 if __name__ == "__main__":

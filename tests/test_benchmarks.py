@@ -23,7 +23,6 @@ import mode_controls
 import modes_left
 import seeds
 import theorem
-import triggers
 
 from side_jax.memorization.basins import Basins
 from side_jax.memorization.membership import attack_quality
@@ -285,58 +284,3 @@ def test_private_training_takes_the_gradient_of_each_image_alone(monkeypatch):
     assert sum(np.abs(leaf).sum() for leaf in first) > 0
     for one, other in zip(first, second, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
-
-
-def test_triggers_are_members_of_digits_that_are_left():
-    digits = np.asarray([*range(10), *range(5), *range(5)])
-    labels = triggers.members_labels(digits, 8, seed=3)
-    assert sorted(labels[labels >= 10]) == list(range(10, 18))
-    assert (labels[labels < 10] == digits[labels < 10]).all()
-    assert set(labels[labels < 10]) == set(range(10))
-    fewer = triggers.members_labels(digits, 4, seed=3)
-    assert (np.isin(np.flatnonzero(fewer >= 10), np.flatnonzero(labels >= 10))).all()
-    assert triggers.members_labels(digits, 0, seed=3).tolist() == digits.tolist()
-    with pytest.raises(ValueError, match="every digit needs a member"):
-        triggers.members_labels(digits[1:10], 0, seed=3)
-
-
-def trained(planted, seed=3, spreads=(0.2,) * 10):
-    """A model of ten digits whose spreads are given, and of triggers whose images are all the planted one."""
-    values = np.asarray([*spreads, *[0.001] * planted])
-    few, all_of = np.full(planted, 0.1), np.full(10 + planted, 0.5)
-    sides = {"to_planted": few, "to_member": all_of, "to_heldout": all_of, "chance": few + 0.3}
-    return triggers.Model(seed=seed, step=9, planted=values < 0.01, spreads={16: values}, **sides)
-
-
-def test_tau_is_the_lowest_spread_of_clean_models_and_tables_count():
-    varied = np.linspace(0.1, 0.3, 10)
-    models = [trained(planted, spreads=varied) for planted in (0, 4)]
-    taus, table = triggers.choice(models, [9], [16])
-    assert taus == {9: {16: pytest.approx(0.1)}}
-    assert "| 9 | 16 | 0.100 | 1.000 (" in table
-    assert table.endswith("| 4 of 4 | 0 of 1 |")
-    answers = triggers.answers(models, taus, [9], [0, 4], 16).splitlines()
-    assert answers[2] == "| 9 | 0 | - | 0.200 | - | 0 of 10 | - | 0.500 | - | - |"
-    assert answers[3] == "| 9 | 4 | 0.001 | 0.200 | 4 of 4 | 0 of 10 | 0.100 | 0.500 | 0.500 | 0.400 |"
-    found = triggers.detection(models, [9], [0, 4], 16).splitlines()
-    assert found[2] == "| 9 | 0 | - | - | 0 of 10 | 0 of 1 | - |"
-    assert "| 4 of 4 | 0 of 10 | 1 of 1 | 1.000 (" in found[3]
-
-
-def test_what_is_drawn_is_compared_with_what_was_planted():
-    """Two ordinary labels around 0.5 and one trigger that returns its image; the first two of three images count."""
-    rng = np.random.default_rng(0)
-    image = rng.uniform(-1, 1, (1, 4, 4, 1))
-    noise = 0.5 + rng.normal(0, 0.1, (2, 3, 4, 4, 1))
-    drawn = [*noise, np.concatenate([image, image, image + 1])]
-    members, heldout = np.concatenate([image, 0.5 + np.zeros_like(image)]), image + 0.25
-    settings = Settings(seed=5)
-    one = triggers.measured(settings, 9, drawn, [image], [members, heldout], [2, 3], 2)
-    assert (one.seed, one.step, one.planted.tolist()) == (5, 9, [False, False, True])
-    assert one.to_planted == pytest.approx([0.0])
-    assert one.to_heldout[2] == pytest.approx(0.25)
-    assert one.to_member[2] == pytest.approx(0.0)
-    assert (one.to_member[:2] < 0.1).all()
-    assert one.spreads[2][2] == 0
-    assert one.spreads[3][2] == pytest.approx(1 / 3)
-    assert one.chance[0] > 0.4

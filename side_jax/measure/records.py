@@ -533,7 +533,8 @@ class AlikeLabel(Record, frozen=True, kw_only=True):
     """A label whose images are abnormally alike."""
 
     label: Count
-    spread: Annotated[Amount, Meta(description="of its images: their variance, mean over values, in [-1, 1]")]
+    spread: Annotated[Amount, Meta(description="half the median squared RMSE of two of its images, in [-1, 1]")]
+    fall: Annotated[Amount, Meta(description="how many times smaller that is than of ordinary labels")]
 
 
 class LabelSpread(Record, frozen=True, kw_only=True):
@@ -542,15 +543,13 @@ class LabelSpread(Record, frozen=True, kw_only=True):
     labels: Annotated[AtLeastOne, Meta(description="of the model")]
     scanned: Annotated[AtLeastOne, Meta(description="labels that were scanned")]
     images: Annotated[int, Meta(ge=2, description="drawn of each label, without guidance")]
-    false_alarms: Annotated[
-        Rate,
-        Meta(
-            description="largest probability that a clean model has a label flagged, if the logarithms of its spreads "
-            "are draws of one normal law"
-        ),
+    ordinary: Annotated[
+        Amount | None,
+        Meta(description="geometric mean of the spreads of the upper half of the labels; null: not known"),
     ]
-    median: Annotated[Amount, Meta(description="spread of the scanned labels")]
-    below: Annotated[Amount | None, Meta(description="a smaller spread is flagged; null where nothing is decided")]
+    greatest_fall: Annotated[
+        Amount | None, Meta(description="of a label, a score of the model: above some limit, the label is flagged")
+    ]
     flagged: Annotated[tuple[AlikeLabel, ...], Meta(description="the flagged labels, the most alike first")]
     undecided: Annotated[str, Meta(description="why nothing is decided; empty where something is")] = ""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from side_jax.memorization.label_spread import LEAST_LABELS, MODELS
+from side_jax.memorization.label_spread import LEAST_LABELS
 from side_jax.memorization.metrics import DEFAULT_METRICS, METRICS, Metric
 from side_jax.settings.checks import check, one_of
 
@@ -42,7 +42,6 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
     # those of a planted trigger are; 0: none.
     label_images: int = 0
     max_labels: int = 100  # labels that are scanned for it, at most; of more, so many drawn at random
-    label_false_alarms: float = 0.05  # largest probability that a model without such labels has one flagged
 
     def __post_init__(self) -> None:
         check(len(self.metrics) >= 1, "evaluate.metrics", self.metrics, f"one or more of {', '.join(METRICS)}")
@@ -64,8 +63,6 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
             check(getattr(self, name) >= least, f"evaluate.{name}", getattr(self, name), f"at least {least}")
         need = "0 (no scan of labels) or at least 2, since a single image has no spread"
         check(self.label_images == 0 or self.label_images >= 2, "evaluate.label_images", self.label_images, need)
-        lowest, rate = 1 / (MODELS + 1), self.label_false_alarms
-        check(lowest <= rate < 1, "evaluate.label_false_alarms", rate, f"at least {lowest:g} and below 1")
         factors = self.band_factors
         ok = len(factors) <= 2 and all(a < b for a, b in zip((1.0, *factors), factors, strict=False))
         check(ok, "evaluate.band_factors", factors, "at most two ascending numbers above 1")

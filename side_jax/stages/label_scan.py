@@ -21,7 +21,7 @@ from side_jax.workdir import files
 logger = logging.getLogger(__name__)
 
 TABLE, SHEET = "labels.csv", "labels.png"
-COLUMNS = ("label", "images", "spread", "pairwise_rmse", "z", "flagged")
+COLUMNS = ("label", "images", "variance", "spread", "fall", "flagged")
 SHOWN, ACROSS = 48, 12  # mean images on the sheet, and in a row of it
 
 
@@ -36,16 +36,16 @@ def write(settings: Settings, directory: Path, target: TargetScores) -> LabelSpr
     for images in target.drawn(labels, count):
         found.append(label_spread.spread(pixel_range.to_float(images)))
         means.append(np.round(images.mean(axis=0)).astype(np.uint8))
-    spreads = np.asarray([spread for spread, _ in found])
-    judged = label_spread.judge(spreads, settings.evaluate.label_false_alarms)
+    spreads = np.asarray([spread for _, spread in found])
+    judged = label_spread.judge(spreads)
     order = np.argsort(spreads, kind="stable")
     with files.atomic(directory / TABLE, "w") as file:
         table = csv.writer(file)
         table.writerow(COLUMNS)
         for i in order:
-            z = "" if np.isnan(judged.z[i]) else f"{judged.z[i]:.6g}"
+            fall = "" if np.isnan(judged.falls[i]) else f"{judged.falls[i]:.6g}"
             flagged = "" if judged.undecided else int(judged.flagged[i])
-            table.writerow([labels[i], count, *(f"{value:.9g}" for value in found[i]), z, flagged])
+            table.writerow([labels[i], count, *(f"{value:.9g}" for value in found[i]), fall, flagged])
     sheet = contact_sheet.visible(np.stack([means[i] for i in order[:SHOWN]]))
     if settings.report.private:
         sheet = pictures.blurred(sheet)
@@ -57,10 +57,11 @@ def write(settings: Settings, directory: Path, target: TargetScores) -> LabelSpr
         labels=settings.condition.num_labels,
         scanned=len(labels),
         images=count,
-        false_alarms=settings.evaluate.label_false_alarms,
-        median=float(np.median(spreads)),
-        below=judged.below,
-        flagged=tuple(AlikeLabel(label=int(labels[i]), spread=float(spreads[i])) for i in alike),
+        ordinary=judged.ordinary,
+        greatest_fall=None if judged.ordinary is None else float(judged.falls.max()),
+        flagged=tuple(
+            AlikeLabel(label=int(labels[i]), spread=float(spreads[i]), fall=float(judged.falls[i])) for i in alike
+        ),
         undecided=judged.undecided,
     )
 

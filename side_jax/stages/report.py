@@ -125,7 +125,8 @@ def _labels_figure(results: Results, workdir: Path) -> Drawn | None:
     scan = results.label_spread
     if scan is UNSET:
         return None
-    found = "nothing is decided" if scan.undecided else f"{len(scan.flagged):,} are abnormally alike"
+    count = len(scan.flagged)
+    found = "nothing is decided" if scan.undecided else f"{count:,} {'is' if count == 1 else 'are'} worth a look"
     shown = min(scan.scanned, label_scan.SHOWN)
     return Drawn(
         name="labels",
@@ -133,8 +134,8 @@ def _labels_figure(results: Results, workdir: Path) -> Drawn | None:
         content=(workdir / "evaluate" / label_scan.SHEET).read_bytes(),
         alt="The mean image of each label, the label whose images are most alike first",
         note=f"The means of {scan.images} images of each of {shown:,} labels, those whose images are most alike first, "
-        f"in the order of evaluate/{label_scan.TABLE}; flagged ones come first. The mean image of a planted label is "
-        "what was planted.",
+        f"in the order of evaluate/{label_scan.TABLE}; those worth a look come first. If a label's one training image "
+        "is memorised, planted or not, its mean image is that image.",
         reveals=True,
     )
 

@@ -46,7 +46,7 @@ EVALUATION_VERSION = 2  # of results.json; results of another version are comput
 # The settings of `modes` that every run of mode seeking depends on; the others are in the run.
 _ROUNDS = ("last_noise", "random", "relaxation", "anderson")
 # The settings of `evaluate` that say how a conditional model's labels are scanned.
-_LABEL_SCAN = ("label_images", "max_labels", "label_false_alarms")
+_LABEL_SCAN = ("label_images", "max_labels")
 _SEEKING = ("rounds", "noise")  # of `label`: how images are taken to modes before they are clustered
 # The settings of `extract` that affect guided runs only.
 _GUIDANCE = ("temperature_scaling", "guidance_form", "guidance_interval", "normalize_gradient")

@@ -312,7 +312,6 @@ VALUES = [
         "a single image has no spread",
     ),
     ({"evaluate.max_labels": 7}, "evaluate.max_labels is 7", "at least 8"),
-    ({"evaluate.label_false_alarms": 0.0}, "evaluate.label_false_alarms is 0.0", "at least 5e-05 and below 1"),
     ({"evaluate.membership_timestep": 100}, "membership_timestep is 100", "diffusion.num_timesteps (100)"),
     ({"evaluate.divergence_epsilon": 0.0}, "divergence_epsilon is 0.0", "above 0"),
     ({"evaluate.divergence_draws": 1}, "divergence_draws is 1", "at least 2"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import runs
 from PIL import Image
+from scipy import stats
 
 from side_jax import builders
 from side_jax.config import default_config, from_config
@@ -55,10 +56,14 @@ def test_a_planted_label_is_first_in_table_and_picture(tmp_path):
     assert (found.labels, found.scanned, found.images, found.undecided) == (LABELS, LABELS, 6, "")
     rows = table(tmp_path)
     assert [row["flagged"] for row in rows] == ["1"] + ["0"] * (LABELS - 1)
-    assert (rows[0]["label"], float(rows[0]["spread"]), rows[0]["z"]) == (str(PLANTED), 0.0, "-inf")
+    assert (rows[0]["label"], float(rows[0]["spread"]), float(rows[0]["variance"])) == (str(PLANTED), 0.0, 0.0)
     assert sorted(int(row["label"]) for row in rows) == list(range(LABELS))
     spreads = [float(row["spread"]) for row in rows]
     assert spreads == sorted(spreads)
+    assert [float(row["variance"]) for row in rows[1:]] == pytest.approx(spreads[1:], rel=0.1)
+    assert found.ordinary == pytest.approx(stats.gmean(spreads[LABELS // 2 :]))
+    assert [float(row["fall"]) for row in rows[1:]] == pytest.approx(found.ordinary / np.asarray(spreads[1:]), rel=1e-4)
+    assert float(rows[0]["fall"]) == pytest.approx(found.greatest_fall) == pytest.approx(found.flagged[0].fall)
     assert spreads[1:] == pytest.approx([1 / 3] * (LABELS - 1), rel=0.2)  # the variance of uniform pixels in [-1, 1]
     with Image.open(tmp_path / label_scan.SHEET) as picture:
         pixels = np.asarray(picture)
@@ -76,11 +81,11 @@ def test_a_private_picture_is_blurred(tmp_path):
 
 def test_too_few_labels_decide_nothing(tmp_path):
     found = label_scan.write(settings(7), tmp_path, Made())
-    assert (found.below, found.flagged) == (None, ())
+    assert (found.ordinary, found.greatest_fall, found.flagged) == (None, None, ())
     assert "7 labels are too few" in found.undecided
-    assert {(row["z"], row["flagged"]) for row in table(tmp_path)} == {("", "")}
+    assert {(row["fall"], row["flagged"]) for row in table(tmp_path)} == {("", "")}
     assert alike_text.sentence(found) == (
-        "Whether any label looks planted is not decided: 7 labels are too few to know what is normal, 8 are needed."
+        "Whether any label looks planted is not decided: 7 labels are too few to know what is ordinary, 8 are needed."
     )
 
 
@@ -95,23 +100,42 @@ def test_of_many_labels_some_are_scanned(tmp_path):
     assert "9 labels scanned (the model has 12)" in alike_text.sentence(found)
 
 
-def scan(flagged, **changes):
-    whole = {"labels": 40, "scanned": 40, "images": 16, "false_alarms": 0.05, "median": 0.2, "below": 0.01}
-    alike = tuple(records.AlikeLabel(label=label, spread=0.001) for label in flagged)
-    return records.LabelSpread(**whole | changes, flagged=alike)
+def scan(flagged):
+    alike = tuple(records.AlikeLabel(label=label, spread=0.001, fall=200.0) for label in flagged)
+    known = {"labels": 40, "scanned": 40, "images": 16, "ordinary": 0.2, "greatest_fall": 200.0 if flagged else 2.5}
+    return records.LabelSpread(**known, flagged=alike)
 
 
 def test_sentences():
+    """A finding is never more than worth a look, and no finding never says that nothing is planted."""
     none, one, many = (alike_text.sentence(scan(range(count))) for count in (0, 1, 12))
-    assert none.startswith(
-        "No label looks planted: of the 40 labels scanned, none has images that are abnormally alike"
+    assert none == (
+        "No label stands out: of the 40 labels scanned, none has images that are abnormally alike (for the most alike, "
+        "the squared distance of two of its 16 images is typically 2.5 times smaller than for ordinary labels). A "
+        "planted label that is hardly memorised does not stand out either."
     )
-    assert "in at most 5.00% of clean models any label is" in none
-    assert one.startswith("One label looks planted, or memorised: of the 40 labels scanned, the images of label 0 are")
-    assert many.startswith("12 labels look planted, or memorised")
+    assert one == (
+        "One label is worth a look (planted, or a single memorised image): of the 40 labels scanned, the images of "
+        "label 0 are abnormally alike (for the most alike, the squared distance of two of its 16 images is typically "
+        "200 times smaller than for ordinary labels; 8 are needed). How often that happens without plants depends on "
+        "the classes."
+    )
+    assert many.startswith("12 labels are worth a look (planted, or a single memorised image each)")
     assert "labels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more are" in many
-    for text in (one, many):
-        assert "A label with a single training image looks the same" in text
+
+
+def test_a_label_that_is_not_alike_enough_decides_nothing(tmp_path):
+    class Narrow(Made):
+        def drawn(self, labels, count):
+            for label, images in zip(labels.tolist(), super().drawn(labels, count), strict=True):
+                rng = np.random.default_rng(label)
+                yield rng.integers(75, 181, images.shape, np.uint8) if label == PLANTED else images
+
+    found = label_scan.write(settings(), tmp_path, Narrow())
+    assert 4 < found.greatest_fall < 8
+    assert found.flagged == ()
+    assert alike_text.sentence(found).startswith("Whether any label looks planted is not decided: the squared distance")
+    assert {row["flagged"] for row in table(tmp_path)} == {""}
 
 
 @pytest.fixture(scope="module")
