@@ -99,7 +99,6 @@ class Run(Record, frozen=True, kw_only=True):
         ]
         | UnsetType
     ) = UNSET
-
     requests: (
         Annotated[
             AtLeastOne,
