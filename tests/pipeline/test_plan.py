@@ -123,7 +123,10 @@ def test_steps_are_timed(tmp_path, capsys):
     found, _ = lines(capsys)
     seconds = [line.split(" seconds")[0].split()[-1] for unit, line in found.items() if unit != "Total:"]
     assert len(seconds) == 14  # train, synthesize, label, three guides, five runs, evaluate, report, and the disk
-    assert all(float(value.replace(",", "")) > 0 for value in seconds[:-1])
+    timed = dict(zip(found, (float(value.replace(",", "")) for value in seconds[:-1]), strict=False))
+    again = ("extract/conditional_x0_10", "extract/side_10", "extract/side_lora_1")  # their programs are compiled before
+    assert all(value > 0 for unit, value in timed.items() if unit not in again)
+    assert set(again) < set(timed) and all(timed[unit] >= 0 for unit in again)
 
 
 def test_compilation_counts_once_and_so_does_what_was_timed(finished):
