@@ -124,9 +124,11 @@ def test_steps_are_timed(tmp_path, capsys):
     seconds = [line.split(" seconds")[0].split()[-1] for unit, line in found.items() if unit != "Total:"]
     assert len(seconds) == 14  # train, synthesize, label, three guides, five runs, evaluate, report, and the disk
     timed = dict(zip(found, (float(value.replace(",", "")) for value in seconds[:-1]), strict=False))
-    again = ("extract/conditional_x0_10", "extract/side_10", "extract/side_lora_1")  # their programs are compiled before
+    # Their programs are compiled before, so that a few steps of a tiny network round to nothing.
+    again = ("extract/conditional_x0_10", "extract/side_10", "extract/side_lora_1")
     assert all(value > 0 for unit, value in timed.items() if unit not in again)
-    assert set(again) < set(timed) and all(timed[unit] >= 0 for unit in again)
+    assert set(again) < set(timed)
+    assert all(timed[unit] >= 0 for unit in again)
 
 
 def test_compilation_counts_once_and_so_does_what_was_timed(finished):
