@@ -183,6 +183,18 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     return read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
 
 
+def read_folder_weights(folder: Path) -> dict[str, np.ndarray]:
+    """Reads all tensors of a folder's weight files, by name.
+
+    Raises:
+      InputError: if there are none, or one can't be read.
+    """
+    state: dict[str, np.ndarray] = {}
+    for path in weight_files(folder):
+        state |= read_weights(path)
+    return state
+
+
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Reads all tensors of a safetensors file, by name.
 
@@ -282,6 +294,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object; {REPLACE}.")
     return value
+
+
+def check_values(path: Path, config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises InputError if an option of a config has none of its supported values; one that is absent is fine."""
+    for name, allowed in supported.items():
+        if name in config and config[name] not in allowed:
+            raise InputError(
+                f"{path} has {name} = {json.dumps(config[name])}, which is not supported; give a model with "
+                f"{join_values(allowed)}."
+            )
 
 
 def join_values(values: Any) -> str:

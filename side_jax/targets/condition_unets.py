@@ -6,7 +6,7 @@ from typing import Any
 
 from side_jax.errors import InputError
 from side_jax.models.condition_unet import ConditionUNet
-from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json
+from side_jax.targets.checkpoint_files import REPLACE, check_values, join_values, read_json
 
 CLASS = "UNet2DConditionModel"
 # Options that the module has too, with diffusers' defaults.
@@ -111,12 +111,7 @@ def _check(path: Path, config: dict[str, Any]) -> None:
             f"{path} has addition_embed_type = {json.dumps(config['addition_embed_type'])}, a condition beside the "
             "text, as Stable Diffusion XL's; give a model without it, such as one of Stable Diffusion 1 or 2."
         )
-    for name, allowed in _FIXED.items():
-        if name in config and config[name] not in allowed:
-            raise InputError(
-                f"{path} has {name} = {json.dumps(config[name])}, which is not supported; give a model with "
-                f"{join_values(allowed)}."
-            )
+    check_values(path, config, _FIXED)
 
 
 def _of_levels(path: Path, config: dict[str, Any], name: str, default: int, count: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from side_jax.models.condition_unet import ConditionUNet
 from side_jax.models.prompted import Prompted
 from side_jax.models.text_encoder import TextEncoder
 from side_jax.targets import clip_text, diffusers_vae, parameters, text_parts
-from side_jax.targets.checkpoint_files import REPLACE, read_weights, weight_files
+from side_jax.targets.checkpoint_files import REPLACE, read_folder_weights, weight_files
 from side_jax.targets.clip_tokens import Tokenizer, read_prompts
 from side_jax.targets.condition_unets import read_condition_unet
 from side_jax.targets.schedules import read_noise
@@ -91,19 +91,8 @@ def _read_params(
     folder: Path, module: ConditionUNet, width: int, encoder_folder: Path, encoder: TextEncoder, tokens: np.ndarray
 ) -> Any:
     """The parameters of a Prompted network; the text encoder is used here and left behind."""
-    side = smallest_size(module)
-    kinds = ((1, side, side, module.out_channels), jnp.float32), ((1,), jnp.int32), ((1, 1, width), jnp.float32)
-    try:
-        given = (jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds)
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *given)["params"]
-    except (ValueError, TypeError, ArithmeticError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{folder / 'config.json'} describes no network that can be built ({reason}); {REPLACE}."
-        ) from None
-    state: dict[str, np.ndarray] = {}
-    for path in weight_files(folder):
-        state |= read_weights(path)
-    net = parameters.from_state_dict(state, shapes, str(folder))
+    where, context = str(folder / "config.json"), jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
+    shapes = parameters.described_shapes(where, module, module.out_channels, smallest_size(module), context)
+    net = parameters.from_state_dict(read_folder_weights(folder), shapes, str(folder))
     table = clip_text.embed(encoder, clip_text.read_encoder_params(encoder_folder, encoder), tokens)
     return {"net": net, "prompt_embedding": table}

@@ -22,11 +22,10 @@ from side_jax.models.unet import UNet
 from side_jax.settings import Diffusion
 from side_jax.targets import diffusers_text, diffusers_vae, hub_checkpoint, parameters, text_parts
 from side_jax.targets.checkpoint_files import (
-    REPLACE,
     WEIGHTS,
     autoencoder_folder,
+    read_folder_weights,
     read_json,
-    read_weights,
     refuse_other_parts,
     unet_folder,
     weight_files,
@@ -128,17 +127,9 @@ def _read_params(folder: Path, module: UNet | ScoreUNet) -> Any:
       InputError: as from_diffusers.
     """
     whole = module.clone(out_channels=read_json(folder / "config.json").get("out_channels", 3))
-    try:
-        shapes = parameters.shapes_of(whole, module.out_channels, smallest_size(module))
-    except (ValueError, TypeError, ArithmeticError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{folder / 'config.json'} describes no network that can be built ({reason}); {REPLACE}."
-        ) from None
-    state: dict[str, np.ndarray] = {}
-    for path in weight_files(folder):
-        state |= read_weights(path)
-    params = parameters.from_state_dict(state, shapes, str(folder))
+    where = str(folder / "config.json")
+    shapes = parameters.described_shapes(where, whole, module.out_channels, smallest_size(module))
+    params = parameters.from_state_dict(read_folder_weights(folder), shapes, str(folder))
     # Without a learned variance, which nothing needs: the second half of the output's channels.
     params["conv_out"] = {name: leaf[..., : module.out_channels] for name, leaf in params["conv_out"].items()}
     return params

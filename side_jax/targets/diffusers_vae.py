@@ -5,12 +5,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from side_jax.errors import InputError
 from side_jax.models.autoencoders import Autoencoder
 from side_jax.targets import parameters
-from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, read_weights, weight_files
+from side_jax.targets.checkpoint_files import (
+    REPLACE,
+    check_values,
+    join_values,
+    read_folder_weights,
+    read_json,
+    weight_files,
+)
 from side_jax.targets.latents import autoencoder_shapes, latent_target
 from side_jax.targets.target_model import Hints, Target
 
@@ -91,12 +96,7 @@ def _options(path: Path) -> tuple[str, dict[str, Any]]:
     options = _OPTIONS | _OWN[kind]
     options |= {name: config[name] for name in options if name in config}
     options["scaling_factor"] = config.get("scaling_factor")
-    for name, allowed in _FIXED.items():
-        if name in options and options[name] not in allowed:
-            raise InputError(
-                f"{path} has {name} = {json.dumps(options[name])}, which is not supported; give a model with "
-                f"{join_values(allowed)}."
-            )
+    check_values(path, options, _FIXED)
     lists = ("block_out_channels", *_BLOCKS)
     levels = {len(options[name]) if isinstance(options[name], list | tuple) else 0 for name in lists}
     if len(levels) != 1 or 0 in levels:
@@ -180,9 +180,7 @@ def _read_params(folder: Path, module: Autoencoder) -> Any:
     Raises:
       InputError: if tensors are missing, left over or of another shape.
     """
-    state: dict[str, np.ndarray] = {}
-    for path in weight_files(folder):
-        state |= read_weights(path)
+    state = read_folder_weights(folder)
     if not module.codes:
         last, means = "quant_conv" if module.encoded_channels else "encoder.conv_out", module.latent_channels
         names = [name for name in (f"{last}.weight", f"{last}.bias") if name in state]

@@ -226,11 +226,7 @@ def _state(modules: Mapping[str, Module], where: str, most_bytes: int, net: Any)
 
 
 def _params(state: dict[str, np.ndarray], net: Any, where: str) -> Any:
-    try:
-        shapes = parameters.shapes_of(net, net.out_channels, net.img_resolution)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{where} describes no network that can be built ({reason}); {REPLACE}.") from None
+    shapes = parameters.described_shapes(where, net, net.out_channels, net.img_resolution)
     return parameters.from_state_dict(
         state, shapes, where, model=f"the {type(net).__name__} that it describes", fix=_FIX
     )

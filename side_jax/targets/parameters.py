@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from side_jax.errors import InputError
-from side_jax.targets.checkpoint_files import refuse_type
+from side_jax.targets.checkpoint_files import REPLACE, refuse_type
 
 # Modules in lists, whose number is a part of its own; other numbers, as in linear_1 and conv1, belong to the name.
 _LISTED = (
@@ -39,10 +39,30 @@ def state_dict_name(path: tuple[str, ...]) -> str:
     return ".".join([*modules, _LEAVES.get(leaf, "weight")])
 
 
-def shapes_of(module: Any, channels: int, side: int) -> Any:
-    """The tree of a network's parameters, of shapes alone; for images of `channels` channels and side x side pixels."""
+def shapes_of(module: Any, channels: int, side: int, *more: jax.ShapeDtypeStruct) -> Any:
+    """The tree of a network's parameters, of shapes alone; for images of `channels` channels and side x side pixels.
+
+    What the network takes behind x and t comes last.
+    """
     x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    return jax.eval_shape(module.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+    return jax.eval_shape(module.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32), *more)["params"]
+
+
+def described_shapes(where: str, *arguments: Any) -> Any:
+    """As shapes_of, of a network that a file describes.
+
+    Args:
+      where: the file, for messages.
+      *arguments: of shapes_of.
+
+    Raises:
+      InputError: if there is no such network.
+    """
+    try:
+        return shapes_of(*arguments)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{where} describes no network that can be built ({reason}); {REPLACE}.") from None
 
 
 def to_state_dict(params: Any) -> dict[str, np.ndarray]:
