@@ -190,6 +190,13 @@ class Stepper:
         trees = placement.replicated(self._begin, self._mesh, params)
         return trees["state"], trees["ema"]
 
+    def resumed(self, state: dict) -> dict:
+        """The state of a checkpoint, to which what never changes returns; see _changing."""
+        if FROZEN not in self.abstract()["state"]["params"]:
+            return state
+        frozen = placement.place(jax.device_get(self._init_fn()[FROZEN]), self._mesh)
+        return state | {"params": state["params"] | {FROZEN: frozen}}
+
     def abstract(self) -> dict[str, Any]:
         """The shapes, dtypes and shardings of {state, ema}."""
         return placement.abstract(lambda: self._begin(self._init_fn()), self._mesh)
@@ -288,7 +295,7 @@ def run(
                 if save or done % fit.log_every == 0:
                     log(done, jax.device_get(state["totals"]), last)
                 if save:
-                    store.save(done, state=state, ema=ema, meta=meta)
+                    store.save(done, state=_changing(state), ema=ema, meta=meta)
                 if stop or preempted:
                     break
         store.wait()
@@ -304,8 +311,14 @@ def _begin(stepper: Stepper, store: Checkpoints, fingerprint: str) -> tuple[dict
     """(state, ema) of the latest checkpoint; without one, the initial ones."""
     if store.latest_step() is None:
         return stepper.initial()
-    trees = store.restore(fingerprint=fingerprint, **stepper.abstract()).trees
-    return trees["state"], trees["ema"]
+    abstract = stepper.abstract()
+    trees = store.restore(fingerprint=fingerprint, state=_changing(abstract["state"]), ema=abstract["ema"]).trees
+    return stepper.resumed(trees["state"]), trees["ema"]
+
+
+def _changing(state: dict) -> dict:
+    """The state without what never changes, which may be the largest part and need not be in a checkpoint."""
+    return state | {"params": {name: tree for name, tree in state["params"].items() if name != FROZEN}}
 
 
 def _curves(directory: Path, first: int) -> Curves:

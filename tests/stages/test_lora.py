@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import runs
 
@@ -71,6 +72,9 @@ def test_the_unit_has_adapters_alone(adapted):
     assert content["parameters"] == builders.size(trained) > 5 * 32
     metrics = [json.loads(line) for line in (unit.directory / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["step"] == 12
+    with ocp.StandardCheckpointer() as reader:  # not the target, which may be larger by far
+        kept = reader.metadata(unit.directory / "checkpoints" / "12" / "state").item_metadata.tree
+    assert set(kept["params"]) == {"kernels", "labels"}
 
 
 def test_images_are_those_of_the_adapted_model(adapted):
