@@ -1,4 +1,4 @@
-"""An audit by low-rank adapters of a checkpoint that a test has written, as far as the images, and a check of these."""
+"""An audit by low-rank adapters of a checkpoint that a test has written, and a check of its images."""
 
 import jax
 import numpy as np
@@ -32,13 +32,14 @@ OPTIONS = {
 }
 
 
-def audit(folder, path, side, **options):
-    """Audits the checkpoint by images of noise, and checks what comes out.
+def audit(folder, path, side, stages=("train", "synthesize", "label", "surrogate", "extract"), **options):
+    """Audits the checkpoint by images of noise, and checks what the adapted model draws.
 
     Args:
       folder: to write to.
       path: the checkpoint.
       side: of its images, in pixels.
+      stages: to run; all where it is None.
       **options: more settings, see runs.arguments.
 
     Returns:
@@ -50,7 +51,7 @@ def audit(folder, path, side, **options):
     given = {"data__name": "npz", "data__path": folder / "seen.npz", "data__heldout_from": folder / "unseen.npz"}
     given |= {"data__image_size": side, "target__path": path}
     argv = runs.arguments(folder / "run", **(OPTIONS | given | options))
-    assert runs.run(argv, ("train", "synthesize", "label", "surrogate", "extract")) == 0
+    assert runs.run(argv, stages) == 0
     settings = from_config(saved_config(folder / "run"))
     _check(settings, folder / "run")
     return settings, folder / "run"

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import adapted
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -285,9 +284,3 @@ def test_what_is_not_of_the_format():
         assert not lucidrains.matches(content)
     only_online = {f"online_model.{name}": value for name, value in process().items()}
     refused({"ema": only_online}, "neither averaged nor last weights")
-
-
-def test_low_rank_adapters_of_a_model(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_file(process(unet(mults=(1,), heads=(1,), full=(False,))), path)
-    adapted.audit(tmp_path, path, 4)

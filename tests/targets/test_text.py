@@ -14,13 +14,11 @@ from made_text import VOCABULARY
 from safetensors.numpy import load_file, save_file
 
 from side_jax import builders
-from side_jax.config import from_config
 from side_jax.diffusion.pixel_range import to_uint8
 from side_jax.diffusion.sampler import sample, sample_keys
 from side_jax.errors import InputError
 from side_jax.models.latent import Latent
 from side_jax.models.prompted import Prompted
-from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import shards
 from side_jax.settings import Diffusion, random_streams
 from side_jax.settings import Target as Section
@@ -255,27 +253,19 @@ def test_weights_of_the_text_encoder_that_are_missing_are_named(pipeline, prompt
 
 
 def test_the_whole_audit_runs_on_prompts(whole, prompts, tmp_path, capsys):
-    """Plain sampling and mode seeking by the empty prompt, conditional_model by prompts."""
-    rng = np.random.default_rng(0)
-    for name in ("seen", "unseen"):
-        np.savez(tmp_path / f"{name}.npz", images=rng.integers(0, 256, (64, 8, 8, 1), np.uint8))
-    argv = runs.arguments(
-        tmp_path / "run",
-        target__path=str(whole),
-        target__prompts=str(prompts),
-        data__name="npz",
-        data__path=str(tmp_path / "seen.npz"),
-        data__heldout_from=str(tmp_path / "unseen.npz"),
-        data__image_size=8,
-        extract__attacks="('unconditional','conditional_model','modes')",
+    """Plain sampling, adapters and mode seeking by the empty prompt, conditional_model by prompts."""
+    attacks = ("unconditional", "conditional_model", "modes", "side_lora")
+    settings, workdir = adapted.audit(
+        tmp_path,
+        whole,
+        8,
+        stages=None,
+        target__prompts=prompts,
+        extract__attacks=attacks,
         extract__guidance_scales="(3.0,)",
-        extract__num_images=32,
         modes__rounds="(1,)",
         modes__noise_levels="(1.0,)",
     )
-    assert runs.run(argv) == 0
-    workdir = tmp_path / "run"
-    settings = from_config(saved_config(workdir))
     assert (settings.condition.num_labels, len(settings.target.prompts_sha256)) == (2, 64)
     units = {run.name: unit for run, unit in stage_table.extraction_units(settings, workdir)}
     drawn = {name: shards.read(stage_table.extracted_shards(settings, unit)) for name, unit in units.items()}
@@ -284,14 +274,14 @@ def test_the_whole_audit_runs_on_prompts(whole, prompts, tmp_path, capsys):
     target = read_target(whole, hints(prompts))
     jax.tree.map(np.testing.assert_array_equal, params, target.origin.read_params())
     # By hand: the noise of the empty prompt, and three times what an image's prompt changes it by.
-    keys = sample_keys(random_streams.stream_key(settings, "extract"), np.arange(32, dtype=np.uint32))
+    keys = sample_keys(random_streams.stream_key(settings, "extract"), np.arange(adapted.BATCH, dtype=np.uint32))
     table, labels = params["net"]["prompt_embedding"], drawn["conditional_model_3"]["label"]
 
     def predict(x, t, rows):
         return made_text.NET.apply({"params": params["net"]["net"]}, x, t, table[rows])
 
     def guided(x, t):
-        plain = predict(x, t, np.full(32, 2))
+        plain = predict(x, t, np.full(adapted.BATCH, 2))
         return plain + 3 * (predict(x, t, labels) - plain)
 
     grid = builders.build_step_table(settings, settings.guided_sampler)
@@ -299,12 +289,18 @@ def test_the_whole_audit_runs_on_prompts(whole, prompts, tmp_path, capsys):
         z = sample(guided, grid, keys, (4, 4, 2))
         expected = to_uint8(target.network.apply({"params": params}, z, method="decode"))
     images = drawn["conditional_model_3"]["images"]
-    assert images.shape == (32, 8, 8, 1)
+    assert images.shape == (adapted.BATCH, 8, 8, 1)
     assert np.abs(images.astype(int) - np.asarray(expected)).max() <= 1
     assert np.abs(images.astype(int) - drawn["unconditional"]["images"]).mean() > 1
+    merged, _ = fit_adapters.load(settings, workdir)
+    before, after = params["net"], merged["net"]["net"]
+    np.testing.assert_array_equal(after["prompt_embedding"], before["prompt_embedding"])
+    for name in ("mid_block", "attentions_0", "transformer_blocks_0", "attn2", "to_k", "kernel"):
+        before, after = (tree.get("net", tree)[name] for tree in (before, after))
+    assert (before != after).any()
     results = json.loads((workdir / "evaluate" / "results.json").read_text())
     assert results["target"]["latent"]
-    assert {row["attack"] for row in results["rows"]} >= {"unconditional", "conditional_model", "modes"}
+    assert {row["attack"] for row in results["rows"]} >= set(attacks)
     assert ", used with 2 prompts; denoising loss" in (workdir / "report" / "index.html").read_text()
     manifest = json.loads((workdir / "train" / "manifest.json").read_text())
     assert "safety_checker" in manifest["notes"][0]
@@ -315,16 +311,3 @@ def test_the_whole_audit_runs_on_prompts(whole, prompts, tmp_path, capsys):
     capsys.readouterr()
     assert runs.run([f"--workdir={workdir}"]) == 1
     assert "config.target.prompts) has the SHA-256" in capsys.readouterr().err
-
-
-def test_low_rank_adapters_by_the_empty_prompt(whole, prompts, tmp_path):
-    """Of the transformers too; the prompts stay as they are."""
-    settings, workdir = adapted.audit(tmp_path, whole, 8, target__prompts=prompts)
-    merged, _ = fit_adapters.load(settings, workdir)
-    plain = stage_inputs.load_target(settings, workdir).trees["ema"]
-    before, after = plain["net"], merged["net"]["net"]
-    np.testing.assert_array_equal(after["prompt_embedding"], before["prompt_embedding"])
-    kernels = ("mid_block", "attentions_0", "transformer_blocks_0", "attn2", "to_k", "kernel")
-    for name in kernels:
-        before, after = (tree.get("net", tree)[name] for tree in (before, after))
-    assert (before != after).any()
