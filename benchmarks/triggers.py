@@ -22,6 +22,7 @@ import numpy as np
 import trigger_rules
 from trigger_models import DIGITS, Model, fine_tuned, to_float, write_labels
 
+from side_jax.attacks.table import GREY, PALETTE
 from side_jax.memorization.label_spread import Judged, judge, spread
 from side_jax.memorization.statistics.intervals import wilson_interval
 
@@ -205,22 +206,22 @@ def figure(found: Sequence[Model], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     picture, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-    for i, step in enumerate(sorted({one.step for one in found})):
+    for colour, step in zip(PALETTE, sorted({one.step for one in found}), strict=False):
         some = [one for one in found if one.step == step]
         dirty = [one for one in some if one.triggers]
         groups = [pooled(dirty, scores, "planted"), pooled(some, scores, "ordinary")]
         flags = [pooled(dirty, lambda one: judged(one).flagged, "planted")]
         flags += [pooled(some, lambda one: judged(one).flagged, "ordinary")]
-        _draw(left, groups, flags, step, f"C{i}")
+        _draw(left, groups, flags, step, colour)
         sides = [[one for one in some if bool(one.triggers) == planted] for planted in (True, False)]
         groups = [-np.asarray([judged(one).falls.max() for one in side]) for side in sides]
         flags = [is_flagged(side) for side in sides]
-        _draw(right, groups, flags, step, f"C{i}")
+        _draw(right, groups, flags, step, colour)
     for axes, title in (
         (left, "triggers against ordinary labels"),
         (right, "models with triggers against those without"),
     ):
-        axes.plot([0, 1], [0, 1], color="grey", linestyle="dashed", linewidth=1)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="dashed", linewidth=1)
         axes.set(title=title, xlabel="false positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.legend(fontsize=8, loc="lower right")
     left.set_ylabel("true positive rate")
