@@ -83,7 +83,8 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
 class Report:
     """What the report shows; no setting here changes a figure."""
 
-    # Blur every picture, and leave file names and paths out of all files and the log, for images of patients, say.
+    # Blur every picture of the report, and leave names of image files out of all files and the log, for images of
+    # patients, say. Paths that you gave and generated images stay in the workdir, see docs/files.md.
     private: bool = False
     author: str = ""  # who made the audit, for the top of the page
     pairs: int = 1000  # the closest pairs that the gallery shows, at most

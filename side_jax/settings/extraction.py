@@ -163,7 +163,7 @@ class BlackBox:
     population: int = 50  # queries of each generation of a search
     parents: int = 10  # of all images of a search so far, those with the highest fitness have children
     crossover: float = 0.5  # probability that a child has two parents, each number of its genome from either
-    mutation: float = 0.6  # m: share of what is new in a child, x' = sqrt(1 - m^2) x + m z
+    mutation: float = 0.6  # share m of what is new in a child, x' = sqrt(1 - m^2) x + m z
 
     def __post_init__(self) -> None:
         if self.genome:
