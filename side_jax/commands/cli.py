@@ -41,12 +41,15 @@ Work = Callable[[], int | None]  # returns the exit code; None: 0
 
 FAILS = 3  # the exit code of results that a gate refuses
 _EXIT_CODES = """\
+Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read; 130 stopped by
+Ctrl-C (SIGINT); 143 stopped by SIGTERM. Finished work is kept; a second Ctrl-C does not wait."""
+_EXIT_CODES_OF_AUDITS = """\
 Exit codes: 0 done; 1 an input can't be used; 2 the command line can't be read; 3 --fail-above or
 --fail-on fails; 130 stopped by Ctrl-C (SIGINT); 143 stopped by SIGTERM. Finished work is kept; a
 second Ctrl-C does not wait."""
 _FORMATS = """\
 PATH of a model, and what its files do not say, as --config.target.NAME=VALUE:
-  a diffusers folder, of pixels or latents       nothing
+  a diffusers folder, of pixels or latents       nothing; of text, prompts=FILE
   pytorch-ddpm's ckpt.pt                         nothing
   lucidrains' model-N.pt, EDM's *.pkl            nothing
   improved- and guided-diffusion's ema_*.pt      num_heads=N or head_channels=N, qkv_order=legacy
@@ -64,7 +67,7 @@ settings, see audit --help; --config=diffusers --config.target.path=PATH --confi
 
 {_FORMATS}
 Results: DIR/report/index.html for people; DIR/evaluate/results.json and matches.csv for programs.
-{_EXIT_CODES}"""
+{_EXIT_CODES_OF_AUDITS}"""
 
 
 _MODEL_EPILOGUE = f"""\
@@ -72,7 +75,7 @@ _MODEL_EPILOGUE = f"""\
 The same command again continues where it stopped, with the same settings.
 
 Results: DIR/report/index.html for people; DIR/evaluate/results.json and matches.csv for programs.
-{_EXIT_CODES}"""
+{_EXIT_CODES_OF_AUDITS}"""
 
 
 def main(
@@ -103,9 +106,10 @@ def audit_samples(argv: Sequence[str]) -> int:
         "Audits generated images from any source against members and held-out images, without a model.\n\n"
         "Usage: python -m side_jax.evaluate --samples=PATH --members=PATH --heldout=PATH --out=DIR\n\n"
         "PATH is a folder of pictures (at any depth) or a ZIP of them, or an NPZ (`images`) or NPY of uint8 [n, h, w, "
-        "1 or 3], or a folder of these."
+        "1 or 3],\nor Parquet files, or a folder of these. docs/your_data.md has all kinds."
     )
-    epilogue = f"Results: DIR/index.html for people; DIR/results.json and tables (CSV) for programs.\n{_EXIT_CODES}"
+    results = "Results: DIR/index.html for people; DIR/results.json and tables (CSV) for programs."
+    epilogue = f"{results}\n{_EXIT_CODES_OF_AUDITS}"
     return _command(argv, values, description, epilogue, functools.partial(_read_samples, values, argv))
 
 
@@ -399,8 +403,8 @@ def _define_samples(values: flags.FlagValues) -> None:
     options.define(values, text, "title", "Samples", "TEXT", "Title of the report, also of a private one.")
     options.define_config(
         values,
-        "Override one setting of evaluate, label (the features) or report, such as --config.evaluate.rmse_below=0.1 or "
-        "--config.report.private=True.",
+        "Override one setting of evaluate, label (the features) or report, or of how pictures are read (data.fit, "
+        "data.orientation, data.bit_range), such as --config.evaluate.rmse_below=0.1 or --config.report.private=True.",
         form=".SECTION.SETTING=VALUE",
     )
     _define_end(values)

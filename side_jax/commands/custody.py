@@ -130,7 +130,8 @@ def share(workdir: Path, out: str) -> None:
 
 COMMANDS = {
     "verify": Command(
-        description="Compares every file of a run with the SHA-256 in its manifest, and checkpoints with their meta.",
+        description="Compares every file of a run with the SHA-256 in its manifest, and checkpoints with their meta. "
+        "The exit code is 1 if anything differs.",
         run=lambda workdir, _: verify(workdir),
     ),
     "clean": Command(

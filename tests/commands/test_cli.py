@@ -54,6 +54,13 @@ def test_no_arguments_show_help(binary, monkeypatch, capsys):
     assert ("--suspects" in options_shown) == (binary is evaluate)
 
 
+@pytest.mark.parametrize("command", ["", *cli.SUBCOMMANDS])
+def test_help_has_the_exit_code_of_a_gate_where_there_is_one(command, monkeypatch, capsys):
+    assert start(main, monkeypatch, *filter(None, (command, "--help"))) == 0
+    shown = capsys.readouterr().out
+    assert ("3 --fail-above" in shown) == ("--fail-above=RATE" in shown)
+
+
 @pytest.mark.parametrize("binary", BINARIES, ids=lambda binary: binary.__name__)
 def test_versions(binary, monkeypatch, capsys):
     assert start(binary, monkeypatch, "--version", "--workdir=x") == 0
