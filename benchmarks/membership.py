@@ -1,4 +1,4 @@
-r"""Prints the table of docs/results.md on how well the model's own scores separate members from held-out images.
+r"""Prints the table of docs/results_evidence.md on how well a model's scores tell members from held-out images.
 
 python benchmarks/seeds.py --config=configs/digits_128.py --workdir=runs/membership --seeds 3 4 5 \
     --config.data.num_heldout=1600 --config.extract.attacks="('unconditional',)"

@@ -1,4 +1,4 @@
-"""Runs one config with several seeds and prints the tables of docs/results.md: means over seeds for every run.
+"""Runs one config with several seeds and prints the tables of docs/results*.md: means over seeds for every run.
 
 python benchmarks/seeds.py --config=configs/digits.py --workdir=runs/digits_seeds --seeds 0 1 2
 

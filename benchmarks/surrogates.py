@@ -4,8 +4,9 @@ python benchmarks/surrogates.py --config=configs/digits_128.py --workdir=runs/su
 
 Each seed has its own split, model and synthetic images, in <workdir>/seed_<n>/base, shared by all points of the sweep.
 Points with equal pseudo-labels share one classifier; another config uses other folders. The loss tdkd gets as many
-training steps as cross_entropy, including its teacher's. Run again, it continues, prints the tables of docs/results.md
-and draws clusters.png and cohesion.png. --ablations varies one other choice at a time, from the config's defaults.
+training steps as cross_entropy, including its teacher's. Run again, it continues, prints the tables of
+docs/results_surrogate.md and draws clusters.png and cohesion.png. --ablations varies one other choice at a time, from
+the config's defaults.
 """
 
 import dataclasses

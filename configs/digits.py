@@ -28,6 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.surrogate.learning_rate = 3e-3
     config.extract.attacks = ("unconditional", "side", "side_random", "modes")
     config.extract.guidance_scales = (3.0, 10.0)
-    config.extract.num_steps = 10  # with guidance_interval: a fifth of the cost per member, see docs/results.md
+    config.extract.num_steps = 10  # with guidance_interval: a fifth of the cost per member, see docs/results_cost.md
     config.extract.guidance_interval = (100, 899)
     return config

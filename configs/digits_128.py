@@ -25,6 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.surrogate.num_steps = 3200
     config.surrogate.learning_rate = 2e-3
     config.conditional.num_steps = 500
-    config.extract.num_steps = 10  # with guidance_interval: a fifth of the cost per member, see docs/results.md
+    config.extract.num_steps = 10  # with guidance_interval: a sixth of the cost per member, see docs/results_cost.md
     config.extract.guidance_interval = (100, 899)
     return config

@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_heldout = 50
     config.train.num_steps = 20_000  # upper bound; the monitor stops training much earlier
     config.label.num_clusters = 30
-    config.classifier.architecture = "resnet"  # as in docs/results.md
+    config.classifier.architecture = "resnet"  # as in docs/results_faces.md
     config.surrogate.num_steps = 4000
     config.conditional.num_steps = 100
     config.conditional.batch_size = 32

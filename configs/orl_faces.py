@@ -5,7 +5,7 @@ python -m side_jax.main --config=configs/orl_faces.py --config.data.path=DIR --w
 DIR holds the folders s1 to s40 with 10 grey photographs each. The split is by identity, so no person is on both sides.
 Training ends when the monitor measures d1 / d2 < 1/3 for 2% of its samples, a limit set in advance. As in the paper's
 CelebA-HQ-FI row (but by pixels, not SSCD), the question is how much SIDE adds where faces are partly memorised.
-docs/results.md has the results, and the sweep that determined the surrogate's settings.
+docs/results_faces.md has the results, docs/results_surrogate.md the sweep that determined the surrogate's settings.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """side_jax measures how much of its training data a diffusion model gives away.
 
-It attacks the model with SIDE (Chen, Ma, Zou and Jiang 2024) and its controls, and counts the training images that come
-out, beside matches with images that the model never saw.
+It attacks the model by mode seeking, SIDE (Chen, Ma, Zou and Jiang 2024) and others, with controls, and counts the
+training images that come out, beside matches with images that the model never saw.
 
     import side_jax
 
