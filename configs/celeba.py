@@ -4,7 +4,7 @@ python -m side_jax.main --config=configs/celeba.py --workdir=runs/celeba        
 python -m side_jax.main --config=configs/celeba.py:64 --workdir=runs/celeba64       # cheaper
 
 The paper reports an AMS of 1.95% unconditional, 4.68% conditional and 7.19% for SIDE, in its lowest SSCD band. Scores
-here use pixels, so the ratios between attacks are comparable, but not the levels. The U-Net is that of
+here use pixels, so the levels can't be compared, and the ratios between attacks with care. The U-Net is that of
 google/ddpm-celebahq-256 with 113.7 M parameters. The classes of the conditional baseline are the 8 combinations of
 three attributes: male, smiling, young.
 

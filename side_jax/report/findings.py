@@ -86,11 +86,10 @@ def _pictures(count: int) -> str:
 def _plain(row: Row, members: int) -> str:
     """The extraction by plain sampling, or by images from elsewhere."""
     images = image_phrase(row) if from_elsewhere(row) else f"{row.n_generated:,} images"
-    guided = "" if from_elsewhere(row) else "Without guidance, "
+    guided, none = ("", "None") if from_elsewhere(row) else ("Without guidance, ", "none")
     if row.ams_at_most is not None:
-        return (
-            f"{guided}none of {images} matches a training image: at most {percent(row.ams_at_most)} of such images do."
-        )
+        bound = f"at most {percent(row.ams_at_most)} of such images do"
+        return f"{guided}{none} of {images} matches a training image: {bound}."
     return (
         f"{guided}{percent(row.ams)} of {images} match a training image: {row.unique:,} of the {members:,} members "
         "were matched."

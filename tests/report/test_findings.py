@@ -48,6 +48,11 @@ def test_adapters_without_guidance_are_not_said_to_guide():
     assert said(PLAIN, matched("side_lora", 20, 3.0))[1].startswith(other)
 
 
+def test_where_nothing_matches_the_first_sentence_gives_a_bound():
+    assert said(matched("samples", 0))[0].startswith("None of the 1,000 samples given matches a training image:")
+    assert said(matched("unconditional", 0))[0].startswith("Without guidance, none of 1,000 images matches")
+
+
 def test_a_control_that_was_not_run_is_missed():
     assert "Not controlled" in said(PLAIN, SIDE)[-2]
     assert not any("ontrolled" in sentence for sentence in said(PLAIN))
