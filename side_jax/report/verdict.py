@@ -13,7 +13,7 @@ It is taken in this order, and the first that applies stands:
 6. If no image of any run matches anything, no leak was found. Else nothing is decided.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import UNSET, UnsetType
 
@@ -245,13 +245,13 @@ def _blind(results: Results, row: Row) -> str:
     for one in results.controls:
         if (one.metric, one.level) == (row.metric, row.level) and one.strength is not None and one.found < 0.5:
             missed[one.distortion] = min(one.strength, missed.get(one.distortion, one.strength))
-    phrases = {
-        "flip": "mirrored copies",
-        "crop": "copies cropped by {:.0%} of a side or more",
-        "noise": "copies with noise of {:g} or more",
-        "recompression": "copies recompressed at {:g} below the best JPEG quality or more",
+    phrases: dict[str, Callable[[float], str]] = {
+        "flip": lambda strength: "mirrored copies",
+        "crop": lambda strength: f"copies cropped by {strength:.0%} of a side or more",
+        "noise": lambda strength: f"copies with noise of {strength:g} or more",
+        "recompression": lambda strength: f"copies recompressed at JPEG quality {100 - strength:g} or lower",
     }
-    unseen = [phrases[name].format(strength) for name, strength in missed.items() if name in phrases]
+    unseen = [phrases[name](strength) for name, strength in missed.items() if name in phrases]
     if results.dataset.member_near_pairs:
         unseen.append("copies of members that nearly equal other members")
     if not unseen:

@@ -113,6 +113,9 @@ def test_what_the_positive_control_does_not_see_is_said():
     _, _, (_, second) = said(*NOTHING, controls=(*seen, *missed))
     assert "does not see copies cropped by 5% of a side or more and mirrored copies (see the positive" in second
     assert "noise" not in second
+    blurred = control("recompression", 75.0, found=0.2), control("recompression", 90.0, found=0.0)
+    _, _, (_, second) = said(*NOTHING, controls=blurred)
+    assert "does not see copies recompressed at JPEG quality 25 or lower (see the positive" in second
 
 
 def test_members_that_nearly_equal_others_are_said_to_be_hidden():
