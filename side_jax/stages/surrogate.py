@@ -103,7 +103,7 @@ def _examples(settings: Settings, workdir: Path, classifier: Classifier) -> _Exa
         images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
         labels = files.read_npz(workdir / "label" / "labels.npz")["label"]
     s = settings.surrogate
-    if s.objective == "tdkd" and s.teacher_path:
+    if s.objective == "tdkd" and s.teacher_path and classifier.distilled:
         teacher = choose.build_teacher(settings)(images)
         labels = teacher.argmax(axis=1).astype(np.int32)
         examples = _Examples(images=images, labels=labels, classes=teacher.shape[1], teacher=teacher)

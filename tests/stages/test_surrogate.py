@@ -130,6 +130,11 @@ def test_a_given_teacher_names_the_classes(settings, finished, teacher):
     np.testing.assert_array_equal(random.images, side.images)
     assert (random.teacher != side.teacher).any()
     np.testing.assert_allclose(np.sort(random.teacher, axis=0), np.sort(side.teacher, axis=0))
+    # What nothing is distilled to keeps its pseudo-labels, as its fingerprint says.
+    (searched,) = examples(settings, finished, "black_box")
+    assert searched.teacher is None
+    labels = np.load(finished / "label" / "labels.npz")["label"]
+    np.testing.assert_array_equal(searched.labels, labels[labels >= 0])
 
 
 class Scripted:
