@@ -27,10 +27,11 @@ def fit(settings: Settings, workdir: Path, unit: Unit) -> dict[str, Any]:
     """Trains the adapters and writes their curves and checkpoints; returns the manifest's content."""
     own, seed = settings.adapters, random_streams.stream_seed(settings, unit.name)
     params = jax.device_get(stage_inputs.load_target(settings, workdir).trees["ema"])
-    batch = examples(settings, workdir, {"dpm": params})
-    count, classes = len(batch[1]), int(batch[1].max()) + 1
     chosen = adapters.ranks(builders.build_network(settings), params, own.rank, own.kernels)
+    count = int(own.keep * (_labels(workdir) >= 0).sum())
     _check(settings, chosen, count)
+    batch = examples(settings, workdir, {"dpm": params})
+    classes = int(batch[1].max()) + 1
     make = builders.adapters_fn(settings, params, classes, seed)
     network = builders.build_adapted_network(settings, classes)
     trained, steps = trainer.run(
@@ -69,7 +70,7 @@ def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple
     """
     own = settings.adapters
     images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
-    labels = files.read_npz(workdir / "label" / "labels.npz")["label"].astype(np.int32)
+    labels = _labels(workdir)
     index = np.flatnonzero(labels >= 0)
     # All samples, though some have no label: which label a model that always needs one gave them goes by their index.
     seek = functools.partial(stage_inputs.taken_to_modes, settings, workdir, params)
@@ -81,6 +82,11 @@ def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple
     chosen = stage_inputs.sampled(settings, workdir, images[index]), labels[index]
     given = builders.build_target(settings).default_labels(index)
     return chosen if given is None else (*chosen, np.asarray(given))
+
+
+def _labels(workdir: Path) -> np.ndarray:
+    """The pseudo-labels of all synthetic images, int32 [n]; -1 for none."""
+    return files.read_npz(workdir / "label" / "labels.npz")["label"].astype(np.int32)
 
 
 def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:

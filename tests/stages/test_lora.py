@@ -217,6 +217,19 @@ def test_kernels_that_the_model_lacks_are_refused_in_a_sentence(adapted):
         fit_adapters._check(own, {("a",): 1}, 3)
 
 
+def test_too_few_labelled_images_are_refused_before_they_are_taken_to_modes(adapted, tmp_path, monkeypatch):
+    """Also none at all: a share of the few images that a strict threshold leaves with a label."""
+    own, workdir = adapted
+    run = shutil.copytree(workdir, tmp_path / "run")
+    labels = dict(np.load(run / "label" / "labels.npz"))
+    labels["label"][10:] = -1
+    np.savez(run / "label" / "labels.npz", **labels)
+    few = dataclasses.replace(own, adapters=dataclasses.replace(own.adapters, batch_size=8, keep=0.0625, rounds=1))
+    monkeypatch.setattr(stage_inputs, "taken_to_modes", lambda *args: pytest.fail("took images to modes"))
+    with pytest.raises(InputError, match="side_lora has 0 images to learn from, fewer than its batch of 8"):
+        fit_adapters.fit(few, run, stage_table.adapters_unit(own, run))
+
+
 class Killed(BaseException):
     """Nothing in the package catches it, as nothing catches a kill."""
 
