@@ -301,6 +301,7 @@ def test_the_fittest_are_scored_apart(finished):
         assert unique == len({row[f"{name}_{side}_id"] for row in hit})
     page = (workdir / "report" / "index.html").read_text()
     assert "The fittest image of each generation" in page
+    assert "descend from each other, so that the intervals of both rows are too narrow" in page
     assert "By black-box search, with 64 queries" in page
 
 
