@@ -244,7 +244,7 @@ class Settings:
         """Of mode seeking before the clusters and before the fit of adapters; as of modes.noise_levels."""
         low, _ = noise_range(self.diffusion.make())
         need = f"at least {low:.3g}, the lowest noise of the model"
-        label, adapters = self.extract.needs_pseudo_labels, self.extract.needs_adapters
+        label, adapters = self.extract.clusters_images, self.extract.needs_adapters
         for name, noise, rounds in (
             ("label", self.label.noise, label * self.label.rounds),
             ("adapters", self.adapters.noise, adapters * self.adapters.all_rounds),

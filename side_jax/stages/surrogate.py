@@ -95,7 +95,8 @@ def _examples(settings: Settings, workdir: Path, classifier: Classifier) -> _Exa
         return _Examples(images=members.images, labels=members.labels.astype(np.int32), classes=members.num_classes)
     if classifier.images == "heldout":
         images = stage_inputs.load_split(settings, workdir)[1].images
-        features = extractors.extract(stage_inputs.build_extractor(settings, workdir), images, workdir / "features")
+        compared = stage_inputs.clustered(settings, workdir, images)
+        features = extractors.extract(stage_inputs.build_extractor(settings, workdir), compared, workdir / "features")
         labels = clustering.pseudo_labels(features, settings.label, random_streams.stream_seed(settings, "label"))[
             "label"
         ]
