@@ -254,7 +254,11 @@ def test_a_fit_that_is_killed_goes_on(adapted, tmp_path, monkeypatch, said):
             runs.run(argv)
     assert not stage_table.adapters_unit(own, run).done()
     said.clear()
-    assert runs.run(argv, ("surrogate", "extract")) == 0
+    merged, load = [], fit_adapters.load
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_adapters, "load", lambda *args: merged.append(1) or load(*args))
+        assert runs.run(argv, ("surrogate", "extract")) == 0
+    assert len(merged) == 1  # of the two scales: a second copy would be as large as the target
     assert "train the adapters: continuing from the checkpoint of step 5 of 12." in said.messages
     jax.tree.map(np.testing.assert_array_equal, *(fit_adapters.load(own, folder)[0] for folder in (run, workdir)))
     for path in ("surrogate/side_lora/metrics.jsonl", *(f"extract/{name}/shard_00001.npz" for name in RUNS)):
