@@ -27,7 +27,7 @@ def fit(settings: Settings, workdir: Path, unit: Unit) -> dict[str, Any]:
     """Trains the adapters and writes their curves and checkpoints; returns the manifest's content."""
     own, seed = settings.adapters, random_streams.stream_seed(settings, unit.name)
     params = jax.device_get(stage_inputs.load_target(settings, workdir).trees["ema"])
-    chosen = adapters.ranks(builders.build_network(settings), params, own.rank, own.kernels)
+    chosen = _ranks(settings, params)
     count = int(own.keep * (_labels(workdir) >= 0).sum())
     _check(settings, chosen, count)
     batch = examples(settings, workdir, {"dpm": params})
@@ -89,18 +89,29 @@ def _labels(workdir: Path) -> np.ndarray:
     return files.read_npz(workdir / "label" / "labels.npz")["label"].astype(np.int32)
 
 
-def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:
-    """Says how many ranks are capped.
-
-    Raises:
-      InputError: if the network has no such kernels, or the images do not fill a batch.
-    """
+def check_kernels(settings: Settings) -> None:
+    """Raises InputError if the network has none of the kernels that are to be adapted."""
     own = settings.adapters
-    if own.rank and not chosen:
+    shapes = jax.eval_shape(builders.init_fn(builders.build_network(settings), settings, 0))
+    if own.rank and not _ranks(settings, shapes):
         raise InputError(
             f"config.adapters.kernels is {own.kernels!r}, but the model has no such kernels; choose another one of "
             f"{', '.join(adapters.KERNELS)}."
         )
+
+
+def _ranks(settings: Settings, params: Any) -> dict[tuple[str, ...], int]:
+    """Of the target's adapted kernels, see adapters.ranks."""
+    return adapters.ranks(builders.build_network(settings), params, settings.adapters.rank, settings.adapters.kernels)
+
+
+def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:
+    """Says how many ranks are capped.
+
+    Raises:
+      InputError: if the images do not fill a batch.
+    """
+    own = settings.adapters
     if count < own.batch_size:
         raise InputError(
             f"{ADAPTED.name} has {count} images to learn from, fewer than its batch of {own.batch_size}; lower "

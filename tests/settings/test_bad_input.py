@@ -300,6 +300,11 @@ VALUES = [
         "0.25 of 128 synthetic images",
     ),
     (
+        {"extract.attacks": "('side_lora',)", "adapters.kernels": "attention", "model.add_attention": False},
+        "adapters.kernels is 'attention'",
+        "the model has no such kernels; choose another one of all, convolution",
+    ),
+    (
         {"extract.attacks": "('side_lora',)", "target.format": "object", "evaluate.divergence": False},
         "extract.attacks is ('side_lora',)",
         "without side_lora: a Python object has values",
