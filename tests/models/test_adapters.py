@@ -108,6 +108,7 @@ def test_only_adapters_and_the_table_learn(params):
     jax.tree.map(np.testing.assert_array_equal, after[adapters.FROZEN], params)
     moved = jax.tree.map(lambda new, old: bool((new != old).any()), {name: after[name] for name in trained}, trained)
     assert all(jax.tree.leaves(moved))
+    assert (after["labels"] != trained["labels"]).any(axis=1).all()  # the last row, of none, by images without theirs
     moments = [leaf.size for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
     assert sum(moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(trained))
 
