@@ -132,7 +132,8 @@ def _write_modes(
             generated = shards.read(stage_table.extracted_shards(settings, unit))
             images = generated["images"]
             modes = distinct_modes(images, settings.evaluate.rmse_below)
-            scores = target.scores(target_scores.MODES, images[modes.centre], "suspects", sigma)
+            own = generated["index"][modes.centre]
+            scores = target.scores(target_scores.MODES, images[modes.centre], "suspects", sigma, own)
             for i, (centre, size) in enumerate(zip(modes.centre, modes.size, strict=True)):
                 values = [f"{scores[kind][i]:.9g}" for kind in target_scores.MODES]
                 share = f"{size / len(images):.6g}"
