@@ -32,6 +32,13 @@ def fit(settings: Settings, workdir: Path, unit: Unit) -> dict[str, Any]:
     _check(settings, chosen, count)
     batch = examples(settings, workdir, {"dpm": params})
     classes = int(batch[1].max()) + 1
+    if empty := int((np.bincount(batch[1]) == 0).sum()):
+        logger.warning(
+            "%s: %d of %d labels have no image among those of adapters.keep, so that nothing is learned for them.",
+            ADAPTED.name,
+            empty,
+            classes,
+        )
     make = builders.adapters_fn(settings, params, classes, seed)
     network = builders.build_adapted_network(settings, classes)
     trained, steps = trainer.run(

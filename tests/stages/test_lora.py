@@ -227,6 +227,17 @@ def test_too_few_labelled_images_are_refused_before_they_are_taken_to_modes(adap
         fit_adapters.fit(few, run, stage_table.adapters_unit(own, run))
 
 
+def test_labels_without_an_image_in_the_fit_are_counted(adapted, monkeypatch, said):
+    own, workdir = adapted
+    monkeypatch.setattr(trainer, "run", lambda **options: ({}, 0))
+    for labels, warns in (([0, 1, 2, 3], False), ([0, 3, 3, 3], True)):
+        batch = np.zeros((4, 8, 8, 1), np.uint8), np.asarray(labels, np.int32)
+        monkeypatch.setattr(fit_adapters, "examples", lambda *args, batch=batch: batch)
+        said.clear()
+        assert fit_adapters.fit(own, workdir, stage_table.adapters_unit(own, workdir))["classes"] == 4
+        assert ("side_lora: 2 of 4 labels have no image among those of adapters.keep" in said.text) == warns
+
+
 class Killed(BaseException):
     """Nothing in the package catches it, as nothing catches a kill."""
 
