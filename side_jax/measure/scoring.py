@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from msgspec import UNSET
 
-from side_jax.attacks.table import get_attack
 from side_jax.measure.records import (
     Ahead,
     BestOfGeneration,
@@ -168,7 +167,7 @@ class Scorer:
         score = {side: matches.score(band) for side, matches in sides.items()}
         members, heldout = (self._side(score[side], sides[side].incidence(band)) for side in ("members", "heldout"))
         p_images, p_members = _ahead(score["members"], plain.score(band)) if plain else (UNSET, UNSET)
-        if get_attack(run.attack).searches:  # whose images descend from each other, and are no independent pairs
+        if run.key.searched:  # whose images descend from each other, and are no independent pairs
             p_images = UNSET
         false_matches = {}
         if threshold:

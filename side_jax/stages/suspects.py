@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
-from side_jax.attacks.table import ATTACKS, NOISE, Run
+from side_jax.attacks.table import NOISE, Run
 from side_jax.devices import placement, process_group
 from side_jax.diffusion import pixel_range
 from side_jax.measure import target_scores
@@ -116,8 +116,7 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit, target: Tar
 
 def _inherits(settings: Settings, run: Run) -> bool:
     """Whether a run's images, or those that it starts from, have starting noise of other images of the run."""
-    origin = run.start_run or run
-    return ATTACKS[origin.attack].searches and settings.search_genome == NOISE
+    return run.searched and settings.search_genome == NOISE
 
 
 def _write_modes(
