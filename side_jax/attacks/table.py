@@ -367,6 +367,11 @@ class Run:
         return Run(attack=self.start, scale=self.scale) if self.start not in ("", NOISE) else None
 
     @property
+    def searched(self) -> bool:
+        """Whether a search made its images, or those that it starts from, so that they descend from each other."""
+        return get_attack((self.start_run or self).attack).searches
+
+    @property
     def name(self) -> str:
         """For folders and tables: side_10, or modes_0.1x20_from_side_10."""
         if self.start:

@@ -211,7 +211,10 @@ class Row(Run, frozen=True, kw_only=True):
     p_more_images: (
         Annotated[
             Rate,
-            Meta(description="McNemar over images: without guidance as many match; absent for the unguided run"),
+            Meta(
+                description="McNemar over images: without guidance as many match; absent for the unguided run and for "
+                "searches, whose images are not independent"
+            ),
         ]
         | UnsetType
     ) = UNSET

@@ -167,6 +167,8 @@ class Scorer:
         score = {side: matches.score(band) for side, matches in sides.items()}
         members, heldout = (self._side(score[side], sides[side].incidence(band)) for side in ("members", "heldout"))
         p_images, p_members = _ahead(score["members"], plain.score(band)) if plain else (UNSET, UNSET)
+        if run.key.searched:  # whose images descend from each other, and are no independent pairs
+            p_images = UNSET
         false_matches = {}
         if threshold:
             trials, confidence = threshold.tested_on, self._settings.confidence

@@ -48,15 +48,20 @@ class TargetScores:
         self._step, self.digest = restored.step, restored.meta["sha256"]["ema"]
 
     def scores(
-        self, kinds: tuple[str, ...], images: np.ndarray, stream: str, sigma: float = 1.0
+        self,
+        kinds: tuple[str, ...],
+        images: np.ndarray,
+        stream: str,
+        sigma: float = 1.0,
+        index: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Scores of images uint8 [n, h, w, c]: float32 [n] for each kind named above; smaller is member-like.
 
-        An image's noise depends on the stream and its place among the images alone. `sigma` is the noise at which MODES
-        are scored.
+        An image's noise depends on the stream and its index alone, by default its place among the images; so does its
+        label, of a model that always needs one. `sigma` is the noise at which MODES are scored.
         """
         program = _program(_scorer, self._settings, kinds)
-        index = np.arange(len(images), dtype=np.uint32)
+        index = np.asarray(np.arange(len(images)) if index is None else index, np.uint32)
         scores = program((self._params, self._base(stream), np.float32(sigma)), images, index)
         return {kind: scores[:, i] for i, kind in enumerate(kinds)}
 

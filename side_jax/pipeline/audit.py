@@ -15,7 +15,7 @@ from side_jax.errors import InputError
 from side_jax.pipeline import plan, saved_config, space
 from side_jax.progress import WATCH, Work
 from side_jax.settings import Settings
-from side_jax.stages import stage_inputs, stage_table, summaries, surrogate
+from side_jax.stages import fit_adapters, stage_inputs, stage_table, summaries, surrogate
 from side_jax.stages.stage_table import STAGES, Stage
 from side_jax.workdir import boards, files, lock, run_log
 from side_jax.workdir.work_units import change
@@ -127,13 +127,16 @@ def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
         surrogate.check_true_labels(settings, dataset.num_classes)
         new_split = split.make_split(dataset, settings.data, settings.seed)
         member_labels.check(settings, dataset, new_split)
+    if "surrogate" in chosen and settings.extract.needs_adapters:
+        fit_adapters.check_kernels(settings)
     space.check_space(settings, workdir)
 
 
 def check_devices(settings: Settings) -> None:
     """Raises InputError if a batch can't be split evenly over the devices."""
     placement.check_divisible("sampler.batch_size", settings.sampler.batch_size, jax.local_device_count())
-    for section in ("train", "surrogate", "conditional"):
+    own = {"weak": settings.trains_weak, "adapters": settings.extract.needs_adapters}
+    for section in ("train", "surrogate", "conditional", *(name for name, used in own.items() if used)):
         fit = getattr(settings, section)
         key = f"{section}.batch_size" + (f" / accumulate ({fit.accumulate})" if fit.accumulate > 1 else "")
         placement.check_divisible(key, fit.batch_size // fit.accumulate, placement.training_mesh().size)

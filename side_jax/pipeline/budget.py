@@ -124,7 +124,8 @@ def choose(
         chosen = _extras(chosen, time_left, given, clock)
         if fitted := _fitted(chosen, workdir, time_left, given, clock, level.images):
             return fitted, clock
-    least = _changed(chosen, {"extract.num_images": max(levels[-1].images, chosen.sampler.batch_size)}, given)
+    count = _needed(chosen, max(levels[-1].images, chosen.sampler.batch_size))
+    least = _changed(chosen, {"extract.num_images": count}, given)
     need = planned(least, workdir, clock) / SHARE
     raise InputError(
         f"the smallest audit of this model, with {least.extract.num_images} images of each attack, takes about "
@@ -136,7 +137,7 @@ def choose(
 def refit(settings: Settings, workdir: Path, time_left: float, given: Set[str], clock: Clock) -> Settings:
     """The same settings with the number of images that fits into the time that is left, at most as many as before."""
     fewer = _fitted(settings, workdir, time_left, given, clock, settings.sampler.batch_size)
-    return fewer or _changed(settings, {"extract.num_images": settings.sampler.batch_size}, given)
+    return fewer or _changed(settings, {"extract.num_images": _needed(settings, settings.sampler.batch_size)}, given)
 
 
 def planned(settings: Settings, workdir: Path, clock: Clock) -> float:
@@ -189,6 +190,7 @@ def _fitted(
 ) -> Settings | None:
     """The settings with the most images that fit, at most those they have; None if not even `least` do."""
     batch, most = settings.sampler.batch_size, settings.extract.num_images
+    least = _needed(settings, least)
     if "extract.num_images" in given:
         return settings if planned(settings, workdir, clock) <= SHARE * time_left else None
     counts = sorted({min(most, -(-count // batch) * batch) for count in (least, *range(batch, most + batch, batch))})
@@ -199,6 +201,11 @@ def _fitted(
         some = _changed(settings, {"extract.num_images": counts[middle]}, given)
         low, high = (middle, high) if planned(some, workdir, clock) <= SHARE * time_left else (low, middle - 1)
     return _changed(settings, {"extract.num_images": counts[low]}, given) if low >= 0 else None
+
+
+def _needed(settings: Settings, images: int) -> int:
+    """So many images, or as many more as a search needs for its first generations."""
+    return max(images, builders.search_order(settings).size if settings.extract.searches else 0)
 
 
 def _changed(settings: Settings, changes: Mapping[str, Any], given: Set[str]) -> Settings:

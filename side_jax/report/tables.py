@@ -204,7 +204,8 @@ def _fittest(bests: Sequence[BestOfGeneration]) -> model.Table:
     labels = {"Images": "number", "Matched (AMS)": "rate", "Held-out matched": "rate", "Extracted": "number"}
     note = (
         "Of each generation the image that the attacker's classifier is surest of. The search chooses it without the "
-        "members; its row above counts every image that it asked the model for."
+        "members; its row above counts every image that it asked the model for. Images of a search descend from each "
+        "other, so that the intervals of both rows are too narrow."
     )
     columns = (*run_columns(False), *(terms.column(label, kind) for label, kind in labels.items()))
     return model.Table(caption="The fittest image of each generation", columns=columns, rows=tuple(cells), note=note)
@@ -212,7 +213,7 @@ def _fittest(bests: Sequence[BestOfGeneration]) -> model.Table:
 
 def _tests(metric: str, rows: list[Row]) -> model.Table:
     """The same runs against chance, and the paper's scores of different members; arguments as of _attacks."""
-    tested = any(not isinstance(row.p_more_images, UnsetType) for row in rows)
+    tested = any(not isinstance(row.p_more_members, UnsetType) for row in rows)
     columns = [*_CHANCE, *(_TESTED if tested else ())]
     return _quantities(f"Against chance, and UMS, by {metric}", rows, columns)
 

@@ -21,7 +21,7 @@ TERMS = {
     "UMS, all pairs": "members in the band of any image, over the number of images, as the paper counts",
     "UMS, nearest": "members that are the nearest one of a matching image, over the number of images",
     "p, more images": "chance of so many more matching images than by plain sampling if the attack added nothing "
-    "(McNemar, by image)",
+    "(McNemar, by image); none for a search, whose images descend from each other",
     "p, more members": "chance of so many more extracted members than by plain sampling if the attack added nothing "
     "(McNemar, by member)",
     "AMS": "share of generated images whose dissimilarity to a member lies in the band",

@@ -112,6 +112,7 @@ class Settings:
             check(value <= steps, f"{section}.num_steps", value, need)
         self._check_guidance()
         self._check_modes()
+        self._check_rounds()
         self._check_search()
         members, heldout = data.counts
         need = f"at most data.num_members ({members})"
@@ -238,6 +239,17 @@ class Settings:
         low, _ = noise_range(self.diffusion.make())
         need = f"at least {low:.3g}, the lowest noise of the model, also in the last round"
         check(min(modes.noise_levels) * modes.last_noise >= low, "modes.noise_levels", modes.noise_levels, need)
+
+    def _check_rounds(self) -> None:
+        """Of mode seeking before the clusters and before the fit of adapters; as of modes.noise_levels."""
+        low, _ = noise_range(self.diffusion.make())
+        need = f"at least {low:.3g}, the lowest noise of the model"
+        label, adapters = self.extract.clusters_images, self.extract.needs_adapters
+        for name, noise, rounds in (
+            ("label", self.label.noise, label * self.label.rounds),
+            ("adapters", self.adapters.noise, adapters * self.adapters.all_rounds),
+        ):
+            check(not rounds or noise >= low, f"{name}.noise", noise, need)
 
     def _check_search(self) -> None:
         if not (attack := self.extract.searches):

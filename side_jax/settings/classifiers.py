@@ -45,8 +45,9 @@ class Label:
     min_cluster_size: int = 2  # smaller clusters are rejected, since a single image is cohesive with itself
     # Images of rejected clusters: "reassign" them to the nearest kept one, as in the paper, or "drop" them.
     assignment: str = "reassign"
-    # Rounds of mode seeking that take the synthetic images to modes before their features are clustered, so that
-    # images which lead to one mode are in one cluster; 0: images as drawn. The classifier learns the images as drawn.
+    # Rounds of mode seeking that take the synthetic images, and the control's held-out ones, to modes before their
+    # features are clustered, so that images which lead to one mode are in one cluster; 0: images as drawn. The
+    # classifier learns the images as drawn.
     rounds: int = 0
     noise: float = 0.4  # noise of those rounds, as in modes.noise_levels
 

@@ -258,13 +258,12 @@ def target_bytes(settings: Settings, work: Unit) -> int:
 
 
 def adapter_bytes(settings: Settings, work: Unit) -> int:
-    """Bytes yet to be written of the adapters' checkpoints, which hold the target's parameters once each."""
+    """Bytes yet to be written of the adapters' checkpoints, in which the target's parameters are not."""
     if work.done():
         return 0
     shapes = jax.eval_shape(builders.init_fn(builders.build_network(settings), settings, 0))
     trained = jax.eval_shape(builders.adapters_fn(settings, shapes, settings.label.num_clusters, 0))
-    need = _TRAINED * builders.size(trained) + _TRAINED // 4 * builders.size(shapes)
-    return max(need - _size(work, work.directory), 0)
+    return max(_TRAINED * builders.size(trained) - _size(work, work.directory), 0)
 
 
 def classifier_bytes(settings: Settings, work: Unit, classifier: Classifier) -> int:

@@ -24,7 +24,8 @@ def run(settings: Settings, workdir: Path) -> None:
     base, count = random_streams.stream_key(settings, "extract"), settings.extract.num_images
     # Each model is loaded once, and a sweep over scales compiles once.
     model = functools.cache(functools.partial(_load_model, settings, workdir))
-    load = functools.cache(functools.partial(_load, settings, workdir, model))
+    adapted = functools.cache(functools.partial(fit_adapters.load, settings, workdir))
+    load = functools.cache(functools.partial(_load, settings, workdir, model, adapted))
     spread = functools.cache(functools.partial(stage_inputs.training_spread, settings, workdir))
     for attack_run, work in works:
         if not work.begin(lambda work=work: shards.complete(stage_table.extracted_shards(settings, work))):
@@ -60,14 +61,19 @@ def _load_model(settings: Settings, workdir: Path, twin: bool) -> Any:
 
 
 def _load(
-    settings: Settings, workdir: Path, model: Callable[[bool], Any], name: str, steered: bool
+    settings: Settings,
+    workdir: Path,
+    model: Callable[[bool], Any],
+    adapted: Callable[[], tuple[Any, int]],
+    name: str,
+    steered: bool,
 ) -> tuple[generation.Generator | SearchProgram | None, dict[str, Any], int]:
     """(what samples an attack's images, or None of mode seeking; its parameters; its number of target labels, or 0)."""
     attack = ATTACKS[name]
     if attack.adapted:
-        adapted, classes = fit_adapters.load(settings, workdir)
+        merged, classes = adapted()
         options = {"steered": steered, "sampler": settings.guided_sampler}
-        return builders.build_adapted_generator(settings, classes, **options), {"dpm": adapted}, classes
+        return builders.build_adapted_generator(settings, classes, **options), {"dpm": merged}, classes
     params = {"dpm": model(attack.twin)}
     if attack.seeks_modes:
         return None, params, 0

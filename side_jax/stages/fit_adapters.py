@@ -27,10 +27,18 @@ def fit(settings: Settings, workdir: Path, unit: Unit) -> dict[str, Any]:
     """Trains the adapters and writes their curves and checkpoints; returns the manifest's content."""
     own, seed = settings.adapters, random_streams.stream_seed(settings, unit.name)
     params = jax.device_get(stage_inputs.load_target(settings, workdir).trees["ema"])
-    batch = examples(settings, workdir, {"dpm": params})
-    count, classes = len(batch[1]), int(batch[1].max()) + 1
-    chosen = adapters.ranks(builders.build_network(settings), params, own.rank, own.kernels)
+    chosen = _ranks(settings, params)
+    count = int(own.keep * (_labels(workdir) >= 0).sum())
     _check(settings, chosen, count)
+    batch = examples(settings, workdir, {"dpm": params})
+    classes = int(batch[1].max()) + 1
+    if empty := int((np.bincount(batch[1]) == 0).sum()):
+        logger.warning(
+            "%s: %d of %d labels have no image among those of adapters.keep, so that nothing is learned for them.",
+            ADAPTED.name,
+            empty,
+            classes,
+        )
     make = builders.adapters_fn(settings, params, classes, seed)
     network = builders.build_adapted_network(settings, classes)
     trained, steps = trainer.run(
@@ -69,7 +77,7 @@ def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple
     """
     own = settings.adapters
     images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
-    labels = files.read_npz(workdir / "label" / "labels.npz")["label"].astype(np.int32)
+    labels = _labels(workdir)
     index = np.flatnonzero(labels >= 0)
     # All samples, though some have no label: which label a model that always needs one gave them goes by their index.
     seek = functools.partial(stage_inputs.taken_to_modes, settings, workdir, params)
@@ -83,18 +91,34 @@ def examples(settings: Settings, workdir: Path, params: dict[str, Any]) -> tuple
     return chosen if given is None else (*chosen, np.asarray(given))
 
 
-def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:
-    """Says how many ranks are capped.
+def _labels(workdir: Path) -> np.ndarray:
+    """The pseudo-labels of all synthetic images, int32 [n]; -1 for none."""
+    return files.read_npz(workdir / "label" / "labels.npz")["label"].astype(np.int32)
 
-    Raises:
-      InputError: if the network has no such kernels, or the images do not fill a batch.
-    """
+
+def check_kernels(settings: Settings) -> None:
+    """Raises InputError if the network has none of the kernels that are to be adapted."""
     own = settings.adapters
-    if own.rank and not chosen:
+    shapes = jax.eval_shape(builders.init_fn(builders.build_network(settings), settings, 0))
+    if own.rank and not _ranks(settings, shapes):
         raise InputError(
             f"config.adapters.kernels is {own.kernels!r}, but the model has no such kernels; choose another one of "
             f"{', '.join(adapters.KERNELS)}."
         )
+
+
+def _ranks(settings: Settings, params: Any) -> dict[tuple[str, ...], int]:
+    """Of the target's adapted kernels, see adapters.ranks."""
+    return adapters.ranks(builders.build_network(settings), params, settings.adapters.rank, settings.adapters.kernels)
+
+
+def _check(settings: Settings, chosen: dict[tuple[str, ...], int], count: int) -> None:
+    """Says how many ranks are capped.
+
+    Raises:
+      InputError: if the images do not fill a batch.
+    """
+    own = settings.adapters
     if count < own.batch_size:
         raise InputError(
             f"{ADAPTED.name} has {count} images to learn from, fewer than its batch of {own.batch_size}; lower "

@@ -31,11 +31,8 @@ def run(settings: Settings, workdir: Path) -> None:
 def _label(settings: Settings, workdir: Path, work: work_units.Unit) -> dict[str, Any]:
     """Clusters the images and writes the files; returns the content of the manifest."""
     synthetic = shards.read(stage_table.synthetic_shards(settings, workdir))
-    extractor, own = stage_inputs.build_extractor(settings, workdir), settings.label
-    params = {"dpm": stage_inputs.load_target(settings, workdir).trees["ema"]} if own.rounds else {}
-    compared = stage_inputs.taken_to_modes(
-        settings, workdir, params, synthetic["images"], own.rounds, own.noise, "label.noise"
-    )
+    extractor = stage_inputs.build_extractor(settings, workdir)
+    compared = stage_inputs.clustered(settings, workdir, synthetic["images"])
     features = extract(extractor, compared, workdir / "features")
     with doing("clustering the features"):
         result = clustering.pseudo_labels(features, settings.label, random_streams.stream_seed(settings, "label"))

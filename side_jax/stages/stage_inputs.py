@@ -238,6 +238,13 @@ def taken_to_modes(
     return draw(generator, params, stream_key(settings, "synthesize"), len(images))
 
 
+def clustered(settings: Settings, workdir: Path, images: np.ndarray) -> np.ndarray:
+    """Images uint8 [n, h, w, c] as their features are clustered: after label.rounds rounds of mode seeking."""
+    own = settings.label
+    params = {"dpm": load_target(settings, workdir).trees["ema"]} if own.rounds else {}
+    return taken_to_modes(settings, workdir, params, images, own.rounds, own.noise, "label.noise")
+
+
 def spread_of(members: datasets.Dataset, encode: Callable[[np.ndarray], np.ndarray] = pixel_range.to_float) -> float:
     """The spread of what a model samples for a dataset, from its first images.
 

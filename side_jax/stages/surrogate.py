@@ -95,7 +95,8 @@ def _examples(settings: Settings, workdir: Path, classifier: Classifier) -> _Exa
         return _Examples(images=members.images, labels=members.labels.astype(np.int32), classes=members.num_classes)
     if classifier.images == "heldout":
         images = stage_inputs.load_split(settings, workdir)[1].images
-        features = extractors.extract(stage_inputs.build_extractor(settings, workdir), images, workdir / "features")
+        compared = stage_inputs.clustered(settings, workdir, images)
+        features = extractors.extract(stage_inputs.build_extractor(settings, workdir), compared, workdir / "features")
         labels = clustering.pseudo_labels(features, settings.label, random_streams.stream_seed(settings, "label"))[
             "label"
         ]
@@ -103,7 +104,7 @@ def _examples(settings: Settings, workdir: Path, classifier: Classifier) -> _Exa
         images = shards.read(stage_table.synthetic_shards(settings, workdir))["images"]
         labels = files.read_npz(workdir / "label" / "labels.npz")["label"]
     s = settings.surrogate
-    if s.objective == "tdkd" and s.teacher_path:
+    if s.objective == "tdkd" and s.teacher_path and classifier.distilled:
         teacher = choose.build_teacher(settings)(images)
         labels = teacher.argmax(axis=1).astype(np.int32)
         examples = _Examples(images=images, labels=labels, classes=teacher.shape[1], teacher=teacher)

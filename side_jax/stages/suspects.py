@@ -9,8 +9,9 @@ Four scores, computed for the images of a run from the model and the other image
 
 Images are ranked by the mean of their ranks in each score, a rule fixed before any ground truth was examined. Only runs
 that need no training data are ranked, each separately, since images of several runs from the same noise are no evidence
-of memorisation. Neither the data nor the split file is read. The owner of the data can join evaluate/matches.csv by
-attack, scale and index.
+of memorisation. Nor are those of a search over starting noise, whose children have that of their parents: it has no
+cliques, and the sizes of groups of modes that start from its images prove less. Neither the data nor the split file is
+read. The owner of the data can join evaluate/matches.csv by attack, scale and index.
 
 A run of mode seeking is also listed by its distinct modes, in modes.csv: groups of near duplicates among its images,
 largest first, since modes that many starts reach are those of memorised images; their centres, with the number and
@@ -33,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
-from side_jax.attacks.table import Run
+from side_jax.attacks.table import NOISE, Run
 from side_jax.devices import placement, process_group
 from side_jax.diffusion import pixel_range
 from side_jax.measure import target_scores
@@ -88,7 +89,8 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit, target: Tar
         for attack_run, unit in progress(runs, total=len(runs), description="suspects", unit="run"):
             generated = shards.read(stage_table.extracted_shards(settings, unit))
             scores = target.scores(target_scores.SUSPICION, generated["images"], "suspects")
-            scores |= {"clique": clique_sizes(generated["images"], settings.evaluate.rmse_below)}
+            if not _inherits(settings, attack_run):
+                scores |= {"clique": clique_sizes(generated["images"], settings.evaluate.rmse_below)}
             if classify:
                 scores["confidence"] = classify(generated["images"])
             rank = ranks(scores)
@@ -112,6 +114,11 @@ def _write(settings: Settings, workdir: Path, work: work_units.Unit, target: Tar
     logger.info("suspects: %d images of %d runs in %s.", count, len(runs), work.directory / "suspects.csv")
 
 
+def _inherits(settings: Settings, run: Run) -> bool:
+    """Whether a run's images, or those that it starts from, have starting noise of other images of the run."""
+    return run.searched and settings.search_genome == NOISE
+
+
 def _write_modes(
     settings: Settings, workdir: Path, work: work_units.Unit, runs: list[tuple[Run, Unit]], target: TargetScores
 ) -> None:
@@ -124,7 +131,8 @@ def _write_modes(
             generated = shards.read(stage_table.extracted_shards(settings, unit))
             images = generated["images"]
             modes = distinct_modes(images, settings.evaluate.rmse_below)
-            scores = target.scores(target_scores.MODES, images[modes.centre], "suspects", sigma)
+            own = generated["index"][modes.centre]
+            scores = target.scores(target_scores.MODES, images[modes.centre], "suspects", sigma, own)
             for i, (centre, size) in enumerate(zip(modes.centre, modes.size, strict=True)):
                 values = [f"{scores[kind][i]:.9g}" for kind in target_scores.MODES]
                 share = f"{size / len(images):.6g}"

@@ -61,6 +61,11 @@ def read_encoder(folder: Path) -> TextEncoder:
             f"{path} has hidden_act = {json.dumps(activation)}, which is not supported; give a model with "
             f"{join_values(ACTIVATIONS)}."
         )
+    if config.get("use_attention_mask"):  # by which pipelines leave padding out
+        raise InputError(
+            f"{path} has use_attention_mask = {json.dumps(config['use_attention_mask'])}, which is not supported; give "
+            "a model without it, such as one of Stable Diffusion 1 or 2."
+        )
     numbers = {field: (name, config.get(name, default)) for field, (name, default) in _NUMBERS.items()}
     for name, value in numbers.values():
         if type(value) is not int or value < 1:

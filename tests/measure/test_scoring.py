@@ -143,6 +143,13 @@ def test_a_run_is_compared_with_the_unguided_one_image_by_image(sides):
     assert row.p_more_images == pytest.approx(intervals.mcnemar(30, 10))
     assert row.p_more_members == pytest.approx(0.5**5)
     assert rows(scorer, run)[0]["rmse", "high"].p_more_images is UNSET
+    # Images of a search descend from each other, so that they are no independent pairs.
+    search = Run(attack="black_box", guidance_scale=0.0)
+    from_there = Run(attack="modes", guidance_scale=0.0, start="black_box", noise_level=0.4, rounds=5)
+    for one in (search, from_there):
+        searched, *_ = scorer.rows(one, scorer.match(run), plain_matches)
+        assert searched.p_more_images is UNSET
+        assert searched.p_more_members == row.p_more_members
     assert rows(scorer, run[:30], plain_matches)[0]["rmse", "high"].p_more_images is UNSET  # not as many images
 
 

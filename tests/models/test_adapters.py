@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.models import adapters
@@ -107,6 +108,7 @@ def test_only_adapters_and_the_table_learn(params):
     jax.tree.map(np.testing.assert_array_equal, after[adapters.FROZEN], params)
     moved = jax.tree.map(lambda new, old: bool((new != old).any()), {name: after[name] for name in trained}, trained)
     assert all(jax.tree.leaves(moved))
+    assert (after["labels"] != trained["labels"]).any(axis=1).all()  # the last row, of none, by images without theirs
     moments = [leaf.size for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
     assert sum(moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(trained))
 
@@ -126,6 +128,15 @@ def test_the_number_of_trained_parameters_by_hand(params):
     found = adapters.ranks(UNET, params, 4)
     assert len(found) == len(kernels)
     assert {path: rank for path, rank in found.items() if rank < 4} == {("conv_out", "kernel"): 1}
+
+
+def test_each_kernels_matrix_is_drawn_anew_with_the_variance_of_the_docstring(params):
+    """All numbers times sqrt(k) are standard normal, and those of kernels of one shape have nothing in common."""
+    trained = adapters.initial(UNET, params, 2, KEY, rank=8)
+    drawn = [leaf for path, leaf in jax.tree.leaves_with_path(trained["kernels"]) if path[-1].key == "a"]
+    numbers = np.concatenate([np.ravel(a) * np.sqrt(len(a)) for a in drawn])
+    assert stats.kstest(numbers, "norm").pvalue > 0.001
+    assert len(np.unique(numbers)) > 0.999 * len(numbers)
 
 
 def test_ranks_are_capped_and_kernels_chosen(params):

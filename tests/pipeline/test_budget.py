@@ -138,3 +138,14 @@ def test_a_large_network_samples_few_at_once(monkeypatch):
     assert budget.batch_size(small) == budget.BATCHES["cpu"]
     monkeypatch.setattr(clock.Clock, "product", lambda self: 4.0)
     assert budget.batch_size(small) == jax.local_device_count()
+
+
+def test_a_search_has_its_first_generations_however_short_the_time(tmp_path):
+    """500 images, in whole batches; where these do not fit, more time is asked for, and what began is ended."""
+    attacks = ("unconditional", "black_box")
+    exactly = (2048 + 8 * 64 + 9 * 64) * 20 * CALL + PROBE  # a batch of the search is of two generations
+    assert names(chosen(tmp_path, exactly + 0.001, attacks=attacks)) == (attacks, 20, 512)
+    with pytest.raises(InputError, match="the smallest audit of this model, with 500 images of each attack"):
+        chosen(tmp_path, 2048 * 10 * CALL + PROBE, attacks=attacks)
+    first, known = budget.choose(settings(), tmp_path, 1e9, {"evaluate.loss_images"}, attacks)
+    assert budget.refit(first, tmp_path, 0.0, frozenset(), known).extract.num_images == 500

@@ -171,6 +171,13 @@ VALUES = [
     ({"train.batch_size": 128}, "train.batch_size is 128", "data.num_members (64)"),
     ({"surrogate.batch_size": 30}, "surrogate.batch_size is 30", "8 devices", "try 32"),
     ({"sampler.batch_size": 12}, "sampler.batch_size is 12", "8 devices", "try 16"),
+    (
+        {"extract.attacks": "('side_lora',)", "adapters.batch_size": 30},
+        "adapters.batch_size is 30",
+        "8 devices",
+        "try 32",
+    ),
+    ({"extract.attacks": "('extrapolate',)", "weak.batch_size": 30}, "weak.batch_size is 30", "8 devices", "try 32"),
     ({"sampler.solver": "euler"}, "sampler.solver is 'euler'", "ddim, dpmpp_2m"),
     ({"sampler.solver": "dpmpp_2m", "sampler.eta": 0.5}, "sampler.eta is 0.5", "draws no noise"),
     ({"extract.guidance_form": "noise"}, "guidance_form is 'noise'", "score, mean, mean_at_mean"),
@@ -275,6 +282,12 @@ VALUES = [
     ),
     ({"label.rounds": -1}, "label.rounds is -1", "at least 0"),
     ({"label.noise": 0.0}, "label.noise is 0.0", "above 0"),
+    ({"label.rounds": 1, "label.noise": 1e-4}, "label.noise is 0.0001", "the lowest noise of the model"),
+    (
+        {"extract.attacks": "('side_lora',)", "adapters.noise": 1e-4},
+        "adapters.noise is 0.0001",
+        "the lowest noise of the model",
+    ),
     ({"adapters.rank": -1}, "adapters.rank is -1", "at least 0"),
     ({"adapters.kernels": "norms"}, "adapters.kernels is 'norms'", "all, convolution, dense, attention"),
     ({"adapters.keep": 0.0}, "adapters.keep is 0.0", "at most 1"),
@@ -285,6 +298,11 @@ VALUES = [
         "adapters.batch_size is 64",
         "at most 32",
         "0.25 of 128 synthetic images",
+    ),
+    (
+        {"extract.attacks": "('side_lora',)", "adapters.kernels": "attention", "model.add_attention": False},
+        "adapters.kernels is 'attention'",
+        "the model has no such kernels; choose another one of all, convolution",
     ),
     (
         {"extract.attacks": "('side_lora',)", "target.format": "object", "evaluate.divergence": False},

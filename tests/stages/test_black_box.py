@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import runs
 
-from side_jax import builders
+from side_jax import builders, evaluate
 from side_jax.attacks.table import ATTACKS, Run
 from side_jax.config import from_config
 from side_jax.diffusion import genetic, pixel_range, sampler
@@ -27,7 +27,7 @@ from side_jax.sampling import generation, shards
 from side_jax.settings import Condition, Settings, random_streams
 from side_jax.settings.extraction import BlackBox, Extract
 from side_jax.settings.target import OWN
-from side_jax.stages import amounts, estimates, extract, stage_inputs, stage_table
+from side_jax.stages import amounts, estimates, extract, stage_inputs, stage_table, suspects
 from side_jax.stages.estimates import Timing
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -301,7 +301,22 @@ def test_the_fittest_are_scored_apart(finished):
         assert unique == len({row[f"{name}_{side}_id"] for row in hit})
     page = (workdir / "report" / "index.html").read_text()
     assert "The fittest image of each generation" in page
+    assert "descend from each other, so that the intervals of both rows are too narrow" in page
     assert "By black-box search, with 64 queries" in page
+
+
+def test_near_duplicates_are_evidence_only_with_noise_of_their_own(finished, conditional, tmp_path):
+    """A search over noise breeds them, and modes that start from its images; over labels, each image has its own."""
+    for (own, workdir), empty in ((finished, True), (conditional, False)):
+        run = shutil.copytree(workdir, tmp_path / own.search_genome)
+        assert runs.run([f"--workdir={run}"], evaluate.SUSPECTS) == 0
+        with (run / "suspects" / "suspects.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["attack"] for row in rows} >= {"unconditional", "black_box"}
+        assert all((row["clique"] == "") == (empty and row["attack"] == "black_box") for row in rows)
+        starts = Run(attack="modes", start="black_box", noise=0.4, rounds=5)
+        assert suspects._inherits(own, starts) == empty
+        assert not suspects._inherits(own, Run(attack="modes", start="noise", noise=0.4, rounds=5))
 
 
 def test_recipes_are_scored_as_runs_are(finished):

@@ -208,13 +208,34 @@ def test_it_depends_on_the_labels_and_its_fit(tmp_path):
     assert fingerprint(changed, 2.0) != fingerprint(both, 2.0)
 
 
-def test_kernels_that_the_model_lacks_are_refused_in_a_sentence(adapted):
+def test_few_images_are_refused_in_a_sentence(adapted):
     own, _ = adapted
-    attention = dataclasses.replace(own, adapters=dataclasses.replace(own.adapters, kernels="attention"))
-    with pytest.raises(InputError, match=r"adapters\.kernels is 'attention', but the model has no such kernels"):
-        fit_adapters._check(attention, {}, 128)
     with pytest.raises(InputError, match="side_lora has 3 images to learn from, fewer than its batch of 64"):
         fit_adapters._check(own, {("a",): 1}, 3)
+
+
+def test_too_few_labelled_images_are_refused_before_they_are_taken_to_modes(adapted, tmp_path, monkeypatch):
+    """Also none at all: a share of the few images that a strict threshold leaves with a label."""
+    own, workdir = adapted
+    run = shutil.copytree(workdir, tmp_path / "run")
+    labels = dict(np.load(run / "label" / "labels.npz"))
+    labels["label"][10:] = -1
+    np.savez(run / "label" / "labels.npz", **labels)
+    few = dataclasses.replace(own, adapters=dataclasses.replace(own.adapters, batch_size=8, keep=0.0625, rounds=1))
+    monkeypatch.setattr(stage_inputs, "taken_to_modes", lambda *args: pytest.fail("took images to modes"))
+    with pytest.raises(InputError, match="side_lora has 0 images to learn from, fewer than its batch of 8"):
+        fit_adapters.fit(few, run, stage_table.adapters_unit(own, run))
+
+
+def test_labels_without_an_image_in_the_fit_are_counted(adapted, monkeypatch, said):
+    own, workdir = adapted
+    monkeypatch.setattr(trainer, "run", lambda **options: ({}, 0))
+    for labels, warns in (([0, 1, 2, 3], False), ([0, 3, 3, 3], True)):
+        batch = np.zeros((4, 8, 8, 1), np.uint8), np.asarray(labels, np.int32)
+        monkeypatch.setattr(fit_adapters, "examples", lambda *args, batch=batch: batch)
+        said.clear()
+        assert fit_adapters.fit(own, workdir, stage_table.adapters_unit(own, workdir))["classes"] == 4
+        assert ("side_lora: 2 of 4 labels have no image among those of adapters.keep" in said.text) == warns
 
 
 class Killed(BaseException):
@@ -241,7 +262,11 @@ def test_a_fit_that_is_killed_goes_on(adapted, tmp_path, monkeypatch, said):
             runs.run(argv)
     assert not stage_table.adapters_unit(own, run).done()
     said.clear()
-    assert runs.run(argv, ("surrogate", "extract")) == 0
+    merged, load = [], fit_adapters.load
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_adapters, "load", lambda *args: merged.append(1) or load(*args))
+        assert runs.run(argv, ("surrogate", "extract")) == 0
+    assert len(merged) == 1  # of the two scales: a second copy would be as large as the target
     assert "train the adapters: continuing from the checkpoint of step 5 of 12." in said.messages
     jax.tree.map(np.testing.assert_array_equal, *(fit_adapters.load(own, folder)[0] for folder in (run, workdir)))
     for path in ("surrogate/side_lora/metrics.jsonl", *(f"extract/{name}/shard_00001.npz" for name in RUNS)):

@@ -241,6 +241,14 @@ def test_suspects_list_the_distinct_modes(finished, tmp_path):
     assert [which[int(row["index"])] for row in rows[:2]] == [0, 1]
     assert [float(row["share"]) for row in rows[:2]] == [20 / 32, pytest.approx(9 / 32)]
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("movement", "posterior_variance"))
+    # Each by its own noise, and label if the model always needs one, which go by the image's index.
+    sigma = own.modes.noise_levels[0] * stage_inputs.training_spread(own, copy)
+    with jax.numpy_dtype_promotion("standard"):
+        target = stage_inputs.load_target_scores(own, copy)
+        scores = target.scores(("movement", "posterior_variance"), planted, "suspects", sigma)
+    places = [int(row["index"]) for row in rows]
+    for name, values in scores.items():
+        assert [float(row[name]) for row in rows] == pytest.approx(values[places], rel=1e-4)
     assert (copy / "suspects" / "modes.png").exists()
     found = suspects_benchmark.modes(copy)[run.name]
     assert found["images"].tolist() == [1.0, 0.8, 0.4, 0.4, 0.4]

@@ -18,8 +18,10 @@ from side_jax.attacks.table import ATTACKS, known_classifiers
 from side_jax.config import from_config
 from side_jax.data import config_files
 from side_jax.errors import InputError
+from side_jax.features import clustering, extractors
 from side_jax.pipeline.saved_config import saved_config
 from side_jax.sampling import generation, shards
+from side_jax.settings import random_streams
 from side_jax.stages import stage_inputs, stage_table, surrogate
 from side_jax.training import validation
 from side_jax.training.validation import EarlyStop, Predictions, noise_levels
@@ -65,6 +67,25 @@ def test_the_oracle_and_the_baseline_learn_members_and_the_control_held_out_imag
         assert one.classes == 10
     np.testing.assert_array_equal(control.images, heldout.images)
     assert control.classes == settings.label.num_clusters
+
+
+def test_the_control_of_held_out_images_is_clustered_as_side_is(settings, workdir):
+    """With label.rounds at modes of the target, too; it learns the images themselves."""
+    settings = changed(settings, "label", rounds=2)
+    (control,) = examples(settings, workdir, "side_heldout")
+    images = stage_inputs.load_split(settings, workdir)[1].images
+    np.testing.assert_array_equal(control.images, images)
+    params = {"dpm": stage_inputs.load_target(settings, workdir).trees["ema"]}
+    modes = stage_inputs.taken_to_modes(settings, workdir, params, images, 2, settings.label.noise, "label.noise")
+    assert (modes != images).any()
+    extractor = stage_inputs.build_extractor(settings, workdir)
+    seed = random_streams.stream_seed(settings, "label")
+    by_modes, as_drawn = (
+        clustering.pseudo_labels(extractors.extract(extractor, of, workdir / "features"), settings.label, seed)["label"]
+        for of in (modes, images)
+    )
+    np.testing.assert_array_equal(control.labels, by_modes)
+    assert (by_modes != as_drawn).any()
 
 
 def test_dropped_images_teach_nothing(settings, finished, tmp_path):
@@ -130,6 +151,11 @@ def test_a_given_teacher_names_the_classes(settings, finished, teacher):
     np.testing.assert_array_equal(random.images, side.images)
     assert (random.teacher != side.teacher).any()
     np.testing.assert_allclose(np.sort(random.teacher, axis=0), np.sort(side.teacher, axis=0))
+    # What nothing is distilled to keeps its pseudo-labels, as its fingerprint says.
+    (searched,) = examples(settings, finished, "black_box")
+    assert searched.teacher is None
+    labels = np.load(finished / "label" / "labels.npz")["label"]
+    np.testing.assert_array_equal(searched.labels, labels[labels >= 0])
 
 
 class Scripted:

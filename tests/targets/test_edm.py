@@ -12,7 +12,7 @@ from side_jax.models.dhariwal_unet import DhariwalUNet
 from side_jax.models.song_unet import SongUNet
 from side_jax.settings import Diffusion
 from side_jax.settings import Target as Section
-from side_jax.stages import fit_adapters, stage_table
+from side_jax.stages import fit_adapters, stage_inputs, stage_table
 from side_jax.targets import networks
 from side_jax.targets.formats import read_target
 from side_jax.targets.target_model import Hints
@@ -238,3 +238,11 @@ def test_low_rank_adapters_of_a_snapshot(path, params, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "run", run)
     fit_adapters.fit(settings, workdir, stage_table.adapters_unit(settings, workdir))
     assert seen == [0, 1, 2, 0, 1]
+    # Where images are dropped, the others keep the labels that they were drawn and taken to modes with.
+    model = {"dpm": stage_inputs.load_target(settings, workdir).trees["ema"]}
+    whole = fit_adapters.examples(settings, workdir, model)
+    labels = dict(np.load(workdir / "label" / "labels.npz"))
+    labels["label"][[0, 1, 5]] = -1
+    np.savez(workdir / "label" / "labels.npz", **labels)
+    for part, full in zip(fit_adapters.examples(settings, workdir, model), whole, strict=True):
+        np.testing.assert_array_equal(part, np.delete(full, [0, 1, 5], axis=0))

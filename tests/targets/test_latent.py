@@ -1,5 +1,6 @@
 """Models of latents without PyTorch: what is read of their files, and a sentence for each thing that is refused."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -14,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 from side_jax import builders
 from side_jax.attacks.table import ATTACKS
 from side_jax.config import from_config
+from side_jax.diffusion.genetic import log_odds
 from side_jax.diffusion.mode_seeking import spread
 from side_jax.diffusion.pixel_range import to_float, to_uint8
 from side_jax.diffusion.sampler import initial_noise, sample, sample_from, sample_keys
 from side_jax.diffusion.schedule import make_schedule
 from side_jax.errors import InputError
 from side_jax.models.autoencoders import Autoencoder
+from side_jax.models.classifier import log_probs
 from side_jax.models.latent import Latent
 from side_jax.models.unet import UNet
 from side_jax.pipeline.saved_config import saved_config
@@ -465,3 +468,16 @@ def test_the_whole_audit_runs_in_latents(wholes, tmp_path):
     page = (workdir / "report" / "index.html").read_text()
     assert "memorisation divergence of latents" in page
     assert "The model scores latents of the images." in page
+    # A search draws images by the noise of latents, and its classifier looks at the latents of what is drawn.
+    extract = dataclasses.replace(settings.extract, attacks=("unconditional", "black_box"))
+    few = dataclasses.replace(settings.black_box, searches=1)
+    module = builders.build_classifier(settings, 3, time_dependent=False)
+    tree, index, t = builders.init_fn(module, settings, 0)(), np.arange(32, dtype=np.uint32), np.zeros(32, np.int32)
+    with jax.numpy_dtype_promotion("standard"):
+        program = builders.build_search_program(dataclasses.replace(settings, extract=extract, black_box=few), module)
+        base, whole = random_streams.stream_key(settings, "extract"), {"dpm": params, "classifier": tree}
+        images = program.draw((whole, base), index, program.first(base, index))
+        fitness = program.fitness(whole, images, t)
+        expected = log_odds(log_probs(module, tree, target.encode(params, to_float(images)), t), t)
+    assert np.abs(images.astype(int) - drawn[:32]).max() <= 1
+    np.testing.assert_allclose(fitness, expected, rtol=1e-3, atol=1e-4)

@@ -207,6 +207,7 @@ def test_without_an_index_the_folders_tell(pipeline, prompts):
         ("text_encoder", {"model_type": "t5"}, ('that is "t5"', "only CLIPTextModel is read")),
         ("text_encoder", {"architectures": ["CLIPTextModelWithProjection"]}, ('"CLIPTextModelWithProjection"',)),
         ("text_encoder", {"hidden_act": "relu"}, ('hidden_act = "relu"', '"quick_gelu", "gelu"')),
+        ("text_encoder", {"use_attention_mask": True}, ("use_attention_mask = true", "not supported")),
         ("text_encoder", {"num_hidden_layers": 0}, ("num_hidden_layers = 0", "replace it")),
         ("text_encoder", {"layer_norm_eps": None}, ("layer_norm_eps = null", "replace it")),
         ("text_encoder", {"num_attention_heads": 3}, ("hidden_size = 4", "num_attention_heads = 3")),
