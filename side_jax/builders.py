@@ -367,6 +367,8 @@ def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
 
 def with_modes(settings: Settings, modes: Modes) -> Settings:
     """The settings with other ones of mode seeking, which are not checked against those of the attacks."""
+    if settings.modes == modes:  # equal settings share one compiled program
+        return settings
     extract = dataclasses.replace(settings.extract, attacks=(PLAIN.name,))
     return dataclasses.replace(settings, modes=modes, extract=extract)
 
