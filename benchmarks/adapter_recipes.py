@@ -56,7 +56,7 @@ class Bench:
         self._workdir, self._settings, self._count = workdir, own, num_images
         self._params = jax.device_get(stage_inputs.load_target(own, workdir).trees["ema"])
         self._base = random_streams.stream_key(own, "extract")
-        self._metrics = builders.build_metrics(own.evaluate)
+        self._metrics = own.evaluate.make_metrics()
         self._images = [side.images for side in stage_inputs.load_sides(own, workdir)]
         self._sides = [references(images, self._metrics) for images in self._images]
         self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}

@@ -151,7 +151,7 @@ def _fit(
                 _sides(settings, unit.directory / "split.json", members, heldout),
                 stack.enter_context(curves),
                 _seeker(settings, spread) if settings.monitor.seeks_modes else None,
-                next((one for one in builders.build_metrics(settings.evaluate) if not one.needs_features), None),
+                next((one for one in settings.evaluate.make_metrics() if not one.needs_features), None),
             )
         return train_dpm.train(
             settings,
