@@ -74,7 +74,7 @@ class AuditResult:
           InputError: if the audit has no report yet, or a private one, which has no such sheet.
         """
         best = matches.shown(phrases.headline(records.read(self.results))) if self.records else []
-        path = self.report.with_name(f"matches_{matches.slug(best[0])}.png") if best else self.report
+        path = self.report.with_name(f"matches_{best[0].key.name}.png") if best else self.report
         if not best or not path.is_file():
             raise InputError(
                 f"{self.report.parent} holds no sheet of matches; run all stages, with report.private off."
