@@ -220,7 +220,7 @@ def audit_samples(
     """Audits generated images from any source, without a model, as `side-jax-evaluate --samples=...` does.
 
     Each set is a path (a folder of pictures at any depth, an NPZ with `images`, or an NPY) or an array, uint8 [n, h, w]
-    or [n, h, w, c] in 0..255, where c is 1 (grey) or 3 (colour).
+    or [n, h, w, c] in 0..255, where c is 1 (grey), 3 (colour) or at most 16.
 
     Args:
       samples: the generated images.

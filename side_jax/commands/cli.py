@@ -102,8 +102,8 @@ def audit_samples(argv: Sequence[str]) -> int:
     description = (
         "Audits generated images from any source against members and held-out images, without a model.\n\n"
         "Usage: python -m side_jax.evaluate --samples=PATH --members=PATH --heldout=PATH --out=DIR\n\n"
-        "PATH is a folder of pictures (at any depth) or a ZIP of them, or an NPZ (`images`) or NPY of uint8 [n, h, w, "
-        "1 or 3], or a folder of these."
+        "PATH is a folder of pictures (at any depth) or a ZIP of them, or an NPZ (`images`) or NPY of uint8 [n, h, w] "
+        "or [n, h, w, c], or a folder of these."
     )
     epilogue = f"Results: DIR/index.html for people; DIR/results.json and tables (CSV) for programs.\n{_EXIT_CODES}"
     return _command(argv, values, description, epilogue, functools.partial(_read_samples, values, argv))

@@ -56,7 +56,7 @@ class Request:
     """What to compare, and where to write the results.
 
     Attributes:
-      samples: the generated images: a path, or uint8 [n, h, w, c] with c = 1 or 3.
+      samples: the generated images: a path, or uint8 [n, h, w] or [n, h, w, c].
       members: the images that the model was trained on, likewise.
       heldout: images of the same kind that it has not seen, likewise.
       out: folder of the results.

@@ -12,9 +12,8 @@ from side_jax.errors import InputError, StoppedError
 
 _passed: list[str] = []  # names of the barriers passed so far; all processes pass the same ones in the same order
 
-_SIGTERM = (
-    "RECEIVED_PREEMPTION_NOTICE"  # JAX sets this key for all processes, about a second after one receives the signal
-)
+# JAX sets this key for all processes, about a second after one receives the signal.
+_SIGTERM = "RECEIVED_PREEMPTION_NOTICE"
 
 
 def join(processes: int, coordinator: str | None, process_id: int | None) -> None:
