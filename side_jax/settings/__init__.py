@@ -263,7 +263,7 @@ class Settings:
             return
         step, train = self.weak.step, self.train
         need = "without extrapolate: no weaker model of latents is trained here"
-        check('"Latent"' not in self.target.network, "extract.attacks", self.extract.attacks, need)
+        check("Latent" not in self._networks, "extract.attacks", self.extract.attacks, need)
         need = "0 while target.path is set: an imported model has no earlier checkpoints"
         check(not (step and self.target.path), "weak.step", step, need)
         need = f"0, or a multiple of train.checkpoint_every ({train.checkpoint_every}) below train.num_steps"
