@@ -51,7 +51,7 @@ def settings(**options):
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
     """A finished run with the attack."""
-    workdir = tmp_path_factory.mktemp("lora") / "run"
+    workdir = shutil.copytree(runs.finished("plain"), tmp_path_factory.mktemp("lora") / "run")
     assert runs.run(runs.arguments(workdir, **OPTIONS)) == 0
     return from_config(saved_config(workdir)), workdir
 
