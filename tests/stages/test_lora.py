@@ -328,9 +328,10 @@ def test_its_images_are_suspects(adapted, tmp_path, monkeypatch):
 
 
 def test_a_private_page_has_it_without_images(adapted, tmp_path):
-    """Here of labels and of a fit at modes."""
+    """Here of labels and of a fit at modes, in one run."""
     run = shutil.copytree(adapted[1], tmp_path / "run")
-    at_modes = OPTIONS | {"label__rounds": 2, "adapters__rounds": 1}
+    at_modes = OPTIONS | {"label__rounds": 2, "adapters__rounds": 1, "adapters__scales": "(1.0,)"}
+    at_modes |= {"extract__attacks": f"('{ATTACK}',)", "evaluate__controls": False}
     assert runs.run(runs.arguments(run, **at_modes, report__private=True)) == 0
     page = (run / "report" / "index.html").read_text()
     assert "the target with low-rank adapters" in page
