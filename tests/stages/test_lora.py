@@ -28,19 +28,7 @@ from side_jax.stages import estimates, fit_adapters, stage_inputs, stage_table
 from side_jax.training import trainer
 
 ATTACK = "side_lora"
-OPTIONS = {
-    "extract__attacks": f"('{ATTACK}','modes')",
-    "modes__starts": f"('{ATTACK}',)",
-    "modes__rounds": "(2,)",
-    "label__num_clusters": 4,
-    "label__min_cluster_size": 1,
-    "adapters__num_steps": 12,
-    "adapters__checkpoint_every": 5,
-    "adapters__rank": 512,
-    "adapters__rounds": 0,
-    "adapters__scales": "(1.0,3.0)",
-    "evaluate__controls": True,
-}
+OPTIONS = runs.ADAPTED
 RUNS = ["side_lora_1", "side_lora_3", "modes_0.4x2_from_side_lora_1", "modes_0.4x2_from_side_lora_3"]
 
 
@@ -49,10 +37,9 @@ def settings(**options):
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory):
-    """A finished run with the attack."""
-    workdir = shutil.copytree(runs.finished("plain"), tmp_path_factory.mktemp("lora") / "run")
-    assert runs.run(runs.arguments(workdir, **OPTIONS)) == 0
+def adapted():
+    """The finished run with the attack; read it, never write to it."""
+    workdir = runs.finished("adapted")
     return from_config(saved_config(workdir)), workdir
 
 
