@@ -6,9 +6,9 @@ python benchmarks/adapter_recipes.py --workdirs runs/adapters_10 runs/adapters_1
 Each workdir is an audit with the attack side_lora that went at least as far as the stage label; nothing in it changes.
 The rows have means over the workdirs, for images with a label and no guidance: the share of matched images (AMS), the
 extracted members, AMS against held-out images, the members by RMSE and by d1 / d2, and AMS of the adapted model without
-a label. All rows take equally many calls of the network. Samples are those `drawn`, the `half` that
-a round of mode seeking moves least, `modes` (5 rounds), or the half of these; as references that no attacker has,
-the `members`, and as a control, the samples drawn with `shuffled` labels.
+a label. All rows take equally many calls of the network. Samples are those `drawn`, the `half` that a round of mode
+seeking moves least, `modes` (5 rounds), or the half of these; as references that no attacker has, the `members`, and as
+a control, the samples drawn with `shuffled` labels.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Bench:
         self._workdir, self._settings, self._count = workdir, own, num_images
         self._params = jax.device_get(stage_inputs.load_target(own, workdir).trees["ema"])
         self._base = random_streams.stream_key(own, "extract")
-        self._metrics = builders.build_metrics(own.evaluate)
+        self._metrics = own.evaluate.make_metrics()
         self._images = [side.images for side in stage_inputs.load_sides(own, workdir)]
         self._sides = [references(images, self._metrics) for images in self._images]
         self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}

@@ -104,7 +104,7 @@ class Judge:
     def __init__(self, settings: Settings, members: np.ndarray, unseen: np.ndarray, far: np.ndarray, count: int):
         """Takes uint8 images: those to find, as many unseen ones, and those to which the distance is measured."""
         self._settings, self._count = settings, count
-        self._metrics = builders.build_metrics(settings.evaluate)[:1]
+        self._metrics = settings.evaluate.make_metrics()[:1]
         self._sides = [references(side, self._metrics) for side in (members, unseen)]
         self._far = pixel_range.to_float(far).reshape(len(far), -1)
         spread = mode_seeking.spread(pixel_range.to_float(members))

@@ -93,7 +93,7 @@ class Bench:
         surrogate_unit = unit(settings, workdir, "surrogate/side")
         self.drawn = workdir / "cost" / surrogate_unit.fingerprint[:12]
         members, heldout, *_ = stage_inputs.load_split(settings, workdir)
-        self._metric = builders.build_metrics(settings.evaluate)[:1]
+        self._metric = settings.evaluate.make_metrics()[:1]
         self._sides = [
             references(side.images, self._metric) for side in (members, heldout.take(np.arange(len(members))))
         ]

@@ -93,7 +93,7 @@ def main() -> None:
     targets = np.repeat(chosen, options.images).astype(np.int32)
     sampled_images = sampled(settings, options.workdir, targets, options.scales)
 
-    metric = builders.build_metrics(settings.evaluate)[0]
+    metric = settings.evaluate.make_metrics()[0]
     known = references(members.images, [metric])
     flat = pixel_range.to_float(members.images).reshape(len(members), -1)
     project = PCA(options.dimensions, random_state=0).fit(flat)

@@ -67,7 +67,7 @@ class Bench:
         self.is_member = np.arange(2 * self.count) < self.count
         people = members.groups, heldout.groups
         self._groups = None if people[0] is None else np.concatenate([one[: self.count] for one in people])
-        self._metrics = builders.build_metrics(self.settings.evaluate)
+        self._metrics = self.settings.evaluate.make_metrics()
         self._sides = [references(self._images[side], self._metrics) for side in (self.is_member, ~self.is_member)]
         self._references = references(self._images, self._metrics, thinned=2)
         self.runs = {

@@ -66,7 +66,7 @@ class Bench:
         self._count = num_images or self.settings.extract.num_images
         self._params = {"dpm": stage_inputs.load_target(self.settings, workdir).trees["ema"]}
         self._base = random_streams.stream_key(self.settings, "extract")
-        self._metrics = builders.build_metrics(self.settings.evaluate)
+        self._metrics = self.settings.evaluate.make_metrics()
         self._spread = stage_inputs.training_spread(self.settings, workdir)
         sides = stage_inputs.load_sides(self.settings, workdir)
         self._sides = [references(side.images[: len(sides[0])], self._metrics) for side in sides]

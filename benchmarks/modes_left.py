@@ -64,7 +64,7 @@ def main() -> None:
         samples = draw(builders.build_generator(settings), params, base, options.factor * count)
         seek = builders.build_mode_generator(settings, levels, lambda index, samples=samples: samples[index])
         images = draw(seek, params, base, len(samples))
-        metrics = builders.build_metrics(settings.evaluate)[:1]
+        metrics = settings.evaluate.make_metrics()[:1]
         members, _ = stage_inputs.load_sides(settings, workdir)
         among, band = references(members.images, metrics), metrics[0].bands["high"]
         parts = images[:count], images

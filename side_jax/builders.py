@@ -14,7 +14,6 @@ from side_jax.diffusion import guidance, mode_seeking, steps
 from side_jax.diffusion.genetic import Order, Rates
 from side_jax.diffusion.schedule import Schedule
 from side_jax.errors import InputError
-from side_jax.memorization.metrics import Metric
 from side_jax.models import adapters, label_table
 from side_jax.models.callback import Callback
 from side_jax.models.classifier import Classifier, log_probs
@@ -25,7 +24,7 @@ from side_jax.models.unet import UNet
 from side_jax.sampling.generation import ApplyFn, Generator
 from side_jax.sampling.genetic_search import GeneticSearch, SearchProgram, Stored, targets
 from side_jax.sampling.mode_generation import ModeGenerator, ModeProgram, RequestProgram, Starts
-from side_jax.settings import BlackBox, Diffusion, Evaluate, Modes, Sampler, Settings
+from side_jax.settings import BlackBox, Diffusion, Modes, Sampler, Settings
 from side_jax.settings.checks import check
 from side_jax.settings.extraction import LABEL
 from side_jax.settings.target import OBJECT
@@ -367,6 +366,8 @@ def build_mode_program(settings: Settings, *, from_noise: bool) -> ModeProgram:
 
 def with_modes(settings: Settings, modes: Modes) -> Settings:
     """The settings with other ones of mode seeking, which are not checked against those of the attacks."""
+    if settings.modes == modes:  # equal settings share one compiled program
+        return settings
     extract = dataclasses.replace(settings.extract, attacks=(PLAIN.name,))
     return dataclasses.replace(settings, modes=modes, extract=extract)
 
@@ -483,8 +484,3 @@ def build_search(program: SearchProgram, own: BlackBox, key: jax.Array, classes:
     rates = Rates(parents=own.parents, crossover=own.crossover, mutation=own.mutation)
     chosen = targets(key, own.searches, classes)
     return GeneticSearch(program, order, rates, targets=chosen, key=key, stored=stored)
-
-
-def build_metrics(evaluate: Evaluate) -> list[Metric]:
-    """The metrics that evaluation computes; the first is the headline."""
-    return evaluate.make_metrics()

@@ -88,14 +88,16 @@ def load_config(name: str | Path) -> ml_collections.ConfigDict:
     try:
         names = runpy.run_path(str(file))
         if "get_config" not in names:
-            raise InputError(f"the config file {file} can't be read: it does not define get_config().")
+            raise InputError(
+                f"the config file {file} can't be read: it does not define get_config(); let that return the settings."
+            )
         config = names["get_config"](*([argument] if colon else []))
     except InputError:
         raise
     except Exception as error:  # a config file is code and may raise anything
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        raise InputError(f"the config file {file} can't be read ({reason}).") from error
+        raise InputError(f"the config file {file} can't be read ({reason}); correct it.") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"get_config() in {file} returned {type(config).__name__}, but it must return a ConfigDict.")
     return config.lock()

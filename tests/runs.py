@@ -83,6 +83,20 @@ SEARCHED = {
     "black_box__population": 6,
     "black_box__parents": 3,
 }
+# The target's adapters, and mode seeking from what they draw.
+ADAPTED = {
+    "extract__attacks": "('side_lora','modes')",
+    "modes__starts": "('side_lora',)",
+    "modes__rounds": "(2,)",
+    "label__num_clusters": 4,
+    "label__min_cluster_size": 1,
+    "adapters__num_steps": 12,
+    "adapters__checkpoint_every": 5,
+    "adapters__rank": 512,
+    "adapters__rounds": 0,
+    "adapters__scales": "(1.0,3.0)",
+    "evaluate__controls": True,
+}
 # On random labels, whose extra rows guide.
 CONDITIONAL = {
     "condition__labels": "random",
@@ -104,6 +118,7 @@ FINISHED = {
     "whole": ("plain", WHOLE, ()),
     "everything": ("plain", EVERYTHING, ()),
     "searched": ("plain", SEARCHED, ()),
+    "adapted": ("plain", ADAPTED, ()),
     "conditional": ("", CONDITIONAL, ()),
     "searched_labels": ("conditional", SEARCHED_LABELS, ()),
     "ranked": ("plain", {}, ("suspects",)),

@@ -74,7 +74,7 @@ class AuditResult:
           InputError: if the audit has no report yet, or a private one, which has no such sheet.
         """
         best = matches.shown(phrases.headline(records.read(self.results))) if self.records else []
-        path = self.report.with_name(f"matches_{matches.slug(best[0])}.png") if best else self.report
+        path = self.report.with_name(f"matches_{best[0].key.name}.png") if best else self.report
         if not best or not path.is_file():
             raise InputError(
                 f"{self.report.parent} holds no sheet of matches; run all stages, with report.private off."
@@ -220,7 +220,7 @@ def audit_samples(
     """Audits generated images from any source, without a model, as `side-jax-evaluate --samples=...` does.
 
     Each set is a path (a folder of pictures at any depth, an NPZ with `images`, or an NPY) or an array, uint8 [n, h, w]
-    or [n, h, w, c] in 0..255, where c is 1 (grey) or 3 (colour).
+    or [n, h, w, c] in 0..255, where c is 1 (grey), 3 (colour) or at most 16.
 
     Args:
       samples: the generated images.

@@ -105,8 +105,8 @@ def audit_samples(argv: Sequence[str]) -> int:
     description = (
         "Audits generated images from any source against members and held-out images, without a model.\n\n"
         "Usage: python -m side_jax.evaluate --samples=PATH --members=PATH --heldout=PATH --out=DIR\n\n"
-        "PATH is a folder of pictures (at any depth) or a ZIP of them, or an NPZ (`images`) or NPY of uint8 [n, h, w, "
-        "1 or 3],\nor Parquet files, or a folder of these. docs/your_data.md has all kinds."
+        "PATH is a folder of pictures (at any depth) or a ZIP of them, or an NPZ (`images`) or NPY of uint8 [n, h, w] "
+        "or [n, h, w, c],\nor Parquet files, or a folder of these. docs/your_data.md has all kinds."
     )
     results = "Results: DIR/index.html for people; DIR/results.json and tables (CSV) for programs."
     epilogue = f"{results}\n{_EXIT_CODES_OF_AUDITS}"

@@ -13,7 +13,6 @@ import ml_collections
 import numpy as np
 from msgspec import structs
 
-from side_jax import builders
 from side_jax.attacks.table import GIVEN
 from side_jax.commands import out_folder
 from side_jax.config import default_config, from_config, with_overrides
@@ -57,7 +56,7 @@ class Request:
     """What to compare, and where to write the results.
 
     Attributes:
-      samples: the generated images: a path, or uint8 [n, h, w, c] with c = 1 or 3.
+      samples: the generated images: a path, or uint8 [n, h, w] or [n, h, w, c].
       members: the images that the model was trained on, likewise.
       heldout: images of the same kind that it has not seen, likewise.
       out: folder of the results.
@@ -236,7 +235,7 @@ def _write(
         sets = dataclasses.replace(sets, **unnamed)
     members, heldout = (_side(one, rng) for one in (sets.members, sets.heldout))
     embed = extractors.member_frame(extractor, members.images) if extractor else None
-    metrics, e = builders.build_metrics(settings.evaluate), settings.evaluate
+    metrics, e = settings.evaluate.make_metrics(), settings.evaluate
     members = dataclasses.replace(members, shared=np.isin(members.digests, list(sets.shared)))
     scorer = Scorer(members.images, heldout.images, metrics, e, seed=settings.seed, embed=embed, shared=members.shared)
     laws, most = embed if e.distribution else None, len(members)

@@ -18,7 +18,7 @@ from side_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-ImageSource = str | Path | np.ndarray  # a path, or images: uint8 [n, h, w] or [n, h, w, 1 or 3]
+ImageSource = str | Path | np.ndarray  # a path, or images: uint8 [n, h, w] or [n, h, w, c]
 
 GREY = ("1", "L", "LA", "La", "I")  # PIL modes; the 16-bit modes, which begin with "I;16", are grey too
 

@@ -67,7 +67,7 @@ def header(path: Path, where: str, name: str | None) -> tuple[tuple[int, ...], n
 
 
 def image_shape(path: Path, where: str, name: str | None) -> tuple[int, ...]:
-    """Returns the shape of an array of images, from its header: [n, h, w] or [n, h, w, 1 or 3], nowhere empty.
+    """Returns the shape of an array of images, from its header: [n, h, w] or [n, h, w, c], nowhere empty.
 
     Raises:
       InputError: if it can't be read or is not such an array of uint8.

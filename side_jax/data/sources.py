@@ -32,27 +32,11 @@ KINDS = "a folder or a ZIP of pictures, an NPZ, an NPY or a Parquet file"
 INDEXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".tfrecord", ".xlsx")
 # Suffixes that reports may name, beside those of Pillow and of common types; others could be parts of names.
 NAMED = (
-    *(
-        ".npz",
-        ".npy",
-        ".mha",
-        ".parquet",
-        ".tfrecord",
-        ".lmdb",
-        ".mdb",
-        ".pkl",
-        ".pt",
-        ".yaml",
-        ".jsonl",
-    ),
+    *(".npz", ".npy", ".mha", ".parquet", ".tfrecord", ".lmdb", ".mdb", ".pkl", ".pt", ".yaml", ".jsonl"),
     *(".heic", ".heif", ".jxl", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".raw", ".psd", ".svs", ".log", ".md"),
 )
-OTHER, HIDDEN, LINKED, REDUCED = (
-    "of other kinds",
-    "hidden",
-    "link to a folder that is read already",
-    "thumbnail in a TIFF",
-)
+OTHER, HIDDEN, REDUCED = "of other kinds", "hidden", "thumbnail in a TIFF"
+LINKED = "link to a folder that is read already"
 RUN_FILE = "manifest.json"  # beside the shards of a run
 MAX_ENTRY = 2**28  # bytes of one picture in a ZIP
 
@@ -114,10 +98,9 @@ def open_source(path: str, flag: str, orientation: str = "apply", revision: str 
     A folder holds either picture files at any depth, in the order of their relative paths, where the first-level
     subfolder is the label (a class or an identity) and pictures directly in the folder share one; or NPZ and NPY files
     in the order of their paths; or the shards of a run. Scans are pictures too, see medical.py. A ZIP holds pictures
-    likewise. The array of an NPZ is `images`
-    or else `arr_0`, uint8 [n, h, w] or [n, h, w, c]; `labels` or `arr_1` are optional integers [n]. Every page of a
-    TIFF is a picture. Of a folder without pictures and arrays, Parquet files are read, see parquet.open_rows. Links to
-    folders are followed, each folder once. Hidden files are passed over.
+    likewise. The array of an NPZ is `images` or else `arr_0`, uint8 [n, h, w] or [n, h, w, c]; `labels` or `arr_1` are
+    optional integers [n]. Every page of a TIFF is a picture. Of a folder without pictures and arrays, Parquet files are
+    read, see parquet.open_rows. Links to folders are followed, each folder once. Hidden files are passed over.
 
     Args:
       path: of the folder or file, or an id of the hub.

@@ -186,7 +186,10 @@ def apply_split(dataset: Dataset, path: Path) -> tuple[Dataset, Dataset, np.ndar
     for side in ("members", "heldout"):
         ids = np.asarray([row["id"] for row in split[side]], np.int64)
         if ids.max() >= len(dataset):
-            raise InputError(f"{path} names image {ids.max()}, but the dataset has only {len(dataset)} images now.")
+            raise InputError(
+                f"{path} names image {ids.max()}, but the dataset has only {len(dataset)} images now; make the "
+                "data what they were."
+            )
         part = dataset.take(ids)
         for row, name, current in zip(split[side], part.names, image_hashes(part.images), strict=True):
             if row["sha256"] != current:

@@ -12,9 +12,8 @@ from side_jax.errors import InputError, StoppedError
 
 _passed: list[str] = []  # names of the barriers passed so far; all processes pass the same ones in the same order
 
-_SIGTERM = (
-    "RECEIVED_PREEMPTION_NOTICE"  # JAX sets this key for all processes, about a second after one receives the signal
-)
+# JAX sets this key for all processes, about a second after one receives the signal.
+_SIGTERM = "RECEIVED_PREEMPTION_NOTICE"
 
 
 def join(processes: int, coordinator: str | None, process_id: int | None) -> None:
@@ -38,7 +37,10 @@ def join(processes: int, coordinator: str | None, process_id: int | None) -> Non
     signals.share()
     with propagate_errors():
         if jax.process_count() != processes:
-            raise InputError(f"--processes={processes} was given, but {jax.process_count()} processes joined.")
+            count = jax.process_count()
+            raise InputError(
+                f"--processes={processes} was given, but {count} processes joined; give each of them {count}."
+            )
         barrier("counted")
     # Several CPU processes that load cached executables wait forever for each other (JAX 0.10.2).
     if jax.default_backend() == "cpu":

@@ -53,14 +53,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from side_jax.diffusion.process import coefficients, epsilon_and_x0
+from side_jax.diffusion.process import DenoiseFn, coefficients, epsilon_and_x0
 from side_jax.diffusion.schedule import Schedule
 
 FORMS = ("score", "mean", "mean_at_mean")
 
 LogProbFn = Callable[[jax.Array, jax.Array], jax.Array]
 GradientFn = Callable[[jax.Array, jax.Array], jax.Array]
-DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def classifier_gradient(log_prob_fn: LogProbFn, labels: jax.Array) -> GradientFn:

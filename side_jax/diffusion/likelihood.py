@@ -41,11 +41,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from side_jax.diffusion.process import bcast, epsilon_and_x0, q_sample
-from side_jax.diffusion.sampler import DenoiseFn, initial_noise
+from side_jax.diffusion.process import DenoiseFn, bcast, epsilon_and_x0, q_sample
+from side_jax.diffusion.sampler import initial_noise
 from side_jax.diffusion.schedule import Schedule
+from side_jax.diffusion.solvers import VARIANCES
 
-VARIANCES = ("small", "large")
 DECODERS = ("density", "levels")
 MAX_STEPS = 1024  # about forty times the steps that digits need; an image that needs more gets NaN
 

@@ -34,8 +34,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from side_jax.diffusion.process import coefficients, epsilon_and_x0, q_sample
-from side_jax.diffusion.sampler import DenoiseFn, initial_noise
+from side_jax.diffusion.process import DenoiseFn, coefficients, epsilon_and_x0, q_sample
+from side_jax.diffusion.sampler import initial_noise
 from side_jax.diffusion.schedule import Schedule
 
 Timestep = int | jax.Array

@@ -61,8 +61,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from side_jax.diffusion.process import bcast, epsilon_and_x0
-from side_jax.diffusion.sampler import DenoiseFn, initial_noise
+from side_jax.diffusion.process import DenoiseFn, bcast, epsilon_and_x0
+from side_jax.diffusion.sampler import initial_noise
 from side_jax.diffusion.schedule import Schedule
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]  # (y [b, ...], sigma float32 [b]) -> clean images [b, ...]

@@ -24,6 +24,8 @@ import numpy as np
 
 from side_jax.diffusion.schedule import Schedule
 
+DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t [b, ...], t int32 [b]) -> the prediction [b, ...]
+
 
 def bcast(values: jax.Array, array: jax.Array) -> jax.Array:
     """Reshapes per-sample values [b] so that they broadcast against `array` [b, ...]."""
@@ -109,7 +111,7 @@ def epsilon_and_x0(
 
 
 def denoising_loss(
-    denoise_fn: Callable[[jax.Array, jax.Array], jax.Array], schedule: Schedule, x0: jax.Array, keys: jax.Array
+    denoise_fn: DenoiseFn, schedule: Schedule, x0: jax.Array, keys: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Computes equation (3) averaged over pixels; returns each image's loss, float32 [b], and timestep, int32 [b].
 

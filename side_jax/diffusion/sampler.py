@@ -12,18 +12,15 @@ Randomness belongs to the sample: x_T and every z of image i derive from its own
 or on the number of devices.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from side_jax.diffusion.guidance import Guidance
-from side_jax.diffusion.process import epsilon_and_x0
+from side_jax.diffusion.process import DenoiseFn, epsilon_and_x0
 from side_jax.diffusion.solvers import Step
 from side_jax.diffusion.steps import StepTable
-
-DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class State(NamedTuple):

@@ -135,9 +135,8 @@ def time_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> 
         log_snr = schedule.log_snr
         targets = np.linspace(log_snr[-1], log_snr[0], num_steps)
         grid = np.round(np.interp(-targets, -log_snr, np.arange(num_timesteps)))
-        place = np.arange(
-            num_steps
-        )  # separate duplicates upwards from the clean end, then downwards from the noisy one
+        # Separate duplicates upwards from the clean end, then downwards from the noisy one.
+        place = np.arange(num_steps)
         grid = np.maximum.accumulate(grid[::-1] - place) + place
         grid = np.minimum(grid, num_timesteps - num_steps + place)[::-1]
     else:

@@ -141,7 +141,6 @@ class Metric:
       explanation: what it measures, for the report.
       banded: whether the setting evaluate.band_factors applies to it.
       needs_features: whether it compares features, and not pixels.
-      searched: how many nearest references by RMSE it reads from the search that metrics share; 0: none.
       references_setting: the setting that decides `references_needed`: lowered by one, it needs one less; "": none.
       side_setting: the setting that decides `side_divisor`; "": none.
     """
@@ -162,7 +161,7 @@ class Metric:
 
     @property
     def searched(self) -> int:
-        """See above."""
+        """How many nearest references by RMSE it reads from the search that metrics share; 0: none."""
         return 0
 
     @property

@@ -87,7 +87,7 @@ def sinusoidal_embedding(
     """Computes sines and cosines at geometric frequencies (Vaswani et al. 2017).
 
     Args:
-      t: int32 [b].
+      t: int32 or float32 [b].
       dim: even.
       flip_sin_to_cos: put the cosines first.
       freq_shift: the last frequency is max_period ** -((dim / 2 - 1) / (dim / 2 - freq_shift)); 1 in the original DDPM.

@@ -135,8 +135,8 @@ def _check(settings: Settings, workdir: Path, chosen: Sequence[str]) -> None:
 def check_devices(settings: Settings) -> None:
     """Raises InputError if a batch can't be split evenly over the devices."""
     placement.check_divisible("sampler.batch_size", settings.sampler.batch_size, jax.local_device_count())
-    own = {"weak": settings.trains_weak, "adapters": settings.extract.needs_adapters}
-    for section in ("train", "surrogate", "conditional", *(name for name, used in own.items() if used)):
+    used = {"weak": settings.trains_weak, "adapters": settings.extract.needs_adapters}
+    for section in ("train", "surrogate", "conditional", *(name for name, trained in used.items() if trained)):
         fit = getattr(settings, section)
         key = f"{section}.batch_size" + (f" / accumulate ({fit.accumulate})" if fit.accumulate > 1 else "")
         placement.check_divisible(key, fit.batch_size // fit.accumulate, placement.training_mesh().size)

@@ -10,7 +10,7 @@ from side_jax.report.comparison import LESS, MORE, RATES, Comparison, Pair
 from side_jax.report.page import model
 from side_jax.report.phrases import listed, p_value, percent, points, run_phrase
 from side_jax.report.tables import RATES as RATE_COLUMNS
-from side_jax.report.tables import has_scales, run_cells, run_columns
+from side_jax.report.tables import has_scales, p_cell, run_cells, run_columns
 from side_jax.report.verdict import CALM, LEAKS
 
 CAVEAT = "This compares these audits, and not the recipes behind them: two seeds of one recipe may differ as much."
@@ -236,7 +236,7 @@ def _pairs(compared: Comparison) -> model.Table:
             _text(pair.status, "strong"),
             *(_count(n) for n in (pair.shared, pair.both, pair.only_first, pair.only_later, pair.neither)),
             _text("none") if pair.change is None else _change(pair.change),
-            model.Cell(text="< 0.0001" if pair.p < 1e-4 else f"{pair.p:.4f}", sort=pair.p),
+            p_cell(pair.p),
         )
         for pair in compared.pairs
     ]

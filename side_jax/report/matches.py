@@ -48,11 +48,6 @@ def title_without_scale(run: Run) -> str:
     return title(run) if run.key.start else run.attack
 
 
-def slug(run: Run) -> str:
-    """A run, for the name of a file."""
-    return run.key.name
-
-
 def shown(rows: Sequence[Row]) -> list[Row]:
     """Of each attack the best scale, the strongest attacks first and controls last."""
     bests = [phrases.best(rows, attack) for attack in dict.fromkeys(row.attack for row in rows)]

@@ -106,7 +106,8 @@ def run_columns(scaled: bool) -> list[model.Column]:
     return [model.Column(label="Attack"), *([terms.column("Scale")] if scaled else [])]
 
 
-def _p(value: float | UnsetType) -> model.Cell:
+def p_cell(value: float | UnsetType) -> model.Cell:
+    """The cell of a p-value; where there is none, it says so."""
     if isinstance(value, UnsetType):
         return _cell("none")
     return _cell("< 0.0001" if value < 1e-4 else f"{value:.4f}", value)
@@ -143,7 +144,7 @@ _FOUND = (
 )
 _CHANCE = (
     Quantity("Excess, points", "rate", _excess),
-    Quantity("p, excess", "number", lambda row: _p(row.p_excess)),
+    Quantity("p, excess", "number", lambda row: p_cell(row.p_excess)),
     Quantity("UMS, all pairs", "rate", lambda row: _cell(_with_interval(row.ums, row.ums_ci), row.ums)),
     Quantity(
         "UMS, nearest",
@@ -153,8 +154,8 @@ _CHANCE = (
 )
 RATES = (*_FOUND, _CHANCE[0])  # what a run found, and what of it chance does not explain
 _TESTED = (  # where runs are tested against the unguided one
-    Quantity("p, more images", "number", lambda row: _p(row.p_more_images)),
-    Quantity("p, more members", "number", lambda row: _p(row.p_more_members)),
+    Quantity("p, more images", "number", lambda row: p_cell(row.p_more_images)),
+    Quantity("p, more members", "number", lambda row: p_cell(row.p_more_members)),
 )
 
 

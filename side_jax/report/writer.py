@@ -68,7 +68,7 @@ def write(audit: Audit, directory: Path) -> list[str]:
     if not private:
         sides = audit.members, audit.heldout, audit.fetch
         best = matches.shown(phrases.headline(audit.results))
-        written |= {f"matches_{matches.slug(row)}.png": sheet(row, columns, *sides) for row in best}
+        written |= {f"matches_{row.key.name}.png": sheet(row, columns, *sides) for row in best}
     for name, content in written.items():
         with files.atomic(directory / name) as file:
             file.write(content.encode() if isinstance(content, str) else content)

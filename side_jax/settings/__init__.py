@@ -183,11 +183,11 @@ class Settings:
         check(not (value_only and self.evaluate.divergence), "evaluate.divergence", True, need)
         need = "another kind: a Python object has values, not the activations that these are"
         check(not (value_only and self.label.features == "denoiser"), "label.features", self.label.features, need)
-        need = "without conditional_model: the model in target.path always needs a label, so plain sampling has labels"
-        guided = any(ATTACKS[attack].own_labels for attack in attacks)
+        guided = ", ".join(attack for attack in attacks if ATTACKS[attack].own_labels)
+        need = f"without {guided}: the model in target.path always needs a label, so plain sampling has labels"
         check(self.condition.null_label or not guided, "extract.attacks", attacks, need)
         need = (
-            "without conditional_model while condition.labels is empty: set condition.labels and condition.num_labels "
+            f"without {guided} while condition.labels is empty: set condition.labels and condition.num_labels "
             "to train the model with labels"
         )
         unread = own and not self.target.sha256  # which labels its model has is not known yet
@@ -274,8 +274,9 @@ class Settings:
         if not self.extract.needs_weak:
             return
         step, train = self.weak.step, self.train
-        need = "without extrapolate: no weaker model of latents is trained here"
-        check('"Latent"' not in self.target.network, "extract.attacks", self.extract.attacks, need)
+        attack = next(attack for attack in self.extract.attacks if ATTACKS[attack].weak)
+        need = f"without {attack}: no weaker model of latents is trained here"
+        check("Latent" not in self._networks, "extract.attacks", self.extract.attacks, need)
         need = "0 while target.path is set: an imported model has no earlier checkpoints"
         check(not (step and self.target.path), "weak.step", step, need)
         need = f"0, or a multiple of train.checkpoint_every ({train.checkpoint_every}) below train.num_steps"

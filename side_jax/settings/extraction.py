@@ -8,7 +8,7 @@ from side_jax.diffusion.guidance import FORMS
 from side_jax.diffusion.schedule import SPACINGS
 from side_jax.diffusion.solvers import SOLVERS, VARIANCES
 from side_jax.models.adapters import KERNELS
-from side_jax.settings.checks import check, one_of
+from side_jax.settings.checks import check, check_different, check_scales, one_of
 from side_jax.settings.target import Fit
 
 LABEL = "label"  # what the black-box search changes from generation to generation: label embeddings, or starting noise
@@ -75,13 +75,7 @@ class Extract:
         check(len(self.attacks) >= 1, "extract.attacks", self.attacks, f"one or more of {', '.join(ATTACKS)}")
         for attack in self.attacks:
             one_of("extract.attacks", attack, ATTACKS)
-        scales = self.guidance_scales
-        check(
-            len(scales) >= 1 and min(scales) >= 0 and len({f"{scale:g}" for scale in scales}) == len(scales),
-            "extract.guidance_scales",
-            scales,
-            "one or more different numbers of at least 0",
-        )
+        check_scales("extract.guidance_scales", self.guidance_scales)
 
     @property
     def classifiers(self) -> list[str]:
@@ -219,11 +213,9 @@ class Adapters(Fit):
         one_of("adapters.kernels", self.kernels, KERNELS)
         check(0 <= self.dropout < 1, "adapters.dropout", self.dropout, "at least 0 and below 1")
         check(0 < self.keep <= 1, "adapters.keep", self.keep, "above 0 and at most 1")
-        scales = self.scales
-        ok = len(scales) >= 1 and min(scales) >= 0 and len({f"{scale:g}" for scale in scales}) == len(scales)
-        check(ok, "adapters.scales", scales, "one or more different numbers of at least 0")
+        check_scales("adapters.scales", self.scales)
         need = "above 0 with a scale other than 1 in adapters.scales, which needs the prediction without a label too"
-        check(self.dropout > 0 or set(scales) == {1.0}, "adapters.dropout", self.dropout, need)
+        check(self.dropout > 0 or set(self.scales) == {1.0}, "adapters.dropout", self.dropout, need)
 
     @property
     def all_rounds(self) -> int:
@@ -248,9 +240,7 @@ class Modes:
     def __post_init__(self) -> None:
         choices = (NOISE, *(name for name, attack in ATTACKS.items() if not (attack.seeks_modes or attack.twin)))
         for name in ("starts", "noise_levels", "rounds"):
-            values = getattr(self, name)
-            ok = len(values) >= 1 and len(set(values)) == len(values)
-            check(ok, f"modes.{name}", values, "one or more different values")
+            check_different(f"modes.{name}", getattr(self, name))
         for start in self.starts:
             one_of("modes.starts", start, choices)
         check(min(self.noise_levels) > 0, "modes.noise_levels", self.noise_levels, "above 0")
@@ -280,8 +270,7 @@ class BlackBoxModes:
     def __post_init__(self) -> None:
         for name in ("last_steps", "rounds"):
             values = getattr(self, name)
-            ok = len(values) >= 1 and len(set(values)) == len(values)
-            check(ok, f"black_box_modes.{name}", values, "one or more different values")
+            check_different(f"black_box_modes.{name}", values)
             check(min(values) >= 1, f"black_box_modes.{name}", values, "at least 1")
 
     @property

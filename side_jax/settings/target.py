@@ -178,16 +178,17 @@ class Model:
             for kind in types:
                 one_of(f"model.{name}", kind, kinds)
         check(self.layers_per_block >= 1, "model.layers_per_block", self.layers_per_block, "at least 1")
-        groups, head = self.norm_num_groups, self.attention_head_dim
+        groups, head, heads = self.norm_num_groups, self.attention_head_dim, self.num_attention_heads
         check(groups >= 1, "model.norm_num_groups", groups, "at least 1")
         need = f"multiples of model.norm_num_groups ({groups})"
         check(all(c > 0 and c % groups == 0 for c in channels), "model.block_out_channels", channels, need)
         attend = {c for c, kind in zip(channels, self.down_block_types, strict=True) if kind.startswith("Attn")}
         attend |= {c for c, kind in zip(channels[::-1], self.up_block_types, strict=True) if kind.startswith("Attn")}
         attend |= {channels[-1]} if self.add_attention else set()
-        ok = head >= 0 and all(c % (head or c) == 0 for c in (() if self.num_attention_heads else attend))
         need = f"0, or a divisor of the channels of every level with attention ({', '.join(map(str, sorted(attend)))})"
+        ok = head >= 0 and all(c % (head or c) == 0 for c in (() if heads else attend))
         check(ok, "model.attention_head_dim", head, need)
+        check(heads >= 0 and all(c % (heads or 1) == 0 for c in attend), "model.num_attention_heads", heads, need)
         attention_groups = self.attn_norm_num_groups
         need = f"0, or a divisor of the last of model.block_out_channels ({channels[-1]})"
         ok = attention_groups >= 0 and channels[-1] % (attention_groups or 1) == 0
@@ -203,10 +204,6 @@ class Model:
         one_of("model.resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift"))
         one_of("model.downsample_type", self.downsample_type, RESIZES)
         one_of("model.upsample_type", self.upsample_type, RESIZES)
-        heads = self.num_attention_heads
-        need = f"0, or a divisor of the channels of every level with attention ({', '.join(map(str, sorted(attend)))})"
-        ok = heads >= 0 and all(c % (heads or 1) == 0 for c in attend)
-        check(ok, "model.num_attention_heads", heads, need)
         check(self.timestep_scale > 0, "model.timestep_scale", self.timestep_scale, "above 0")
         one_of("model.dtype", self.dtype, DTYPES)
 

@@ -25,7 +25,7 @@ def training(unit: Unit, fit: Fit, kind: str = NETWORK) -> Amounts:
 
 def labelling(settings: Settings) -> Amounts:
     """Of the clusters of synthetic images, at modes if settings ask for it."""
-    return {SECONDS: estimates.clustering()} | _rounds(settings, settings.label.rounds)
+    return {SECONDS: estimates.CLUSTERING} | _rounds(settings, settings.label.rounds)
 
 
 def adapting(settings: Settings, unit: Unit) -> Amounts:

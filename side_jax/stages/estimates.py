@@ -26,7 +26,7 @@ _CHECKPOINT = 4 * 4
 _TRAINED = 3 * _CHECKPOINT  # on disk: two kept checkpoints and one being written
 # Seconds on two CPU cores, measured on configs/digits.py: of clustering, of the evaluation, of each metric's tables of
 # one run, of the page, and of the figures of one run.
-_LABEL, _EVALUATE, _TABLES, _REPORT, _SHEET = 2.0, 3.0, 0.4, 2.0, 0.4
+CLUSTERING, _EVALUATE, _TABLES, _REPORT, _SHEET = 2.0, 3.0, 0.4, 2.0, 0.4
 _LIKELIHOOD = 3 * 150  # evaluations for one point, of which a derivative counts as two
 
 
@@ -142,12 +142,7 @@ def sampling(settings: Settings, work: Unit, parts: list[shards.Shard], run: Run
 
 def labelling(settings: Settings, work: Unit, clock: Clock) -> Cost:
     """The cost of clustering the synthetic images, at modes if settings ask for it."""
-    return _after_rounds(settings, Cost(left="clusters", host=clustering()), work, settings.label.rounds, clock)
-
-
-def clustering() -> float:
-    """Seconds of clustering."""
-    return _LABEL
+    return _after_rounds(settings, Cost(left="clusters", host=CLUSTERING), work, settings.label.rounds, clock)
 
 
 def adapting(settings: Settings, work: Unit, clock: Clock) -> Cost:
@@ -202,9 +197,8 @@ def asked_calls(settings: Settings) -> int:
 
 def _asked(settings: Settings, clock: Clock) -> Cost:
     e, own, calls = settings.evaluate, clock.sampling_step(None), asked_calls(settings)
-    programs = (
-        1 + 2 * e.membership + 3 * e.divergence + bool(e.label_images)
-    )  # compilation grows with the calls in a program
+    # Compilation grows with the calls in a program.
+    programs = 1 + 2 * e.membership + 3 * e.divergence + bool(e.label_images)
     return Cost(left="", seconds=calls / settings.sampler.batch_size * own.step, host=programs * own.compiling)
 
 
@@ -258,7 +252,7 @@ def target_bytes(settings: Settings, work: Unit) -> int:
 
 
 def adapter_bytes(settings: Settings, work: Unit) -> int:
-    """Bytes yet to be written of the adapters' checkpoints, in which the target's parameters are not."""
+    """Bytes yet to be written of the adapters' checkpoints, which leave out the target's parameters."""
     if work.done():
         return 0
     shapes = jax.eval_shape(builders.init_fn(builders.build_network(settings), settings, 0))

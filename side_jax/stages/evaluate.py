@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, structs
 
-from side_jax import builders
 from side_jax.attacks.table import Run
 from side_jax.data.sides import Side
 from side_jax.devices import process_group
@@ -50,7 +49,7 @@ def _evaluate(settings: Settings, workdir: Path, work: work_units.Unit) -> None:
         scorer = Scorer(
             members.images,
             heldout.images,
-            builders.build_metrics(e),
+            e.make_metrics(),
             e,
             seed=seed,
             embed=embed,

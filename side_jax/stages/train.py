@@ -1,7 +1,6 @@
 """Stage train: splits the data, then trains the DPM on the members or imports a checkpoint; trains its twin."""
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -152,7 +151,7 @@ def _fit(
                 _sides(settings, unit.directory / "split.json", members, heldout),
                 stack.enter_context(curves),
                 _seeker(settings, spread) if settings.monitor.seeks_modes else None,
-                next((one for one in builders.build_metrics(settings.evaluate) if not one.needs_features), None),
+                next((one for one in settings.evaluate.make_metrics() if not one.needs_features), None),
             )
         return train_dpm.train(
             settings,
@@ -181,6 +180,6 @@ def _sides(settings: Settings, split_file: Path, members: Dataset, heldout: Data
 
 def _seeker(settings: Settings, spread: float) -> Callable[[np.ndarray], ModeGenerator]:
     """Mode seeking by its default recipe, whatever the attack's is: the monitor may decide when training ends."""
-    default = dataclasses.replace(settings, modes=Modes())
+    default = builders.with_modes(settings, Modes())
     levels = builders.mode_noise_levels(default, Modes().noise_levels[0], Modes().rounds[0], spread)
     return lambda samples: builders.build_mode_generator(default, levels, lambda index: samples[index])

@@ -306,6 +306,39 @@ def check_values(path: Path, config: Mapping[str, Any], supported: Mapping[str, 
             )
 
 
+def check_levels(path: Path, config: Mapping[str, Any], blocks: Mapping[str, tuple[str, ...]], among: str = "") -> int:
+    """The number of a network's levels, each with an entry in block_out_channels and in the lists of its blocks.
+
+    Args:
+      path: of the config.
+      config: the options, with all of these lists.
+      blocks: the supported kinds of each list of blocks.
+      among: what supports no others, for messages.
+
+    Raises:
+      InputError: if the lists differ in length, or a kind is not supported.
+    """
+    lists = ("block_out_channels", *blocks)
+    counts = {len(config[name]) if isinstance(config[name], list | tuple) else 0 for name in lists}
+    if len(counts) != 1 or 0 in counts:
+        raise InputError(f"{path} must have lists of one length as {', '.join(lists)}; {REPLACE}.")
+    for name, allowed in blocks.items():
+        for kind in config[name]:
+            if kind not in allowed:
+                raise InputError(
+                    f"{path} has {json.dumps(kind)} among its {name}{among}, which is not supported; give a model with "
+                    f"{join_values(allowed)}."
+                )
+    return counts.pop()
+
+
+def whole_number(path: Path, name: str, value: Any) -> int:
+    """The value of an option, once it is a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise InputError(f"{path} has {json.dumps(value)} as {name}, which is no number of these; {REPLACE}.")
+    return value
+
+
 def join_values(values: Any) -> str:
     """Returns values as they are written in a config, for a message."""
     return ", ".join(json.dumps(value) for value in values)

@@ -6,7 +6,7 @@ from typing import Any
 
 from side_jax.errors import InputError
 from side_jax.models.condition_unet import ConditionUNet
-from side_jax.targets.checkpoint_files import REPLACE, check_values, join_values, read_json
+from side_jax.targets.checkpoint_files import check_levels, check_values, read_json, whole_number
 
 CLASS = "UNet2DConditionModel"
 # Options that the module has too, with diffusers' defaults.
@@ -75,31 +75,20 @@ def read_condition_unet(folder: Path) -> tuple[ConditionUNet, int]:
         )
     _check(path, config)
     read = {name: config.get(name, default) for name, default in _OPTIONS.items()}
-    lists = ("block_out_channels", *_BLOCKS)
-    levels = {len(read[name]) if isinstance(read[name], list | tuple) else None for name in lists}
-    if len(levels) != 1 or None in levels or levels == {0}:
-        raise InputError(f"{path} must have lists of one length as {', '.join(lists)}; {REPLACE}.")
-    for name, allowed in _BLOCKS.items():
-        for kind in read[name]:
-            if kind not in allowed:
-                raise InputError(
-                    f"{path} has {json.dumps(kind)} among its {name}, which is not supported; give a model with "
-                    f"{join_values(allowed)}."
-                )
+    count = check_levels(path, read, _BLOCKS)
     channels, given = config.get("in_channels", 4), config.get("out_channels", 4)
     if given != channels:
         raise InputError(
             f"{path} has in_channels = {json.dumps(channels)} and out_channels = {json.dumps(given)}, as models that "
             "fill in or change images have; give one that generates them from text alone."
         )
-    (count,) = levels
     module = ConditionUNet(
-        out_channels=_number(path, "out_channels", given),
+        out_channels=whole_number(path, "out_channels", given),
         num_heads=_of_levels(path, config, "attention_head_dim", 8, count),
         transformer_layers_per_block=_of_levels(path, config, "transformer_layers_per_block", 1, count),
-        **{name: tuple(value) if name in lists else value for name, value in read.items()},
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in read.items()},
     )
-    _number(path, "layers_per_block", module.layers_per_block)
+    whole_number(path, "layers_per_block", module.layers_per_block)
     (width,) = {*_of_levels(path, config, "cross_attention_dim", 1280, 1)}
     return module, width
 
@@ -123,10 +112,4 @@ def _of_levels(path: Path, config: dict[str, Any], name: str, default: int, coun
             f"{path} has {len(values)} numbers as {name}, but only one, or one for each level, is read; give a model "
             "with that."
         )
-    return tuple(_number(path, name, value) for value in values)
-
-
-def _number(path: Path, name: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise InputError(f"{path} has {json.dumps(value)} as {name}, which is no number of these; {REPLACE}.")
-    return value
+    return tuple(whole_number(path, name, value) for value in values)

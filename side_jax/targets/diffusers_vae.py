@@ -10,11 +10,12 @@ from side_jax.models.autoencoders import Autoencoder
 from side_jax.targets import parameters
 from side_jax.targets.checkpoint_files import (
     REPLACE,
+    check_levels,
     check_values,
-    join_values,
     read_folder_weights,
     read_json,
     weight_files,
+    whole_number,
 )
 from side_jax.targets.latents import autoencoder_shapes, latent_target
 from side_jax.targets.target_model import Hints, Target
@@ -97,17 +98,7 @@ def _options(path: Path) -> tuple[str, dict[str, Any]]:
     options |= {name: config[name] for name in options if name in config}
     options["scaling_factor"] = config.get("scaling_factor")
     check_values(path, options, _FIXED)
-    lists = ("block_out_channels", *_BLOCKS)
-    levels = {len(options[name]) if isinstance(options[name], list | tuple) else 0 for name in lists}
-    if len(levels) != 1 or 0 in levels:
-        raise InputError(f"{path} must have lists of one length as {', '.join(lists)}; {REPLACE}.")
-    for name, allowed in _BLOCKS.items():
-        for block in options[name]:
-            if block not in allowed:
-                raise InputError(
-                    f"{path} has {block} among its {name}, which is not supported; give a model with "
-                    f"{join_values(allowed)}."
-                )
+    check_levels(path, options, _BLOCKS)
     if options["in_channels"] != options["out_channels"]:
         raise InputError(
             f"{path} has in_channels = {json.dumps(options['in_channels'])} and out_channels = "
@@ -131,8 +122,7 @@ def _module(path: Path, kind: str, options: dict[str, Any]) -> Autoencoder:
         numbers["num_vq_embeddings"] = options["num_vq_embeddings"]
         numbers["vq_embed_dim"] = embedded = options["vq_embed_dim"] or options["latent_channels"]
     for name, value in numbers.items():
-        if type(value) is not int or value < 1:
-            raise InputError(f"{path} has {json.dumps(value)} as {name}, which is no number of these; {REPLACE}.")
+        whole_number(path, name, value)
     levels, layers, inner = len(options["block_out_channels"]), options["layers_per_block"], options["latent_channels"]
     if vq:
         around = {"latent_channels": embedded, "encoded_channels": inner, "decoded_channels": inner}

@@ -95,6 +95,7 @@ class _Machine:
       calls: name -> a function of this module that makes what the name, called, would return.
       classes: name -> a function that makes an object of the class without its attributes.
       persistent: makes an object from what a persistent reference holds; None: there are no such references.
+      others: further names that a pickle may hold.
     """
 
     def __init__(

@@ -95,7 +95,9 @@ def _read(path: Path, hints: Hints) -> tuple[State, Autoencoder]:
         latents, encoded = state["quant_conv.weight"].shape[:2]
         decoded = state["post_quant_conv.weight"].shape[0]
     except KeyError as error:
-        raise InputError(f"the weights in {path} are not those of an AutoencoderKL: they lack {error}.") from None
+        raise InputError(
+            f"the weights in {path} are not those of an AutoencoderKL: they lack {error}; {_FIX}."
+        ) from None
     return state, Autoencoder(
         channels=state["encoder.conv_in.weight"].shape[1],
         latent_channels=latents,

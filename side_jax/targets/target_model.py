@@ -6,9 +6,9 @@ that one sampler, one likelihood and one mode seeking serve all. Models of other
     discrete    the network gets (x_t, t) itself, with x_t = a_t x_0 + s_t e,  s_t = sqrt(1 - a_t^2)    (1)
     EDM         D(y; sigma) predicts x_0 from y = x_0 + sigma e (Karras et al. 2022). Timestep t has the noise
                 sigma_t of a grid, a_t = (1 + sigma_t^2)^(-1/2), and x_0 = D(x_t / a_t; sigma_t)        (2)
-    flow        v(z, u) predicts the velocity at z = (1 - u) x_0 + u e (Lipman et al. 2023; u = 1 is noise), so that
-                x_0 = z - u v(z, u). Timestep t has u_t of a grid, sigma_t = u_t / (1 - u_t), and
-                z = x_t (1 - u_t) / a_t                                                                 (3)
+    flow        v(z, s) predicts the velocity at z = s x_0 + (1 - s) e (Lipman et al. 2023; s = 1 is data), so that
+                x_0 = z + (1 - s) v(z, s). Timestep t has the sigma_t of such a grid, s_t = 1 / (1 + sigma_t),
+                and z = x_t s_t / a_t                                                                   (3)
 
 Between two timesteps t is a real number, linear in log sigma, as mode seeking and the likelihood need it.
 

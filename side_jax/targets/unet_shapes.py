@@ -72,7 +72,7 @@ def infer_unet(state: State, where: str, **options: Any) -> UNet:
         out_channels = state["conv_out.weight"].shape[0]
     except (KeyError, IndexError) as error:
         raise InputError(
-            f"the weights in {where} are not those of a U-Net that can be read: they lack {error}."
+            f"the weights in {where} are not those of a U-Net that can be read: they lack {error}; give all of one."
         ) from None
     if len(layers) != 1 or first != channels[0]:
         raise InputError(

@@ -12,7 +12,7 @@ from side_jax.models.score_unet import ScoreUNet
 from side_jax.models.unet import UNet
 from side_jax.settings.target import DOWN_BLOCKS, UP_BLOCKS
 from side_jax.targets import condition_unets
-from side_jax.targets.checkpoint_files import REPLACE, join_values, read_json, unet_folder
+from side_jax.targets.checkpoint_files import REPLACE, check_levels, join_values, read_json, unet_folder
 
 # Options of UNet2DModel that the module has too, with diffusers' defaults.
 _OPTIONS: dict[str, Any] = {
@@ -76,19 +76,10 @@ def read_module(folder: Path) -> UNet | ScoreUNet:
                 f"{path} has {name} = {json.dumps(config[name])}; {what}, give a model with {join_values(allowed)}."
             )
     options = {name: config.get(name, default) for name, default in _OPTIONS.items()}
-    tuples = ("block_out_channels", *_BLOCKS)
-    levels = {len(options[name]) if isinstance(options[name], list | tuple) else None for name in tuples}
-    if len(levels) != 1 or None in levels:
-        raise InputError(f"{path} must have lists of one length as {', '.join(tuples)}; {REPLACE}.")
     score = config.get("time_embedding_type", "positional") == "fourier"
-    for name, allowed in (_SCORE_BLOCKS if score else _BLOCKS).items():
-        for kind in options[name]:
-            if kind not in allowed:
-                time = " beside time_embedding_type = fourier" * score
-                raise InputError(
-                    f"{path} has {kind} among its {name}{time}, which is not supported; give a model with "
-                    f"{join_values(allowed)}."
-                )
+    check_levels(
+        path, options, _SCORE_BLOCKS if score else _BLOCKS, among=" beside time_embedding_type = fourier" * score
+    )
     channels, given = config.get("in_channels", 3), config.get("out_channels", 3)
     if given not in (channels, 2 * channels):
         raise InputError(
@@ -100,7 +91,7 @@ def read_module(folder: Path) -> UNet | ScoreUNet:
         raise InputError(
             f"{path} has num_class_embeds = {json.dumps(labels)}, which is no number of labels; {REPLACE}."
         )
-    read = {name: tuple(value) if name in tuples else value for name, value in options.items()}
+    read = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     if score:
         return _score_unet(path, channels, given, labels, read)
     return UNet(

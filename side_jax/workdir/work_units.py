@@ -221,7 +221,9 @@ def recorded(manifest: dict[str, Any]) -> dict[str, str]:
     known = manifest.get(DIGESTS, {})
     for name in known:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"the manifest of {manifest.get('unit')} names {name}, which is outside the workdir.")
+            raise InputError(
+                f"the manifest of {manifest.get('unit')} names {name}, which is outside the workdir; copy it anew."
+            )
     return known
 
 

@@ -225,7 +225,7 @@ def test_processes_that_ask_for_different_numbers_all_say_so(tmp_path):
     pair = [[*joined, "--processes=2", "--process_id=0"], [*joined, "--processes=3", "--process_id=1"]]
     options = {"cwd": runs.ROOT, "text": True, "stderr": subprocess.PIPE}
     errors = finish([subprocess.Popen(command, **options) for command in pair], code=1)
-    sentence = "--processes=3 was given, but 2 processes joined."
+    sentence = "--processes=3 was given, but 2 processes joined; give each of them 2."
     assert f"side_jax: process 1 failed: {sentence}" in errors[0]
     assert f"side_jax: {sentence}" in errors[1]
 

@@ -425,7 +425,7 @@ def test_runs_have_titles_file_names_and_an_order():
     shown = [(row.attack, row.guidance_scale) for row in matches.shown(rows)]
     assert shown == [("side", 2.5), ("unconditional", 0.0), ("conditional", 2.5), ("side_random", 1.0)]
     assert [matches.title(row) for row in rows[:2]] == ["side_random, scale 1", "unconditional"]
-    assert [matches.slug(row) for row in rows[1:4]] == ["unconditional", "side_1", "side_2.5"]
+    assert [row.key.name for row in rows[1:4]] == ["unconditional", "side_1", "side_2.5"]
 
 
 def test_yields_of_clusters_by_hand(found):

@@ -170,6 +170,8 @@ VALUES = [
     ({"sampler.variance": "learned"}, "sampler.variance is 'learned'", "small, large"),
     ({"train.batch_size": 128}, "train.batch_size is 128", "data.num_members (64)"),
     ({"surrogate.batch_size": 30}, "surrogate.batch_size is 30", "8 devices", "try 32"),
+    ({"extract.attacks": "('extrapolate',)", "weak.batch_size": 30}, "weak.batch_size is 30", "8 devices", "try 32"),
+    ({"extract.attacks": "('side_lora',)", "adapters.batch_size": 30}, "adapters.batch_size is 30", "8 devices"),
     ({"sampler.batch_size": 12}, "sampler.batch_size is 12", "8 devices", "try 16"),
     (
         {"extract.attacks": "('side_lora',)", "adapters.batch_size": 30},

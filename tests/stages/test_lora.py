@@ -28,19 +28,7 @@ from side_jax.stages import estimates, fit_adapters, stage_inputs, stage_table
 from side_jax.training import trainer
 
 ATTACK = "side_lora"
-OPTIONS = {
-    "extract__attacks": f"('{ATTACK}','modes')",
-    "modes__starts": f"('{ATTACK}',)",
-    "modes__rounds": "(2,)",
-    "label__num_clusters": 4,
-    "label__min_cluster_size": 1,
-    "adapters__num_steps": 12,
-    "adapters__checkpoint_every": 5,
-    "adapters__rank": 512,
-    "adapters__rounds": 0,
-    "adapters__scales": "(1.0,3.0)",
-    "evaluate__controls": True,
-}
+OPTIONS = runs.ADAPTED
 RUNS = ["side_lora_1", "side_lora_3", "modes_0.4x2_from_side_lora_1", "modes_0.4x2_from_side_lora_3"]
 
 
@@ -49,10 +37,9 @@ def settings(**options):
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory):
-    """A finished run with the attack."""
-    workdir = tmp_path_factory.mktemp("lora") / "run"
-    assert runs.run(runs.arguments(workdir, **OPTIONS)) == 0
+def adapted():
+    """The finished run with the attack; read it, never write to it."""
+    workdir = runs.finished("adapted")
     return from_config(saved_config(workdir)), workdir
 
 
@@ -75,6 +62,8 @@ def test_the_unit_has_adapters_alone(adapted):
     with ocp.StandardCheckpointer() as reader:  # not the target, which may be larger by far
         kept = reader.metadata(unit.directory / "checkpoints" / "12" / "state").item_metadata.tree
     assert set(kept["params"]) == {"kernels", "labels"}
+    unbegun = stage_table.adapters_unit(own, workdir / "new")
+    assert estimates.adapter_bytes(own, unbegun) == 3 * 4 * 4 * content["parameters"]  # three checkpoints
 
 
 def test_images_are_those_of_the_adapted_model(adapted):
@@ -351,9 +340,10 @@ def test_its_images_are_suspects(adapted, tmp_path, monkeypatch):
 
 
 def test_a_private_page_has_it_without_images(adapted, tmp_path):
-    """Here of labels and of a fit at modes."""
+    """Here of labels and of a fit at modes, in one run."""
     run = shutil.copytree(adapted[1], tmp_path / "run")
-    at_modes = OPTIONS | {"label__rounds": 2, "adapters__rounds": 1}
+    at_modes = OPTIONS | {"label__rounds": 2, "adapters__rounds": 1, "adapters__scales": "(1.0,)"}
+    at_modes |= {"extract__attacks": f"('{ATTACK}',)", "evaluate__controls": False}
     assert runs.run(runs.arguments(run, **at_modes, report__private=True)) == 0
     page = (run / "report" / "index.html").read_text()
     assert "the target with low-rank adapters" in page

@@ -112,6 +112,13 @@ def test_noise_is_in_units_of_the_spread_of_the_training_images():
         builders.mode_noise_levels(own, 0.4, 3, 0.0)
 
 
+def test_a_monitor_seeks_modes_by_the_default_recipe_whatever_the_attacks_is():
+    """Like here, where the default recipe starts from runs that aren't among the attacks."""
+    noise_alone = settings(Extract(attacks=("modes",)), starts=("noise",))
+    levels = builders.mode_noise_levels(noise_alone, Modes().noise_levels[0], Modes().rounds[0], 0.5)
+    np.testing.assert_array_equal(train._seeker(noise_alone, 0.5)(np.zeros((8, 16, 16, 1))).rounds, levels)
+
+
 def test_noise_beyond_the_models_is_an_error_before_anything_is_trained(tmp_path):
     """Only the members' spread tells: the settings alone can't."""
     attacks = "('unconditional','modes')"

@@ -91,7 +91,7 @@ def test_adapters_and_labels_of_modes_are_left(finished):
     label = dataclasses.replace(settings.label, rounds=3)
     found = left(dataclasses.replace(settings, adapters=adapters, extract=extract, label=label), finished)
     assert found["synthesize"] == {}
-    assert found["label"]["label"] == {"network": 128 * 3, "seconds": estimates.clustering()}
+    assert found["label"]["label"] == {"network": 128 * 3, "seconds": estimates.CLUSTERING}
     assert found["surrogate"] == {"surrogate/side_lora": {"network": 128 * 3 + 3 * 64 * 12}}
     assert found["extract"] == {f"extract/side_lora_{k}": {"network": 64 * 3 * (1 + (k == 3))} for k in (1, 3)}
 

@@ -457,6 +457,10 @@ def test_a_missing_scheduler_config_is_refused(checkpoint):
         ({"out_channels": 2}, ("the weights in", "conv_out", "shape (1,")),
         ({"block_out_channels": [4, 8]}, ("lists of one length", "block_out_channels", "replace it")),
         ({"block_out_channels": 4}, ("lists of one length", "block_out_channels", "replace it")),
+        (
+            {"block_out_channels": [], "down_block_types": [], "up_block_types": []},
+            ("lists of one length", "replace it"),
+        ),
         ({"norm_num_groups": 3}, ("describes no network that can be built", "replace it")),
         ({"attention_head_dim": 3}, ("describes no network that can be built", "replace it")),
     ],

@@ -253,7 +253,7 @@ def test_missing_files_are_named(pipeline):
         ({"layers_per_block": 0}, ("0 as layers_per_block", "replace it")),
         ({"latent_channels": None}, ("null as latent_channels", "replace it")),
         ({"norm_num_groups": 3}, ("describes no autoencoder that can be built", "replace it")),
-        ({"up_block_types": ["UpBlock2D"] * 2}, ("UpBlock2D among its up_block_types", '"AttnUpDecoderBlock2D"')),
+        ({"up_block_types": ["UpBlock2D"] * 2}, ('"UpBlock2D" among its up_block_types', '"AttnUpDecoderBlock2D"')),
         ({"latent_channels": 4}, ("latents of 4 channels", "beside it is of 2", "same checkpoint")),
         ({"use_quant_conv": False}, ("the weights in", "hold 2 tensors", "quant_conv", "same checkpoint")),
         ({"mid_block_add_attention": False}, ("the weights in", "hold 20 tensors", "mid_block.attentions")),
