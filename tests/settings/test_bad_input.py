@@ -173,13 +173,6 @@ VALUES = [
     ({"extract.attacks": "('extrapolate',)", "weak.batch_size": 30}, "weak.batch_size is 30", "8 devices", "try 32"),
     ({"extract.attacks": "('side_lora',)", "adapters.batch_size": 30}, "adapters.batch_size is 30", "8 devices"),
     ({"sampler.batch_size": 12}, "sampler.batch_size is 12", "8 devices", "try 16"),
-    (
-        {"extract.attacks": "('side_lora',)", "adapters.batch_size": 30},
-        "adapters.batch_size is 30",
-        "8 devices",
-        "try 32",
-    ),
-    ({"extract.attacks": "('extrapolate',)", "weak.batch_size": 30}, "weak.batch_size is 30", "8 devices", "try 32"),
     ({"sampler.solver": "euler"}, "sampler.solver is 'euler'", "ddim, dpmpp_2m"),
     ({"sampler.solver": "dpmpp_2m", "sampler.eta": 0.5}, "sampler.eta is 0.5", "draws no noise"),
     ({"extract.guidance_form": "noise"}, "guidance_form is 'noise'", "score, mean, mean_at_mean"),
