@@ -39,7 +39,7 @@ def quick(monkeypatch):
         "__init__",
         lambda self, settings: vars(self).update(_settings=settings, _timings=Fixed(), _planned=set()),
     )
-    for name in ("_LABEL", "_EVALUATE", "_TABLES", "_REPORT", "_SHEET"):
+    for name in ("CLUSTERING", "_EVALUATE", "_TABLES", "_REPORT", "_SHEET"):
         monkeypatch.setattr(estimates, name, 0.0)
 
 
