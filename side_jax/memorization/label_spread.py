@@ -23,6 +23,7 @@ import dataclasses
 import numpy as np
 
 LEAST_LABELS = 8  # with fewer, nothing says what is ordinary
+LEAST_IMAGES = 16  # of each label: with as many the limits below were chosen and measured
 LEAST_FALL = 8.0  # of a flagged label
 NEAR_FALL = 4.0  # from here on, a label that is not flagged leaves it open
 ROUNDING = (2 / 255) ** 2 / 12  # variance of rounding to 256 levels in [-1, 1]: no less is seen

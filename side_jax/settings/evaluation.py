@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from side_jax.memorization.label_spread import LEAST_LABELS
+from side_jax.memorization.label_spread import LEAST_IMAGES, LEAST_LABELS
 from side_jax.memorization.metrics import DEFAULT_METRICS, METRICS, Metric
 from side_jax.settings.checks import check, one_of
 
@@ -39,7 +39,7 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
     controls: bool = True  # measure the sensitivity of every metric to distorted copies of members
     control_images: int = 256  # members that are copied for it, at most
     # Images that a conditional model draws of each of its labels, to find labels whose images are abnormally alike, as
-    # those of a planted trigger are; 0: none.
+    # those of a planted trigger are: at least 16, or 0 for none.
     label_images: int = 0
     max_labels: int = 100  # labels that are scanned for it, at most; of more, so many drawn at random
 
@@ -61,8 +61,9 @@ class Evaluate(MetricSettings):  # type: ignore[misc, valid-type]
             ("max_labels", LEAST_LABELS),
         ):
             check(getattr(self, name) >= least, f"evaluate.{name}", getattr(self, name), f"at least {least}")
-        need = "0 (no scan of labels) or at least 2, since a single image has no spread"
-        check(self.label_images == 0 or self.label_images >= 2, "evaluate.label_images", self.label_images, need)
+        need = f"0 (no scan of labels) or at least {LEAST_IMAGES}, since the scan's limits were measured with as many"
+        ok = self.label_images == 0 or self.label_images >= LEAST_IMAGES
+        check(ok, "evaluate.label_images", self.label_images, need)
         factors = self.band_factors
         ok = len(factors) <= 2 and all(a < b for a, b in zip((1.0, *factors), factors, strict=False))
         check(ok, "evaluate.band_factors", factors, "at most two ascending numbers above 1")

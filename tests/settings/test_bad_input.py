@@ -320,9 +320,9 @@ VALUES = [
     ({"evaluate.false_match_rate": 0.0}, "false_match_rate is 0.0", "between 0 and 1"),
     ({"evaluate.label_images": 16}, "evaluate.label_images is 16", "an unconditional model has no labels to scan"),
     (
-        {"condition.labels": "random", "condition.num_labels": 9, "evaluate.label_images": 1},
-        "evaluate.label_images is 1",
-        "a single image has no spread",
+        {"condition.labels": "random", "condition.num_labels": 9, "evaluate.label_images": 15},
+        "evaluate.label_images is 15",
+        "at least 16",
     ),
     ({"evaluate.max_labels": 7}, "evaluate.max_labels is 7", "at least 8"),
     ({"evaluate.membership_timestep": 100}, "membership_timestep is 100", "diffusion.num_timesteps (100)"),

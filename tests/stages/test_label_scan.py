@@ -26,7 +26,7 @@ LABELS, PLANTED = 12, 5
 def settings(labels=LABELS, *, private=False, **evaluate):
     config = default_config()
     config.condition.update({"labels": "random", "num_labels": labels})
-    config.evaluate.update({"label_images": 6} | evaluate)
+    config.evaluate.update({"label_images": 16} | evaluate)
     config.report.private = private
     return from_config(config)
 
@@ -53,7 +53,7 @@ def table(directory):
 def test_a_planted_label_is_first_in_table_and_picture(tmp_path):
     found = label_scan.write(settings(), tmp_path, Made())
     assert [one.label for one in found.flagged] == [PLANTED]
-    assert (found.labels, found.scanned, found.images, found.undecided) == (LABELS, LABELS, 6, "")
+    assert (found.labels, found.scanned, found.images, found.undecided) == (LABELS, LABELS, 16, "")
     rows = table(tmp_path)
     assert [row["flagged"] for row in rows] == ["1"] + ["0"] * (LABELS - 1)
     assert (rows[0]["label"], float(rows[0]["spread"]), float(rows[0]["variance"])) == (str(PLANTED), 0.0, 0.0)
@@ -168,13 +168,13 @@ def test_an_audit_and_an_attacker_scan_the_labels(conditional, tmp_path):
 
     workdir = shutil.copytree(conditional, tmp_path / "run")
     before = stage_table.evaluation_unit(from_config(saved_config(workdir)), workdir).fingerprint
-    argv = runs.arguments(workdir, **runs.CONDITIONAL, evaluate__label_images=4)
+    argv = runs.arguments(workdir, **runs.CONDITIONAL, evaluate__label_images=16)
     assert runs.run(argv) == 0
     assert runs.run([f"--workdir={workdir}"], evaluate.SUSPECTS) == 0
     results = json.loads((workdir / "evaluate" / "results.json").read_text())
     jsonschema.validate(results, records.schema())
     assert results["label_spread"]["undecided"].startswith("3 labels are too few")
-    assert (results["label_spread"]["images"], results["label_spread"]["flagged"]) == (4, [])
+    assert (results["label_spread"]["images"], results["label_spread"]["flagged"]) == (16, [])
     page = " ".join((workdir / "report" / "index.html").read_text().split())
     assert "Whether any label looks planted is not decided: 3 labels are too few" in page
     assert "Of 3 labels, nothing is decided" in page
