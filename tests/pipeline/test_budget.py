@@ -36,7 +36,7 @@ def fixed(monkeypatch):
     monkeypatch.setattr(clock.Clock, "sampling_step", step)
     monkeypatch.setattr(clock.Clock, "classifier_step", lambda self, classifier: Timing(step=0.0))
     monkeypatch.setattr(clock.Clock, "product", lambda self: 0.0)
-    for name in ("_LABEL", "_EVALUATE", "_TABLES", "_REPORT", "_SHEET"):
+    for name in ("CLUSTERING", "_EVALUATE", "_TABLES", "_REPORT", "_SHEET"):
         monkeypatch.setattr(estimates, name, 0.0)
 
 
