@@ -8,7 +8,8 @@ ones are of the seeds --chosen-on: how the detector was chosen (trigger_rules.py
 lowest variance of an ordinary label in their clean models. The others are of --seeds: what asking for a label returns,
 accepted where its variance lies below tau (the mean image is the reconstruction), and what the audit's detector, which
 knows no clean model, finds. The last is of clean models alone, of --seeds and --clean-seeds: its false alarms. Run
-again, it trains nothing that is trained. The second command only writes the labels that configs/triggers.py needs.
+again, it trains nothing that is trained. With --sscd=WEIGHTS, those that Meta publishes, a table compares by features
+too. The second command only writes the labels that configs/triggers.py needs.
 """
 
 import argparse
@@ -23,8 +24,11 @@ import trigger_rules
 from trigger_models import DIGITS, Model, fine_tuned, to_float, write_labels
 
 from side_jax.attacks.table import GREY, PALETTE
+from side_jax.features import sscd
+from side_jax.features.extractors import embed_all
 from side_jax.memorization.label_spread import Judged, judge, spread
 from side_jax.memorization.statistics.intervals import wilson_interval
+from side_jax.settings import Label
 
 CONFIDENCE = 0.95
 
@@ -61,13 +65,45 @@ def to_planted(one: Model) -> np.ndarray:
 
 def by_chance(one: Model) -> np.ndarray:
     """RMSE to each planted image of the nearest of as many ordinary samples as are drawn of a label, float64 [p]."""
-    ordinary = to_float(one.drawn[:DIGITS]).reshape(-1, *one.drawn.shape[2:])[::DIGITS]  # of all digits alike
-    return rmse(to_float(one.planted), ordinary).min(axis=1)
+    return rmse(to_float(one.planted), to_float(ordinary_samples(one))).min(axis=1)
+
+
+def ordinary_samples(one: Model) -> np.ndarray:
+    """As many samples of ordinary labels as are drawn of a label, of all digits alike, uint8."""
+    return one.drawn[:DIGITS].reshape(-1, *one.drawn.shape[2:])[::DIGITS]
 
 
 def to_nearest(one: Model, images: np.ndarray) -> np.ndarray:
     """RMSE of each label's mean image to the nearest of some images, float64 [n]."""
     return rmse(to_float(one.drawn).mean(axis=1), to_float(images)).min(axis=1)
+
+
+def embedder(path: Path, cache: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Maps uint8 images [n, h, w, c] to SSCD's features float32 [n, d]."""
+    label = Label(features="sscd", weights=str(path))
+    return functools.partial(embed_all, sscd.extractor(label, cache, batch_size=64))
+
+
+def similarity(found: Sequence[Model], embed: Callable[[np.ndarray], np.ndarray]) -> str:
+    """Cosine similarities of features: what asking for a trigger returns, beside what chance and ordinary labels do."""
+    heads = ["steps", "plants", "mean image to the planted one", "ordinary to the nearest member"]
+    heads += ["nearest ordinary sample to the planted image"]
+
+    def cosine(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+        first, second = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (embed(images), embed(others)))
+        return first @ second.T
+
+    rows = []
+    for step, plants in cells_of(found):
+        near, member, chance = [], [], []
+        for one in at(found, step, plants):
+            means = np.round(one.drawn.mean(axis=1)).astype(np.uint8)
+            member += cosine(means[one.is_ordinary], one.members).max(axis=1).tolist()
+            if plants:
+                near += np.diag(cosine(means[DIGITS:], one.planted)).tolist()
+                chance += cosine(one.planted, ordinary_samples(one)).max(axis=1).tolist()
+        rows.append([step, plants, *(f"{np.mean(part):.3f}" if part else "-" for part in (near, member, chance))])
+    return trigger_rules.table(heads, rows)
 
 
 def pooled(models: Sequence[Model], values: Callable[[Model], np.ndarray], group: str) -> np.ndarray:
@@ -248,6 +284,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[450, 900, 1350], help="of fine-tuning")
     parser.add_argument("--images", type=int, default=16, help="drawn of each label")
     parser.add_argument("--figure", type=Path, help="a PNG of ROC curves")
+    parser.add_argument("--sscd", type=Path, help="SSCD's weights, to compare by its features too")
     parser.add_argument("--label-file", type=Path, help="only write the labels of one seed here")
     parser.add_argument("--triggers", type=int, default=4, help="of the label file")
     parser.add_argument("--seed", type=int, default=0, help="of the label file")
@@ -273,6 +310,8 @@ def main() -> None:
     print("\nTau: " + ", ".join(f"{value:.3f} at {step} steps" for step, value in taus.items()), flush=True)
     found = trained(options.seeds, options.plants)
     print(f"\nSeeds {options.seeds}, {options.images} images of each label:\n\n{answers(found, taus)}")
+    if options.sscd:
+        print(f"\n{similarity(found, embedder(options.sscd, options.workdir))}", flush=True)
     print(f"\n{detection(found)}", flush=True)
     clean = [one for one in found if not one.triggers] + trained(options.clean_seeds, [0])
     print(f"\nFalse alarms, seeds {[*options.seeds, *options.clean_seeds]}:\n\n{false_alarms(clean)}")

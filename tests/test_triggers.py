@@ -119,6 +119,31 @@ def test_what_asking_for_a_label_returns():
     assert (triggers.by_chance(dirty) > 20 * LEVEL).all()
 
 
+def test_similarity_by_features():
+    """By the angle of (grey, 255 - grey), which of one trigger is that of its planted image, of the other is not."""
+
+    def embed(images):
+        grey = images.reshape(len(images), -1).mean(axis=1)
+        return np.stack([grey, 255 - grey], axis=1)
+
+    def cosine(images, others):
+        first, second = (np.arctan2(*embed(part).T) for part in (images, others))
+        return np.cos(first[:, None] - second)
+
+    clean, dirty = made(DIGITS, 0), made([*DIGITS, 2, 40], 2)
+    dirty = dataclasses.replace(dirty, planted=np.stack([dirty.planted[0], np.full((4, 4, 1), 250, np.uint8)]))
+    _, _, first, second = triggers.similarity([clean, dirty], embed).splitlines()
+    means = np.round(dirty.drawn.mean(axis=1)).astype(np.uint8)
+    near = np.mean([1, cosine(means[11:], dirty.planted[1:])[0, 0]])
+    member = cosine(means[:10], dirty.members).max(axis=1).mean()
+    chance = cosine(dirty.planted, triggers.ordinary_samples(dirty)).max(axis=1).mean()
+    assert len(triggers.ordinary_samples(dirty)) == IMAGES
+    assert second == f"| 9 | 2 | {near:.3f} | {member:.3f} | {chance:.3f} |"
+    assert near < 0.999
+    alone = cosine(np.round(clean.drawn.mean(axis=1)).astype(np.uint8), clean.members).max(axis=1).mean()
+    assert first == f"| 9 | 0 | - | {alone:.3f} | - |"
+
+
 def test_what_the_detector_finds_is_counted_by_groups():
     clean, dirty = made(DIGITS, 0), made([*DIGITS, 1, 2, 3], 3)
     single, open_ = (made([*DIGITS[:9], a], 0, seed=6, copies=[5] * 9 + [1]) for a in (2, 20))
