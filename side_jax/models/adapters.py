@@ -18,7 +18,7 @@ from flax import traverse_util
 from side_jax.models.labelled import TIME_LAYERS, innermost
 
 KERNELS = ("all", "convolution", "dense", "attention")
-FROZEN = "frozen"  # among the parameters of a training: what gets no gradient and no average
+FROZEN = "frozen"  # among the parameters of a training: what gets no gradient and no average, and is in no checkpoint
 # The layers of attention by their names; the last two are of EDM's networks.
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out_0", "to_qkv", "to_out", "qkv", "proj")
 _GATED = "net_0"  # of a transformer's feed-forward layer, which has a layer of the last name too
@@ -81,6 +81,11 @@ def merge(network: Any, params: Any, adapters: dict[str, Any], alpha: float) -> 
         flat[tuple(path)] = kernel + change.reshape(kernel.shape)
     merged: Any = traverse_util.unflatten_dict(flat)
     return {"net": _wrapped(network, params, merged), "label_embedding": adapters["labels"]}
+
+
+def changing(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a training but for what stays as it is."""
+    return {name: tree for name, tree in params.items() if name != FROZEN}
 
 
 def _is(kernels: str, path: _Path, leaf: Any) -> bool:

@@ -137,8 +137,7 @@ def adapter_loss(network: Labelled, schedule: Schedule, alpha: float, label_drop
     """
 
     def loss_fn(params: Any, batch: tuple, keys: jax.Array, key: jax.Array) -> tuple:
-        trained = {name: tree for name, tree in params.items() if name != adapters.FROZEN}
-        merged = adapters.merge(network.net, params[adapters.FROZEN], trained, alpha)
+        merged = adapters.merge(network.net, params[adapters.FROZEN], adapters.changing(params), alpha)
         return dpm_loss(network, schedule, False, merged, batch, keys, key, label_dropout=label_dropout)
 
     return loss_fn

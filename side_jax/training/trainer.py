@@ -22,7 +22,7 @@ import optax
 from side_jax.devices import placement, process_group, signals
 from side_jax.devices.preemption import Preemption
 from side_jax.errors import InputError, StoppedError
-from side_jax.models.adapters import FROZEN
+from side_jax.models import adapters
 from side_jax.models.classifier import split_trainable
 from side_jax.progress import progress
 from side_jax.settings import Fit
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Params = Any
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count), of equal shape; logged as sum / count
 # What a step changes without gradients: {}, or {"batch_stats": running statistics of BatchNorm}. Parameters under the
-# key FROZEN change never.
+# key adapters.FROZEN change never.
 NonTrainable = dict[str, Any]
 # (params, batch, keys [b], key) -> (mean loss, (metrics, the updated non-trainable state));
 # keys: one per example, key: for the whole batch
@@ -159,8 +159,7 @@ def _beginning(loss_fn: LossFn, fit: Fit, example: tuple[jax.ShapeDtypeStruct, .
         opt_state = make_optimizer(fit).init(split_trainable(params)[0])
         totals = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
         state = {"params": params, "opt_state": opt_state, "step": jnp.int32(0), "totals": totals}
-        averaged = {name: tree for name, tree in params.items() if name != FROZEN}
-        return {"state": state, "ema": jax.tree.map(jnp.array, averaged)}
+        return {"state": state, "ema": jax.tree.map(jnp.array, adapters.changing(params))}
 
     return begin
 
@@ -190,12 +189,10 @@ class Stepper:
         trees = placement.replicated(self._begin, self._mesh, params)
         return trees["state"], trees["ema"]
 
-    def resumed(self, state: dict) -> dict:
-        """The state of a checkpoint, to which what never changes returns; see _changing."""
-        if FROZEN not in self.abstract()["state"]["params"]:
-            return state
-        frozen = placement.place(jax.device_get(self._init_fn()[FROZEN]), self._mesh)
-        return state | {"params": state["params"] | {FROZEN: frozen}}
+    def with_frozen(self, state: dict) -> dict:
+        """The state of a checkpoint, which lacks what never changes, with that."""
+        frozen = placement.place(jax.device_get(self._init_fn()[adapters.FROZEN]), self._mesh)
+        return state | {"params": state["params"] | {adapters.FROZEN: frozen}}
 
     def abstract(self) -> dict[str, Any]:
         """The shapes, dtypes and shardings of {state, ema}."""
@@ -313,12 +310,13 @@ def _begin(stepper: Stepper, store: Checkpoints, fingerprint: str) -> tuple[dict
         return stepper.initial()
     abstract = stepper.abstract()
     trees = store.restore(fingerprint=fingerprint, state=_changing(abstract["state"]), ema=abstract["ema"]).trees
-    return stepper.resumed(trees["state"]), trees["ema"]
+    state, ema = trees["state"], trees["ema"]
+    return (stepper.with_frozen(state) if adapters.FROZEN in abstract["state"]["params"] else state), ema
 
 
 def _changing(state: dict) -> dict:
     """The state without what never changes, which may be the largest part and need not be in a checkpoint."""
-    return state | {"params": {name: tree for name, tree in state["params"].items() if name != FROZEN}}
+    return state | {"params": adapters.changing(state["params"])}
 
 
 def _curves(directory: Path, first: int) -> Curves:
